@@ -1,0 +1,83 @@
+"""SQLite, through aiosqlite: the jobs database, the pool-events database, and the one way to open either.
+
+(schema and queries follow)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiosqlite
+
+BUSY_TIMEOUT_SECONDS = 10
+
+
+class StoreError(Exception):
+    """A database cannot be used; the message says which, why, and what to do, in one line."""
+
+
+@asynccontextmanager
+async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[aiosqlite.Connection]:
+    """Open a SQLite file (made if missing), bring it to the newest schema, and close it at the end.
+
+    Write-ahead log, so readers never wait; `synchronous=FULL`, so a commit survives a power cut; autocommit mode, so
+    transactions are exactly what `transaction()` says.
+
+    Args:
+        path: the file.
+        migrations: SQL scripts; number n brings schema version n to n + 1 (`PRAGMA user_version`). Each runs in a
+            transaction with its version number: a crash in the middle leaves the old schema whole.
+
+    Raises:
+        StoreError: no such folder, not a database, damaged, or written by a newer version of this program.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise StoreError(f"database {path}: folder {path.parent} does not exist; create it or choose another --db")
+    try:
+        async with aiosqlite.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None) as db:
+            db.row_factory = sqlite3.Row
+            await db.execute("PRAGMA foreign_keys = ON")
+            await db.execute("PRAGMA synchronous = FULL")
+            await db.execute("PRAGMA journal_mode = WAL")
+            await _migrate(db, path, migrations)
+            yield db
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError):
+            raise
+        raise StoreError(f"database {path}: {error}; restore a copy or choose another --db") from error
+
+
+async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[str]) -> None:
+    async with transaction(db):
+        (version,) = await (await db.execute("PRAGMA user_version")).fetchone()
+        if version > len(migrations):
+            raise StoreError(
+                f"database {path}: schema version {version} is newer than this program's {len(migrations)}; update the program"
+            )
+        for number in range(version, len(migrations)):
+            for statement in migrations[number].split(";\n"):
+                await db.execute(statement)
+            await db.execute(f"PRAGMA user_version = {number + 1}")
+
+
+@asynccontextmanager
+async def transaction(db: aiosqlite.Connection) -> AsyncIterator[None]:
+    """All of the block or none of it, also when the task is cancelled or the process dies in the middle.
+
+    The write lock is taken at the start. One connection serves one task at a time inside a transaction: a lock on the
+    connection keeps other tasks of this process waiting, `busy_timeout` other processes.
+    """
+    lock = db.__dict__.setdefault("_transaction_lock", asyncio.Lock())
+    async with lock:
+        await db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            await asyncio.shield(db.rollback())
+            raise
+        await db.commit()
