@@ -43,13 +43,25 @@ async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[
             db.row_factory = sqlite3.Row
             await db.execute("PRAGMA foreign_keys = ON")
             await db.execute("PRAGMA synchronous = FULL")
-            await db.execute("PRAGMA journal_mode = WAL")
+            await _use_wal(db)
             await _migrate(db, path, migrations)
             yield db
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.IntegrityError):
             raise
         raise StoreError(f"database {path}: {error}; restore a copy or choose another --db") from error
+
+
+async def _use_wal(db: aiosqlite.Connection) -> None:
+    """Switch to the write-ahead log; SQLite does not apply the busy timeout here, and processes may start together."""
+    for remaining in reversed(range(BUSY_TIMEOUT_SECONDS * 20)):
+        try:
+            await db.execute_fetchall("PRAGMA journal_mode = WAL")  # fetched, or its read lock stays
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not remaining:
+                raise
+            await asyncio.sleep(0.05)
 
 
 async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[str]) -> None:
@@ -74,10 +86,10 @@ async def transaction(db: aiosqlite.Connection) -> AsyncIterator[None]:
     """
     lock = db.__dict__.setdefault("_transaction_lock", asyncio.Lock())
     async with lock:
-        await db.execute("BEGIN IMMEDIATE")
         try:
+            await db.execute("BEGIN IMMEDIATE")  # inside: a cancelled wait for it still begins one in SQLite's thread
             yield
+            await db.commit()  # inside: a commit that fails leaves the transaction open
         except BaseException:
             await asyncio.shield(db.rollback())
             raise
-        await db.commit()
