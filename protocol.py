@@ -293,14 +293,18 @@ def check_answer(answer: RebalanceAnswer, query: RebalanceQuery) -> None:
         return
     spacing, positions = query.tick_spacing, answer.desired_positions
     if len(positions) > query.settings.max_positions:
-        raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{len(positions)} positions, at most {query.settings.max_positions}")
+        raise ProtocolError(
+            Code.TOO_MANY_POSITIONS, f"{len(positions)} positions, at most {query.settings.max_positions}"
+        )
     for n, p in enumerate(positions):
         if not (MIN_TICK <= p.tick_lower <= MAX_TICK and MIN_TICK <= p.tick_upper <= MAX_TICK):
             raise ProtocolError(
                 Code.TICK_RANGE, f"position {n}: ticks {p.tick_lower}, {p.tick_upper}; bounds {MIN_TICK}, {MAX_TICK}"
             )
         if p.tick_lower >= p.tick_upper:
-            raise ProtocolError(Code.TICK_ORDER, f"position {n}: tick_lower {p.tick_lower} >= tick_upper {p.tick_upper}")
+            raise ProtocolError(
+                Code.TICK_ORDER, f"position {n}: tick_lower {p.tick_lower} >= tick_upper {p.tick_upper}"
+            )
         if p.tick_lower % spacing or p.tick_upper % spacing:
             raise ProtocolError(
                 Code.TICK_SPACING, f"position {n}: ticks {p.tick_lower}, {p.tick_upper} are not multiples of {spacing}"
@@ -310,7 +314,9 @@ def check_answer(answer: RebalanceAnswer, query: RebalanceQuery) -> None:
     held0, held1 = query.holdings()
     sum0, sum1 = sum(p.allocation0 for p in positions), sum(p.allocation1 for p in positions)
     if sum0 > held0 or sum1 > held1:
-        raise ProtocolError(Code.OVER_ALLOCATED, f"declared {sum0} / {sum1} of token0 / token1, holdings {held0} / {held1}")
+        raise ProtocolError(
+            Code.OVER_ALLOCATED, f"declared {sum0} / {sum1} of token0 / token1, holdings {held0} / {held1}"
+        )
 
 
 def human_price(sqrt_price_x96: int, decimals0: int, decimals1: int) -> str:

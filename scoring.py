@@ -170,6 +170,8 @@ def smooth_max(loss0: Decimal, loss1: Decimal) -> Decimal:
     Source: DESIGN section 3, "Score"; seed 001, "Aggregate Losses with Smooth-Max".
     """
     b, m, n = SMOOTH_MAX_BETA, max(loss0, loss1), min(loss0, loss1)
+    if n == 0:  # the usual case; the line below gives the same digits, three times as slowly
+        return m
     with localcontext(CONTEXT):
         return m + (1 + ((b * (n - m)).exp() - (-b * m).exp())).ln() / b
 
@@ -281,8 +283,8 @@ def counted(terms: Terms, keep_terms: Terms, min_in_range: Decimal, duplicate: b
     """The score and the fees of the tie break that count for rank and reputation.
 
     A book that was in range for less than the minimum, or that repeats an older registration's book, counts as *keep*
-    at best. The tie break follows the score: a book counted as *keep* has *keep*'s fees at most, or under MinIL, where all
-    good scores are 0, a copy would tie with its original. *Keep* itself is exempt, without a case of its own: the
+    at best. The tie break follows the score: a book counted as *keep* has *keep*'s fees at most, or under MinIL, where
+    all good scores are 0, a copy would tie with its original. *Keep* itself is exempt, without a case of its own: the
     smaller of it and itself is itself.
 
     Args:

@@ -1,11 +1,9 @@
-"""A bit-exact Uniswap V3 pool, Aerodrome's variant of it, and what a position would have earned in a recorded market.
+"""A bit-exact Uniswap V3 pool and Aerodrome's variant of it: the contracts' arithmetic and refusals, in integers.
 
-Three parts, each resting on the one before:
-
-* `Pool` and `SlipstreamPool`: the contracts' arithmetic to the last digit and their refusals by name, in integers.
-* `Replay` and `Tape`: the *anchored replay*. The real pool advances through its real events, every result is held against
-  the event, and each stretch of swap becomes a *leg* that all miners' books share.
-* `Book`: one miner's positions and tokens, walked along the tape.
+    pool = Pool(fee=500, tick_spacing=10)
+    pool.initialize(79228162514264337593543950336)          # price 1
+    pool.mint("me", -100, 100, 10**18)                      # (4987272070701022, 4987272070701022)
+    pool.swap(True, 10**15, MIN_SQRT_RATIO + 1)             # (1000000000000000, -998502...)
 
 Not simulated: gas, the price oracle, tokens that charge for transfers, ticks' `secondsOutside`.
 
@@ -13,14 +11,15 @@ Not simulated: gas, the price oracle, tokens that charge for transfers, ticks' `
 
 Written from the formulas and judged by the real contracts' outputs (`tests/test_sim.py`); the contracts' source is GPL.
 Pure: standard library only, no clock, no I/O but in `main()`, floats only to guess what integers then prove.
-Read next: `scoring.py`, then `rounds.py`.
+Read next: `recording.py` (what a chain recorded of a pool), `books.py` (what a position earns in that), `scoring.py`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from bisect import bisect_left
+import sys
+from bisect import bisect_left, bisect_right
 from decimal import Context, Decimal
 from functools import lru_cache
 
@@ -456,6 +455,25 @@ class Pool:
         self.protocol_fees = (have0 - paid0, have1 - paid1)
         return paid0, paid1
 
+    # -- beyond the contract: for replays
+
+    def stands_at(self, tick: int) -> bool:
+        """Whether `tick` is the current tick, without a logarithm."""
+        if self._tick is not None:
+            return tick == self._tick
+        return _clamped_ratio(tick) <= self.sqrt_price_x96 < _clamped_ratio(tick + 1)
+
+    def jump(self, sqrt_price_x96: int, tick: int, liquidity: int) -> None:
+        """Take a recorded state over without trading: no tokens move and no fees grow, the ticks on the way are crossed."""
+        was = self._below
+        self.sqrt_price_x96, self._tick = sqrt_price_x96, tick
+        self.liquidity, self._liquidity_x96 = liquidity, liquidity << 96
+        self._below = bisect_right(self._ratios, sqrt_ratio_at_tick(tick)) - 1
+        for mark in self._marks[min(was, self._below) + 1 : max(was, self._below) + 1]:
+            mark.fee_growth_outside0_x128 = self.fee_growth_global0_x128 - mark.fee_growth_outside0_x128 & MASK_256
+            mark.fee_growth_outside1_x128 = self.fee_growth_global1_x128 - mark.fee_growth_outside1_x128 & MASK_256
+        self._locate()
+
     # -- inside
 
     def change_liquidity(self, tick_lower: int, tick_upper: int, delta: int) -> tuple[int, int]:
@@ -569,7 +587,9 @@ class Pool:
     def _take(self, protocol: int, zero_for_one: bool) -> None:
         """Put the protocol's part of the fees aside."""
         fees0, fees1 = self.protocol_fees
-        self.protocol_fees = (fees0 + protocol & MASK_128, fees1) if zero_for_one else (fees0, fees1 + protocol & MASK_128)
+        self.protocol_fees = (
+            (fees0 + protocol & MASK_128, fees1) if zero_for_one else (fees0, fees1 + protocol & MASK_128)
+        )
 
     def _advance(self, end_x96: int, zero_for_one: bool, fee: int) -> None:
         """A step inside the cell, or without movement: share the fee out, move the price."""
@@ -885,3 +905,14 @@ class SlipstreamPool(Pool):
         self.update_rewards()  # with the stake of before the crossing; later ones in this block find no time elapsed
         mark.reward_growth_outside_x128 = self.reward_growth_global_x128 - mark.reward_growth_outside_x128 & MASK_256
         self.staked_liquidity += -mark.staked_liquidity_net if zero_for_one else mark.staked_liquidity_net
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python sim.py replay RECORDING`; the command lives with the recordings, which rest on this module."""
+    from recording import main as replay_main
+
+    return replay_main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

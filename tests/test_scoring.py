@@ -533,10 +533,13 @@ def test_who_wins_every_job_of_every_mechanism_gets_everything_without_a_roundin
     assert weight_vector([(D(1), [(D(1), win)] * 3)] * 3) == {"a": 1, BURN: 0}
 
 
-def test_thirds_are_rounded_down_and_the_remainder_burns():
+def test_thirds_and_sixths_are_rounded_down_and_the_remainder_burns():
     jobs = [(D(1), {hotkey: D(1), BURN: D(0)}) for hotkey in "abc"]
     third = D("0." + "3" * 40)
     assert weight_vector([(D(1), jobs)]) == {"a": third, "b": third, "c": third, BURN: D("1e-40")}
+    # six times 1/6 = 0.1666..., which rounded to nearest would come to more than 1 and leave a negative burn
+    jobs = [(D(1), {hotkey: D(1), BURN: D(0)}) for hotkey in "abcdef"]
+    assert weight_vector([(D(1), jobs)])[BURN] == D("4e-40")
 
 
 @pytest.mark.parametrize(

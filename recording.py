@@ -1,0 +1,338 @@
+"""What a chain recorded of a pool: events, the calls behind them, and whole recordings with their replay.
+
+    python sim.py replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01     every digit of five days of real swaps
+
+An event tells what happened, not what was asked for. `apply_event` makes the call again on an exact pool and holds every
+digit against the event, so a missing, doubled or foreign event is found where it matters.
+Pure but for `read_recording()` and `main()`, which read files. Read next: `books.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import lzma
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, PoolError
+
+
+class ReplayError(Exception):
+    """An event contradicts the replay: the stream has a gap, or is not this pool's. The message names block and digits."""
+
+    def __init__(self, event: Event, what: str, expected, found):
+        super().__init__(
+            f"block {event.block} log {event.log_index}: {event.kind} {what} is {found}, the event says {expected}"
+        )
+        self.event, self.what, self.expected, self.found = event, what, expected, found
+
+
+class Event(NamedTuple):
+    """One event of a pool.
+
+    Attributes:
+        block, log_index, time: where and when; time in unix seconds.
+        kind: with the meaning of `args`
+            `swap`: how, amount0, amount1, sqrt_price_x96, liquidity, tick (all after). `how` is the call behind it: `in`
+            exact input, `out` exact output, `limit` more input than needed and a price limit at the event's price, `?`
+            unknown for good (take the event's state over), `` not known yet.
+            `mint`, `burn`: owner, tick_lower, tick_upper, liquidity, amount0, amount1.
+            `flash`: amount0, amount1, paid0, paid1 (above the loan).
+            `set_fee_protocol`: fee_protocol0, fee_protocol1. `collect_protocol`: amount0, amount1.
+            `collect`: owner, tick_lower, tick_upper, amount0, amount1.
+    """
+
+    block: int
+    log_index: int
+    time: int
+    kind: str
+    args: tuple
+
+
+def swap_calls(event: Event) -> dict[str, tuple[bool, int, int]]:
+    """The three calls that may be behind a swap event, by `how`: arguments for `Pool.swap`.
+
+    The event tells the result, not the call, and the last unit of the fee depends on the call (v3-core issue 501).
+    """
+    _, amount0, amount1, sqrt_price_x96, _, _ = event.args
+    zero_for_one = amount0 > 0 or amount1 < 0
+    amount_in, amount_out = (amount0, amount1) if zero_for_one else (amount1, amount0)
+    far = MIN_SQRT_RATIO + 1 if zero_for_one else MAX_SQRT_RATIO - 1
+    return {
+        "in": (zero_for_one, amount_in, far),
+        "limit": (zero_for_one, 2 * amount_in + 1, sqrt_price_x96),
+        "out": (zero_for_one, amount_out, far),
+    }
+
+
+def find_call(pool: Pool, event: Event) -> str:
+    """Which call a swap event came from, found by trying each on a copy of the pool.
+
+    Raises:
+        ReplayError: none of them gives the event's digits.
+    """
+    for how, call in swap_calls(event).items():
+        fork = pool.copy()
+        try:
+            apply_event(fork, event._replace(args=(how, *event.args[1:])))
+            return how
+        except (ReplayError, PoolError):
+            continue
+    fork = pool.copy()
+    found = fork.swap(*swap_calls(event)["in"])
+    raise ReplayError(event, "(by any call)", event.args[1:], (*found, fork.sqrt_price_x96, fork.liquidity, fork.tick))
+
+
+def apply_event(pool: Pool, event: Event) -> None:
+    """Advance a pool by one event and hold every digit of the result against it.
+
+    Raises:
+        ReplayError: the first thing that differs.
+        PoolError: the contract would have refused the call.
+    """
+    kind, args = event.kind, event.args
+    if kind == "swap":
+        how, amount0, amount1, sqrt_price_x96, liquidity, tick = args
+        if how == "?":
+            pool.jump(sqrt_price_x96, tick, liquidity)
+            return
+        if how == "in":
+            found = (
+                pool.swap(True, amount0, MIN_SQRT_RATIO + 1)
+                if amount0 > 0
+                else pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
+            )
+        else:
+            found = pool.swap(*swap_calls(event)[how])
+        if pool.sqrt_price_x96 != sqrt_price_x96:
+            raise ReplayError(event, "sqrt_price_x96", sqrt_price_x96, pool.sqrt_price_x96)
+        if found != (amount0, amount1):
+            raise ReplayError(event, "amounts", (amount0, amount1), found)
+        if pool.liquidity != liquidity:
+            raise ReplayError(event, "liquidity", liquidity, pool.liquidity)
+        if not pool.stands_at(tick):
+            raise ReplayError(event, "tick", tick, pool.tick)
+    elif kind == "mint" or kind == "burn":
+        owner, tick_lower, tick_upper, amount, amount0, amount1 = args
+        found = (pool.mint if kind == "mint" else pool.burn)(owner, tick_lower, tick_upper, amount)
+        if found != (amount0, amount1):
+            raise ReplayError(event, "amounts", (amount0, amount1), found)
+    elif kind == "flash":
+        amount0, amount1, paid0, paid1 = args
+        fee0, fee1 = (-(-amount * pool.fee // PIPS) for amount in (amount0, amount1))
+        pool.flash(amount0, amount1, paid0 - fee0, paid1 - fee1)
+    elif kind == "set_fee_protocol":
+        pool.set_fee_protocol(*args)
+    elif kind == "collect_protocol":
+        if (found := pool.collect_protocol(*args)) != args:
+            raise ReplayError(event, "amounts", args, found)
+    elif kind == "collect":
+        if (found := pool.collect(*args)) != args[3:]:
+            raise ReplayError(event, "amounts", args[3:], found)
+    else:
+        raise ReplayError(event, "kind", "one this program knows", kind)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recordings
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A stretch of a real pool's life: the state before it, the events, and the state after it.
+
+    Attributes:
+        name, chain, pool_address: where it is from.
+        token0, token1: (symbol, decimals).
+        fee, tick_spacing: the pool's.
+        start_block, start_time, sqrt_price_x96: the state before the first event.
+        positions: (owner, tick_lower, tick_upper, liquidity) to mint before the first event. `BACKGROUND` owns what nobody
+            touches while the recording lasts. Fee growth starts at 0.
+        events: in order.
+        final: attribute name to value after the last event; may be empty.
+        digest: sha256 of both files.
+    """
+
+    name: str
+    chain: str
+    pool_address: str
+    token0: tuple[str, int]
+    token1: tuple[str, int]
+    fee: int
+    tick_spacing: int
+    start_block: int
+    start_time: int
+    sqrt_price_x96: int
+    positions: tuple[tuple, ...]
+    events: tuple[Event, ...]
+    final: dict[str, int]
+    digest: str
+
+    def open_pool(self) -> Pool:
+        """A pool in the state before the first event."""
+        pool = Pool(self.fee, self.tick_spacing)
+        pool.initialize(self.sqrt_price_x96)
+        for position in self.positions:
+            pool.mint(*position)
+        return pool
+
+
+class RecordingError(Exception):
+    """A recording cannot be read; the message names file, line and fix."""
+
+
+BACKGROUND = "background"
+_FINAL_KEYS = {
+    "sqrtPriceX96": "sqrt_price_x96",
+    "tick": "tick",
+    "liquidity": "liquidity",
+    "feeGrowth0_since_start": "fee_growth_global0_x128",
+    "feeGrowth1_since_start": "fee_growth_global1_x128",
+}
+
+
+def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
+    """Parse a recording's two files (format: the README beside the recordings).
+
+    Args:
+        name: for messages.
+        description: `NAME.json`.
+        table: `NAME.events.csv`, decompressed.
+
+    Raises:
+        RecordingError: names the field or line that is wrong.
+    """
+    try:
+        meta = json.loads(description)
+        start = meta["start"]
+        positions = [(BACKGROUND, *cell) for cell in meta["background"]] + [tuple(p) for p in meta["preexisting"]]
+        tokens = [
+            (symbol, int(decimals.rstrip(")")))
+            for symbol, decimals in (meta[t].split(" (") for t in ("token0", "token1"))
+        ]
+        events = tuple(
+            _parse_event(name, number, line) for number, line in enumerate(table.decode("ascii").splitlines()[1:], 2)
+        )
+        for number, (one, two) in enumerate(pairwise(events), 3):
+            if (one.block, one.log_index) >= (two.block, two.log_index):
+                raise RecordingError(
+                    f"recording {name} line {number}: block {two.block} log {two.log_index} is out of order"
+                )
+        return Recording(
+            name=name,
+            chain=meta["chain"],
+            pool_address=meta["pool"],
+            token0=tokens[0],
+            token1=tokens[1],
+            fee=int(meta["fee"]),
+            tick_spacing=int(meta["tickSpacing"]),
+            start_block=int(start["block"]),
+            start_time=int(start["time"]),
+            sqrt_price_x96=int(start["sqrtPriceX96"]),
+            positions=tuple(positions),
+            events=events,
+            final={
+                ours: meta["final"][theirs] for theirs, ours in _FINAL_KEYS.items() if theirs in meta.get("final", {})
+            },
+            digest=hashlib.sha256(description + table).hexdigest(),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordingError(
+            f"recording {name}: {type(error).__name__} {error}; is {name}.json of the documented format?"
+        ) from error
+
+
+def _parse_event(name: str, number: int, line: str) -> Event:
+    try:
+        block, log_index, time, kind, first, *rest = line.split(",")
+        if kind == "swap":
+            args = (first, *map(int, rest))
+        elif kind in ("mint", "burn"):
+            args = tuple(map(int, (first, *rest)))
+        else:
+            raise ValueError(f"kind {kind!r}")
+        if len(args) != 6:
+            raise ValueError(f"{len(args)} values after the kind, 6 expected")
+        return Event(int(block), int(log_index), int(time), kind, args)
+    except ValueError as error:
+        raise RecordingError(
+            f"recording {name} line {number}: {error}; fix the line or fetch the file again"
+        ) from error
+
+
+def read_recording(path: str | Path) -> Recording:
+    """Read `PATH.json` and `PATH.events.csv.xz` (or `.csv`); the path may also name either file.
+
+    Raises:
+        RecordingError: a file is missing, damaged or not of the format.
+    """
+    stem = Path(path)
+    for suffix in (".json", ".xz", ".csv", ".events"):
+        stem = stem.with_suffix("") if stem.suffix == suffix else stem
+    description, packed, plain = (Path(f"{stem}{end}") for end in (".json", ".events.csv.xz", ".events.csv"))
+    try:
+        table = lzma.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes()
+        return parse_recording(stem.name, description.read_bytes(), table)
+    except FileNotFoundError as error:
+        raise RecordingError(
+            f"recording {path}: {error.filename} does not exist; name a recording without its endings"
+        ) from error
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        raise RecordingError(f"recording {path}: {error}; fetch the file again") from error
+
+
+def replay(recording: Recording) -> Pool:
+    """Replay a recording; every resulting price, tick, liquidity and amount must be the recorded one.
+
+    Returns:
+        The pool after the last event.
+
+    Raises:
+        ReplayError, PoolError: the first digit that differs, the first call that the contract would have refused.
+    """
+    pool = recording.open_pool()
+    for event in recording.events:
+        apply_event(pool, event)
+    return pool
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python sim.py replay RECORDING`; exit code 0 when every digit agrees, 1 when one does not, 2 when unreadable."""
+    parser = argparse.ArgumentParser(prog="sim.py", description="Replay a recorded pool through the exact simulator.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser(
+        "replay", help="exit 0 when every digit of the recording agrees, else 1 with the first that does not"
+    )
+    verb.add_argument("recording", help="path of a recording, without its endings")
+    options = parser.parse_args(argv)
+    try:
+        recording = read_recording(options.recording)
+    except RecordingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        pool = replay(recording)
+    except (ReplayError, PoolError) as error:
+        print(f"{recording.name}: {error}", file=sys.stderr)
+        return 1
+    wrong = {k: (getattr(pool, k), v) for k, v in recording.final.items() if getattr(pool, k) != v}
+    for name, (found, expected) in wrong.items():
+        print(f"{recording.name}: final {name} is {found}, the recording says {expected}", file=sys.stderr)
+    if wrong:
+        return 1
+    kinds = Counter(event.kind for event in recording.events)
+    unknown = sum(event.kind == "swap" and event.args[0] == "?" for event in recording.events)
+    print(
+        f"{recording.name}: {kinds['swap']} swaps ({unknown} of unknown call, taken over), {kinds['mint']} mints, {kinds['burn']} burns"
+    )
+    print(
+        "every price, tick, liquidity and amount equals the recorded one; final state: "
+        + ", ".join(f"{k} {v}" for k, v in recording.final.items())
+    )
+    return 0
