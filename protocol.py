@@ -111,6 +111,8 @@ Amount = Annotated[int, "decimal string", 128]
 """Token base units or liquidity, 0 to 2**128 - 1; a decimal string in JSON."""
 SqrtPrice = Annotated[int, "decimal string", 160]
 """Square root of the price, Q64.96, 0 to 2**160 - 1; a decimal string in JSON."""
+Word = Annotated[int, "decimal string", 256]
+"""A 256-bit word of the pool (fee growth, X128, modulo 2**256); a decimal string in JSON."""
 T = TypeVar("T")
 
 
@@ -176,6 +178,11 @@ class JobSettings:
     weight: Decimal = Decimal(1)
     reputation: str = "excess"
     shares: tuple[Decimal, ...] = (Decimal(1),)
+
+    @classmethod
+    def for_target(cls, target: str, **changes: Any) -> JobSettings:
+        """The defaults for a target: as above, but MinIL asks for half of the value in range, else idling would win it."""
+        return cls(**({"target": target, "min_in_range": Decimal("0.5" if target == "MinIL" else 0)} | changes))
 
     def __post_init__(self):
         problems = (
@@ -439,7 +446,7 @@ def _codec(cls: type) -> tuple[tuple[str, Any, Any], ...]:
 
 def _field_codec(hint: Any) -> tuple[Any, Any]:
     """Writer and reader for one annotation."""
-    if hint in (Amount, SqrtPrice):
+    if hint in (Amount, SqrtPrice, Word):
         bits = hint.__metadata__[1]
         return str, lambda value, where: _read_amount(value, where, bits)
     if hint is Decimal:

@@ -15,12 +15,14 @@ import json
 import lzma
 import sys
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, PoolError
+from protocol import Amount, SqrtPrice, Word
+from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, PoolError, PositionState
 
 
 class ReplayError(Exception):
@@ -89,8 +91,14 @@ def find_call(pool: Pool, event: Event) -> str:
     raise ReplayError(event, "(by any call)", event.args[1:], (*found, fork.sqrt_price_x96, fork.liquidity, fork.tick))
 
 
-def apply_event(pool: Pool, event: Event) -> None:
+def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = None) -> None:
     """Advance a pool by one event and hold every digit of the result against it.
+
+    Args:
+        pool: in the state before the event.
+        event: the next one.
+        accounts: the positions (owner, tick_lower, tick_upper) that the pool knows; None for all. Of others only the
+            liquidity is followed: a snapshot of a chain has every tick but not every position.
 
     Raises:
         ReplayError: the first thing that differs.
@@ -120,7 +128,13 @@ def apply_event(pool: Pool, event: Event) -> None:
             raise ReplayError(event, "tick", tick, pool.tick)
     elif kind == "mint" or kind == "burn":
         owner, tick_lower, tick_upper, amount, amount0, amount1 = args
-        found = (pool.mint if kind == "mint" else pool.burn)(owner, tick_lower, tick_upper, amount)
+        if accounts is None or (owner, tick_lower, tick_upper) in accounts:
+            found = (pool.mint if kind == "mint" else pool.burn)(owner, tick_lower, tick_upper, amount)
+        elif kind == "mint":
+            found = pool.change_liquidity(tick_lower, tick_upper, amount)
+        else:
+            released0, released1 = pool.change_liquidity(tick_lower, tick_upper, -amount) if amount else (0, 0)
+            found = (-released0, -released1)
         if found != (amount0, amount1):
             raise ReplayError(event, "amounts", (amount0, amount1), found)
     elif kind == "flash":
@@ -133,10 +147,155 @@ def apply_event(pool: Pool, event: Event) -> None:
         if (found := pool.collect_protocol(*args)) != args:
             raise ReplayError(event, "amounts", args, found)
     elif kind == "collect":
-        if (found := pool.collect(*args)) != args[3:]:
+        if (accounts is None or args[:3] in accounts) and (found := pool.collect(*args)) != args[3:]:
             raise ReplayError(event, "amounts", args[3:], found)
     else:
         raise ReplayError(event, "kind", "one this program knows", kind)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class TickState:
+    """One initialised tick; see `sim.Tick`."""
+
+    index: int
+    liquidity_gross: Amount
+    liquidity_net: str  # signed, decimal
+    fee_growth_outside0_x128: Word
+    fee_growth_outside1_x128: Word
+
+
+@dataclass(frozen=True, slots=True)
+class VaultPosition:
+    """One of the vault's positions in the pool; see `sim.PositionState`."""
+
+    owner: str
+    tick_lower: int
+    tick_upper: int
+    liquidity: Amount
+    fee_growth_inside0_last_x128: Word
+    fee_growth_inside1_last_x128: Word
+    tokens_owed0: Amount
+    tokens_owed1: Amount
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.owner, self.tick_lower, self.tick_upper
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A pool and a vault before the first event of a block: all that a round starts from.
+
+    Attributes:
+        block, block_time, block_hash: the block that comes next; hash as the market gives it (synthetic for recordings).
+        fee, tick_spacing, fee_protocol0, fee_protocol1, sqrt_price_x96, tick, liquidity, fee_growth_global0_x128,
+            fee_growth_global1_x128, ticks: the pool.
+        vault: the vault's positions, in the order in which miners are shown them.
+        idle0, idle1: the vault's tokens outside the pool, base units.
+    """
+
+    block: int
+    block_time: int
+    block_hash: str
+    fee: int
+    tick_spacing: int
+    fee_protocol0: int
+    fee_protocol1: int
+    sqrt_price_x96: SqrtPrice
+    tick: int
+    liquidity: Amount
+    fee_growth_global0_x128: Word
+    fee_growth_global1_x128: Word
+    ticks: tuple[TickState, ...]
+    vault: tuple[VaultPosition, ...]
+    idle0: Amount
+    idle1: Amount
+
+    @classmethod
+    def of(
+        cls,
+        pool: Pool,
+        vault_keys: Sequence[tuple],
+        idle: tuple[int, int],
+        block: int,
+        block_time: int,
+        block_hash: str,
+    ) -> Snapshot:
+        """Take a pool's state; `vault_keys` are the vault's positions in it, those without liquidity are left out."""
+        held = [(key, pool.positions[key]) for key in vault_keys if key in pool.positions]
+        return cls(
+            block=block,
+            block_time=block_time,
+            block_hash=block_hash,
+            fee=pool.fee,
+            tick_spacing=pool.tick_spacing,
+            fee_protocol0=pool.fee_protocol[0],
+            fee_protocol1=pool.fee_protocol[1],
+            sqrt_price_x96=pool.sqrt_price_x96,
+            tick=pool.tick,
+            liquidity=pool.liquidity,
+            fee_growth_global0_x128=pool.fee_growth_global0_x128,
+            fee_growth_global1_x128=pool.fee_growth_global1_x128,
+            ticks=tuple(
+                TickState(
+                    index,
+                    mark.liquidity_gross,
+                    str(mark.liquidity_net),
+                    mark.fee_growth_outside0_x128,
+                    mark.fee_growth_outside1_x128,
+                )
+                for index, mark in sorted(pool.ticks.items())
+            ),
+            vault=tuple(
+                VaultPosition(
+                    str(key[0]),
+                    *key[1:],
+                    state.liquidity,
+                    state.fee_growth_inside0_last_x128,
+                    state.fee_growth_inside1_last_x128,
+                    state.tokens_owed0,
+                    state.tokens_owed1,
+                )
+                for key, state in held
+                if state.liquidity
+            ),
+            idle0=idle[0],
+            idle1=idle[1],
+        )
+
+    def open(self) -> Pool:
+        """A pool in this state, which knows the vault's positions and no others."""
+        pool = Pool(self.fee, self.tick_spacing)
+        pool.initialize(self.sqrt_price_x96)
+        if self.fee_protocol0 or self.fee_protocol1:
+            pool.set_fee_protocol(self.fee_protocol0, self.fee_protocol1)
+        pool.load_ticks(
+            self.tick,
+            self.liquidity,
+            self.fee_growth_global0_x128,
+            self.fee_growth_global1_x128,
+            [
+                (
+                    t.index,
+                    t.liquidity_gross,
+                    int(t.liquidity_net),
+                    t.fee_growth_outside0_x128,
+                    t.fee_growth_outside1_x128,
+                )
+                for t in self.ticks
+            ],
+        )
+        for position in self.vault:
+            state = pool.positions[position.key] = PositionState()
+            state.liquidity = position.liquidity
+            state.fee_growth_inside0_last_x128 = position.fee_growth_inside0_last_x128
+            state.fee_growth_inside1_last_x128 = position.fee_growth_inside1_last_x128
+            state.tokens_owed0, state.tokens_owed1 = position.tokens_owed0, position.tokens_owed1
+        return pool
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,7 +370,9 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
     try:
         meta = json.loads(description)
         start = meta["start"]
-        positions = [(BACKGROUND, *cell) for cell in meta["background"]] + [tuple(p) for p in meta["preexisting"]]
+        positions = [(BACKGROUND, *cell) for cell in meta["background"]] + [
+            (str(owner), *range_) for owner, *range_ in meta["preexisting"]
+        ]
         tokens = [
             (symbol, int(decimals.rstrip(")")))
             for symbol, decimals in (meta[t].split(" (") for t in ("token0", "token1"))
@@ -254,7 +415,7 @@ def _parse_event(name: str, number: int, line: str) -> Event:
         if kind == "swap":
             args = (first, *map(int, rest))
         elif kind in ("mint", "burn"):
-            args = tuple(map(int, (first, *rest)))
+            args = (first, *map(int, rest))
         else:
             raise ValueError(f"kind {kind!r}")
         if len(args) != 6:

@@ -245,6 +245,12 @@ class Pool:
             self._tick = tick_at_sqrt_ratio(self.sqrt_price_x96)
         return self._tick
 
+    @property
+    def spot(self) -> int:
+        """The price, less one where the pool stands one below its price's own tick: in a range if and only if the tick is."""
+        below = self._tick is not None and sqrt_ratio_at_tick(self._tick + 1) <= self.sqrt_price_x96
+        return self.sqrt_price_x96 - below
+
     def position(self, owner, tick_lower: int, tick_upper: int) -> PositionState:
         """The position's state; all zero if there is none."""
         return self.positions.get((owner, tick_lower, tick_upper)) or PositionState()
@@ -474,6 +480,19 @@ class Pool:
             mark.fee_growth_outside1_x128 = self.fee_growth_global1_x128 - mark.fee_growth_outside1_x128 & MASK_256
         self._locate()
 
+    def load_ticks(self, tick: int, liquidity: int, growth0: int, growth1: int, rows: list[tuple]) -> None:
+        """Take a recorded state over: tick, liquidity, fee growth, and rows of index, gross, net, growth outside 0 and 1."""
+        self.fee_growth_global0_x128, self.fee_growth_global1_x128 = growth0, growth1
+        for index, gross, net, outside0, outside1 in sorted(rows):
+            mark = self.ticks[index] = self.tick_class(index)
+            mark.liquidity_gross, mark.liquidity_net = gross, net
+            mark.fee_growth_outside0_x128, mark.fee_growth_outside1_x128 = outside0, outside1
+        self._marks = [self.ticks[index] for index in sorted(self.ticks)]
+        self._ratios = [mark.sqrt_ratio_x96 for mark in self._marks]
+        self._tick, self.liquidity, self._liquidity_x96 = tick, liquidity, liquidity << 96
+        self._below = bisect_right(self._ratios, sqrt_ratio_at_tick(tick)) - 1
+        self._locate()
+
     # -- inside
 
     def change_liquidity(self, tick_lower: int, tick_upper: int, delta: int) -> tuple[int, int]:
@@ -596,7 +615,7 @@ class Pool:
         growth, protocol, leg_fee = self._split(fee, zero_for_one)
         if protocol:
             self._take(protocol, zero_for_one)
-        if self.legs is not None:
+        if leg_fee and self.legs is not None:
             self._record(zero_for_one, self.sqrt_price_x96, end_x96, leg_fee, growth)
         if zero_for_one:
             self.fee_growth_global0_x128 = self.fee_growth_global0_x128 + growth & MASK_256

@@ -1,0 +1,640 @@
+"""What a position would have earned in a recorded market: the anchored replay's tape, and a miner's book on it.
+
+The real pool advances bit-exactly through its real events. Each stretch of a swap at one liquidity becomes a *leg*, and all
+legs of a round make a `Tape`, computed once and shared by all miners. A `Book` is one miner's positions and tokens. Its part
+of a leg's fee is
+
+    share = L_book / max(L_leg, L_leg - L_vault + L_book)
+
+so the price path is the market's (no pinning it with a wall), the fee pie is the recorded one (no fees on volume that never
+happened), and no book earns more than the fee rate on what it swapped itself (no windfall for dust in an empty pool).
+
+Fees follow the contract's own form, growth per unit of liquidity in X128. Over a *run* of legs with the same liquidity, vault
+and fees the book's growth is `(sum of fees << 128) // denominator`, less one unit for each leg: never more than the sum of
+what each leg alone would give, rounded down. That sum is the rule, and its grouping belongs to `RULES_VERSION`. Where
+`L_book = L_vault` the pool's own growth is used, so that a book which keeps what the vault has earns what the vault earned,
+to the last unit.
+
+Pure: standard library only. `fork_replay` is the independent check: it mints into a copy of the pool and makes the calls
+again. Read next: `scoring.py`, then `rounds.py`, which puts both together.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import islice, pairwise, repeat
+from operator import add, attrgetter, floordiv, sub
+
+from protocol import Position
+from recording import Event, Snapshot, apply_event, swap_calls
+from sim import (
+    MASK_256,
+    MAX_SQRT_RATIO,
+    PIPS,
+    Pool,
+    SlipstreamPool,
+    amounts_of,
+    liquidity_for,
+    sqrt_ratio_at_tick,
+)
+
+SHARE_QUANTUM = 10**18  # the in-range share of a stretch is rounded down to this fraction
+CHUNK = 16  # runs, or stops, that are looked at together
+
+
+class Run:
+    """Consecutive legs at the same liquidity, vault liquidity and fees.
+
+    Attributes:
+        first, last: leg indices, `last` excluded.
+        lo, hi: the price span of all legs, Q64.96.
+        liquidity, vault: L_leg and L_vault.
+        unstaked_fee: Slipstream's cut of unstaked fees, pips; 0 on Uniswap.
+        exact: whether the pool's own growth is what a book of L_vault earns; not so for a staked vault.
+        fee0_x128, fee1_x128, own0, own1, legs0, legs1: sums over the legs by input token: fees << 128, the pool's own growth
+            per unit of liquidity, number of legs.
+    """
+
+    __slots__ = (
+        "exact",
+        "fee0_x128",
+        "fee1_x128",
+        "first",
+        "hi",
+        "last",
+        "legs0",
+        "legs1",
+        "liquidity",
+        "lo",
+        "own0",
+        "own1",
+        "unstaked_fee",
+        "vault",
+    )
+
+    def __init__(self, first: int, liquidity: int, vault: int, unstaked_fee: int, exact: bool):
+        self.first = self.last = first
+        self.lo, self.hi = MAX_SQRT_RATIO, 0
+        self.liquidity, self.vault, self.unstaked_fee, self.exact = liquidity, vault, unstaked_fee, exact
+        self.fee0_x128 = self.fee1_x128 = self.own0 = self.own1 = self.legs0 = self.legs1 = 0
+
+    def growth(self, liquidity: int) -> tuple[int, int]:
+        """Growth per unit of a book that has `liquidity` in range during the whole run, X128."""
+        return _growth(
+            self, liquidity, (self.fee0_x128, self.own0, self.legs0), (self.fee1_x128, self.own1, self.legs1)
+        )
+
+
+def _growth(run: Run, liquidity: int, *sums: tuple[int, int, int]) -> tuple[int, ...]:
+    """The rule at the top of this file, for (fees << 128, own growth, number of legs) of each token."""
+    if liquidity == run.vault and run.exact:
+        return tuple(own for _, own, _ in sums)
+    denominator = run.liquidity if liquidity <= run.vault else run.liquidity - run.vault + liquidity
+    grown = []
+    for fees_x128, _, legs in sums:
+        growth = max(0, fees_x128 // denominator - legs)
+        grown.append(growth - -(-growth * run.unstaked_fee // PIPS))
+    return tuple(grown)
+
+
+class Tape:
+    """All legs of a stretch of market, and where the price stood at the end of each block.
+
+    Attributes:
+        blocks, zero_for_one, lo, hi, fee, own: by leg: its block, direction, price span, fee of the input token (net of the
+            protocol's part), the pool's own growth. A leg without movement has a span of one unit, at its tick's side.
+        runs: the legs in groups.
+        stop_blocks, stop_prices, stop_spots: by block in which the price was touched: its number, the price after it, and the
+            spot, which is the price lowered by one where the pool stands one below its price's tick, so that a range holds
+            the spot if and only if it holds the tick.
+        touches: (leg index, vault key) whenever the vault's position was touched and its fees settled.
+    """
+
+    def __init__(self, snapshot: Snapshot):
+        self.snapshot = snapshot
+        self.pool = snapshot.open()
+        self.vault_keys = frozenset(position.key for position in snapshot.vault)
+        self.blocks: list[int] = []
+        self.zero_for_one: list[bool] = []
+        self.lo: list[int] = []
+        self.hi: list[int] = []
+        self.fee: list[int] = []
+        self.own: list[int] = []
+        self.runs: list[Run] = []
+        self.stop_blocks: list[int] = []
+        self.stop_prices: list[int] = []
+        self.stop_spots: list[int] = []
+        self.touches: list[tuple[int, tuple]] = []
+        self.swaps = 0
+        self.unknown_swaps = 0
+        self.start_spot = self.pool.spot
+        self._legs = self.pool.record()
+        self._staked = isinstance(self.pool, SlipstreamPool)
+        self._cell = (1, 0, 0)  # price interval and the vault's liquidity in it
+        self._chunks: list[tuple] = []
+
+    # -- writing
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Advance the pool by events, hold it against them, and write their legs down.
+
+        Raises:
+            ReplayError, PoolError: the events are not this pool's, or some are missing.
+        """
+        for event in events:
+            apply_event(self.pool, event, self.vault_keys)
+            if event.kind == "swap":
+                self.swaps += 1
+                self.unknown_swaps += event.args[0] == "?"
+            elif event.kind in ("mint", "burn") and event.args[:3] in self.vault_keys:
+                self.touches.append((len(self.blocks), event.args[:3]))
+                self._cell = (1, 0, 0)
+                if event.kind == "burn":  # what a burn releases leaves the pool with it: only fees stay owed
+                    self.pool.collect(*event.args[:3], *event.args[4:])
+            if self._legs:
+                for leg in self._legs:
+                    self._write(event.block, *leg)
+                self._legs.clear()
+            if event.kind == "swap":
+                self._stop(event.block)
+
+    def _write(self, block: int, zero_for_one: bool, start: int, end: int, liquidity: int, fee: int, own: int) -> None:
+        if start == end:
+            lo = self.pool.spot
+            hi = lo + 1
+        else:
+            lo, hi = (end, start) if end < start else (start, end)
+        vault = self._vault_liquidity(lo, hi)
+        unstaked_fee, exact = (self.pool.unstaked_fee, not self.pool.staked_liquidity) if self._staked else (0, True)
+        run = self.runs[-1] if self.runs else None
+        if not run or (run.liquidity, run.vault, run.unstaked_fee, run.exact) != (
+            liquidity,
+            vault,
+            unstaked_fee,
+            exact,
+        ):
+            run = Run(len(self.blocks), liquidity, vault, unstaked_fee, exact)
+            self.runs.append(run)
+        run.last += 1
+        run.lo, run.hi = min(run.lo, lo), max(run.hi, hi)
+        if zero_for_one:
+            run.fee0_x128 += fee << 128
+            run.own0 += own
+            run.legs0 += 1
+        else:
+            run.fee1_x128 += fee << 128
+            run.own1 += own
+            run.legs1 += 1
+        self.blocks.append(block)
+        self.zero_for_one.append(zero_for_one)
+        self.lo.append(lo)
+        self.hi.append(hi)
+        self.fee.append(fee)
+        self.own.append(own)
+
+    def _vault_liquidity(self, lo: int, hi: int) -> int:
+        """The vault's liquidity on a leg: no leg crosses a bound of the vault, these are initialised ticks."""
+        if not (self._cell[0] <= lo and hi <= self._cell[1]):
+            left, right, liquidity = 0, MAX_SQRT_RATIO, 0
+            for _, lower, upper in self.vault_keys:
+                a, b = sqrt_ratio_at_tick(lower), sqrt_ratio_at_tick(upper)
+                for bound in (a, b):
+                    if bound <= lo:
+                        left = max(left, bound)
+                    else:
+                        right = min(right, bound)
+            for key in self.vault_keys:
+                if sqrt_ratio_at_tick(key[1]) <= lo and hi <= sqrt_ratio_at_tick(key[2]):
+                    liquidity += self.pool.position(*key).liquidity
+            self._cell = (left, right, liquidity)
+        return self._cell[2]
+
+    def _stop(self, block: int) -> None:
+        if self.stop_blocks and self.stop_blocks[-1] == block:
+            self.stop_prices[-1], self.stop_spots[-1] = self.pool.sqrt_price_x96, self.pool.spot
+        else:
+            self.stop_blocks.append(block)
+            self.stop_prices.append(self.pool.sqrt_price_x96)
+            self.stop_spots.append(self.pool.spot)
+
+    # -- reading
+
+    def leg_at(self, block: int) -> int:
+        """Index of the first leg of this block or a later one."""
+        return bisect_left(self.blocks, block)
+
+    def price_before(self, block: int) -> int:
+        """The price before the block's first event."""
+        at = bisect_left(self.stop_blocks, block) - 1
+        return self.stop_prices[at] if at >= 0 else self.snapshot.sqrt_price_x96
+
+    def prices_until(self, block: int) -> list[int]:
+        """The prices at which the blocks before this one ended."""
+        return self.stop_prices[: bisect_left(self.stop_blocks, block)]
+
+    def growth(self, bounds: Sequence[int], n: int, liquidity: int, first: int, last: int) -> tuple[int, int]:
+        """Growth per unit of liquidity that a book earns in one of its intervals.
+
+        Args:
+            bounds: the prices at which the book's liquidity changes, in order, Q64.96.
+            n: the interval from `bounds[n - 1]` to `bounds[n]`.
+            liquidity: the book's liquidity there, > 0.
+            first, last: legs of the stretch, `last` excluded.
+
+        Returns:
+            Growth of token0 and token1, X128.
+        """
+        lower, upper, runs = bounds[n - 1], bounds[n], self.runs
+        total0 = total1 = 0
+        at = bisect_right(runs, first, key=_first) - 1 if first < last else len(runs)
+        while at < len(runs) and (run := runs[at]).first < last:
+            if at % CHUNK == 0 and (chunk := self._chunk(at)) and first <= chunk.first and chunk.last <= last:
+                if chunk.hi <= lower or chunk.lo >= upper:
+                    at += CHUNK
+                    continue
+                if lower <= chunk.lo and chunk.hi <= upper and chunk.uniform and liquidity != chunk.vault:
+                    more0, more1 = chunk.growth(liquidity)
+                    total0, total1, at = total0 + more0, total1 + more1, at + CHUNK
+                    continue
+            at += 1
+            if run.hi <= lower or run.lo >= upper:
+                continue
+            if lower <= run.lo and run.hi <= upper and first <= run.first and run.last <= last:
+                more0, more1 = run.growth(liquidity)
+            else:
+                more0, more1 = self._part(run, bounds, n, liquidity, max(first, run.first), min(last, run.last))
+            total0, total1 = total0 + more0, total1 + more1
+        return total0, total1
+
+    def _part(self, run: Run, bounds: Sequence[int], n: int, liquidity: int, first: int, last: int) -> tuple[int, ...]:
+        """As `Run.growth`, for some of its legs, those that cross the book's bounds cut there."""
+        lower, upper = bounds[n - 1], bounds[n]
+        sums = ([0, 0, 0], [0, 0, 0])
+        for leg in range(first, last):
+            lo, hi = self.lo[leg], self.hi[leg]
+            if hi <= lower or lo >= upper:
+                continue
+            fee, own, zero_for_one = self.fee[leg], self.own[leg], self.zero_for_one[leg]
+            if lo < lower or hi > upper:
+                cuts = bounds[bisect_right(bounds, lo) : bisect_left(bounds, hi)]
+                parts = split_fee(fee, run.liquidity, zero_for_one, (lo, *cuts, hi))
+                part = parts[bisect_right(cuts, lower)]
+                own, fee = own * part // fee, part
+            into = sums[not zero_for_one]
+            into[0] += fee << 128
+            into[1] += own
+            into[2] += 1
+        return _growth(run, liquidity, *sums)
+
+    def _chunk(self, at: int) -> _Chunk | None:
+        """The runs `at` to `at + CHUNK`, all of them finished; `at` is a multiple of `CHUNK`."""
+        if at + CHUNK >= len(self.runs):
+            return None
+        while len(self._chunks) <= at // CHUNK:
+            start = len(self._chunks) * CHUNK
+            self._chunks.append(_Chunk(self.runs[start : start + CHUNK]))
+        return self._chunks[at // CHUNK]
+
+    def blocks_inside(self, bounds: Sequence[int], first_block: int, last_block: int) -> list[int]:
+        """For how many blocks the price stood in each interval.
+
+        Args:
+            bounds: prices in order; interval n reaches from `bounds[n - 1]` (included) to `bounds[n]` (excluded), the first
+                from 0 and the last without end.
+            first_block, last_block: the stretch, `last_block` excluded. A block counts with the price at its end.
+
+        Returns:
+            Blocks by interval, `len(bounds) + 1` of them; they add up to the stretch.
+        """
+        counts = [0] * (len(bounds) + 1)
+        at, end = bisect_left(self.stop_blocks, first_block), bisect_left(self.stop_blocks, last_block)
+        spot, since = (self.stop_spots[at - 1] if at else self.start_spot), first_block
+        for block, next_spot in zip(islice(self.stop_blocks, at, end), islice(self.stop_spots, at, end), strict=True):
+            counts[bisect_right(bounds, spot)] += block - since
+            spot, since = next_spot, block
+        counts[bisect_right(bounds, spot)] += last_block - since
+        return counts
+
+
+class _Chunk:
+    """Several runs at once, for intervals that hold all of them: the same sums in fewer steps."""
+
+    def __init__(self, runs: list[Run]):
+        self.first, self.last, self.vault = runs[0].first, runs[-1].last, runs[0].vault
+        self.lo, self.hi = min(run.lo for run in runs), max(run.hi for run in runs)
+        self.uniform = all(run.vault == self.vault and not run.unstaked_fee for run in runs)
+        self.liquidity = [run.liquidity for run in runs]
+        self.sums = (
+            ([run.fee0_x128 for run in runs], [run.legs0 for run in runs]),
+            ([run.fee1_x128 for run in runs], [run.legs1 for run in runs]),
+        )
+
+    def growth(self, liquidity: int) -> tuple[int, ...]:
+        """The sum of `Run.growth` where the runs are `uniform` and `liquidity` is not the vault's."""
+        denominators = list(map(add, self.liquidity, repeat(max(0, liquidity - self.vault))))
+        return tuple(
+            sum(map(max, map(sub, map(floordiv, fees_x128, denominators), legs), repeat(0)))
+            for fees_x128, legs in self.sums
+        )
+
+
+_first = attrgetter("first")
+
+
+def split_fee(fee: int, liquidity: int, zero_for_one: bool, prices: Sequence[int]) -> list[int]:
+    """Cut a leg's fee at prices inside it.
+
+    A part's fee is `floor(fee * part's net input / leg's net input)`; the last part in the direction of travel gets the rest.
+    The parts' inputs are rounded down and the leg's, as it was paid, up: the rest is never negative.
+
+    Args:
+        fee: of the leg, base units of its input token.
+        liquidity: of the leg.
+        zero_for_one: its direction.
+        prices: the leg's lower end, the cuts, its upper end, ascending, Q64.96.
+
+    Returns:
+        Fees of the parts, in the order of the prices; they add up to `fee`.
+    """
+    side = 0 if zero_for_one else 1
+    whole = amounts_of(liquidity, prices[0] if side == 0 else prices[-1], prices[0], prices[-1], round_up=True)[side]
+    parts = [
+        fee * amounts_of(liquidity, low if side == 0 else high, low, high, round_up=False)[side] // whole
+        for low, high in pairwise(prices)
+    ]
+    ends_at = 0 if zero_for_one else -1
+    parts[ends_at] += fee - sum(parts)
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A book
+
+
+class Holding:
+    """One position of a book.
+
+    Attributes:
+        key: the vault's key of a position taken over from the vault, else None.
+        tick_lower, tick_upper, lower_x96, upper_x96: the range.
+        liquidity: fixed at mint.
+        owed0, owed1: settled fees, not collected.
+        growth0, growth1: growth per unit of liquidity not settled yet, X128.
+    """
+
+    __slots__ = (
+        "growth0",
+        "growth1",
+        "key",
+        "liquidity",
+        "lower_x96",
+        "owed0",
+        "owed1",
+        "tick_lower",
+        "tick_upper",
+        "upper_x96",
+    )
+
+    def __init__(self, tick_lower: int, tick_upper: int, liquidity: int, key: tuple | None = None):
+        self.tick_lower, self.tick_upper, self.liquidity, self.key = tick_lower, tick_upper, liquidity, key
+        self.lower_x96, self.upper_x96 = sqrt_ratio_at_tick(tick_lower), sqrt_ratio_at_tick(tick_upper)
+        self.owed0 = self.owed1 = self.growth0 = self.growth1 = 0
+
+    def amounts(self, price: int) -> tuple[int, int]:
+        """What closing would release at a price, without fees."""
+        return amounts_of(self.liquidity, price, self.lower_x96, self.upper_x96, round_up=False)
+
+    def fees(self) -> tuple[int, int]:
+        """Uncollected fees, as the contract would pay them."""
+        return self.owed0 + (self.growth0 * self.liquidity >> 128), self.owed1 + (self.growth1 * self.liquidity >> 128)
+
+    def settle(self) -> None:
+        (self.owed0, self.owed1), self.growth0, self.growth1 = self.fees(), 0, 0
+
+
+class Book:
+    """One miner's positions and tokens on a tape.
+
+    Attributes:
+        idle0, idle1: tokens outside positions.
+        holdings: the positions, in the order in which they are shown.
+        changes: how often an answer changed something.
+        history: (block, idle0, idle1, sorted ranges and liquidities) at the start and at each change: books with the same
+            history are identical at every block.
+    """
+
+    def __init__(self, tape: Tape):
+        """A book that holds what the vault holds at the tape's start."""
+        snapshot, self.tape = tape.snapshot, tape
+        self.idle0, self.idle1 = snapshot.idle0, snapshot.idle1
+        self.holdings: list[Holding] = []
+        start = snapshot.open()
+        for position in snapshot.vault:
+            holding = Holding(position.tick_lower, position.tick_upper, position.liquidity, position.key)
+            inside0, inside1 = start.fee_growth_inside(position.tick_lower, position.tick_upper)
+            holding.owed0, holding.owed1 = position.tokens_owed0, position.tokens_owed1
+            holding.growth0 = inside0 - position.fee_growth_inside0_last_x128 & MASK_256
+            holding.growth1 = inside1 - position.fee_growth_inside1_last_x128 & MASK_256
+            self.holdings.append(holding)
+        self.changes = 0
+        self._leg, self._block = 0, snapshot.block  # how far fees and blocks are counted
+        self._collected0 = self._collected1 = 0
+        self._quanta = 0  # in-range share of value times blocks, in SHARE_QUANTUM
+        self._before = self.fees()  # earned before the start: part of the initial amounts
+        self.initial = self.amounts(snapshot.sqrt_price_x96)
+        self.initial = self.initial[0] + self._before[0], self.initial[1] + self._before[1]
+        self.history = [self._signature(snapshot.block)]
+
+    # -- reading
+
+    def amounts(self, price: int) -> tuple[int, int]:
+        """All tokens at a price, without uncollected fees."""
+        held = [holding.amounts(price) for holding in self.holdings]
+        return self.idle0 + sum(a for a, _ in held), self.idle1 + sum(a for _, a in held)
+
+    def fees(self) -> tuple[int, int]:
+        """Uncollected fees, as far as the book has been walked."""
+        owed = [holding.fees() for holding in self.holdings]
+        return sum(a for a, _ in owed), sum(a for _, a in owed)
+
+    def earned(self) -> tuple[int, int]:
+        """Fees earned since the start, collected or not."""
+        fees0, fees1 = self.fees()
+        return fees0 + self._collected0 - self._before[0], fees1 + self._collected1 - self._before[1]
+
+    def final(self, price: int) -> tuple[int, int]:
+        """All tokens at a price, without the fees earned since the start: what scoring calls `final`."""
+        (amount0, amount1), (fees0, fees1), (earned0, earned1) = self.amounts(price), self.fees(), self.earned()
+        return amount0 + fees0 - earned0, amount1 + fees1 - earned1
+
+    def shown(self, price: int) -> list[Position]:
+        """The positions as a query shows them."""
+        return [Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in self.holdings]
+
+    def in_range(self) -> int:
+        """Block-weighted share of value in range, summed over the blocks walked, in `SHARE_QUANTUM`."""
+        return self._quanta
+
+    def at(self, block: int) -> Book:
+        """A copy walked to the block's first event: what a query shows. The book's own sums stay uncut."""
+        twin = copy.copy(self)
+        twin.holdings = [copy.copy(holding) for holding in self.holdings]
+        twin.history = self.history.copy()
+        twin.walk(block)
+        return twin
+
+    # -- walking
+
+    def walk(self, block: int) -> None:
+        """Earn fees, and count blocks in range, up to the block's first event; settles like a real position at touches."""
+        tape, last = self.tape, self.tape.leg_at(block)
+        self._count_blocks(block)
+        keys = {holding.key for holding in self.holdings if holding.key}
+        touches = [(leg, key) for leg, key in tape.touches if self._leg < leg <= last and key in keys] if keys else []
+        for leg, key in touches:
+            self._earn(leg)
+            for holding in self.holdings:
+                if holding.key == key:
+                    holding.settle()
+        self._earn(last)
+
+    def _earn(self, last: int) -> None:
+        holdings = [holding for holding in self.holdings if holding.liquidity]
+        bounds = sorted({bound for h in holdings for bound in (h.lower_x96, h.upper_x96)})
+        for n in range(1, len(bounds)):
+            inside = [h for h in holdings if h.lower_x96 <= bounds[n - 1] and bounds[n] <= h.upper_x96]
+            if inside:
+                liquidity = sum(holding.liquidity for holding in inside)
+                growth0, growth1 = self.tape.growth(bounds, n, liquidity, self._leg, last)
+                for holding in inside:
+                    holding.growth0 += growth0
+                    holding.growth1 += growth1
+        self._leg = max(self._leg, last)
+
+    def _count_blocks(self, block: int) -> None:
+        """Value is taken at the price at the start of the stretch, since the book last changed, and held constant."""
+        price = self.tape.price_before(self._block)
+        total = worth(self.amounts(price), price)
+        if total and self.holdings:
+            bounds = sorted({bound for h in self.holdings for bound in (h.lower_x96, h.upper_x96)})
+            blocks = self.tape.blocks_inside(bounds, self._block, block)
+            weighted = 0
+            for holding in self.holdings:
+                first, last = bisect_right(bounds, holding.lower_x96), bisect_right(bounds, holding.upper_x96)
+                weighted += worth(holding.amounts(price), price) * sum(blocks[first:last])
+            self._quanta += weighted * SHARE_QUANTUM // total
+        self._block = block
+
+    def rebalance(self, block: int, desired: Sequence[Position], shown: Sequence[Position]) -> bool:
+        """Let an answer act before a block's first event.
+
+        Args:
+            block: at which it acts.
+            desired: the positions that the answer asks for, already checked.
+            shown: the positions that its query showed; each stands for the book's holding with the same ticks, in order.
+
+        A desired position equal to a shown one keeps that holding untouched. The other holdings are closed; their tokens and
+        fees go to idle. Then the remaining desired positions are minted in order, each with at most its allocation and at
+        most what is then idle. A position that would get no liquidity, or more than a tick may hold, is skipped.
+
+        Returns:
+            Whether anything changed.
+        """
+        price, free, waiting = self.tape.price_before(block), self.holdings.copy(), []
+        for position in shown:
+            ticks = position.tick_lower, position.tick_upper
+            holding = next((h for h in free if (h.tick_lower, h.tick_upper) == ticks), None)
+            if holding:
+                free.remove(holding)
+                waiting.append((position, holding))
+        kept: list[Holding | None] = []
+        for position in desired:
+            pair = next((pair for pair in waiting if pair[0] == position), None)
+            if pair:
+                waiting.remove(pair)
+            kept.append(pair[1] if pair else None)
+        closing = [holding for holding in self.holdings if holding not in kept]
+        if not closing and None not in kept:
+            return False
+        self.walk(block)
+        for holding in closing:
+            (amount0, amount1), (fees0, fees1) = holding.amounts(price), holding.fees()
+            self.idle0 += amount0 + fees0
+            self.idle1 += amount1 + fees1
+            self._collected0 += fees0
+            self._collected1 += fees1
+        minted = [holding or self._mint(position, price) for holding, position in zip(kept, desired, strict=True)]
+        self.holdings = [holding for holding in minted if holding]
+        self.changes += 1
+        self.history.append(self._signature(block))
+        return True
+
+    def _mint(self, position: Position, price: int) -> Holding | None:
+        amount0, amount1 = min(position.allocation0, self.idle0), min(position.allocation1, self.idle1)
+        holding = Holding(position.tick_lower, position.tick_upper, 0)
+        liquidity = liquidity_for(amount0, amount1, price, holding.lower_x96, holding.upper_x96)
+        if not 0 < liquidity <= self.tape.pool.max_liquidity_per_tick:
+            return None
+        used0, used1 = amounts_of(liquidity, price, holding.lower_x96, holding.upper_x96, round_up=True)
+        holding.liquidity = liquidity
+        self.idle0 -= used0
+        self.idle1 -= used1
+        return holding
+
+    def _signature(self, block: int) -> tuple:
+        return (
+            block,
+            self.idle0,
+            self.idle1,
+            tuple(sorted((h.tick_lower, h.tick_upper, h.liquidity) for h in self.holdings)),
+        )
+
+
+def worth(amounts: tuple[int, int], price: int) -> int:
+    """Value in units of 2**-192 token1 base units."""
+    return amounts[0] * price * price + (amounts[1] << 192)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The independent check
+
+
+def fork_replay(
+    pool: Pool, events: Iterable[Event], positions: Sequence[tuple[int, int, int]]
+) -> list[tuple[int, int]]:
+    """Mint positions into a copy of the pool and make the recorded calls again: no shares, no legs, just the contract.
+
+    Args:
+        pool: in the state before the events, with all their positions; it stays as it is.
+        events: with the calls known.
+        positions: (tick_lower, tick_upper, liquidity) to add.
+
+    Returns:
+        Fees of each position, as the contract would pay them.
+
+    Swaps with an input or output keep it, so with more liquidity they move the price less; swaps with a limit trade to the
+    same price, and do not happen where the price is already past it.
+    """
+    fork = pool.copy()
+    for n, position in enumerate(positions):
+        fork.mint(("fork", n), *position)
+    for event in events:
+        if event.kind == "swap":
+            call = swap_calls(event)[event.args[0]]
+            past = fork.sqrt_price_x96 <= call[2] if call[0] else fork.sqrt_price_x96 >= call[2]
+            if not past:
+                fork.swap(*call)
+        elif event.kind == "mint":
+            fork.mint(*event.args[:4])
+        elif event.kind == "burn":
+            fork.burn(*event.args[:4])
+        elif event.kind != "collect":
+            apply_event(fork, event)
+    fees = []
+    for n, (tick_lower, tick_upper, _) in enumerate(positions):
+        fork.burn(("fork", n), tick_lower, tick_upper, 0)
+        state = fork.position(("fork", n), tick_lower, tick_upper)
+        fees.append((state.tokens_owed0, state.tokens_owed1))
+    return fees
