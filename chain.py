@@ -161,11 +161,15 @@ class WriteOutcome:
     wait_blocks: int = 0
 
 
-def u16_weights(weights: Mapping[int, int | Fraction | Decimal]) -> dict[int, int]:
+Weights = Mapping[int, int | Fraction | Decimal]
+"""Exact numbers >= 0 by uid; only their ratios matter."""
+
+
+def u16_weights(weights: Weights) -> dict[int, int]:
     """Weights as the chain stores them: the largest becomes 65535, the rest in proportion, half to even, zeros dropped.
 
     Args:
-        weights: exact numbers >= 0 by uid; only their ratios matter.
+        weights: not floats, and not all zero.
 
     Returns:
         1 to 65535 by uid, in the order of the uids.
@@ -217,13 +221,11 @@ class Chain(Protocol):
         """What decides whether weights of `hotkey` would be taken on this mechanism now."""
         ...
 
-    async def set_weights(
-        self, weights: Mapping[int, int | Fraction | Decimal], version_key: int, mechid: int = 0
-    ) -> WriteOutcome:
+    async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> WriteOutcome:
         """Replace this hotkey's weight vector on a mechanism.
 
         Args:
-            weights: exact numbers >= 0 by uid; `u16_weights` says what is stored.
+            weights: `u16_weights` says what is stored of them.
             version_key: of the code that made them, 0 to 2**64 - 1.
             mechid: the subnet's mechanism, 0 unless the subnet has several.
         """

@@ -13,11 +13,9 @@ import ipaddress
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 
 import aiosqlite
@@ -31,6 +29,7 @@ from chain import (
     Neuron,
     Next,
     WeightParams,
+    Weights,
     WriteCode,
     WriteOutcome,
     u16_weights,
@@ -73,7 +72,10 @@ MIGRATIONS = (
     owner_coldkey TEXT NOT NULL,
     hyperparameters TEXT NOT NULL  -- JSON object; a version key may exceed SQLite's integers
 );
-CREATE TABLE hotkeys (hotkey TEXT PRIMARY KEY, coldkey TEXT NOT NULL);  -- every hotkey ever registered
+CREATE TABLE hotkeys (  -- every hotkey ever registered
+    hotkey TEXT PRIMARY KEY,
+    coldkey TEXT NOT NULL
+);
 CREATE TABLE neurons (
     uid INTEGER PRIMARY KEY,
     hotkey TEXT NOT NULL UNIQUE REFERENCES hotkeys,
@@ -103,11 +105,11 @@ CREATE TABLE epochs (  -- the key is what runs an epoch once
 )""",
 )
 
-_NEURONS = """SELECT uid, n.hotkey, h.coldkey, permit, address, registered_block,
+_NEURONS = """SELECT n.uid, n.hotkey, h.coldkey, permit, address, registered_block,
     COALESCE(w.block, registered_block) AS last_update_block,
     COALESCE((SELECT SUM(rao) FROM stakes WHERE hotkey = n.hotkey), 0) AS stake_rao
-FROM neurons n JOIN hotkeys h USING (hotkey) LEFT JOIN weights w USING (uid)
-WHERE w.mechid IS NULL OR w.mechid = 0 ORDER BY uid"""
+FROM neurons n JOIN hotkeys h USING (hotkey) LEFT JOIN weights w ON w.uid = n.uid AND w.mechid = 0
+ORDER BY n.uid"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +147,24 @@ def block_at(seconds: float) -> int:
     return int(seconds // BLOCK_SECONDS)
 
 
-def _outcome(write: Callable[..., Awaitable[WriteOutcome]]) -> Callable[..., Awaitable[WriteOutcome]]:
-    """A write that the ledger could not answer has an unknown fate: the commit itself may be what failed."""
+class _Refused(Exception):
+    """Name of the chain's error, detail, and blocks to wait if waiting helps."""
+
+
+def _outcome(write: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[WriteOutcome]]:
+    """Turn a write that ends, refuses or fails into one that returns its outcome."""
 
     @functools.wraps(write)
     async def wrapper(self: LocalChain, *args, **kwargs) -> WriteOutcome:
         try:
-            return await write(self, *args, **kwargs)
-        except ChainError as error:
+            await write(self, *args, **kwargs)
+        except _Refused as refusal:
+            name, detail, *wait = refusal.args
+            following = Next.WAIT_BLOCKS if wait else Next.NOTHING
+            return WriteOutcome(False, REFUSALS[name], name, following, f"{name}: {detail}", self._head, *wait)
+        except ChainError as error:  # perhaps the commit itself: nobody knows
             return WriteOutcome(False, WriteCode.UNKNOWN, "ChainError", Next.READ_STATE_FIRST, str(error), self._head)
+        return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", self._head)
 
     return wrapper
 
@@ -161,12 +172,12 @@ def _outcome(write: Callable[..., Awaitable[WriteOutcome]]) -> Callable[..., Awa
 class LocalChain:
     """A subnet on this machine, in an SQLite file that several processes share at once. Follows `chain.Chain`.
 
-    Trust: there are no signatures. The ledger believes every process that can write the file, and the keys are only names
-    (ss58 strings). Access to it is access to the file.
+    Trust: there are no signatures. The ledger believes every process that can write the file; keys are only names (ss58
+    strings given by the caller).
 
-    Blocks: the number is floor(time / 12 s). `advance_to` moves it, at full speed to the market's time; with a `clock` it
-    follows that clock by itself. One process (the validator) advances, the others only read the block. It never goes
-    back. Each method is one transaction at one block, and epochs that fell due before it run first, in order, once.
+    Blocks: the number is floor(time / 12 s) and never goes back. `advance_to` moves it, at full speed to the market's
+    time; with a `clock` it follows that clock by itself. One process, the validator's, does either; others only read.
+    Each method is one transaction at one block, and epochs that fell due before it run first, in order, once.
 
     Epochs: the `tempo` blocks' emission is halved. Miners share one half by weight: the stake-weighted mean of the
     vectors of validators with permit and stake; validators heard share the other half by stake, which is what Yuma pays
@@ -209,7 +220,8 @@ class LocalChain:
             owner: hotkey and coldkey of the subnet's owner.
 
         Raises:
-            ChainError: no ledger and neither clock nor genesis block given: only the validator starts one. Another netuid.
+            ChainError: no ledger, and neither clock nor genesis block to start one (only the validator does), or the
+                ledger is of another netuid.
             StoreError: the file cannot be used.
         """
         async with connect(path, MIGRATIONS) as db:
@@ -292,10 +304,9 @@ class LocalChain:
             await self._db.executemany("INSERT INTO epochs VALUES (?, ?, ?, ?)", epochs)
             for n in neurons:
                 await self._add_stake(n.hotkey, n.coldkey, earned[n.uid])
-            await self._db.executemany(
-                "UPDATE neurons SET permit = ?, emission_rao = ? WHERE uid = ?",
-                [(n.permit, paid[n.uid], n.uid) for n in neurons],
-            )
+                await self._db.execute(
+                    "UPDATE neurons SET permit = ?, emission_rao = ? WHERE uid = ?", (n.permit, paid[n.uid], n.uid)
+                )
         await self._db.execute("UPDATE subnet SET block = ?", (target,))
 
     # -- reads
@@ -348,109 +359,96 @@ class LocalChain:
     # -- writes
 
     @_outcome
-    async def set_weights(
-        self, weights: Mapping[int, int | Fraction | Decimal], version_key: int, mechid: int = 0
-    ) -> WriteOutcome:
+    async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> None:
         """See `chain.Chain.set_weights`.
 
-        Refused, in the chain's order: `MechanismDoesNotExist`, `HotKeyNotRegisteredInSubNet`, `NotEnoughStakeToSetWeights`,
-        `IncorrectWeightVersionKey`, `SettingWeightsTooFast` (counted from the registration before the first time),
-        `NeuronNoValidatorPermit`, `UidVecContainInvalidOne`, `WeightVecLengthIsLow`, `MaxWeightExceeded` (not clipped, as
-        the SDK would). `ValueError` before all: numbers that make no vector.
+        Refused, in the chain's order: `ValueError` (numbers that make no vector), `MechanismDoesNotExist`,
+        `HotKeyNotRegisteredInSubNet`, `NotEnoughStakeToSetWeights`, `IncorrectWeightVersionKey`,
+        `SettingWeightsTooFast` (the first time counted from the registration), `NeuronNoValidatorPermit`,
+        `UidVecContainInvalidOne`, `WeightVecLengthIsLow`, `MaxWeightExceeded` (the SDK would clip instead).
 
         Source: subtensor `do_set_weights`.
         """
         async with self._at_head() as subnet:
-            rules, block = _rules(subnet), subnet["block"]
-            refuse = functools.partial(_refuse, block)
+            rules = _rules(subnet)
             try:
                 vector = u16_weights(weights)
             except ValueError as error:
-                return refuse("ValueError", str(error))
+                raise _Refused("ValueError", error) from None
             if not 0 <= mechid < rules.mechanism_count:
-                return refuse("MechanismDoesNotExist", f"mechid {mechid}, the subnet has {rules.mechanism_count}")
-            neurons = {n.uid: n for n in await self._neurons()}
-            neuron = next((n for n in neurons.values() if n.hotkey == self.hotkey), None)
-            if neuron is None:
-                return refuse(
-                    "HotKeyNotRegisteredInSubNet", f"hotkey {self.hotkey} is not on netuid {subnet['netuid']}"
-                )
-            if neuron.stake_rao < rules.stake_threshold_rao:
-                return refuse(
-                    "NotEnoughStakeToSetWeights", f"stake {neuron.stake_rao} rao, at least {rules.stake_threshold_rao}"
-                )
+                raise _Refused("MechanismDoesNotExist", f"mechid {mechid}, the subnet has {rules.mechanism_count}")
+            neurons = {neuron.uid: neuron for neuron in await self._neurons()}
+            own = next((neuron for neuron in neurons.values() if neuron.hotkey == self.hotkey), None)
+            if own is None:
+                raise _Refused("HotKeyNotRegisteredInSubNet", f"hotkey {self.hotkey} on netuid {subnet['netuid']}")
+            if own.stake_rao < (least := rules.stake_threshold_rao):
+                raise _Refused("NotEnoughStakeToSetWeights", f"stake {own.stake_rao} rao, at least {least}")
             if version_key < rules.version_key:
-                return refuse("IncorrectWeightVersionKey", f"version key {version_key}, at least {rules.version_key}")
-            since = block - await self._last_update(neuron, mechid)
-            if since < rules.weights_rate_limit_blocks:
-                wait = rules.weights_rate_limit_blocks - since
-                return refuse("SettingWeightsTooFast", f"set {since} blocks ago, again in {wait}", wait)
-            self_weight = list(vector) == [neuron.uid]
-            if not (neuron.permit or self_weight):
-                return refuse("NeuronNoValidatorPermit", f"uid {neuron.uid} has no validator permit")
+                raise _Refused("IncorrectWeightVersionKey", f"version key {version_key}, at least {rules.version_key}")
+            wait = await self._last_update(own, mechid) + rules.weights_rate_limit_blocks - subnet["block"]
+            if wait > 0:
+                raise _Refused("SettingWeightsTooFast", f"again in {wait} blocks", wait)
+            only_itself = list(vector) == [own.uid]
+            if not own.permit and not only_itself:
+                raise _Refused("NeuronNoValidatorPermit", f"uid {own.uid} has no validator permit")
             if unknown := vector.keys() - neurons.keys():
-                return refuse("UidVecContainInvalidOne", f"uid {min(unknown)} of {len(neurons)} uids does not exist")
-            fewest = min(rules.min_allowed_weights, len(neurons))
-            if len(vector) < fewest and not self_weight:
-                return refuse("WeightVecLengthIsLow", f"{len(vector)} non-zero weights, at least {fewest}")
+                raise _Refused("UidVecContainInvalidOne", f"uid {min(unknown)}, the subnet has {len(neurons)} uids")
+            if len(vector) < (fewest := min(rules.min_allowed_weights, len(neurons))) and not only_itself:
+                raise _Refused("WeightVecLengthIsLow", f"{len(vector)} non-zero weights, at least {fewest}")
             largest, total = max(vector.values()), sum(vector.values())
-            if largest * U16_MAX > rules.max_weight * total and not self_weight:
-                return refuse("MaxWeightExceeded", f"a part of {largest}/{total}, at most {rules.max_weight}/{U16_MAX}")
+            if largest * U16_MAX > rules.max_weight * total and not only_itself:
+                raise _Refused(
+                    "MaxWeightExceeded", f"a part of {largest}/{total}, at most {rules.max_weight}/{U16_MAX}"
+                )
             await self._db.execute(
-                "INSERT OR REPLACE INTO weights VALUES (?, ?, ?, ?)", (mechid, neuron.uid, block, json.dumps(vector))
+                "INSERT OR REPLACE INTO weights VALUES (?, ?, ?, ?)",
+                (mechid, own.uid, subnet["block"], json.dumps(vector)),
             )
-            return _done(block)
 
     @_outcome
-    async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
-        """See `chain.Chain.move_stake`; refusals as `transfer_stake`'s."""
-        return await self._move(origin_hotkey, self.coldkey, dest_hotkey, self.coldkey, amount_rao)
+    async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> None:
+        """See `chain.Chain.move_stake`; refused as `transfer_stake`."""
+        await self._move(origin_hotkey, dest_hotkey, self.coldkey, amount_rao)
 
     @_outcome
-    async def transfer_stake(self, hotkey: str, dest_coldkey: str, amount_rao: int) -> WriteOutcome:
+    async def transfer_stake(self, hotkey: str, dest_coldkey: str, amount_rao: int) -> None:
         """See `chain.Chain.transfer_stake`.
 
-        Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`, `AmountTooLow`.
+        Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`,
+        `AmountTooLow`.
 
         Source: subtensor `validate_stake_transition`; its minimum within a subnet is that of earlier runtimes.
         """
-        return await self._move(hotkey, self.coldkey, hotkey, dest_coldkey, amount_rao)
+        await self._move(hotkey, hotkey, dest_coldkey, amount_rao)
 
-    async def _move(
-        self, origin_hotkey: str, origin_coldkey: str, dest_hotkey: str, dest_coldkey: str, amount_rao: int
-    ) -> WriteOutcome:
+    async def _move(self, origin_hotkey: str, dest_hotkey: str, dest_coldkey: str, amount_rao: int) -> None:
         async with self._at_head() as subnet:
-            refuse = functools.partial(_refuse, subnet["block"])
-            if (origin_hotkey, origin_coldkey) == (dest_hotkey, dest_coldkey):
-                return refuse("SameNetuid", f"origin and destination are both {origin_hotkey} of {origin_coldkey}")
+            if (origin_hotkey, self.coldkey) == (dest_hotkey, dest_coldkey):
+                raise _Refused("SameNetuid", f"origin and destination are both {dest_hotkey} of {dest_coldkey}")
             for hotkey in (origin_hotkey, dest_hotkey):
                 if not await self._row("SELECT 1 FROM hotkeys WHERE hotkey = ?", hotkey):
-                    return refuse("HotKeyAccountNotExists", f"hotkey {hotkey} was never registered")
-            held = await self._stake(origin_hotkey, origin_coldkey)
-            if amount_rao > held:
-                return refuse("NotEnoughStakeToWithdraw", f"{amount_rao} rao of {held} on {origin_hotkey}")
+                    raise _Refused("HotKeyAccountNotExists", f"hotkey {hotkey} was never registered")
+            if amount_rao > (held := await self._stake(origin_hotkey, self.coldkey)):
+                raise _Refused("NotEnoughStakeToWithdraw", f"{amount_rao} rao of {held} on {origin_hotkey}")
             if amount_rao < (least := _rules(subnet).min_stake_move_rao):
-                return refuse("AmountTooLow", f"{amount_rao} rao, at least {least}")
-            await self._add_stake(origin_hotkey, origin_coldkey, -amount_rao)
+                raise _Refused("AmountTooLow", f"{amount_rao} rao, at least {least}")
+            await self._add_stake(origin_hotkey, self.coldkey, -amount_rao)
             await self._add_stake(dest_hotkey, dest_coldkey, amount_rao)
-            return _done(subnet["block"])
 
     @_outcome
-    async def serve(self, host: str, port: int) -> WriteOutcome:
+    async def serve(self, host: str, port: int) -> None:
         """See `chain.Chain.serve`. Refused: `InvalidIpAddress`, `InvalidPort`, `HotKeyNotRegisteredInNetwork`."""
-        async with self._at_head() as subnet:
-            refuse = functools.partial(_refuse, subnet["block"])
+        async with self._at_head():
             try:
                 ip = ipaddress.ip_address(host)
             except ValueError:
-                return refuse("InvalidIpAddress", f"{host!r} is not an IP address")
+                raise _Refused("InvalidIpAddress", f"{host!r} is not an IP address") from None
             if not 1 <= port <= U16_MAX:
-                return refuse("InvalidPort", f"port {port}, 1 to {U16_MAX}")
+                raise _Refused("InvalidPort", f"port {port}, 1 to {U16_MAX}")
             address = f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
             done = await self._db.execute("UPDATE neurons SET address = ? WHERE hotkey = ?", (address, self.hotkey))
             if not done.rowcount:
-                return refuse("HotKeyNotRegisteredInNetwork", f"hotkey {self.hotkey} is not registered")
-            return _done(subnet["block"])
+                raise _Refused("HotKeyNotRegisteredInNetwork", f"hotkey {self.hotkey} is not registered")
 
     # -- what only a local chain can do
 
@@ -487,13 +485,13 @@ class LocalChain:
     # -- inside a transaction
 
     async def _register(self, hotkey: str, coldkey: str, stake_rao: int) -> int:
-        if neuron := await self._neuron(hotkey):
-            return neuron.uid
         subnet = await self._row("SELECT * FROM subnet")
         rules, block = _rules(subnet), subnet["block"]
         known = await self._row("SELECT coldkey FROM hotkeys WHERE hotkey = ?", hotkey)
         if known and known["coldkey"] != coldkey:
             raise ChainError(f"NonAssociatedColdKey: hotkey {hotkey} belongs to coldkey {known['coldkey']}")
+        if neuron := await self._neuron(hotkey):
+            return neuron.uid
         if not known:
             await self._db.execute("INSERT INTO hotkeys VALUES (?, ?)", (hotkey, coldkey))
             await self._add_stake(hotkey, coldkey, stake_rao)
@@ -538,8 +536,9 @@ class LocalChain:
         return row["rao"] if row else 0
 
     async def _add_stake(self, hotkey: str, coldkey: str, rao: int) -> None:
-        held = await self._stake(hotkey, coldkey) + rao
-        await self._db.execute("INSERT OR REPLACE INTO stakes VALUES (?, ?, ?)", (hotkey, coldkey, held))
+        if rao:
+            held = await self._stake(hotkey, coldkey) + rao
+            await self._db.execute("INSERT OR REPLACE INTO stakes VALUES (?, ?, ?)", (hotkey, coldkey, held))
 
 
 def _rules(subnet: sqlite3.Row) -> Hyperparameters:
@@ -555,16 +554,7 @@ def _next_epoch(tempo: int, last: int, head: int) -> int | None:
     return max(last + tempo, head + 1) if tempo else None
 
 
-def _done(block: int) -> WriteOutcome:
-    return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", block)
-
-
-def _refuse(block: int, name: str, detail: str, wait_blocks: int = 0) -> WriteOutcome:
-    following = Next.WAIT_BLOCKS if wait_blocks else Next.NOTHING
-    return WriteOutcome(False, REFUSALS[name], name, following, f"{name}: {detail}", block, wait_blocks)
-
-
-def _with_permits(rules: Hyperparameters, neurons: Iterable[Neuron]) -> list[Neuron]:
+def _with_permits(rules: Hyperparameters, neurons: Sequence[Neuron]) -> list[Neuron]:
     """The same neurons, with permits for the highest stakes at or above the threshold; of equals the lowest uid."""
     eligible = [n for n in neurons if n.stake_rao >= rules.stake_threshold_rao]
     chosen = sorted(eligible, key=lambda n: (-n.stake_rao, n.uid))[: rules.max_validators]
@@ -590,21 +580,25 @@ def _pay(
     for mechid in range(rules.mechanism_count):
         pot = emitted // rules.mechanism_count + (emitted % rules.mechanism_count if mechid == 0 else 0)
         incentive, dividend = Counter(), Counter()
-        for voter, block, vector in ((by_uid[uid], block, vector) for m, uid, block, vector in vectors if m == mechid):
+        for vector_mechid, voter_uid, block, vector in vectors:
+            voter = by_uid[voter_uid]
+            if vector_mechid != mechid or not voter.permit or voter.stake_rao < max(1, rules.stake_threshold_rao):
+                continue
+            may_name_itself = voter.hotkey == subnet["owner_hotkey"]
             counted = {
                 uid: weight
                 for uid, weight in vector.items()
-                if block > by_uid[uid].registered_block and (uid != voter.uid or voter.hotkey == subnet["owner_hotkey"])
+                if block > by_uid[uid].registered_block and (uid != voter_uid or may_name_itself)
             }
             total = sum(counted.values())
-            if voter.permit and voter.stake_rao >= rules.stake_threshold_rao and total:
-                dividend[voter.uid] = voter.stake_rao
-                for uid, weight in counted.items():
-                    incentive[uid] += voter.stake_rao * weight // total
-        for half, parts in ((pot // 2, incentive), (pot - pot // 2, dividend)):
-            whole = parts.total()
-            for uid, part in parts.items():
-                withheld = parts is incentive and by_uid[uid].coldkey == subnet["owner_coldkey"]
-                if not withheld and part:
-                    paid[uid] += half * part // whole
+            for uid, weight in counted.items():
+                incentive[uid] += voter.stake_rao * weight // total
+            if counted:
+                dividend[voter_uid] = voter.stake_rao
+        ranks, stakes = incentive.total(), dividend.total()
+        for uid, part in incentive.items():
+            if part and by_uid[uid].coldkey != subnet["owner_coldkey"]:
+                paid[uid] += pot // 2 * part // ranks
+        for uid, part in dividend.items():
+            paid[uid] += (pot - pot // 2) * part // stakes
     return paid
