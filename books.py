@@ -115,7 +115,7 @@ class Tape:
     def __init__(self, snapshot: Snapshot):
         self.snapshot = snapshot
         self.pool = snapshot.open()
-        self.vault_keys = frozenset(position.key for position in snapshot.vault)
+        self.vault_keys = {position.key for position in snapshot.vault}
         self.blocks: list[int] = []
         self.zero_for_one: list[bool] = []
         self.lo: list[int] = []
@@ -144,6 +144,8 @@ class Tape:
             ReplayError, PoolError: the events are not this pool's, or some are missing.
         """
         for event in events:
+            if event.kind == "mint" and event.args[0] == self.snapshot.vault_owner:
+                self.vault_keys.add(event.args[:3])
             apply_event(self.pool, event, self.vault_keys)
             if event.kind == "swap":
                 self.swaps += 1

@@ -7,11 +7,13 @@ Read next: `chain.py` (the protocol that `LocalChain` follows), `store.py` (how 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import ipaddress
 import json
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -602,3 +604,58 @@ def _pay(
         for uid, part in dividend.items():
             paid[uid] += (pot - pot // 2) * part // stakes
     return paid
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference miners of local mode
+
+MINER_START_SECONDS = 60
+
+
+@asynccontextmanager
+async def reference_miners(strategies: Sequence[str], folder: Path) -> AsyncIterator[dict[str, str]]:
+    """Run `miner.py` once for each strategy, as processes of their own behind real signed HTTP on loopback.
+
+    They end with the block, and also when this process is killed: their standard input closes then.
+
+    Args:
+        strategies: names that `miner.py --strategy` knows.
+        folder: of the local subnet; each miner logs to `miner-STRATEGY.log` there.
+
+    Yields:
+        The strategy's name by hotkey.
+
+    Raises:
+        ChainError: a miner did not come up.
+    """
+    program = Path(__file__).with_name("miner.py")
+    names: dict[str, str] = {}
+    processes: list[asyncio.subprocess.Process] = []
+    try:
+        for strategy in strategies:
+            with open(folder / f"miner-{strategy}.log", "ab") as log_file:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    str(program),
+                    *("--strategy", strategy, "--name", strategy, "--dir", str(folder), "--port", "0"),
+                    "--exit-with-parent",
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log_file,
+                )
+            processes.append(process)
+        for strategy, process in zip(strategies, processes, strict=True):
+            try:
+                async with asyncio.timeout(MINER_START_SECONDS):
+                    line = (await process.stdout.readline()).decode()
+            except TimeoutError:
+                line = ""
+            if "hotkey " not in line:
+                raise ChainError(f"miner {strategy} did not start: see {folder / f'miner-{strategy}.log'}")
+            names[line.split("hotkey ")[1].split(",")[0]] = strategy
+        yield names
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.terminate()
+        await asyncio.gather(*(process.wait() for process in processes))

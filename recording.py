@@ -10,6 +10,7 @@ Pure but for `read_recording()` and `main()`, which read files. Read next: `book
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import lzma
@@ -73,22 +74,35 @@ def swap_calls(event: Event) -> dict[str, tuple[bool, int, int]]:
     }
 
 
+class _CopiedOnRead(list):
+    """Ticks for a trial swap: whatever it looks at, and may cross, is a copy from then on."""
+
+    def __getitem__(self, at):
+        mark = self[at] = copy.copy(super().__getitem__(at))
+        return mark
+
+
 def find_call(pool: Pool, event: Event) -> str:
-    """Which call a swap event came from, found by trying each on a copy of the pool.
+    """Which call a swap event came from, found by trying each; the pool stays as it is.
+
+    Exact output comes before a price limit: a limit at the right price explains every exact output too.
 
     Raises:
         ReplayError: none of them gives the event's digits.
     """
-    for how, call in swap_calls(event).items():
-        fork = pool.copy()
+    expected, tick = event.args[1:-1], event.args[-1]
+    calls, found = swap_calls(event), "refused"
+    for how in ("in", "out", "limit"):
+        fork = copy.copy(pool)  # a swap changes numbers, and ticks: all else may be shared
+        fork.legs, fork._marks = None, _CopiedOnRead(pool._marks)
         try:
-            apply_event(fork, event._replace(args=(how, *event.args[1:])))
-            return how
-        except (ReplayError, PoolError):
+            amounts = fork.swap(*calls[how])
+        except PoolError:
             continue
-    fork = pool.copy()
-    found = fork.swap(*swap_calls(event)["in"])
-    raise ReplayError(event, "(by any call)", event.args[1:], (*found, fork.sqrt_price_x96, fork.liquidity, fork.tick))
+        found = (*amounts, fork.sqrt_price_x96, fork.liquidity)
+        if found == expected and fork.stands_at(tick):
+            return how
+    raise ReplayError(event, "(by any call)", event.args[1:], found)
 
 
 def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = None) -> None:
@@ -196,6 +210,7 @@ class Snapshot:
             fee_growth_global1_x128, ticks: the pool.
         vault: the vault's positions, in the order in which miners are shown them.
         idle0, idle1: the vault's tokens outside the pool, base units.
+        vault_owner: whose positions are the vault's, also those opened later; empty if only the listed ones are.
     """
 
     block: int
@@ -214,6 +229,7 @@ class Snapshot:
     vault: tuple[VaultPosition, ...]
     idle0: Amount
     idle1: Amount
+    vault_owner: str = ""
 
     @classmethod
     def of(
@@ -224,6 +240,7 @@ class Snapshot:
         block: int,
         block_time: int,
         block_hash: str,
+        vault_owner: str = "",
     ) -> Snapshot:
         """Take a pool's state; `vault_keys` are the vault's positions in it, those without liquidity are left out."""
         held = [(key, pool.positions[key]) for key in vault_keys if key in pool.positions]
@@ -265,6 +282,7 @@ class Snapshot:
             ),
             idle0=idle[0],
             idle1=idle[1],
+            vault_owner=vault_owner,
         )
 
     def open(self) -> Pool:

@@ -142,20 +142,19 @@ class Round:
         if self.tape.unknown_swaps:
             return RoundResult(Code.VOID_UNKNOWN_SWAP, f"{self.tape.unknown_swaps} swaps of unknown call in the window")
         price = self.tape.price_before(close_block)
-        keep_book, hold_book = Book(self.tape), Book(self.tape)
-        if not any(keep_book.initial):
+        keep, hold_book = self.keep(close_block), Book(self.tape)
+        if not any(hold_book.initial):
             return RoundResult(Code.EMPTY_VAULT, "the vault holds no tokens at the opening")
         hold_book.rebalance(self.snapshot.block, (), ())
-        keep = self._line("keep", keep_book, close_block, price)
-        hold = self._line("hold", hold_book, close_block, price)
-        best = self._best(keep_book.initial, close_block, price)
+        hold = self.line("hold", hold_book, close_block)
+        best = self._best(hold_book.initial, close_block, price)
 
         entrants = sorted(entrants, key=lambda entrant: (entrant.registered_block, entrant.hotkey))
         lines, entries, known = {}, [], {}
         for entrant in entrants:
             book = self.books[entrant.hotkey]
             owner, line = known.get(history := tuple(book.history), (None, None))
-            line = line or self._line(entrant.hotkey, book, close_block, price)
+            line = line or self.line(entrant.hotkey, book, close_block)
             if owner is None:
                 known[history] = entrant.hotkey, line
             score, tie_fees = counted(line.terms, keep.terms, self.settings.min_in_range, owner is not None)
@@ -164,14 +163,20 @@ class Round:
         ranked = tuple(replace(lines[entry.hotkey], rank=place) for place, entry in enumerate(rank(entries), 1))
         return RoundResult(Code.SCORED if ranked else Code.NOBODY_RANKED, "", ranked, keep, hold, best, self.tape.swaps)
 
+    def keep(self, close_block: int) -> Line:
+        """The book that keeps the vault's positions untouched."""
+        return self.line("keep", Book(self.tape), close_block)
+
     def _best(self, tokens: tuple[int, int], close_block: int, price: int) -> Line:
         range_ = best_fixed_range(self.tape, self.settings, tokens, close_block, price)
         book = Book(self.tape)
         book.rebalance(self.snapshot.block, [Position(*range_, *tokens)] if range_ else [], ())
-        return replace(self._line("best", book, close_block, price), range_=range_)
+        return replace(self.line("best", book, close_block), range_=range_)
 
-    def _line(self, name: str, book: Book, close_block: int, price: int) -> Line:
+    def line(self, name: str, book: Book, close_block: int) -> Line:
+        """Walk a book to the close and score it."""
         book.walk(close_block)
+        price = self.tape.price_before(close_block)
         blocks = close_block - self.snapshot.block
         share = CONTEXT.divide(Decimal(book.in_range()), Decimal(SHARE_QUANTUM * blocks)) if blocks else Decimal(0)
         outcome = Outcome(

@@ -1,17 +1,31 @@
-"""SQLite, through aiosqlite: the jobs database, the pool-events database, and the one way to open either.
+"""The validator's memory: SQLite through aiosqlite, a jobs database and a pool-events database, and the one way to open either.
 
-(schema and queries follow)
+What is written follows one rule: a method is a transaction. A round's result, the reputations, and the days that follow from
+it are one such method, so they are applied exactly once, whatever crashes. Everything is keyed by hotkey: uids are recycled.
+
+    sqlite3 validator.sqlite3 'SELECT hotkey, rank, score FROM scores ORDER BY round_id, rank'      every score ever given
+
+Read next: `validator.py`, which writes; the schema below says what each column means.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+import zlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import aiosqlite
+
+from protocol import MAX_QUERY_BYTES, Code, JobSettings, canonical, decode, encode
+from recording import Event, Snapshot
+from rounds import Entrant, RoundResult
+from scoring import Standing
 
 BUSY_TIMEOUT_SECONDS = 10
 
@@ -46,9 +60,13 @@ async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[
             await _use_wal(db)
             await _migrate(db, path, migrations)
             yield db
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.OperationalError as error:
+        raise StoreError(
+            f"database {path}: {error}; is another process using it, is the disk full or read-only?"
+        ) from error
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.IntegrityError):
-            raise
         raise StoreError(f"database {path}: {error}; restore a copy or choose another --db") from error
 
 
@@ -73,7 +91,7 @@ async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[st
             )
         for number in range(version, len(migrations)):
             for statement in migrations[number].split(";\n"):
-                await db.execute(statement)
+                await db.execute(statement)  # not executescript: it would commit in between
             await db.execute(f"PRAGMA user_version = {number + 1}")
 
 
@@ -93,3 +111,460 @@ async def transaction(db: aiosqlite.Connection) -> AsyncIterator[None]:
         except BaseException:
             await asyncio.shield(db.rollback())
             raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Schema: amounts, scores and fee growth are decimal strings, they do not fit SQLite's 64 bits; JSON is canonical
+
+JOBS_SCHEMA = (
+    """
+    CREATE TABLE meta (                -- what this database was made with
+        key TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE jobs (
+        job_id TEXT PRIMARY KEY,
+        vault TEXT NOT NULL,           -- sn_liquidity_manager_address: on a recording OWNER:LOWER:UPPER
+        round_seconds INTEGER NOT NULL CHECK (round_seconds > 0),
+        settings TEXT NOT NULL,        -- protocol.JobSettings
+        live INTEGER NOT NULL DEFAULT 1,
+        active INTEGER NOT NULL DEFAULT 1
+    ) STRICT;
+    CREATE TABLE rounds (
+        round_id TEXT PRIMARY KEY,     -- JOB:TYPE:START
+        job_id TEXT NOT NULL REFERENCES jobs,
+        round_type TEXT NOT NULL CHECK (round_type IN ('evaluation', 'live')),
+        start_time INTEGER NOT NULL,   -- nominal, unix seconds of market time, a multiple of the length
+        end_time INTEGER NOT NULL,
+        settings TEXT NOT NULL,        -- the job's at the start
+        rules_version INTEGER NOT NULL,
+        opening_block INTEGER,
+        opening_hash TEXT,
+        vault_state TEXT,              -- recording.Snapshot without ticks
+        close_block INTEGER,
+        code TEXT,                     -- NULL while it runs; then protocol.Code
+        detail TEXT NOT NULL DEFAULT '',
+        winner TEXT,                   -- hotkey
+        asked INTEGER NOT NULL DEFAULT 0,
+        summary TEXT,                  -- lines of keep, hold and best; number of swaps
+        UNIQUE (job_id, round_type, start_time)
+    ) STRICT;
+    CREATE TABLE predictions (         -- one row an ask
+        round_id TEXT NOT NULL REFERENCES rounds,
+        hotkey TEXT NOT NULL,
+        due_block INTEGER NOT NULL,    -- the checkpoint; the first ask of a round has its expected opening
+        query BLOB NOT NULL,           -- the bytes that were sent
+        answer BLOB NOT NULL,          -- the bytes that came back, empty if none did
+        signature TEXT NOT NULL,       -- the miner's, over answer and request; empty if there was none
+        nonce INTEGER NOT NULL,        -- of the request, nanoseconds
+        code TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        effective_block INTEGER,       -- an accepted answer acts before this block's first event
+        response_seconds REAL NOT NULL,
+        PRIMARY KEY (round_id, hotkey, due_block)
+    ) STRICT;
+    CREATE TABLE entrants (            -- who accepted the first ask
+        round_id TEXT NOT NULL REFERENCES rounds,
+        hotkey TEXT NOT NULL,
+        registered_block INTEGER NOT NULL,
+        combined TEXT NOT NULL,        -- reputation before the round
+        PRIMARY KEY (round_id, hotkey)
+    ) STRICT;
+    CREATE TABLE scores (
+        round_id TEXT NOT NULL REFERENCES rounds,
+        hotkey TEXT NOT NULL,
+        rank INTEGER NOT NULL,
+        score TEXT NOT NULL,           -- what counts; the target's own score is in the line's terms
+        line TEXT NOT NULL,            -- rounds.Line
+        PRIMARY KEY (round_id, hotkey)
+    ) STRICT;
+    CREATE TABLE miner_scores (        -- reputations
+        job_id TEXT NOT NULL REFERENCES jobs,
+        hotkey TEXT NOT NULL,
+        eval_seed TEXT NOT NULL,
+        live_seed TEXT NOT NULL,
+        eval_excess TEXT NOT NULL,
+        live_excess TEXT NOT NULL,
+        evaluations INTEGER NOT NULL,
+        lives INTEGER NOT NULL,
+        PRIMARY KEY (job_id, hotkey)
+    ) STRICT;
+    CREATE TABLE miner_participation ( -- UTC days of market time with a ranked round
+        job_id TEXT NOT NULL REFERENCES jobs,
+        hotkey TEXT NOT NULL,
+        day INTEGER NOT NULL,          -- unix seconds // 86400
+        PRIMARY KEY (job_id, hotkey, day)
+    ) STRICT;
+    CREATE TABLE live_executions (
+        round_id TEXT NOT NULL REFERENCES rounds,
+        block INTEGER NOT NULL,        -- at whose start it acted
+        vault TEXT NOT NULL,
+        execution TEXT NOT NULL,       -- market.Execution: what was asked of the market, and what became of it
+        PRIMARY KEY (round_id, block)
+    ) STRICT;
+    CREATE TABLE weights (             -- every attempt to set weights
+        id INTEGER PRIMARY KEY,
+        market_time INTEGER NOT NULL,
+        block INTEGER NOT NULL,        -- the subnet chain's
+        vector TEXT NOT NULL,          -- fraction by hotkey, and the burn part
+        uids TEXT NOT NULL,            -- fraction by uid, as sent
+        code TEXT NOT NULL,
+        name TEXT NOT NULL,            -- the chain's name of the error
+        detail TEXT NOT NULL,
+        next_block INTEGER NOT NULL    -- the next try is due
+    ) STRICT;
+    CREATE INDEX rounds_by_job ON rounds (job_id, round_type, end_time)
+    """,
+)
+
+EVENTS_SCHEMA = (
+    """
+    CREATE TABLE events (
+        pool TEXT NOT NULL,
+        block INTEGER NOT NULL,
+        log_index INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        args TEXT NOT NULL,            -- recording.Event.args: integers as decimal strings
+        PRIMARY KEY (pool, block, log_index)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE snapshots (           -- pools before a block's first event
+        pool TEXT NOT NULL,
+        block INTEGER NOT NULL,
+        body BLOB NOT NULL,            -- recording.Snapshot without a vault, canonical JSON, zlib
+        PRIMARY KEY (pool, block)
+    ) STRICT
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task: whose vault, which rules, how long a round is."""
+
+    job_id: str
+    vault: str
+    round_seconds: int
+    settings: JobSettings
+    live: bool = True
+    active: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One ask and what came of it; the columns of `predictions`."""
+
+    round_id: str
+    hotkey: str
+    due_block: int
+    query: bytes
+    answer: bytes
+    signature: str
+    nonce: int
+    code: Code
+    detail: str
+    effective_block: int | None
+    response_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reputation:
+    """A miner's standing in one job, and how many rounds made it."""
+
+    standing: Standing
+    evaluations: int = 0
+    lives: int = 0
+
+
+class Store:
+    """The validator's memory. Every method is one transaction: applied as a whole or not at all, whatever crashes."""
+
+    def __init__(self, jobs: aiosqlite.Connection, events: aiosqlite.Connection):
+        self._jobs, self._events = jobs, events
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: str | Path) -> AsyncIterator[Store]:
+        """Open the jobs database at `path` and the pool-events database beside it (`NAME.events.sqlite3`)."""
+        path = Path(path)
+        async with (
+            connect(path, JOBS_SCHEMA) as jobs,
+            connect(path.with_name(f"{path.stem}.events.sqlite3"), EVENTS_SCHEMA) as events,
+        ):
+            yield cls(jobs, events)
+
+    # -- identity and jobs
+
+    async def claim(self, key: str, value: str) -> None:
+        """Note what this database belongs to. Raises `StoreError` if it already belongs to something else."""
+        async with transaction(self._jobs):
+            await self._jobs.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
+            found = await self._value("SELECT value FROM meta WHERE key = ?", key)
+        if found != value:
+            raise StoreError(f"this database was made for {key} {found}, not {value}; choose another --db")
+
+    async def put_job(self, job: Job) -> None:
+        """Add a job, or change its rules from the next round on."""
+        async with transaction(self._jobs):
+            await self._jobs.execute(
+                "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET vault = excluded.vault,"
+                " round_seconds = excluded.round_seconds, settings = excluded.settings, live = excluded.live,"
+                " active = excluded.active",
+                (job.job_id, job.vault, job.round_seconds, encode(job.settings).decode(), job.live, job.active),
+            )
+
+    async def jobs(self) -> list[Job]:
+        """All jobs, active or not, by id."""
+        return [
+            Job(
+                row["job_id"],
+                row["vault"],
+                row["round_seconds"],
+                decode(JobSettings, row["settings"].encode(), MAX_QUERY_BYTES),
+                bool(row["live"]),
+                bool(row["active"]),
+            )
+            for row in await self._jobs.execute_fetchall("SELECT * FROM jobs ORDER BY job_id")
+        ]
+
+    # -- a round
+
+    async def begin_round(self, round_id: str, job: Job, round_type: str, start_time: int, rules_version: int) -> bool:
+        """Note that a round begins. Returns False if it was begun before: finished, or interrupted by a crash."""
+        async with transaction(self._jobs):
+            cursor = await self._jobs.execute(
+                "INSERT OR IGNORE INTO rounds (round_id, job_id, round_type, start_time, end_time, settings, rules_version)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    round_id,
+                    job.job_id,
+                    round_type,
+                    start_time,
+                    start_time + job.round_seconds,
+                    encode(job.settings).decode(),
+                    rules_version,
+                ),
+            )
+            return cursor.rowcount == 1
+
+    async def add_predictions(self, predictions: Iterable[Prediction], entrants: Iterable[Entrant] = ()) -> None:
+        """A checkpoint's asks with their answers, and at the first one who takes part."""
+        rows = [tuple(getattr(p, field.name) for field in fields(p)) for p in predictions]
+        async with transaction(self._jobs):
+            await self._jobs.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * 11)})", rows)
+            for entrant in entrants:
+                await self._jobs.execute(
+                    "INSERT INTO entrants VALUES (?, ?, ?, ?)",
+                    (rows[0][0], entrant.hotkey, entrant.registered_block, str(entrant.combined)),
+                )
+
+    async def open_window(self, round_id: str, pool: str, snapshot: Snapshot) -> None:
+        """The opening: pool (shared by all jobs on it) and vault before its first event."""
+        async with transaction(self._events):
+            await self._events.execute(
+                "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?)",
+                (pool, snapshot.block, zlib.compress(encode(replace(snapshot, vault=(), idle0=0, idle1=0)))),
+            )
+        async with transaction(self._jobs):
+            await self._jobs.execute(
+                "UPDATE rounds SET opening_block = ?, opening_hash = ?, vault_state = ? WHERE round_id = ?",
+                (snapshot.block, snapshot.block_hash, encode(replace(snapshot, ticks=())).decode(), round_id),
+            )
+
+    async def add_events(self, pool: str, events: Iterable[Event]) -> None:
+        """A round's events; those already there (of another job's round) stay as they are."""
+        async with transaction(self._events):
+            await self._events.executemany(
+                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (pool, e.block, e.log_index, e.time, e.kind, canonical([str(arg) for arg in e.args]).decode())
+                    for e in events
+                ],
+            )
+
+    async def finish_round(
+        self,
+        round_id: str,
+        job_id: str,
+        result: RoundResult,
+        close_block: int | None,
+        asked: int,
+        standings: Mapping[str, Standing],
+        day: int,
+    ) -> None:
+        """A round's result with all that follows from it, exactly once.
+
+        Args:
+            round_id, job_id: which.
+            result: from `rounds.play`, or a void or skipped round's.
+            close_block: None if it never got there.
+            asked: how many miners were asked first.
+            standings: the new reputations of the ranked miners.
+            day: UTC day of market time at the close; the ranked miners took part on it.
+
+        Raises:
+            StoreError: it was finished before.
+        """
+        round_type = round_id.split(":")[-2]
+        column = "evaluations" if round_type == "evaluation" else "lives"
+        summary = {name: to_json(line) for name in ("keep", "hold", "best") if (line := getattr(result, name))}
+        async with transaction(self._jobs):
+            cursor = await self._jobs.execute(
+                "UPDATE rounds SET code = ?, detail = ?, close_block = ?, winner = ?, asked = ?, summary = ?"
+                " WHERE round_id = ? AND code IS NULL",
+                (
+                    result.code,
+                    result.detail,
+                    close_block,
+                    result.lines[0].name if result.lines else None,
+                    asked,
+                    canonical(summary | {"swaps": result.swaps}).decode(),
+                    round_id,
+                ),
+            )
+            if cursor.rowcount != 1:
+                raise StoreError(f"round {round_id} was finished before; its scores are not applied twice")
+            for line in result.lines:
+                await self._jobs.execute(
+                    "INSERT INTO scores VALUES (?, ?, ?, ?, ?)",
+                    (round_id, line.name, line.rank, str(line.score), canonical(to_json(line)).decode()),
+                )
+                await self._jobs.execute(
+                    "INSERT OR IGNORE INTO miner_participation VALUES (?, ?, ?)", (job_id, line.name, day)
+                )
+            for hotkey, standing in standings.items():
+                await self._jobs.execute(
+                    "INSERT INTO miner_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                    " eval_seed = excluded.eval_seed, live_seed = excluded.live_seed, eval_excess = excluded.eval_excess,"
+                    f" live_excess = excluded.live_excess, {column} = {column} + 1",
+                    (
+                        job_id,
+                        hotkey,
+                        str(standing.eval_seed),
+                        str(standing.live_seed),
+                        str(standing.eval_excess),
+                        str(standing.live_excess),
+                        int(round_type == "evaluation"),
+                        int(round_type == "live"),
+                    ),
+                )
+
+    async def add_execution(self, round_id: str, block: int, vault: str, execution: dict) -> None:
+        """A live decision that was carried out."""
+        async with transaction(self._jobs):
+            await self._jobs.execute(
+                "INSERT INTO live_executions VALUES (?, ?, ?, ?)",
+                (round_id, block, vault, canonical(execution).decode()),
+            )
+
+    async def executions(self) -> list[dict]:
+        """All live decisions carried out, in order."""
+        rows = await self._jobs.execute_fetchall("SELECT execution FROM live_executions ORDER BY block, vault")
+        return [json.loads(row["execution"]) for row in rows]
+
+    async def add_weights(
+        self,
+        market_time: int,
+        block: int,
+        vector: Mapping[str, Decimal],
+        uids: Mapping[int, Decimal],
+        code: Code,
+        name: str,
+        detail: str,
+        next_block: int,
+    ) -> None:
+        """An attempt to set weights and how it ended."""
+        async with transaction(self._jobs):
+            await self._jobs.execute(
+                "INSERT INTO weights (market_time, block, vector, uids, code, name, detail, next_block)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    market_time,
+                    block,
+                    canonical({key: str(value) for key, value in vector.items()}).decode(),
+                    canonical({str(key): str(value) for key, value in uids.items()}).decode(),
+                    code,
+                    name,
+                    detail,
+                    next_block,
+                ),
+            )
+
+    # -- questions
+
+    async def interrupted(self) -> list[tuple[str, str]]:
+        """Rounds that began and never ended: (round_id, job_id)."""
+        rows = await self._jobs.execute_fetchall(
+            "SELECT round_id, job_id FROM rounds WHERE code IS NULL ORDER BY start_time, round_id"
+        )
+        return [(row["round_id"], row["job_id"]) for row in rows]
+
+    async def last_start(self, job_id: str, round_type: str) -> int | None:
+        """Nominal start of a job's newest round."""
+        return await self._value(
+            "SELECT max(start_time) FROM rounds WHERE job_id = ? AND round_type = ?", job_id, round_type
+        )
+
+    async def resume_time(self) -> int | None:
+        """Market time at which the newest round ended or, if it was interrupted, began; None before the first."""
+        return await self._value("SELECT max(CASE WHEN code IS NULL THEN start_time ELSE end_time END) FROM rounds")
+
+    async def reputations(self, job_id: str) -> dict[str, Reputation]:
+        """By hotkey, of one job."""
+        rows = await self._jobs.execute_fetchall("SELECT * FROM miner_scores WHERE job_id = ?", (job_id,))
+        return {
+            row["hotkey"]: Reputation(
+                Standing(*(Decimal(row[name]) for name in ("eval_seed", "live_seed", "eval_excess", "live_excess"))),
+                row["evaluations"],
+                row["lives"],
+            )
+            for row in rows
+        }
+
+    async def days(self, job_id: str, hotkey: str) -> list[int]:
+        """UTC days on which a miner was ranked in a job."""
+        sql = "SELECT day FROM miner_participation WHERE job_id = ? AND hotkey = ? ORDER BY day"
+        return [row["day"] for row in await self._jobs.execute_fetchall(sql, (job_id, hotkey))]
+
+    async def last_winner(self, job_id: str) -> tuple[str, str] | None:
+        """(hotkey, round_id) of the newest finished evaluation that had a winner."""
+        rows = await self._jobs.execute_fetchall(
+            "SELECT winner, round_id FROM rounds WHERE job_id = ? AND round_type = 'evaluation' AND winner IS NOT NULL"
+            " ORDER BY end_time DESC LIMIT 1",
+            (job_id,),
+        )
+        return (rows[0]["winner"], rows[0]["round_id"]) if rows else None
+
+    async def ranked_since(self, job_id: str, since: int) -> tuple[int, dict[str, int]]:
+        """Of a job's finished, non-void evaluations that ended after `since`: how many, and in how many each miner ranked."""
+        ended = "job_id = ? AND round_type = 'evaluation' AND end_time > ? AND code IN ('scored', 'nobody_ranked')"
+        finished = await self._value(f"SELECT count(*) FROM rounds WHERE {ended}", job_id, since)
+        rows = await self._jobs.execute_fetchall(
+            f"SELECT hotkey, count(*) AS n FROM scores JOIN rounds USING (round_id) WHERE {ended} GROUP BY hotkey",
+            (job_id, since),
+        )
+        return finished, {row["hotkey"]: row["n"] for row in rows}
+
+    async def next_weights_block(self) -> int:
+        """When the next attempt to set weights is due; 0 before the first."""
+        return await self._value("SELECT next_block FROM weights ORDER BY id DESC LIMIT 1") or 0
+
+    async def counts(self) -> dict[str, int]:
+        """How many rounds ended with which code, for the closing summary."""
+        rows = await self._jobs.execute_fetchall(
+            "SELECT round_type || ' ' || coalesce(code, 'running') AS what, count(*) AS n FROM rounds GROUP BY what ORDER BY what"
+        )
+        return {row["what"]: row["n"] for row in rows}
+
+    async def _value(self, sql: str, *parameters):
+        rows = await self._jobs.execute_fetchall(sql, parameters)
+        return rows[0][0] if rows else None
+
+
+def to_json(value):
+    """Result dataclasses as plain JSON: numbers as decimal strings, nested dataclasses as objects."""
+    if is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value if value is None or isinstance(value, (str, bool)) else str(value)

@@ -1,0 +1,106 @@
+"""Leaderboards in plain text: every miner's terms beside *keep*, *hold* and the best fixed range in hindsight.
+
+Only shows; nothing here decides anything. Read next: `scoring.py`, where each column comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from market import Pair
+from protocol import Code
+from rounds import Line, RoundResult
+from store import Job, Reputation
+
+COLUMNS = (
+    "rank", "miner", "score", "fees", "drift", "divergence", "costs", "inventory loss", "penalty", "in range", "changes",
+    "rep. excess", "rep. seed",
+)  # fmt: skip
+
+
+def leaderboard(
+    label: str,
+    pair: Pair,
+    job: Job,
+    round_id: str,
+    result: RoundResult,
+    reputations: Mapping[str, Reputation],
+    asked: Mapping[str, tuple[Code, str]],
+    names: Mapping[str, str],
+) -> str:
+    """One round as a table.
+
+    Args:
+        label: of the market; says whether it is real, recorded or a model.
+        pair, job, round_id, result: what was played.
+        reputations: after the round, by hotkey.
+        asked: code and detail of each first ask, by hotkey; those not accepted are listed below the table.
+        names: what to call hotkeys that are known here.
+
+    Returns:
+        Lines of text; amounts in human units of token1.
+    """
+    unit = Decimal(10) ** pair.token1.decimals
+    start = int(round_id.rsplit(":", 1)[1])
+    rows = [COLUMNS]
+    for line in (*result.lines, *(line for line in (result.keep, result.hold, result.best) if line)):
+        rows.append(_row(line, unit, reputations.get(line.name), names))
+    widths = [max(len(row[n]) for row in rows) for n in range(len(COLUMNS))]
+    table = [
+        "  ".join(
+            cell.rjust(w) if n != 1 else cell.ljust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    live = "LIVE, on the vault itself" if ":live:" in round_id else "evaluation"
+    head = [
+        f"== {job.job_id}: target {job.settings.target}, {live}, {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M} UTC"
+        f" for {job.round_seconds} s, {result.swaps} swaps",
+        f"   {label}; amounts in {pair.token1.symbol}; ranked by score, paid by reputation ({job.settings.reputation})",
+    ]
+    out = [
+        f"   not ranked: {_name(hotkey, names)}: {code} {detail}".rstrip()
+        for hotkey, (code, detail) in asked.items()
+        if code is not Code.ACCEPTED
+    ]
+    if result.best and result.best.range_:
+        out.append(f"   best fixed range in hindsight: ticks {result.best.range_[0]} to {result.best.range_[1]}")
+    return "\n".join([*head, *table, *out])
+
+
+def _row(line: Line, unit: Decimal, reputation: Reputation | None, names: Mapping[str, str]) -> tuple[str, ...]:
+    terms = line.terms
+
+    def money(value: Decimal) -> str:
+        return f"{value / unit:+,.4f}"
+
+    standing = reputation.standing if reputation else None
+    name = _name(line.name, names) + (f" = {_name(line.copy_of, names)}" if line.copy_of else "")
+    return (
+        str(line.rank or ""),
+        name,
+        money(line.score),
+        money(terms.fees),
+        money(terms.drift),
+        money(terms.divergence),
+        money(terms.costs),
+        f"{terms.loss:.4%}",
+        f"{terms.penalty:.4f}",
+        f"{terms.in_range:.1%}",
+        str(line.outcome.changes),
+        money(standing.combined("excess")) if standing else "",
+        money(standing.combined("seed")) if standing else "",
+    )
+
+
+def _name(hotkey: str, names: Mapping[str, str]) -> str:
+    known = names.get(hotkey)
+    return (
+        f"{known} {hotkey[:4]}..{hotkey[-4:]}"
+        if known
+        else f"{hotkey[:6]}..{hotkey[-6:]}"
+        if len(hotkey) == 48
+        else hotkey
+    )

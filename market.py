@@ -1,0 +1,695 @@
+"""The EVM seam: the one protocol through which everything else sees a pool and its blocks, and the recorded market.
+
+    python market.py import PATH --out FOLDER     complete a recording: find the call behind each swap that lacks it
+
+A market answers in plain values (`Block`, `Snapshot`, `Event`); amounts are integers of token base units. What lies in
+memory, a recording or the model, is replayed on the exact pool; at full speed its time is a lock-step clock: it stands still
+while anybody is busy.
+Read next: `recording.py` (events and snapshots), `model.py` (the market for where no data is at hand).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import lzma
+import sys
+import time
+from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from protocol import Token
+from recording import (
+    BACKGROUND,
+    Event,
+    Recording,
+    RecordingError,
+    ReplayError,
+    Snapshot,
+    apply_event,
+    find_call,
+    read_recording,
+)
+from sim import Pool, PoolError, amounts_of, sqrt_ratio_at_tick
+
+UNCHANGED = 0.8  # part of a recording for which the default vault's position must stay as it is (DESIGN section 3)
+KEEP_EVERY_EVENTS = 10_000  # between two kept copies of a replayed pool: what a backward request costs at most
+CHAIN_IDS = {"ethereum": 1, "polygon": 137, "base": 8453, "arbitrum": 42161}  # by a recording's `chain`; others 0
+CALLS = ("in", "out", "limit", "?")  # what a complete recording says of a swap
+CSV_HEADER = (
+    "block,log_index,time,kind,how_or_owner,amount0_or_tickLower,amount1_or_tickUpper,"
+    "sqrtPriceX96_or_liquidityDelta,liquidity_or_amount0,tick_or_amount1"
+)
+
+
+class MarketError(Exception):
+    """A market cannot do what was asked; the message says what, why and the fix, in one line."""
+
+
+class MarketEnded(Exception):
+    """Asked for a block beyond the end of a recording: there is nothing after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block's number, time in unix seconds, and hash (0x and 64 hex digits)."""
+
+    number: int
+    time: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a market trades, and where; fee in pips (1e-6)."""
+
+    chain_id: int
+    pool_address: str
+    token0: Token
+    token1: Token
+    fee: int
+    tick_spacing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What was asked of a vault, and what became of it; amounts are (token0, token1) in base units.
+
+    Always `before + released + fees - paid == after`. `block`, `vault`, `keep`, `close`, `mint` are enough to repeat it.
+
+    Attributes:
+        block: the plan acted before this block's other events.
+        vault: its name.
+        keep, close: ranges (tick_lower, tick_upper) left untouched, and closed.
+        mint: (tick_lower, tick_upper, amount0_max, amount1_max) as asked for.
+        before, after: idle tokens.
+        released, fees: what closing gave back, and paid in fees.
+        paid: what the new positions took.
+        minted: (tick_lower, tick_upper, liquidity) of the new positions; what would get no liquidity is left out.
+    """
+
+    block: int
+    vault: str
+    keep: tuple[tuple[int, int], ...]
+    close: tuple[tuple[int, int], ...]
+    mint: tuple[tuple[int, int, int, int], ...]
+    before: tuple[int, int] = (0, 0)
+    released: tuple[int, int] = (0, 0)
+    fees: tuple[int, int] = (0, 0)
+    paid: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
+    minted: tuple[tuple[int, int, int], ...] = ()
+
+
+class Market(Protocol):
+    """A pool and its blocks.
+
+    Attributes:
+        label: one line that says what this is; a model is called a model, a recording a recording.
+        pair: what is traded.
+        executes: whether `execute` works here.
+        full_speed: whether market time waits for those inside `participant()` instead of following a clock.
+
+    All methods raise `MarketEnded` for blocks beyond the end, and `MarketError`.
+    """
+
+    label: str
+    pair: Pair
+    executes: bool
+    full_speed: bool
+
+    async def head(self) -> Block:
+        """The last complete block."""
+
+    async def block(self, number: int) -> Block:
+        """Any block up to the head; a market in memory knows the others too."""
+
+    async def first_block_at(self, time_seconds: int) -> Block:
+        """The first block with a timestamp of at least `time_seconds`; as `block`."""
+
+    async def reach(self, number: int) -> Block:
+        """Wait until the head is at least there; returns the head. At full speed only inside `participant()`, and the head
+        is then exactly that block, unless it was past it."""
+
+    async def reach_time(self, time_seconds: int) -> Block:
+        """`reach` for the first block with a timestamp of at least `time_seconds`."""
+
+    async def snapshot(self, vault: str, block: int) -> Snapshot:
+        """Pool and vault before the first event of `block`, which is at most one above the head."""
+
+    async def events(self, first: int, last: int) -> list[Event]:
+        """The events of blocks `first` to `last`, both included; `last` is at most the head.
+
+        A burn takes its tokens out of the pool at once: no `collect` follows for them, only for fees.
+        """
+
+    def participant(self) -> AbstractAsyncContextManager[None]:
+        """Inside, a task is busy unless it waits in `reach`; see `Lockstep`."""
+
+    async def execute(
+        self,
+        vault: str,
+        keep: Sequence[tuple[int, int]],
+        close: Sequence[tuple[int, int]],
+        mint: Sequence[tuple[int, int, int, int]],
+    ) -> Execution:
+        """Rebalance a vault before the first event of the block after the head; only where `executes`."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clocks
+
+
+class Lockstep:
+    """Market time at full speed: it stands still while anybody is busy.
+
+    A task inside `participant()` is busy; while it waits in `reach()` it is not. When nobody is busy, the head advances to
+    the smallest block that is waited for, and those who wait for it wake in the order in which they came. So no network wait
+    lets market time run on. A cancelled wait makes its task busy again; leaving `participant()`, however, frees the others.
+
+    One task is one participant: a task inside must not wait for other participants (nothing would ever move), so rounds that
+    run side by side are tasks of their own. The head moves only after tasks that were started together had their first turn.
+
+    Attributes:
+        head: the last complete block.
+    """
+
+    def __init__(self, head: int):
+        self.head = head
+        self._inside: set[asyncio.Task] = set()
+        self._waiting: list[tuple[int, asyncio.Future]] = []
+
+    @asynccontextmanager
+    async def participant(self) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        if task in self._inside:
+            raise MarketError("participant() inside participant(): one task is one participant; start another task")
+        self._inside.add(task)
+        try:
+            yield
+        finally:
+            self._inside.remove(task)
+            self._settle()
+
+    async def reach(self, number: int) -> None:
+        """Wait until the head is at least `number`.
+
+        Raises:
+            MarketError: called outside of `participant()`, where market time would not wait for the caller.
+        """
+        if asyncio.current_task() not in self._inside:
+            raise MarketError("reach() outside of participant(): market time would not wait; enter participant() first")
+        if number > self.head:
+            woken = asyncio.get_running_loop().create_future()
+            self._waiting.append((number, woken))
+            self._settle()
+            await woken
+
+    def _settle(self) -> None:
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def _advance(self) -> None:
+        # whoever was woken or cancelled is busy again at once, even before it runs
+        self._waiting = [(number, woken) for number, woken in self._waiting if not woken.done()]
+        if self._waiting and len(self._waiting) == len(self._inside):
+            self.head = min(number for number, _ in self._waiting)
+            for number, woken in self._waiting:
+                if number == self.head:
+                    woken.set_result(None)
+
+
+class Paced:
+    """Market time that follows a clock.
+
+    Args:
+        market: for the times of its blocks.
+        first: the head at the start.
+        pace: market seconds per second of the clock.
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, market: InMemoryMarket, first: int, pace: float, clock: Callable[[], float]):
+        self._market, self._pace, self._clock = market, pace, clock
+        self._origin = clock() - market.time_of(first) / pace
+
+    def _now(self) -> float:
+        return (self._clock() - self._origin) * self._pace
+
+    @property
+    def head(self) -> int:
+        return self._market.last_block_by(int(self._now()))
+
+    @asynccontextmanager
+    async def participant(self) -> AsyncIterator[None]:
+        yield
+
+    async def reach(self, number: int) -> None:
+        while self.head < number:
+            await asyncio.sleep(max(0.0, self._market.time_of(number) - self._now()) / self._pace)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Markets in memory
+
+
+class History:
+    """A pool's events in order, and its state before any of them.
+
+    A position's tokens leave the pool with the burn that releases them: only fees stay owed. A position without liquidity
+    and without fees is forgotten.
+
+    Args:
+        pool: before the first event.
+    """
+
+    def __init__(self, pool: Pool):
+        self.events: list[Event] = []
+        self.blocks: list[int] = []
+        self._kept = [(0, pool)]
+        self._pool, self._index = pool.copy(), 0
+
+    def append(self, event: Event) -> None:
+        self.events.append(event)
+        self.blocks.append(event.block)
+
+    def index(self, block: int) -> int:
+        """Index of the first event of this block or a later one."""
+        return bisect_left(self.blocks, block)
+
+    def pool_before(self, index: int) -> Pool:
+        """The pool before an event, to read only. Later requests go on from here, earlier ones from a kept copy.
+
+        Raises:
+            MarketError: an event contradicts the replay.
+        """
+        at, kept = self._kept[bisect_right(self._kept, index, key=lambda pair: pair[0]) - 1]
+        if not at <= self._index <= index:
+            self._pool, self._index = kept.copy(), at
+        while self._index < index:
+            event = self.events[self._index]
+            try:
+                advance(self._pool, event)
+            except (ReplayError, PoolError) as error:
+                raise MarketError(contradiction(event, error)) from error
+            self._index += 1
+            if self._index % KEEP_EVERY_EVENTS == 0 and self._index > self._kept[-1][0]:
+                self._kept.append((self._index, self._pool.copy()))
+        return self._pool
+
+
+def advance(pool: Pool, event: Event) -> None:
+    """`apply_event`, and what `History` says of burns."""
+    apply_event(pool, event)
+    if event.kind in ("burn", "collect"):
+        key = event.args[:3]
+        if event.kind == "burn":
+            pool.collect(*key, *event.args[4:])
+        state = pool.positions[key]
+        if not (state.liquidity or state.tokens_owed0 or state.tokens_owed1):
+            del pool.positions[key]
+
+
+def _place(event: Event) -> str:
+    return f"block {event.block} log {event.log_index}"
+
+
+def contradiction(event: Event, error: Exception) -> str:
+    """One line for an event that cannot have happened."""
+    text = str(error).removeprefix(f"{_place(event)}: ")
+    return f"{_place(event)}: {text}; the stream lacks an event before it, or is not this pool's: fetch it again"
+
+
+class Purse:
+    """A vault's tokens outside the pool, after each of its own events.
+
+    What a burn or collect gives goes in; a mint is paid from it as far as it reaches, the rest came from outside.
+
+    Args:
+        owns: whether (owner, tick_lower, tick_upper) is the vault's.
+        idle: before the first event.
+        owner: whose positions are the vault's, also those opened later; empty if the vault is just one position.
+    """
+
+    def __init__(self, owns: Callable[[tuple], bool], idle: tuple[int, int], owner: str = ""):
+        self.owns, self.owner = owns, owner
+        self._read = 0
+        self._indices, self._amounts = [-1], [idle]
+
+    def before(self, events: Sequence[Event], index: int) -> tuple[int, int]:
+        """Idle tokens before an event."""
+        for at in range(self._read, index):
+            event = events[at]
+            if event.kind in ("mint", "burn", "collect") and self.owns(event.args[:3]):
+                idle0, idle1 = self._amounts[-1]
+                amount0, amount1 = event.args[-2:]
+                paid = event.kind == "mint"
+                self._indices.append(at)
+                self._amounts.append(
+                    (max(0, idle0 - amount0), max(0, idle1 - amount1)) if paid else (idle0 + amount0, idle1 + amount1)
+                )
+        self._read = max(self._read, index)
+        return self._amounts[bisect_left(self._indices, index) - 1]
+
+
+class InMemoryMarket(ABC):
+    """What the recorded market and the model share: a history, vaults' purses, and a clock. Implements `Market`.
+
+    Args:
+        label, pair: see `Market`.
+        pool: before the first event.
+        first, last: the blocks there are; `last` is None where the market goes on for ever.
+        head: the last complete block at the start; None for `first`.
+        hash_key: block hashes are sha256(`hash_key`:number), nobody's real hash.
+        pace: market seconds per second of `clock`; None for full speed.
+        clock: seconds, for a pace.
+    """
+
+    executes = False
+
+    def __init__(
+        self,
+        label: str,
+        pair: Pair,
+        pool: Pool,
+        first: int,
+        last: int | None,
+        head: int | None,
+        hash_key: str,
+        pace: float | None,
+        clock: Callable[[], float],
+    ):
+        head = first if head is None else head
+        if head < first or (last is not None and head > last):
+            raise MarketError(f"head {head}: the market has blocks {first} to {last or 'infinity'}")
+        if pace is not None and not pace > 0:
+            raise MarketError(f"pace {pace}: market seconds per second, above 0; leave it out for full speed")
+        self.label, self.pair, self.first, self.last, self.full_speed = label, pair, first, last, pace is None
+        self._history = History(pool)
+        self._purses: dict[str, Purse] = {}
+        self._hash_key = hash_key
+        self._clock = Lockstep(head) if pace is None else Paced(self, head, pace, clock)
+
+    @abstractmethod
+    def time_of(self, number: int) -> int:
+        """Unix seconds of a block that there is; monotonic."""
+
+    @abstractmethod
+    def number_at(self, time_seconds: int) -> int:
+        """The first block with a timestamp of at least `time_seconds`. Raises `MarketEnded` if there is none."""
+
+    @abstractmethod
+    def _purse(self, vault: str) -> Purse:
+        """A new purse for a vault. Raises `MarketError` for an unknown one."""
+
+    @abstractmethod
+    def _grow(self, last: int) -> None:
+        """See to it that the history has all events up to the block `last`."""
+
+    def last_block_by(self, time_seconds: int) -> int:
+        """The last block with a timestamp of at most `time_seconds`, the first one if there is none."""
+        try:
+            return max(self.first, self.number_at(time_seconds + 1) - 1)
+        except MarketEnded:
+            return self.last
+
+    async def head(self) -> Block:
+        return await self.block(self._clock.head)
+
+    async def block(self, number: int) -> Block:
+        if self.last is not None and number > self.last:
+            raise MarketEnded(f"block {number}: {self.label} ends with block {self.last}")
+        if number < self.first:
+            raise MarketError(f"block {number}: {self.label} begins with block {self.first}")
+        return Block(
+            number, self.time_of(number), "0x" + hashlib.sha256(f"{self._hash_key}:{number}".encode()).hexdigest()
+        )
+
+    async def first_block_at(self, time_seconds: int) -> Block:
+        return await self.block(self.number_at(time_seconds))
+
+    async def reach(self, number: int) -> Block:
+        await self.block(number)
+        await self._clock.reach(number)
+        return await self.head()
+
+    async def reach_time(self, time_seconds: int) -> Block:
+        return await self.reach(self.number_at(time_seconds))
+
+    def participant(self) -> AbstractAsyncContextManager[None]:
+        return self._clock.participant()
+
+    async def events(self, first: int, last: int) -> list[Event]:
+        self._see(last)
+        return self._history.events[self._history.index(first) : self._history.index(last + 1)]
+
+    async def snapshot(self, vault: str, block: int) -> Snapshot:
+        self._see(block - 1)
+        at = await self.block(block)
+        if vault not in self._purses:
+            self._purses[vault] = self._purse(vault)
+        purse, index = self._purses[vault], self._history.index(block)
+        pool, idle = self._history.pool_before(index), purse.before(self._history.events, index)
+        keys = [key for key in pool.positions if purse.owns(key)]
+        return Snapshot.of(pool, keys, idle, block, at.time, at.hash, purse.owner)
+
+    async def execute(self, vault, keep, close, mint) -> Execution:
+        raise MarketError(f"{self.label} cannot be changed: what happened has happened")
+
+    def _see(self, block: int) -> None:
+        if block > self._clock.head:
+            raise MarketError(f"block {block} is above the head {self._clock.head}: reach it first")
+        self._grow(block)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A recording as a market
+
+
+class RecordedMarket(InMemoryMarket):
+    """A recording, block by block.
+
+    It has no vault and no block hashes of its own. A vault is one recorded position, named `OWNER:LOWER:UPPER`; what a
+    recorded burn of it releases goes to idle, a recorded mint is paid from there as far as it reaches. Block times are
+    interpolated between the blocks that have events, rounded down.
+
+    Args:
+        recording: with the call of every swap.
+        vault: the name of a vault; None for the most valuable position that is in range at the start and unchanged for at
+            least `UNCHANGED` of the recording.
+        idle: every vault's tokens outside the pool at the start, base units.
+        head, pace, clock: see `InMemoryMarket`.
+
+    Attributes:
+        vault: the name of the vault. Others may be asked for as well.
+
+    Raises:
+        MarketError: the replay contradicts itself or the recorded final state, a swap's call is unknown, there is no such
+            vault.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        vault: str | None = None,
+        idle: tuple[int, int] = (0, 0),
+        pace: float | None = None,
+        head: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if min(idle) < 0:
+            raise MarketError(f"idle {idle[0]},{idle[1]}: token amounts in base units, 0 or more")
+        for event in recording.events:
+            if event.kind == "swap" and not event.args[0]:
+                fix = "complete the recording: python market.py import PATH --out FOLDER"
+                raise MarketError(f"{_place(event)}: the call of this swap is not known; {fix}")
+        self._recording, self._idle = recording, idle
+        self._blocks, self._times = block_times(recording)
+        token0, token1 = (Token("", *token) for token in (recording.token0, recording.token1))
+        chain_id = CHAIN_IDS.get(recording.chain, 0)
+        super().__init__(
+            label=f"recording {recording.name} ({recording.chain}); its block hashes are synthetic",
+            pair=Pair(chain_id, recording.pool_address, token0, token1, recording.fee, recording.tick_spacing),
+            pool=open_pool(recording),
+            first=recording.start_block,
+            last=self._blocks[-1],
+            head=head,
+            hash_key=recording.digest,
+            pace=pace,
+            clock=clock,
+        )
+        for event in recording.events:
+            self._history.append(event)
+        check_final(recording, self._history.pool_before(len(recording.events)))
+        self.vault = vault or self._choose_vault()
+        self._purse(self.vault)
+
+    def time_of(self, number: int) -> int:
+        at = bisect_right(self._blocks, number) - 1
+        block, time_ = self._blocks[at], self._times[at]
+        if number == block:
+            return time_
+        return time_ + (number - block) * (self._times[at + 1] - time_) // (self._blocks[at + 1] - block)
+
+    def number_at(self, time_seconds: int) -> int:
+        if time_seconds > self._times[-1]:
+            raise MarketEnded(f"time {time_seconds}: {self.label} ends at {self._times[-1]}")
+        return self.first + bisect_left(range(self.first, self.last + 1), time_seconds, key=self.time_of)
+
+    def _grow(self, last: int) -> None:
+        """All events are there from the start."""
+
+    def _purse(self, vault: str) -> Purse:
+        try:
+            owner, lower, upper = vault.rsplit(":", 2)
+            key = owner, int(lower), int(upper)
+        except ValueError:
+            raise MarketError(f"vault {vault!r}: OWNER:LOWER:UPPER is expected, like 0:-199760:-196890") from None
+        known = {position[:3] for position in self._recording.positions}
+        known |= {event.args[:3] for event in self._recording.events if event.kind == "mint"}
+        if key not in known or owner == BACKGROUND:
+            raise MarketError(
+                f"vault {vault!r}: {self.label} has no such position; leave the vault out for the default"
+            )
+        return Purse(lambda args: args == key, self._idle)
+
+    def _choose_vault(self) -> str:
+        recording, pool = self._recording, open_pool(self._recording)
+        until = recording.start_time + UNCHANGED * (self._times[-1] - recording.start_time)
+        changed = {
+            event.args[:3]
+            for event in recording.events
+            if event.kind in ("mint", "burn") and event.args[3] and event.time < until
+        }
+
+        def value(key: tuple) -> int:
+            bounds = (sqrt_ratio_at_tick(tick) for tick in key[1:])
+            amount0, amount1 = amounts_of(pool.positions[key].liquidity, pool.sqrt_price_x96, *bounds, round_up=False)
+            return amount0 * pool.sqrt_price_x96**2 + (amount1 << 192)
+
+        fit = [k for k in pool.positions if k[0] != BACKGROUND and k not in changed and k[1] <= pool.tick < k[2]]
+        if not fit:
+            raise MarketError(
+                f"{self.label} has no position that is in range and stays; name one: --vault OWNER:LOWER:UPPER"
+            )
+        return ":".join(map(str, max(fit, key=value)))
+
+
+def block_times(recording: Recording) -> tuple[list[int], list[int]]:
+    """The blocks whose times a recording knows, and those times; both ascending.
+
+    Raises:
+        MarketError: time runs backwards, or one block has two times.
+    """
+    blocks, times = [recording.start_block], [recording.start_time]
+    for event in recording.events:
+        if (
+            event.block < blocks[-1]
+            or event.time < times[-1]
+            or (event.block == blocks[-1] and event.time != times[-1])
+        ):
+            before = f"block {blocks[-1]} was at time {times[-1]}"
+            raise MarketError(f"{_place(event)}: time {event.time}, but {before}; fetch the recording again")
+        if event.block > blocks[-1]:
+            blocks.append(event.block)
+            times.append(event.time)
+    return blocks, times
+
+
+def open_pool(recording: Recording) -> Pool:
+    """`Recording.open_pool`; raises `MarketError` where the contract would have refused its start."""
+    try:
+        return recording.open_pool()
+    except PoolError as error:
+        raise MarketError(f"the start of recording {recording.name}: {error}; fetch the recording again") from error
+
+
+def check_final(recording: Recording, pool: Pool) -> None:
+    """Raises `MarketError` where the pool after the last event is not what the recording says."""
+    for name, expected in recording.final.items():
+        if (found := getattr(pool, name)) != expected:
+            where = f"after block {recording.events[-1].block}" if recording.events else "without events"
+            raise MarketError(f"{where}: final {name} is {found}, the recording says {expected}; fetch it again")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Completing a recording
+
+
+def complete(recording: Recording) -> Iterator[Event]:
+    """A recording's events, each with the call behind it, each digit held against the replay, to the final state.
+
+    Raises:
+        MarketError: the stream contradicts itself; names the block.
+    """
+    block_times(recording)
+    pool = open_pool(recording)
+    for event in recording.events:
+        try:
+            if event.kind == "swap" and not event.args[0]:
+                event = event._replace(args=(find_call(pool, event), *event.args[1:]))
+            advance(pool, event)
+        except (ReplayError, PoolError) as error:
+            raise MarketError(contradiction(event, error)) from error
+        yield event
+    check_final(recording, pool)
+
+
+def write_recording(stem: Path, description: bytes, events: Iterable[Event]) -> None:
+    """Write `STEM.json` and `STEM.events.csv.xz`, each whole or not at all."""
+    lines = (",".join(map(str, (*event[:4], *event.args))) for event in events)
+    table = "\n".join((CSV_HEADER, *lines, "")).encode("ascii")
+    for ending, data in ((".events.csv.xz", lzma.compress(table)), (".json", description)):
+        part = Path(f"{stem}{ending}.part")
+        part.write_bytes(data)
+        part.replace(f"{stem}{ending}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python market.py import PATH --out FOLDER`; exit code 0 when written, 1 for a contradiction, 2 when unreadable."""
+    parser = argparse.ArgumentParser(prog="market.py", description="Recorded markets.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("import", help="find the call behind each swap that lacks it, and check every digit")
+    verb.add_argument("path", help="path of a recording, without its endings")
+    verb.add_argument("-o", "--out", required=True, type=Path, metavar="FOLDER", help="where the completed one goes")
+    options = parser.parse_args(argv)
+    events = []
+    try:
+        recording = read_recording(options.path)
+        source, target = Path(options.path).parent / recording.name, options.out / recording.name
+        if not options.out.is_dir():
+            raise RecordingError(f"--out {options.out}: no such folder; create it or choose another")
+        if source.parent.resolve() == options.out.resolve():
+            raise RecordingError(f"--out {options.out}: the recording itself is there; choose another folder")
+        for event in complete(recording):
+            events.append(event)
+            if len(events) % 1000 == 0 or len(events) == len(recording.events):
+                print(f"\r{len(events)} of {len(recording.events)} events", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        write_recording(target, Path(f"{source}.json").read_bytes(), events)
+    except MarketError as error:
+        print(f"\n{recording.name}: {error}", file=sys.stderr)
+        return 1
+    except RecordingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{target}: {error.strerror}; choose another --out", file=sys.stderr)
+        return 2
+    calls = Counter(event.args[0] for event in events if event.kind == "swap")
+    found = sum(event.kind == "swap" and not event.args[0] for event in recording.events)
+    print(
+        f"{recording.name}: {calls.total()} swaps ({', '.join(f'{how} {calls[how]}' for how in CALLS)}; {found} found now), "
+        f"{len(events) - calls.total()} mints and burns; every digit agrees; written to {target}.json and .events.csv.xz"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

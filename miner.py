@@ -1,0 +1,227 @@
+"""A miner, to copy: change `propose`, run it, and validators ask you where the vault's liquidity should be.
+
+    python miner.py                          joins the local subnet that `python validator.py` runs in another terminal
+    python miner.py --strategy wide          with one of the reference strategies below
+
+Everything below `propose` works unchanged: the signed server, who may call, registration, the safe answer when your code
+fails. Read next: `protocol.py` (what you are asked and may answer), `scoring.py` (what you are paid for).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from chain import ChainError
+from local import LocalChain
+from protocol import (
+    MAX_QUERY_BYTES,
+    MAX_TICK,
+    MIN_TICK,
+    MinerMetadata,
+    Position,
+    RebalanceAnswer,
+    RebalanceQuery,
+    check_answer,
+    decode,
+    encode,
+)
+from runtime import UserError, run
+from store import StoreError
+from wire import Gate, Limits, WireError, build_app, local_keypair, serve
+
+VERSION = "1.0.0"
+MIN_CALLER_STAKE_RAO = 1_000 * 10**9  # who has no permit must have this much
+CALLERS_SECONDS = 30  # how often the list of callers is read
+# a local subnet at full speed asks hundreds of times a second, all from this machine; elsewhere the defaults are right
+LOCAL_LIMITS = Limits(address_per_second=1e5, address_burst=1e5, hotkey_per_second=1e5, hotkey_burst=1e5)
+
+log = logging.getLogger("miner")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What `propose` returns instead of positions when you do not want the job; it costs nothing."""
+
+    reason: str
+
+
+# =====================================================================================================================
+# YOUR STRATEGY: the one function to change
+
+
+def propose(query: RebalanceQuery) -> list[Position] | Refusal:
+    """Say which positions you want to hold from now on, or refuse the job.
+
+    Args:
+        query: the market and your own positions and tokens; every field is explained at `protocol.RebalanceQuery`.
+
+    Returns:
+        The complete list. A position returned exactly as it was shown is kept untouched; one that is missing is closed;
+        the rest is opened with at most the tokens you name. All allocations together may not exceed `query.holdings()`.
+        Or `Refusal("why")`: at the first ask of a round you are out without harm, later it means keep.
+    """
+    # Filters you may want (any field will do):
+    #   if "ETH" not in (query.token0.symbol + query.token1.symbol): return Refusal("only ETH pairs")
+    #   if query.round_type == "live": return Refusal("not ready for live")
+    #   if query.rebalances_so_far >= 5: return list(query.current_positions)
+    return keep(query)
+
+
+# =====================================================================================================================
+# Reference strategies: legal for any pool, short enough to read, not tuned
+
+
+def keep(query: RebalanceQuery) -> list[Position]:
+    """Change nothing."""
+    return list(query.current_positions)
+
+
+def wide(query: RebalanceQuery) -> list[Position]:
+    """All tokens in one range, a tenth below to a tenth above the price; opened anew when the price has left its middle half."""
+    reach = 960  # 1.0001**960 is 1.10
+    for position in query.current_positions:
+        width = position.tick_upper - position.tick_lower
+        centred = abs(position.tick_lower + position.tick_upper - 2 * query.tick) < width / 2
+        if len(query.current_positions) == 1 and centred and width <= 2 * reach + 2 * query.tick_spacing:
+            return list(query.current_positions)
+    return [Position(*grid_range(query, query.tick - reach, query.tick + reach), *query.holdings())]
+
+
+def preserve(query: RebalanceQuery) -> list[Position]:
+    """Keep the tokens what they are: token0 waits above the price, token1 below, two percent away; reset when the price is near."""
+    away, depth = (
+        max(200, 2 * query.tick_spacing),
+        max(400, 2 * query.tick_spacing),
+    )  # in ticks of a hundredth of a percent
+    untouched = all(
+        query.tick < p.tick_lower - away // 4 or query.tick >= p.tick_upper + away // 4 for p in query.current_positions
+    )
+    if query.rebalances_so_far and untouched:
+        return list(query.current_positions)
+    amount0, amount1 = query.holdings()
+    above = grid_range(query, query.tick + away, query.tick + away + depth)
+    below = grid_range(query, query.tick - away - depth, query.tick - away)
+    return [Position(*above, amount0, 0), Position(*below, 0, amount1)]
+
+
+def grid_range(query: RebalanceQuery, lower: int, upper: int) -> tuple[int, int]:
+    """The legal range nearest to the two ticks: on the grid, within the bounds, at least one spacing wide."""
+    spacing = query.tick_spacing
+    first, last = -(-MIN_TICK // spacing) * spacing, MAX_TICK // spacing * spacing
+    lower = min(max(lower // spacing * spacing, first), last - spacing)
+    return lower, min(max(-(-upper // spacing) * spacing, lower + spacing), last)
+
+
+STRATEGIES = {"mine": propose, "keep": keep, "wide": wide, "preserve": preserve}
+
+
+# =====================================================================================================================
+# The rest: works unchanged
+
+
+def answer(
+    query: RebalanceQuery, strategy: Callable[[RebalanceQuery], list[Position] | Refusal], name: str
+) -> RebalanceAnswer:
+    """Turn a proposal into an answer; a strategy that fails, or proposes what is not legal, keeps what it has."""
+    metadata = MinerMetadata(VERSION, name)
+    try:
+        proposal = strategy(query)
+        if isinstance(proposal, Refusal):
+            return RebalanceAnswer(False, proposal.reason[:300], (), metadata)
+        result = RebalanceAnswer(True, None, tuple(proposal), metadata)
+        check_answer(result, query)
+        return result
+    except Exception:  # whatever a strategy does wrong, an honest keep is the better answer
+        log.exception("%s failed on %s at block %d; answering: keep", name, query.round_id, query.block_number)
+        return RebalanceAnswer(True, None, query.current_positions, metadata)
+
+
+async def mine(options: argparse.Namespace) -> None:
+    """Register, serve, publish the endpoint, and keep the list of callers fresh until stopped."""
+    strategy = STRATEGIES[options.strategy]
+    hotkey, coldkey = (local_keypair(f"{options.name}-{kind}") for kind in ("hotkey", "coldkey"))
+    callers: dict[str, tuple[bool, int]] = {}
+    read_at = 0.0
+
+    async def rebalance(caller: str, body: bytes) -> bytes:
+        query = decode(RebalanceQuery, body, MAX_QUERY_BYTES)
+        said = answer(query, strategy, options.strategy)
+        kept = said.desired_positions == query.current_positions
+        log.info(
+            "%s block %d: %s",
+            query.round_id,
+            query.block_number,
+            f"refused, {said.refusal_reason}"
+            if not said.accepted
+            else "keep"
+            if kept
+            else f"{len(said.desired_positions)} positions",
+        )
+        return encode(said)
+
+    async with AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(
+            LocalChain.open(Path(options.dir) / "chain.sqlite3", hotkey.ss58_address, coldkey.ss58_address)
+        )
+        gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
+        app = build_app(keypair=hotkey, gate=gate, routes={"/rebalance": rebalance}, limits=LOCAL_LIMITS)
+        port = await stack.enter_async_context(serve(app, options.host, options.port))
+        uid = await chain.register(hotkey.ss58_address, coldkey.ss58_address)
+        outcome = await chain.serve(options.host, port)
+        if not outcome.ok:
+            raise UserError(f"the chain refused the endpoint {options.host}:{port}: {outcome.name} {outcome.detail}")
+        print(
+            f"miner {options.name}: uid {uid}, hotkey {hotkey.ss58_address}, strategy {options.strategy}, {options.host}:{port}"
+        )
+        print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
+        if options.exit_with_parent:
+            stack.callback(asyncio.create_task(_parent_gone(asyncio.current_task())).cancel)
+        while True:
+            try:
+                neurons = (await chain.metagraph()).neurons
+                callers = {neuron.hotkey: (neuron.permit, neuron.stake_rao) for neuron in neurons}
+                read_at = time.monotonic()
+            except ChainError as error:
+                log.warning("cannot read who may call (%s); trying again in %d s", error, CALLERS_SECONDS)
+            await asyncio.sleep(CALLERS_SECONDS)
+
+
+async def _parent_gone(miner: asyncio.Task) -> None:
+    """Stop when the process that started this one is gone: its end of our standard input closes."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+    miner.cancel()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="miner.py", description="A miner for the local subnet; the file to copy.")
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, default="mine", help="`mine` is the function propose() (default)"
+    )
+    parser.add_argument(
+        "--name", default="mine", help="names the development key; one name is one miner (default: mine)"
+    )
+    parser.add_argument("--dir", default="local", help="folder of the local subnet (default: local)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on and to publish (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8091, help="port to listen on, 0 for any free one (default: 8091)")
+    parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr")
+    parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    return run(mine(options), options.log_level, (ChainError, StoreError, WireError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

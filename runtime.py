@@ -1,0 +1,79 @@
+"""What every process needs around its work: errors in one line, logging, signals, a stop that cleans up.
+
+    def main(argv=None) -> int:
+        options = build_parser().parse_args(argv)
+        return run(work(options), options.log_level)
+
+Results go to stdout, diagnostics to stderr. Read next: `validator.py`, `miner.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+class UserError(Exception):
+    """Something only the user can mend; the message says what, with the value, and the fix, in one line."""
+
+
+def run(work: Coroutine, log_level: str, user_errors: tuple[type[Exception], ...] = ()) -> int:
+    """Run a program's coroutine until it ends or a signal asks it to stop.
+
+    SIGINT (Ctrl-C, PM2) and SIGTERM (systemd) cancel the coroutine, so that every `async with` closes what it opened.
+
+    Args:
+        work: the program; its result is the exit code, None is 0.
+        log_level: `DEBUG`, `INFO`, `WARNING` or `ERROR`, for stderr.
+        user_errors: exceptions that are the user's to mend, besides `UserError`: one line on stderr, exit code 2.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(
+        level=log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("asyncio").setLevel("WARNING")
+    try:
+        return asyncio.run(_until_signalled(work))
+    except BaseExceptionGroup as group:  # from a TaskGroup: the first that the user can mend, else all of them
+        mendable, rest = group.split((UserError, *user_errors))
+        if rest or not mendable:
+            raise
+        return _complain(_leaves(mendable)[0])
+    except (UserError, *user_errors) as error:
+        return _complain(error)
+
+
+def _complain(error: BaseException) -> int:
+    print(f"{error}".replace("\n", " "), file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+
+
+async def _until_signalled(work: Coroutine) -> int:
+    task, loop, asked = asyncio.ensure_future(work), asyncio.get_running_loop(), []
+
+    def stop(number: int) -> None:
+        asked.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task or EXIT_OK
+    except asyncio.CancelledError:
+        if not asked:
+            raise
+        logging.getLogger("runtime").info("stopped by %s; everything committed is kept", signal.Signals(asked[0]).name)
+        return EXIT_OK

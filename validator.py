@@ -1,0 +1,714 @@
+"""The validator: asks miners, replays the market on their answers, scores, remembers, sets weights.
+
+    python validator.py                                     a whole local subnet on this machine, on a market model
+    python validator.py --events ../shared/data/NAME        the same on the recorded swaps of a real pool
+    python validator.py --rounds 3 --dry-run                three rounds, weights are printed and not set
+
+Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh. Evaluation and
+live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom.
+Read first: `protocol.py`, `rounds.py`. Read next: `store.py` (what is kept), `miner.py` (the other end of the wire).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import shutil
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+
+import aiohttp
+
+import scoring
+from board import leaderboard
+from books import Book, Tape
+from chain import Chain, ChainError, Next
+from local import LocalChain, block_at, reference_miners
+from market import Execution, Market, MarketEnded, MarketError, RecordedMarket
+from model import ModelMarket
+from protocol import (
+    ASK_SECONDS,
+    FIRST_ASK_DEADLINE_SECONDS,
+    FIRST_ASK_LEAD_SECONDS,
+    MAX_ANSWER_BYTES,
+    Code,
+    Inventory,
+    JobSettings,
+    ProtocolError,
+    RebalanceAnswer,
+    RebalanceQuery,
+    check_answer,
+    decode,
+    encode,
+    human_price,
+)
+from recording import RecordingError, ReplayError, read_recording
+from rounds import Decision, Entrant, Line, Round, RoundResult
+from runtime import UserError, run
+from scoring import Standing
+from sim import PoolError
+from store import Job, Prediction, Store, StoreError, to_json
+from wire import Reply, WireError, ask, client_session, local_keypair
+
+DAY_SECONDS = 86_400
+RANKED_WINDOW_SECONDS = DAY_SECONDS  # who was ranked in half of this window's rounds shares the weights
+SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
+WEIGHTS_INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
+WEIGHTS_RETRY_BLOCKS = 25
+WEIGHTS_VERSION_KEY = 1000
+MAX_PEERS = 256
+LOCAL_STAKE_RAO = 100_000 * 10**9
+REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
+
+log = logging.getLogger("validator")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A miner as the subnet's chain shows it."""
+
+    hotkey: str
+    url: str
+    registered_block: int
+
+
+class Validator:
+    """The orchestrator: what it talks to, and one coroutine for each thing that goes on."""
+
+    def __init__(
+        self, store: Store, chain: Chain, market: Market, session: aiohttp.ClientSession, keypair, options, names
+    ):
+        self.store, self.chain, self.market, self.session, self.keypair = store, chain, market, session, keypair
+        self.options = options
+        self.pool = market.pair.pool_address
+        self.running: dict[str, asyncio.Task] = {}
+        self.played: dict[str, int] = {}
+        self.names = names
+        self._shown: set[tuple] = set()
+
+    # -- what goes on at once
+
+    async def work(self) -> None:
+        """Run all active jobs, watch for new ones, set weights; until stopped, or all have played `--rounds`."""
+        for round_id, job_id in await self.store.interrupted():
+            result = RoundResult(Code.VOID_INTERRUPTED, "the validator was stopped in this round")
+            await self.store.finish_round(round_id, job_id, result, None, 0, {}, 0)
+            log.warning("%s is void: %s", round_id, result.detail)
+        async with asyncio.TaskGroup() as tasks, self.market.participant():
+            while True:
+                for job in await self.store.jobs():
+                    task = self.running.get(job.job_id)
+                    if job.active and not self._done(job.job_id) and (task is None or task.done()):
+                        started = asyncio.Event()
+                        self.running[job.job_id] = tasks.create_task(self._run_job(job.job_id, started))
+                        await started.wait()
+                head = await self.market.head()
+                if self.market.full_speed:
+                    await self.chain.advance_to(block_at(head.time))
+                await self._weigh(head.time)
+                if self.running and all(task.done() for task in self.running.values()):
+                    return
+                try:
+                    await self.market.reach_time(head.time + SUPERVISE_SECONDS)
+                except MarketEnded:
+                    return
+
+    def _done(self, job_id: str) -> bool:
+        return self.options.rounds is not None and self.played.get(job_id, 0) >= self.options.rounds
+
+    async def _run_job(self, job_id: str, started: asyncio.Event) -> None:
+        """Start the rounds of one job, each `FIRST_ASK_LEAD_SECONDS` before its nominal start, while the job is active."""
+        async with asyncio.TaskGroup() as rounds, self.market.participant():
+            started.set()
+            start = 0
+            with_end = True
+            while with_end and not self._done(job_id):
+                job = await self._job(job_id)
+                if not job.active:
+                    log.info("job %s is switched off", job_id)
+                    return
+                length, head = job.round_seconds, await self.market.head()
+                last = await self.store.last_start(job_id, "evaluation")
+                earliest = max(start, (last or 0) + length, head.time + FIRST_ASK_LEAD_SECONDS)
+                start = -(-earliest // length) * length
+                try:
+                    await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
+                except MarketEnded:
+                    with_end = False
+                    continue
+                if not (job := await self._job(job_id)).active:
+                    continue
+                for play in (self._evaluation, self._live) if job.live else (self._evaluation,):
+                    entered = asyncio.Event()
+                    rounds.create_task(self._guarded(play, job, start, entered))
+                    await entered.wait()
+                self.played[job_id] = self.played.get(job_id, 0) + 1
+                start += length
+
+    async def _job(self, job_id: str) -> Job:
+        return next(job for job in await self.store.jobs() if job.job_id == job_id)
+
+    async def _guarded(self, play, job: Job, start: int, entered: asyncio.Event) -> None:
+        """One round; whatever goes wrong in it stays in it."""
+        round_type = "evaluation" if play == self._evaluation else "live"
+        round_id = f"{job.job_id}:{round_type}:{start}"
+        async with self.market.participant():
+            entered.set()
+            if not await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
+                return
+            try:
+                await play(job, round_id, start)
+            except MarketEnded as error:
+                await self._void(round_id, job, Code.VOID_INTERRUPTED, str(error))
+            except (ReplayError, PoolError) as error:
+                await self._void(round_id, job, Code.VOID_CONTRADICTION, str(error))
+            except (MarketError, ChainError) as error:
+                await self._void(round_id, job, Code.VOID_INTERRUPTED, str(error))
+
+    async def _void(self, round_id: str, job: Job, code: Code, detail: str, asked: int = 0) -> None:
+        await self.store.finish_round(round_id, job.job_id, RoundResult(code, detail), None, asked, {}, 0)
+        (log.info if code.startswith("live") else log.warning)("%s: %s, %s", round_id, code, detail)
+
+    # -- a round
+
+    async def _evaluation(self, job: Job, round_id: str, start: int) -> None:
+        """All miners, simulated."""
+        market, end = self.market, start + job.round_seconds
+
+        # observe
+        head = await market.head()
+        shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+        peers = {peer.hotkey: peer for peer in await self._peers()}
+        reputations = await self.store.reputations(job.job_id)
+
+        # ask
+        query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
+        deadline = start - FIRST_ASK_DEADLINE_SECONDS - time.time() if not market.full_speed else ASK_SECONDS
+        asked = await self._ask_all({hotkey: query for hotkey in peers}, peers, min(deadline, ASK_SECONDS))
+        await market.reach_time(start)
+        opening = await market.first_block_at(start)
+        accepted = {hotkey: answer for hotkey, (_, code, _, answer) in asked.items() if code is Code.ACCEPTED}
+        entrants = [
+            Entrant(
+                hotkey,
+                peers[hotkey].registered_block,
+                reputations[hotkey].standing.combined(job.settings.reputation) if hotkey in reputations else Decimal(0),
+            )
+            for hotkey in accepted
+        ]
+        await self.store.add_predictions(
+            [
+                _prediction(round_id, hotkey, query.window_start_block, query, *asked[hotkey][:3], opening.number)
+                for hotkey in asked
+            ],
+            entrants,
+        )
+
+        # simulate
+        snapshot = await market.snapshot(job.vault, opening.number)
+        await self.store.open_window(round_id, self.pool, snapshot)
+        game, fed = Round(job.settings, snapshot), opening.number
+        for hotkey, answer in accepted.items():
+            game.enter(hotkey)
+            game.decide(Decision(hotkey, opening.number, query.current_positions, answer.desired_positions))
+        due, busy = opening.number, set()
+        async with asyncio.TaskGroup() as asks:
+            while True:
+                due += job.settings.checkpoint_blocks
+                head = await market.reach(due)
+                if head.time >= end:
+                    break
+                events = await market.events(fed, head.number)
+                game.feed(events)
+                await self.store.add_events(self.pool, events)
+                fed = head.number + 1
+                due_now = [hotkey for hotkey in accepted if hotkey not in busy]
+                task = asks.create_task(self._checkpoint(job, round_id, start, game, due, head, due_now, peers, busy))
+                if market.full_speed:
+                    await task
+        close = await market.first_block_at(end)
+        events = await market.events(fed, close.number - 1)
+        game.feed(events)
+        await self.store.add_events(self.pool, events)
+
+        # score
+        result = await asyncio.to_thread(game.finish, close.number, entrants)
+
+        # store
+        reputations = await self.store.reputations(job.job_id)
+        standings = {
+            line.name: scoring.update_eval(_standing(reputations, line.name), line.score, result.keep.score)
+            for line in result.lines
+        }
+        await self.store.finish_round(
+            round_id, job.job_id, result, close.number, len(asked), standings, close.time // DAY_SECONDS
+        )
+        await self._show(
+            job, round_id, result, {hotkey: (code, detail) for hotkey, (_, code, detail, _) in asked.items()}
+        )
+
+    async def _checkpoint(
+        self,
+        job: Job,
+        round_id: str,
+        start: int,
+        game: Round,
+        due: int,
+        head,
+        hotkeys: list[str],
+        peers,
+        busy: set[str],
+    ) -> None:
+        """Ask each of these miners about its own book, and let the answers act as they arrive."""
+
+        async def one(hotkey: str) -> None:
+            book = game.books[hotkey].at(head.number + 1)
+            query = await self._query(job, round_id, "evaluation", start, book, head, book.changes)
+            busy.add(hotkey)
+            try:
+                reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, ASK_SECONDS))[hotkey]
+                effective = await self._effective_block(head, reply) if answer else None
+                await self.store.add_predictions(
+                    [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, effective)]
+                )
+                if answer:
+                    game.decide(Decision(hotkey, effective, query.current_positions, answer.desired_positions))
+            finally:
+                busy.discard(hotkey)
+
+        await asyncio.gather(*(one(hotkey) for hotkey in hotkeys))
+
+    async def _live(self, job: Job, round_id: str, start: int) -> None:
+        """The proven winner, on the vault itself."""
+        market, end = self.market, start + job.round_seconds
+        head = await market.head()
+        winner = await self.store.last_winner(job.job_id)
+        if not market.executes:
+            return await self._void(round_id, job, Code.LIVE_READ_ONLY_MARKET, "nothing can be executed on this market")
+        if not winner:
+            return await self._void(round_id, job, Code.LIVE_NO_WINNER, "no evaluation has finished with a winner yet")
+        hotkey = winner[0]
+        eligible, days = scoring.live_eligible(await self.store.days(job.job_id, hotkey), head.time // DAY_SECONDS)
+        if not eligible:
+            detail = f"{hotkey} was ranked on {days} of the last {scoring.LIVE_WINDOW_DAYS} days, {scoring.LIVE_MIN_DAYS} are needed"
+            return await self._void(round_id, job, Code.LIVE_NOT_ELIGIBLE, detail)
+        peers = {peer.hotkey: peer for peer in await self._peers() if peer.hotkey == hotkey}
+        if not peers:
+            return await self._void(
+                round_id, job, Code.LIVE_WINNER_GONE, f"{hotkey} is not registered or has no endpoint"
+            )
+
+        # observe, ask
+        shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+        query = await self._query(job, round_id, "live", start, shown, head, 0)
+        reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, ASK_SECONDS))[hotkey]
+        await market.reach_time(start)
+        opening = await market.first_block_at(start)
+        await self.store.add_predictions(
+            [_prediction(round_id, hotkey, query.window_start_block, query, reply, code, detail, opening.number)]
+        )
+        if not answer:
+            return await self._void(round_id, job, code, f"{hotkey}: {detail}", asked=1)
+
+        # simulate: here the market itself does
+        snapshot = await market.snapshot(job.vault, opening.number)
+        await self.store.open_window(round_id, self.pool, snapshot)
+        done, due, head = [], opening.number, await market.head()
+        while True:
+            if answer and (execution := await self._execute(job, round_id, query, answer)):
+                done.append((execution, query.current_positions, answer.desired_positions))
+            due += job.settings.checkpoint_blocks
+            head = await market.reach(due)
+            if head.time >= end:
+                break
+            shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+            query = await self._query(job, round_id, "live", start, shown, head, len(done))
+            reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, ASK_SECONDS))[hotkey]
+            await self.store.add_predictions(
+                [
+                    _prediction(
+                        round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, head.number + 1
+                    )
+                ]
+            )
+
+        # score: from what the vault really holds at both ends; the book only says how much of it was in range
+        close = await market.first_block_at(end)
+        game = Round(job.settings, snapshot)
+        game.feed(await market.events(opening.number, close.number - 1))
+        keep, book = game.keep(close.number), Book(game.tape)
+        for execution, was, desired in done:
+            book.rebalance(execution.block, desired, was)
+        simulated = game.line(hotkey, book, close.number).outcome
+        vault = Book(Tape(await market.snapshot(job.vault, close.number)))
+        held, owed = vault.amounts(vault.tape.snapshot.sqrt_price_x96), vault.fees()
+        before = Book(game.tape).fees()
+        earned = [owed[n] + sum(execution.fees[n] for execution, _, _ in done) - before[n] for n in (0, 1)]
+        outcome = replace(
+            simulated,
+            final0=held[0] + owed[0] - earned[0],
+            final1=held[1] + owed[1] - earned[1],
+            fees0=earned[0],
+            fees1=earned[1],
+        )
+        if outcome != simulated:
+            log.warning("%s: the vault ended with %s, its simulated book with %s", round_id, outcome, simulated)
+        terms = scoring.score_outcome(outcome, job.settings.target, job.settings.rebalance_cost)
+        line = Line(hotkey, outcome, terms, terms.score, rank=1)
+        result = RoundResult(Code.SCORED, "", (line,), keep, swaps=game.tape.swaps)
+
+        # store
+        standing = _standing(await self.store.reputations(job.job_id), hotkey)
+        standings = {hotkey: scoring.update_live(standing, line.score, keep.score)}
+        await self.store.finish_round(
+            round_id, job.job_id, result, close.number, 1, standings, close.time // DAY_SECONDS
+        )
+        await self._show(job, round_id, result, {})
+
+    async def _execute(
+        self, job: Job, round_id: str, query: RebalanceQuery, answer: RebalanceAnswer
+    ) -> Execution | None:
+        """Carry an answer out on the market, unless it changes nothing."""
+        closing, mint, keep = list(query.current_positions), [], []
+        for position in answer.desired_positions:
+            if position in closing:
+                closing.remove(position)
+                keep.append((position.tick_lower, position.tick_upper))
+            else:
+                mint.append((position.tick_lower, position.tick_upper, position.allocation0, position.allocation1))
+        if not closing and not mint:
+            return None
+        close = [(position.tick_lower, position.tick_upper) for position in closing]
+        execution = await self.market.execute(job.vault, keep, close, mint)
+        await self.store.add_execution(round_id, execution.block, job.vault, to_json(execution))
+        return execution
+
+    # -- asking
+
+    async def _peers(self) -> list[Peer]:
+        """Every other neuron with an endpoint, from the newest metagraph."""
+        metagraph = await self.chain.metagraph()
+        return [
+            Peer(neuron.hotkey, f"http://{neuron.address}/rebalance", neuron.registered_block)
+            for neuron in metagraph.neurons
+            if neuron.address and neuron.hotkey != self.keypair.ss58_address
+        ]
+
+    async def _query(
+        self, job: Job, round_id: str, round_type: str, start: int, book: Book, head, changes: int
+    ) -> RebalanceQuery:
+        """What a miner is shown: the pool after `head`, and the book as it then stands."""
+        pool, pair = book.tape.pool, self.market.pair
+        price = book.tape.price_before(head.number + 1)
+        past = await self.market.block(max(0, head.number - 1000))
+        pace = max(1, head.time - past.time) / max(1, head.number - past.number)  # seconds a block
+        window = [head.number + max(1, round((when - head.time) / pace)) for when in (start, start + job.round_seconds)]
+        return RebalanceQuery(
+            job_id=job.job_id,
+            sn_liquidity_manager_address=job.vault,
+            pair_address=pair.pool_address,
+            chain_id=pair.chain_id,
+            round_id=round_id,
+            round_type=round_type,
+            block_number=head.number,
+            current_price=human_price(price, pair.token0.decimals, pair.token1.decimals),
+            current_positions=tuple(book.shown(price)),
+            inventory_remaining=Inventory(book.idle0, book.idle1),
+            rebalances_so_far=changes,
+            uncollected_fees=Inventory(*book.fees()),
+            block_hash=head.hash,
+            block_time=head.time,
+            sqrt_price_x96=price,
+            tick=pool.tick,
+            liquidity=pool.liquidity,
+            fee=pool.fee,
+            tick_spacing=pool.tick_spacing,
+            token0=pair.token0,
+            token1=pair.token1,
+            window_start_time=start,
+            window_end_time=start + job.round_seconds,
+            window_start_block=window[0],
+            window_end_block=window[1],
+            deadline=int(time.time()) + ASK_SECONDS,
+            settings=job.settings,
+        )
+
+    async def _ask_all(
+        self, queries: dict[str, RebalanceQuery], peers: dict[str, Peer], seconds: float
+    ) -> dict[str, tuple[Reply, Code, str, RebalanceAnswer | None]]:
+        """Ask miners side by side. By hotkey: the raw reply, the code, its detail, and the answer if it was accepted."""
+        bodies: dict[int, bytes] = {}
+
+        async def one(hotkey: str, query: RebalanceQuery) -> tuple[Reply, Code, str, RebalanceAnswer | None]:
+            body = bodies.get(id(query)) or bodies.setdefault(id(query), encode(query))
+            reply = await ask(
+                self.session,
+                peers[hotkey].url,
+                body,
+                keypair=self.keypair,
+                receiver=hotkey,
+                total_seconds=seconds,
+                max_reply_bytes=MAX_ANSWER_BYTES,
+            )
+            if reply.code is not Code.ACCEPTED:
+                return reply, reply.code, reply.detail, None
+            try:
+                answer = decode(RebalanceAnswer, reply.body, MAX_ANSWER_BYTES)
+                check_answer(answer, query)
+            except ProtocolError as error:
+                return reply, error.code, error.detail, None
+            if not answer.accepted:
+                return reply, Code.REFUSED, answer.refusal_reason or "", None
+            return reply, Code.ACCEPTED, "", answer
+
+        said = await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
+        return dict(zip(queries, said, strict=True))
+
+    async def _effective_block(self, head, reply: Reply) -> int:
+        """The first block above the head whose time is later than the answer's arrival."""
+        if self.market.full_speed:
+            arrived, later = head.time, self.options.latency_seconds
+            return head.number + 1 if not later else (await self.market.first_block_at(arrived + later + 1)).number
+        arrived = reply.arrived_ns // 10**9
+        await self.market.reach_time(arrived + 1)
+        return max(head.number + 1, (await self.market.first_block_at(arrived + 1)).number)
+
+    # -- weights
+
+    async def _weigh(self, now: int) -> None:
+        """Turn reputations into weights when they are due, and note how it went."""
+        block = await self.chain.block()
+        if block < await self.store.next_weights_block():
+            return
+        jobs = [job for job in await self.store.jobs() if job.active]
+        metagraph = await self.chain.metagraph()
+        shares, finished_any = [], False
+        for job in jobs:
+            finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS)
+            finished_any |= finished > 0
+            reputations = await self.store.reputations(job.job_id)
+            candidates = [
+                scoring.Candidate(
+                    hotkey,
+                    reputations[hotkey].standing.combined(job.settings.reputation),
+                    rounds,
+                    metagraph.by_hotkey(hotkey).registered_block,
+                )
+                for hotkey, rounds in ranked.items()
+                if metagraph.by_hotkey(hotkey)
+            ]
+            shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
+        burn_uid = metagraph.burn_uid()
+        if not finished_any or burn_uid is None:
+            return  # nothing to say yet, or nowhere to burn
+        vector = scoring.weight_vector([(Decimal(1), shares)])
+        uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
+        if self.options.dry_run:
+            code, name, detail, due = Code.WEIGHTS_DRY_RUN, "", "", block + WEIGHTS_INTERVAL_BLOCKS
+        else:
+            outcome = await self.chain.set_weights(uids, WEIGHTS_VERSION_KEY)
+            waiting = outcome.next is Next.WAIT_BLOCKS
+            code = Code.WEIGHTS_SET if outcome.ok else Code.WEIGHTS_TOO_SOON if waiting else Code.WEIGHTS_REJECTED
+            wait = WEIGHTS_INTERVAL_BLOCKS if outcome.ok else outcome.wait_blocks if waiting else WEIGHTS_RETRY_BLOCKS
+            name, detail, due = outcome.name, outcome.detail, block + max(1, wait)
+        await self.store.add_weights(now, block, vector, uids, code, name, detail, due)
+        shown = ", ".join(f"uid {uid} {float(weight):.3f}" for uid, weight in uids.items())
+        log.log(
+            logging.WARNING if code is Code.WEIGHTS_REJECTED else logging.INFO,
+            "%s at block %d: %s%s; next try at block %d",
+            code,
+            block,
+            shown,
+            f" ({name}: {detail})" if name else "",
+            due,
+        )
+
+    # -- showing
+
+    async def _show(self, job: Job, round_id: str, result: RoundResult, asked: dict[str, tuple[Code, str]]) -> None:
+        """A line for every round in the log; a leaderboard on stdout for the first round, each market day, and the last."""
+        winner = result.lines[0] if result.lines else None
+        log.info(
+            "%s: %s, %d of %d ranked, %d swaps%s",
+            round_id,
+            result.code,
+            len(result.lines),
+            max(len(asked), len(result.lines)),
+            result.swaps,
+            f", winner {winner.name}" if winner else f" {result.detail}",
+        )
+        start = int(round_id.rsplit(":", 1)[1])
+        day = (job.job_id, round_id.split(":")[-2], start // DAY_SECONDS)
+        last = self.options.rounds is not None and self.played.get(job.job_id, 0) >= self.options.rounds
+        if result.keep and (self.options.all_leaderboards or day not in self._shown or last):
+            self._shown.add(day)
+            reputations = await self.store.reputations(job.job_id)
+            print(
+                leaderboard(self.market.label, self.market.pair, job, round_id, result, reputations, asked, self.names)
+            )
+            print(flush=True)
+
+
+def _prediction(
+    round_id: str,
+    hotkey: str,
+    due: int,
+    query: RebalanceQuery,
+    reply: Reply,
+    code: Code,
+    detail: str,
+    effective: int | None,
+) -> Prediction:
+    return Prediction(
+        round_id,
+        hotkey,
+        due,
+        encode(query),
+        reply.body,
+        reply.signature,
+        reply.nonce,
+        code,
+        detail,
+        effective if code is Code.ACCEPTED else None,
+        reply.elapsed_seconds,
+    )
+
+
+def _standing(reputations, hotkey: str) -> Standing:
+    return reputations[hotkey].standing if hotkey in reputations else Standing()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="validator.py",
+        description="Without options: a whole local subnet on this machine, with three reference miners and a market model.",
+    )
+    add = parser.add_argument
+    market = parser.add_argument_group("market")
+    market.add_argument("--events", metavar="PATH", help="replay this recording of a real pool instead of the model")
+    market.add_argument(
+        "--vault", metavar="OWNER:LOWER:UPPER", help="a recorded position that is the vault (default: see README)"
+    )
+    market.add_argument("--idle", metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units")
+    market.add_argument("--seed", type=int, default=98, help="of the market model (default: 98)")
+    market.add_argument("--days", type=int, help="stop the market model after this many market days (default: never)")
+    market.add_argument("--pace", type=float, help="market seconds per second (default: full speed)")
+    market.add_argument(
+        "--latency-seconds", type=int, default=0, help="market time an answer takes at full speed (default: 0)"
+    )
+    rounds = parser.add_argument_group("rounds")
+    rounds.add_argument("--rounds", type=int, metavar="N", help="stop after N evaluation rounds of each job")
+    rounds.add_argument("--once", action="store_const", const=1, dest="rounds", help="the same as --rounds 1")
+    rounds.add_argument(
+        "--round-seconds", type=int, default=900, help="length of a round in new local jobs (default: 900)"
+    )
+    rounds.add_argument("--dry-run", action="store_true", help="compute and print weights, send none")
+    rounds.add_argument(
+        "--all-leaderboards", action="store_true", help="print one for every round, not one a market day"
+    )
+    local = parser.add_argument_group("this machine")
+    local.add_argument("--dir", default="local", help="folder of the local subnet and its logs (default: local)")
+    local.add_argument("--db", metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
+    local.add_argument("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
+    local.add_argument("--no-miners", action="store_true", help="start no reference miners")
+    add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
+    return parser
+
+
+async def validate(options: argparse.Namespace) -> None:
+    """Open everything that local mode plugs together, and work until it ends."""
+    folder = Path(options.dir)
+    if options.fresh and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(options.db) if options.db else folder / "validator.sqlite3"
+    hotkey, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
+    print("LOCAL MODE: an embedded chain, development keys, miners on loopback. Nothing here is real money;")
+    print("for a real network a later release takes --network and --wallet. Results follow, the log is on stderr.")
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        store = await enter(Store.open(path))
+        jobs = await store.jobs()
+        market = await _open_market(options, store)
+        print(f"MARKET: {market.label}", flush=True)
+        await store.claim("market", market.label)
+        start = (await market.head()).time
+        chain = await enter(
+            LocalChain.open(
+                folder / "chain.sqlite3",
+                hotkey.ss58_address,
+                coldkey.ss58_address,
+                clock=None if market.full_speed else time.time,
+                genesis_block=block_at(start) if market.full_speed else None,
+            )
+        )
+        await chain.register(hotkey.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
+        if not jobs:
+            for job in _local_jobs(market, options.round_seconds):
+                await store.put_job(job)
+        names = {}
+        if not options.no_miners:
+            names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
+        session = await enter(client_session(MAX_PEERS))
+        validator = Validator(store, chain, market, session, hotkey, options, names)
+        await validator.work()
+        await _farewell(store, chain, path, folder)
+
+
+async def _open_market(options: argparse.Namespace, store: Store) -> Market:
+    """The recording that was named, else the model."""
+    if options.events:
+        idle = options.idle.split(",")
+        if len(idle) != 2 or not all(part.isdecimal() for part in idle):
+            raise UserError(f"--idle {options.idle}: two whole numbers of base units, like 0,0")
+        recording = await asyncio.to_thread(read_recording, options.events)
+        return await asyncio.to_thread(
+            RecordedMarket, recording, options.vault, tuple(map(int, idle)), options.pace
+        )
+    return ModelMarket(options.seed)
+
+
+def _local_jobs(market: Market, round_seconds: int) -> list[Job]:
+    """Two jobs on one pool with different aims, so that different miners win."""
+    balanced = JobSettings.for_target("Balanced", min_in_range=Decimal("0.5"))
+    return [
+        Job("balanced", market.vault, round_seconds, balanced),
+        Job("pol", market.vault, round_seconds, JobSettings.for_target("PoL")),
+    ]
+
+
+async def _farewell(store: Store, chain: Chain, path: Path, folder: Path) -> None:
+    counts = await store.counts()
+    print("ROUNDS: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    metagraph = await chain.metagraph()
+    me = metagraph.by_hotkey(chain.hotkey)
+    weights = await chain.weights_of(me.uid)
+    print(
+        "WEIGHTS on the embedded chain: "
+        + (", ".join(f"uid {u} {w / sum(weights.values()):.3f}" for u, w in weights.items()) or "none yet")
+    )
+    print(
+        f"NEXT: every ask, answer and score is in {path}; the miners' logs are in {folder}; copy miner.py, change propose(),"
+    )
+    print(
+        "      and run it beside `python validator.py` to see yourself on the leaderboard. README.md has the reading order."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    problems = (RecordingError, MarketError, StoreError, ChainError, WireError)
+    return run(validate(options), options.log_level, problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,626 @@
+"""Signed HTTP, both ways: `ask()` sends a signed request and takes a signed answer; `build_app()` serves them.
+
+A request is a POST of JSON bytes signed with btauth/1 (`bittensor.http_auth`): who asks, whom, exactly which bytes,
+when. btauth signs no answers, so the miner signs its own, bound to the request (`answer_payload`): whoever has the
+stored bytes can check later, with `verify_answer`, what a miner said to which question. Whatever a peer does becomes a
+`Reply` with a `protocol.Code`; whatever a caller does wrong becomes a JSON refusal `{"code": ..., "detail": ...}`.
+
+A library, without a command: `python -m pytest tests/test_wire.py` shows every refusal, `python bench/wire.py` the
+speed.
+Read next: `miner.py` (a server), `validator.py` (the asks).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import ipaddress
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from bittensor import http_auth
+from bittensor.keyfiles import Keypair
+from bittensor.sp_core import CRYPTO_SR25519, verify
+from yarl import URL
+
+from protocol import MAX_QUERY_BYTES, Code, ProtocolError, canonical, digest, parse_json
+
+ANSWER_SCHEME = "alm-answer/1"
+ANSWER_HEADER = "X-Alm-Answer"
+MAX_AGE_SECONDS, MAX_SKEW_SECONDS = 10.0, 2.0  # btauth's defaults: how old, and how far ahead, a nonce may be
+NONCE_RETENTION_SECONDS = 2 * (MAX_AGE_SECONDS + MAX_SKEW_SECONDS)
+MAX_HEADER_BYTES, MAX_HEADERS = 4096, 64  # one header line; lines
+MAX_REFUSAL_BYTES = 2048  # what is read of a peer's refusal
+MAX_DETAIL_CHARS = 200
+READ_BUFFER_BYTES = 16 * 1024
+IDLE_SECONDS = 15.0  # server: a connection without a complete request header for this long is closed
+CLIENT_KEEPALIVE_SECONDS = 4.0  # less than common servers' 5 s, so that a request never meets a connection just closed
+LINGER_SECONDS = 2.0  # how long a refused body is still read, so that the peer sees the refusal and not a reset
+SHUTDOWN_SECONDS = 5.0
+
+_HOTKEY = re.compile(
+    r"[1-9A-HJ-NP-Za-km-z]{48}"
+)  # every ss58 address of format 42; base58 decoding is quadratic in length
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_REQUIRED_HEADERS = {
+    http_auth.HEADER_VERSION: re.compile(re.escape(http_auth.VERSION)),
+    http_auth.HEADER_HOTKEY: _HOTKEY,
+    http_auth.HEADER_RECEIVER: _HOTKEY,
+    http_auth.HEADER_NONCE: re.compile(
+        r"[1-9][0-9]{0,19}"
+    ),  # int() alone would take " 12", "1_0", "+5" and other scripts
+    http_auth.HEADER_SIGNATURE: re.compile(r"0x[0-9a-f]{128}"),
+}
+_AUTH_CODES = {
+    http_auth.MalformedAuth: Code.AUTH_MALFORMED,
+    http_auth.WrongReceiver: Code.AUTH_RECEIVER,
+    http_auth.StaleRequest: Code.AUTH_STALE,
+    http_auth.BadSignature: Code.AUTH_SIGNATURE,
+    http_auth.ReplayedRequest: Code.AUTH_REPLAYED,
+}
+_STATUS = {
+    Code.AUTH_MISSING: 401,
+    Code.AUTH_MALFORMED: 401,
+    Code.AUTH_RECEIVER: 401,
+    Code.AUTH_STALE: 401,
+    Code.AUTH_SIGNATURE: 401,
+    Code.AUTH_REPLAYED: 401,
+    Code.NOT_REGISTERED: 403,
+    Code.NO_PERMIT: 403,
+    Code.NOT_FOUND: 404,
+    Code.BODY_TIMEOUT: 408,
+    Code.BODY_TOO_LARGE: 413,
+    Code.CONTENT_TYPE: 415,
+    Code.RATE_LIMITED: 429,
+    Code.HANDLER_FAILED: 500,
+    Code.BUSY: 503,
+}  # every other code a handler refuses with: 400
+_DENDRITE_HEADER = "bt_header_dendrite_signature"
+_DENDRITE_DETAIL = (
+    "a Dendrite of bittensor 10 or older; this server takes HTTP signed with btauth/1 (bittensor 11), see wire.py"
+)
+
+log = logging.getLogger(__name__)
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.setLevel(logging.CRITICAL)  # aiohttp's tracebacks about strangers' broken HTTP must not fill the log
+
+Handler = Callable[[str, bytes], Awaitable[bytes]]
+"""`await handler(caller_hotkey, body)` gives the answer's bytes; it refuses by raising `ProtocolError`."""
+Callers = Mapping[str, tuple[bool, int]]
+"""Every registered hotkey: has it a validator permit, and its stake in rao."""
+
+
+class WireError(Exception):
+    """The server cannot listen; the message says where, why, and what to do, in one line."""
+
+
+def local_keypair(name: str) -> Any:
+    """An sr25519 development key for local mode. Anyone can derive it from its name: it must never hold anything real."""
+    return Keypair.create_from_uri(f"//alm-local//{name}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The signed answer
+
+
+def answer_payload(request_digest: str, nonce: int, validator_hotkey: str, miner_hotkey: str, body: bytes) -> bytes:
+    """The bytes a miner signs (sr25519) with its answer, six lines: scheme, both hotkeys, nonce, both sha256.
+
+    Args:
+        request_digest: sha256 of the request's body, lower-case hex.
+        nonce: of the request's btauth signature, unix nanoseconds; with the validator's hotkey it names the request.
+        validator_hotkey, miner_hotkey: ss58, who asked and who answers.
+        body: of the answer, raw.
+    """
+    lines = (ANSWER_SCHEME, validator_hotkey, miner_hotkey, str(nonce), request_digest, digest(body))
+    return "\n".join(lines).encode()
+
+
+def verify_answer(
+    *, request_digest: str, nonce: int, validator_hotkey: str, miner_hotkey: str, body: bytes, signature: str
+) -> bool:
+    """Did this miner give exactly this answer to exactly this request? For anyone who holds the stored data.
+
+    Args: as `answer_payload`; `signature` is 128 lower-case hex digits. Text of another shape is False, never an error.
+    """
+    shapes = ((_DIGEST, request_digest), (_HOTKEY, validator_hotkey), (_HOTKEY, miner_hotkey), (_SIGNATURE, signature))
+    if not all(shape.fullmatch(text) for shape, text in shapes):
+        return False
+    payload = answer_payload(request_digest, nonce, validator_hotkey, miner_hotkey, body)
+    try:
+        return verify(payload, bytes.fromhex(signature), miner_hotkey, CRYPTO_SR25519)
+    except ValueError:  # not an ss58 address
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Client
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of one ask.
+
+    Attributes:
+        code: `ACCEPTED` when a correctly signed answer arrived (what it says is the caller's to decode), else why not.
+        detail: for people: printable ASCII, at most `MAX_DETAIL_CHARS`; empty when accepted.
+        body: the answer, raw; empty unless accepted.
+        signature: the miner's, 128 hex digits; empty unless accepted.
+        request_digest: sha256 of the request's body, hex.
+        nonce: of the request, unix nanoseconds.
+        elapsed_seconds: from the signing of the request to the last byte of the answer, or to the failure.
+        arrived_ns: when that last byte (or the failure) was seen, unix nanoseconds.
+    """
+
+    code: Code
+    detail: str
+    body: bytes
+    signature: str
+    request_digest: str
+    nonce: int
+    elapsed_seconds: float
+    arrived_ns: int
+
+
+def client_session(limit: int) -> aiohttp.ClientSession:
+    """A client for `ask`: no cookies, no proxies from the environment, no decompression, small buffers.
+
+    Use it as `async with client_session(n) as session`.
+
+    Args:
+        limit: connections open at once. An ask that waits for one spends its deadline, so slow peers would cost the
+            others: give it at least the number of simultaneous asks.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=CLIENT_KEEPALIVE_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),  # ask() has the only deadline
+        headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+        skip_auto_headers=("User-Agent", "Accept"),
+        auto_decompress=False,
+        trust_env=False,
+        read_bufsize=READ_BUFFER_BYTES,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        max_headers=MAX_HEADERS,
+    )
+
+
+async def ask(
+    session: aiohttp.ClientSession,
+    url: str,
+    body: bytes,
+    *,
+    keypair: Any,
+    receiver: str,
+    total_seconds: float,
+    max_reply_bytes: int,
+) -> Reply:
+    """POST signed bytes to one peer and take its signed answer: one attempt, with a fresh nonce and signature.
+
+    Never raises for what the peer does: that is the reply's code. The deadline is total, from connecting to the last
+    byte.
+
+    Args:
+        session: from `client_session`.
+        url: sent as it is, already percent-encoded.
+        body: the request, JSON.
+        keypair: the asking hotkey's sr25519 `Keypair` (`wallet.hotkey`).
+        receiver: the peer's hotkey, ss58; it must have signed the answer.
+        total_seconds: the deadline.
+        max_reply_bytes: the longest answer taken, first by its declared length, then by counting.
+
+    Returns:
+        A `Reply` with `ACCEPTED`, `TIMEOUT`, `UNREACHABLE` (no connection, broken off, or not HTTP), `HTTP_STATUS`
+        (with the peer's own code), `REDIRECT`, `CONTENT_TYPE` (not JSON, or compressed), `REPLY_TOO_LARGE` or
+        `REPLY_SIGNATURE`.
+    """
+    nonce, started, request_digest = time.time_ns(), time.monotonic(), digest(body)
+    answer, signature = b"", ""
+    try:
+        target = URL(url, encoded=True)
+        headers = http_auth.sign(
+            keypair, method="POST", path=target.raw_path_qs, body=body, receiver_ss58=receiver, nonce_ns=nonce
+        )
+        async with asyncio.timeout(total_seconds):
+            code, detail, answer, signature = await _post(session, target, body, headers, max_reply_bytes)
+    except TimeoutError:
+        code, detail = Code.TIMEOUT, f"no complete answer within {total_seconds:g} s"
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: an impossible address
+        code, detail = Code.UNREACHABLE, f"{type(error).__name__}: {error}"
+    elapsed_seconds, arrived_ns = time.monotonic() - started, time.time_ns()
+    if code is Code.ACCEPTED and not verify_answer(
+        request_digest=request_digest,
+        nonce=nonce,
+        validator_hotkey=keypair.ss58_address,
+        miner_hotkey=receiver,
+        body=answer,
+        signature=signature,
+    ):
+        code, detail, answer, signature = Code.REPLY_SIGNATURE, f"not signed by {receiver} for this request", b"", ""
+    return Reply(code, _printable(detail), answer, signature, request_digest, nonce, elapsed_seconds, arrived_ns)
+
+
+async def _post(
+    session: aiohttp.ClientSession, target: URL, body: bytes, headers: dict[str, str], max_reply_bytes: int
+) -> tuple[Code, str, bytes, str]:
+    """Code, detail, body and signature header of one HTTP exchange."""
+    response = await session.post(target, data=body, headers=headers, allow_redirects=False)
+    try:
+        if 300 <= response.status < 400:
+            return Code.REDIRECT, f"{response.status} to {response.headers.get('Location', 'nowhere')}", b"", ""
+        if response.status != 200:
+            refusal = await _read(response.content, MAX_REFUSAL_BYTES)
+            return Code.HTTP_STATUS, f"{response.status} {_refusal_text(refusal or b'')}".rstrip(), b"", ""
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if response.content_type != "application/json" or encoding != "identity":
+            sent = response.headers.get("Content-Type", "none")
+            return (
+                Code.CONTENT_TYPE,
+                f"content type {sent}, encoding {encoding}; plain application/json is expected",
+                b"",
+                "",
+            )
+        signatures = response.headers.getall(ANSWER_HEADER, [])
+        if len(signatures) != 1:
+            return Code.REPLY_SIGNATURE, f"{len(signatures)} headers {ANSWER_HEADER}, one is expected", b"", ""
+        if (response.content_length or 0) > max_reply_bytes:
+            return Code.REPLY_TOO_LARGE, f"{response.content_length} bytes declared, at most {max_reply_bytes}", b"", ""
+        answer = await _read(response.content, max_reply_bytes)
+        if answer is None:
+            return Code.REPLY_TOO_LARGE, f"more than {max_reply_bytes} bytes", b"", ""
+        return Code.ACCEPTED, "", answer, signatures[0]
+    finally:
+        response.close()  # after a complete answer the connection is already back in the pool
+
+
+async def _read(stream: aiohttp.StreamReader, max_bytes: int) -> bytes | None:
+    """The whole stream, or None as soon as it is longer than `max_bytes`."""
+    chunks, size = [], 0
+    async for chunk in stream.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            return None
+    return b"".join(chunks)
+
+
+def _refusal_text(body: bytes) -> str:
+    """`code: detail` of a peer's refusal, or nothing when it is not one of ours."""
+    try:
+        refusal = parse_json(body, MAX_REFUSAL_BYTES)
+        return f"{refusal['code']}: {refusal['detail']}"
+    except (ProtocolError, KeyError, TypeError):
+        return ""
+
+
+def _printable(text: str) -> str:
+    return re.sub(r"[^ -~]", "?", text[:MAX_DETAIL_CHARS])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who may call
+
+
+class Gate:
+    """Who may call: registered, and with a validator permit or enough stake.
+
+    Args:
+        callers: gives the registered hotkeys (`Callers`) and the age of that list in seconds; asked at every call, so a
+            plain look-up.
+        min_stake_rao: stake that does for a permit.
+        max_age_seconds: an older list admits nobody: fail closed.
+        allow: hotkeys admitted whatever the list says, such as the operator's own validator.
+    """
+
+    def __init__(
+        self,
+        callers: Callable[[], tuple[Callers, float]],
+        *,
+        min_stake_rao: int,
+        max_age_seconds: float = 600.0,
+        allow: frozenset[str] = frozenset(),
+    ):
+        self.callers, self.min_stake_rao, self.max_age_seconds, self.allow = (
+            callers,
+            min_stake_rao,
+            max_age_seconds,
+            allow,
+        )
+
+    def check(self, hotkey: str) -> None:
+        """Raises ProtocolError: `BUSY` (the list is too old), `NOT_REGISTERED` or `NO_PERMIT`."""
+        if hotkey in self.allow:
+            return
+        callers, age_seconds = self.callers()
+        if age_seconds > self.max_age_seconds:
+            raise ProtocolError(
+                Code.BUSY,
+                f"the list of callers is {age_seconds:.0f} s old, at most {self.max_age_seconds:.0f}; try later",
+            )
+        if hotkey not in callers:
+            raise ProtocolError(Code.NOT_REGISTERED, f"{hotkey} is not registered on this subnet")
+        permit, stake_rao = callers[hotkey]
+        if not permit and stake_rao < self.min_stake_rao:
+            raise ProtocolError(
+                Code.NO_PERMIT, f"no validator permit, and stake {stake_rao} rao is below {self.min_stake_rao} rao"
+            )
+
+
+class RateLimit:
+    """A token bucket for each key: `burst` at once, `per_second` in the long run. Full buckets are forgotten."""
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float]):
+        self.per_second, self.burst, self.clock = per_second, burst, clock
+        self.buckets: dict[str, tuple[float, float]] = {}  # tokens and when; the longest untouched first
+
+    def take(self, key: str) -> bool:
+        """One token of `key`'s bucket: was there one?"""
+        now = self.clock()
+        while self.buckets and self._refilled(next(iter(self.buckets)), now) >= self.burst:
+            del self.buckets[next(iter(self.buckets))]
+        tokens = self._refilled(key, now)
+        self.buckets.pop(key, None)
+        self.buckets[key] = (tokens - 1 if tokens >= 1 else tokens, now)
+        return tokens >= 1
+
+    def _refilled(self, key: str, now: float) -> float:
+        tokens, then = self.buckets.get(key, (self.burst, now))
+        return min(self.burst, tokens + (now - then) * self.per_second)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Server
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one caller, and all of them together, may take of a server.
+
+    Attributes:
+        max_body_bytes, body_seconds: of a request's body, and the total deadline for reading it.
+        handler_seconds: total deadline of a handler.
+        max_reading: requests being read and verified at once. Anyone can take these, at most
+            `address_burst + address_per_second * body_seconds` for each address.
+        max_handling: requests past all checks at once; only admitted callers can take these.
+        address_per_second, address_burst: requests of one IP address (IPv6: one /64), before any work is done.
+        hotkey_per_second, hotkey_burst: admitted requests of one hotkey.
+    """
+
+    max_body_bytes: int = MAX_QUERY_BYTES
+    body_seconds: float = 3.0
+    handler_seconds: float = 55.0
+    max_reading: int = 512
+    max_handling: int = 64
+    address_per_second: float = 50.0
+    address_burst: float = 100.0
+    hotkey_per_second: float = 20.0
+    hotkey_burst: float = 40.0
+
+
+def build_app(
+    *,
+    keypair: Any,
+    gate: Gate,
+    routes: Mapping[str, Handler],
+    limits: Limits | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> web.Application:
+    """A server that answers signed POSTs with signed answers, and everything else with a code.
+
+    Args:
+        keypair: the hotkey's sr25519 `Keypair`: requests must be signed for it, and it signs the answers.
+        gate: who may call.
+        routes: handler by path.
+        limits: sizes, deadlines, rates; the defaults suit a miner on the public internet.
+        clock: seconds, for the rates.
+    """
+    app = web.Application()
+    app.router.add_route("*", "/{anything:(?s:.*)}", _Server(keypair, gate, routes, limits or Limits(), clock).respond)
+    return app
+
+
+@asynccontextmanager
+async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Serve `app` inside the block and give the port it listens on; 0 means any free one.
+
+    Raises:
+        WireError: the address cannot be listened on.
+    """
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=_http_log,
+        auto_decompress=False,
+        keepalive_timeout=IDLE_SECONDS,
+        lingering_time=LINGER_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        read_bufsize=READ_BUFFER_BYTES,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        max_headers=MAX_HEADERS,
+    )
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port, backlog=512).start()
+        except (OSError, OverflowError) as error:
+            busy = getattr(error, "errno", None) == errno.EADDRINUSE
+            problem = "the port is in use; stop the other process" if busy else f"{error}; choose another address"
+            raise WireError(f"cannot listen on {host} port {port}: {problem} or choose another port") from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+class _Server:
+    """One request's way, cheapest check first: address rate, headers, body, signature, gate, hotkey rate, handler."""
+
+    def __init__(
+        self, keypair: Any, gate: Gate, routes: Mapping[str, Handler], limits: Limits, clock: Callable[[], float]
+    ):
+        self.keypair, self.gate, self.routes, self.limits = keypair, gate, routes, limits
+        self.hotkey = keypair.ss58_address
+        self.nonces = http_auth.InMemoryNonceStore(retention=NONCE_RETENTION_SECONDS)
+        self.addresses = RateLimit(limits.address_per_second, limits.address_burst, clock)
+        self.callers = RateLimit(limits.hotkey_per_second, limits.hotkey_burst, clock)
+        self.reading, self.handling = asyncio.Semaphore(limits.max_reading), asyncio.Semaphore(limits.max_handling)
+
+    async def respond(self, request: web.Request) -> web.Response:
+        """The answer, or the refusal that says why not."""
+        try:
+            if not self.addresses.take(_address_key(request.remote or "")):
+                raise ProtocolError(
+                    Code.RATE_LIMITED, f"more than {self.limits.address_per_second:g} requests/s from here"
+                )
+            if _DENDRITE_HEADER in request.headers:
+                return _refusal(Code.AUTH_MISSING, _DENDRITE_DETAIL, status=426)
+            handler = self.routes.get(request.raw_path.partition("?")[0])
+            if handler is None or request.method != "POST":
+                raise ProtocolError(Code.NOT_FOUND, f"POST to one of: {', '.join(self.routes)}")
+            async with _slot(self.reading):
+                headers = _auth_headers(request)
+                body = await _read_body(request, self.limits)
+                nonce, caller = _verify(headers, body, request.raw_path, self.hotkey, self.nonces)
+            self.gate.check(caller)
+            if not self.callers.take(caller):
+                raise ProtocolError(
+                    Code.RATE_LIMITED, f"more than {self.limits.hotkey_per_second:g} requests/s by {caller}"
+                )
+            async with _slot(self.handling), asyncio.timeout(self.limits.handler_seconds):
+                answer = await handler(caller, body)
+            signature = self.keypair.sign(answer_payload(digest(body), nonce, caller, self.hotkey, answer))
+            return web.Response(body=answer, content_type="application/json", headers={ANSWER_HEADER: signature.hex()})
+        except ProtocolError as error:
+            return _refusal(error.code, error.detail, status=_STATUS.get(error.code, 400))
+        except Exception:
+            log.exception("request to %s failed", request.path)
+            return _refusal(
+                Code.HANDLER_FAILED, "the handler failed or took too long; see the server's log", status=500
+            )
+
+
+def _refusal(code: Code, detail: str, *, status: int) -> web.Response:
+    headers = {"Upgrade": http_auth.PROTOCOL} if status == 426 else None
+    body = canonical({"code": code, "detail": _printable(detail)})
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+
+
+@asynccontextmanager
+async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    """One of the slots at once, or `BUSY`: a queue would only make every caller late."""
+    if slots.locked():
+        raise ProtocolError(Code.BUSY, "too many requests at the same time; try later")
+    async with slots:
+        yield
+
+
+def _address_key(address: str) -> str:
+    """Whose bucket: an IPv4 address, or the /64 of an IPv6 address, which one host has to itself."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+
+
+def _auth_headers(request: web.Request) -> dict[str, str]:
+    """The btauth headers, each there once and of the right shape; before any signature work.
+
+    Raises:
+        ProtocolError: `AUTH_MISSING` or `AUTH_MALFORMED`.
+    """
+    found = {}
+    for name, shape in _REQUIRED_HEADERS.items():
+        values = request.headers.getall(name, [])
+        if not values:
+            raise ProtocolError(Code.AUTH_MISSING, f"header {name} is missing")
+        if len(values) > 1 or not shape.fullmatch(values[0]):
+            raise ProtocolError(
+                Code.AUTH_MALFORMED,
+                f"header {name}, {len(values)} times, {len(values[0])} characters: expected one {shape.pattern}",
+            )
+        found[name] = values[0]
+    if request.headers.getall(http_auth.HEADER_CRYPTO, ["sr25519"]) != ["sr25519"]:
+        raise ProtocolError(Code.AUTH_MALFORMED, f"header {http_auth.HEADER_CRYPTO}: only sr25519 is taken")
+    return found
+
+
+async def _read_body(request: web.Request, limits: Limits) -> bytes:
+    """The raw body within its size and total deadline.
+
+    Raises:
+        ProtocolError: `CONTENT_TYPE` (compressed), `BODY_TOO_LARGE`, `BODY_TIMEOUT` or `MALFORMED` (broken off).
+    """
+    if "Content-Encoding" in request.headers:
+        raise ProtocolError(Code.CONTENT_TYPE, "compressed; the body must be plain")
+    if (request.content_length or 0) > limits.max_body_bytes:
+        raise ProtocolError(
+            Code.BODY_TOO_LARGE, f"{request.content_length} bytes declared, at most {limits.max_body_bytes}"
+        )
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            body = await _read(request.content, limits.max_body_bytes)
+    except TimeoutError:
+        raise ProtocolError(Code.BODY_TIMEOUT, f"the body took more than {limits.body_seconds:g} s") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise ProtocolError(Code.MALFORMED, "the body was broken off") from None
+    if body is None:
+        raise ProtocolError(Code.BODY_TOO_LARGE, f"more than {limits.max_body_bytes} bytes")
+    return body
+
+
+def _verify(
+    headers: dict[str, str], body: bytes, target: str, receiver: str, nonces: http_auth.NonceStore
+) -> tuple[int, str]:
+    """Nonce and hotkey of whoever signed this request: the one place that calls btauth's `verify`.
+
+    Raises:
+        ProtocolError: `AUTH_RECEIVER`, `AUTH_STALE`, `AUTH_SIGNATURE`, `AUTH_REPLAYED` or `AUTH_MALFORMED`.
+    """
+    try:
+        caller = http_auth.verify(
+            headers,
+            body,
+            method="POST",
+            path=target,
+            self_hotkey_ss58=receiver,
+            max_age=MAX_AGE_SECONDS,
+            allowed_skew=MAX_SKEW_SECONDS,
+            nonce_store=nonces,
+            **_crypto_argument(http_auth.verify),
+        )
+    except http_auth.AuthError as error:
+        raise ProtocolError(_AUTH_CODES.get(type(error), Code.AUTH_SIGNATURE), str(error)) from None
+    payload = http_auth.build_payload(
+        scheme="sr25519",
+        method="POST",
+        path=target,
+        body=body,
+        nonce_ns=caller.nonce_ns,
+        sender_ss58=caller.hotkey_ss58,
+        receiver_ss58=receiver,
+    )
+    # The SDK takes a signature over <Bytes>payload</Bytes>, as wallets sign texts, for the payload's own. Here it does
+    # not count: nobody shall obtain a request by having a validator's owner "sign a message".
+    signature = bytes.fromhex(headers[http_auth.HEADER_SIGNATURE].removeprefix("0x"))
+    if verify(b"<Bytes>" + payload + b"</Bytes>", signature, caller.hotkey_ss58, CRYPTO_SR25519):
+        raise ProtocolError(
+            Code.AUTH_SIGNATURE, "the signature is over <Bytes>...</Bytes>, not over the request itself"
+        )
+    return caller.nonce_ns, caller.hotkey_ss58
+
+
+@cache
+def _crypto_argument(verify_request: Callable[..., Any]) -> dict[str, int]:
+    """bittensor 11.3.2 and later refuse every request unless told the scheme; 11.3.0 does not know the argument."""
+    takes_it = "expected_crypto_type" in inspect.signature(verify_request).parameters
+    return {"expected_crypto_type": CRYPTO_SR25519} if takes_it else {}
