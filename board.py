@@ -74,7 +74,7 @@ def _row(line: Line, unit: Decimal, reputation: Reputation | None, names: Mappin
     terms = line.terms
 
     def money(value: Decimal) -> str:
-        return f"{value / unit:+,.4f}"
+        return f"{round(value / unit, 4) + 0:+,.4f}"  # + 0: no minus before a zero
 
     standing = reputation.standing if reputation else None
     name = _name(line.name, names) + (f" = {_name(line.copy_of, names)}" if line.copy_of else "")

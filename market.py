@@ -379,11 +379,11 @@ class InMemoryMarket(ABC):
         pair: Pair,
         pool: Pool,
         first: int,
-        last: int | None,
-        head: int | None,
         hash_key: str,
-        pace: float | None,
-        clock: Callable[[], float],
+        last: int | None = None,
+        head: int | None = None,
+        pace: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         head = first if head is None else head
         if head < first or (last is not None and head > last):
@@ -405,8 +405,8 @@ class InMemoryMarket(ABC):
         """The first block with a timestamp of at least `time_seconds`. Raises `MarketEnded` if there is none."""
 
     @abstractmethod
-    def _purse(self, vault: str) -> Purse:
-        """A new purse for a vault. Raises `MarketError` for an unknown one."""
+    def _new_purse(self, vault: str) -> Purse:
+        """A purse for a vault that was not asked for before. Raises `MarketError` for an unknown vault."""
 
     @abstractmethod
     def _grow(self, last: int) -> None:
@@ -452,15 +452,18 @@ class InMemoryMarket(ABC):
     async def snapshot(self, vault: str, block: int) -> Snapshot:
         self._see(block - 1)
         at = await self.block(block)
-        if vault not in self._purses:
-            self._purses[vault] = self._purse(vault)
-        purse, index = self._purses[vault], self._history.index(block)
+        purse, index = self._purse(vault), self._history.index(block)
         pool, idle = self._history.pool_before(index), purse.before(self._history.events, index)
         keys = [key for key in pool.positions if purse.owns(key)]
         return Snapshot.of(pool, keys, idle, block, at.time, at.hash, purse.owner)
 
     async def execute(self, vault, keep, close, mint) -> Execution:
         raise MarketError(f"{self.label} cannot be changed: what happened has happened")
+
+    def _purse(self, vault: str) -> Purse:
+        if vault not in self._purses:
+            self._purses[vault] = self._new_purse(vault)
+        return self._purses[vault]
 
     def _see(self, block: int) -> None:
         if block > self._clock.head:
@@ -499,9 +502,7 @@ class RecordedMarket(InMemoryMarket):
         recording: Recording,
         vault: str | None = None,
         idle: tuple[int, int] = (0, 0),
-        pace: float | None = None,
-        head: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        **options,
     ):
         if min(idle) < 0:
             raise MarketError(f"idle {idle[0]},{idle[1]}: token amounts in base units, 0 or more")
@@ -519,10 +520,8 @@ class RecordedMarket(InMemoryMarket):
             pool=open_pool(recording),
             first=recording.start_block,
             last=self._blocks[-1],
-            head=head,
             hash_key=recording.digest,
-            pace=pace,
-            clock=clock,
+            **options,
         )
         for event in recording.events:
             self._history.append(event)
@@ -545,7 +544,7 @@ class RecordedMarket(InMemoryMarket):
     def _grow(self, last: int) -> None:
         """All events are there from the start."""
 
-    def _purse(self, vault: str) -> Purse:
+    def _new_purse(self, vault: str) -> Purse:
         try:
             owner, lower, upper = vault.rsplit(":", 2)
             key = owner, int(lower), int(upper)

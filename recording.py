@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from protocol import Amount, SqrtPrice, Word
-from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, PoolError, PositionState
+from sim import MAX_SQRT_RATIO, MAX_TICK, MIN_SQRT_RATIO, PIPS, Pool, PoolError, PositionState
 
 
 class ReplayError(Exception):
@@ -131,7 +131,7 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
                 else pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
             )
         else:
-            found = pool.swap(*swap_calls(event)[how])
+            found = pool.swap(*swap_calls(event)[how or find_call(pool, event)])
         if pool.sqrt_price_x96 != sqrt_price_x96:
             raise ReplayError(event, "sqrt_price_x96", sqrt_price_x96, pool.sqrt_price_x96)
         if found != (amount0, amount1):
@@ -388,9 +388,13 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
     try:
         meta = json.loads(description)
         start = meta["start"]
-        positions = [(BACKGROUND, *cell) for cell in meta["background"]] + [
-            (str(owner), *range_) for owner, *range_ in meta["preexisting"]
+        positions = [(BACKGROUND, int(lower), int(upper), int(amount)) for lower, upper, amount in meta["background"]]
+        positions += [
+            (str(owner), int(lower), int(upper), int(amount)) for owner, lower, upper, amount in meta["preexisting"]
         ]
+        fee, tick_spacing = int(meta["fee"]), int(meta["tickSpacing"])
+        if not (0 <= fee < PIPS and 0 < tick_spacing <= MAX_TICK):
+            raise ValueError(f"fee {fee} and tickSpacing {tick_spacing} are no pool's")
         tokens = [
             (symbol, int(decimals.rstrip(")")))
             for symbol, decimals in (meta[t].split(" (") for t in ("token0", "token1"))
@@ -409,8 +413,8 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
             pool_address=meta["pool"],
             token0=tokens[0],
             token1=tokens[1],
-            fee=int(meta["fee"]),
-            tick_spacing=int(meta["tickSpacing"]),
+            fee=fee,
+            tick_spacing=tick_spacing,
             start_block=int(start["block"]),
             start_time=int(start["time"]),
             sqrt_price_x96=int(start["sqrtPriceX96"]),
@@ -421,7 +425,7 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
             },
             digest=hashlib.sha256(description + table).hexdigest(),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecordingError(
             f"recording {name}: {type(error).__name__} {error}; is {name}.json of the documented format?"
         ) from error
@@ -430,12 +434,9 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
 def _parse_event(name: str, number: int, line: str) -> Event:
     try:
         block, log_index, time, kind, first, *rest = line.split(",")
-        if kind == "swap":
-            args = (first, *map(int, rest))
-        elif kind in ("mint", "burn"):
-            args = (first, *map(int, rest))
-        else:
-            raise ValueError(f"kind {kind!r}")
+        if kind not in ("swap", "mint", "burn") or (kind == "swap" and first not in ("in", "out", "limit", "?", "")):
+            raise ValueError(f"{kind} {first!r} is of no known kind or call")
+        args = (first, *map(int, rest))
         if len(args) != 6:
             raise ValueError(f"{len(args)} values after the kind, 6 expected")
         return Event(int(block), int(log_index), int(time), kind, args)
@@ -473,11 +474,15 @@ def replay(recording: Recording) -> Pool:
         The pool after the last event.
 
     Raises:
-        ReplayError, PoolError: the first digit that differs, the first call that the contract would have refused.
+        ReplayError: the first digit that differs, or the first call that the contract would have refused.
+        PoolError: the start is not a pool's.
     """
     pool = recording.open_pool()
     for event in recording.events:
-        apply_event(pool, event)
+        try:
+            apply_event(pool, event)
+        except PoolError as error:
+            raise ReplayError(event, "call", "accepted", f"refused ({error})") from error
     return pool
 
 

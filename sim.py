@@ -285,7 +285,7 @@ class Pool:
         twin.ticks = {mark.index: mark for mark in twin._marks}
         twin._ratios = self._ratios.copy()
         twin.positions = {key: copy.copy(state) for key, state in self.positions.items()}
-        twin.legs, twin._plain = None, self._plain or not any(self.fee_protocol)
+        twin.legs, twin._plain = None, not self._shares_fees()
         return twin
 
     # -- the calls of the contract
@@ -429,11 +429,14 @@ class Pool:
             What was paid above the loan, both tokens, in base units (the event's paid0, paid1).
 
         Raises:
-            PoolError: `L` without liquidity in range; bare if the payment would overflow the fee growth.
+            PoolError: `L` without liquidity in range; `F0`, `F1` for less than the fee (a negative tip); bare if the payment
+                would overflow the fee growth.
         """
         self._unlocked()
         if not self.liquidity:
             raise PoolError("L")
+        if tip0 < 0 or tip1 < 0:
+            raise PoolError("F0" if tip0 < 0 else "F1")
         paid0 = -(-amount0 * self.fee // PIPS) + tip0
         paid1 = -(-amount1 * self.fee // PIPS) + tip1
         for zero_for_one, paid in ((True, paid0), (False, paid1)):
@@ -450,7 +453,7 @@ class Pool:
             raise PoolError
         self.fee_protocol = (fee_protocol0, fee_protocol1)
         self._epoch += 1
-        self._plain = self.legs is None and not any(self.fee_protocol)
+        self._plain = self.legs is None and not self._shares_fees()
 
     def collect_protocol(self, amount0_requested: int, amount1_requested: int) -> tuple[int, int]:
         """Pay out protocol fees; of all there is one unit stays behind, as the contract never clears the slot."""
@@ -596,6 +599,10 @@ class Pool:
         if below + 1 < len(ratios) and ratios[below + 1] < hi:
             hi = ratios[below + 1]
         self._lo, self._hi, self._lo_squared = lo, hi, lo * lo
+
+    def _shares_fees(self) -> bool:
+        """Whether anybody but the liquidity in range takes a part of the fees."""
+        return any(self.fee_protocol)
 
     def _split(self, fee: int, zero_for_one: bool) -> tuple[int, int, int]:
         """What becomes of a step's fee: (growth per unit of liquidity X128, the protocol's part, the leg's fee)."""
@@ -904,6 +911,9 @@ class SlipstreamPool(Pool):
 
     def _earns(self, owner) -> bool:
         return owner != self.gauge
+
+    def _shares_fees(self) -> bool:
+        return True
 
     def _split(self, fee: int, zero_for_one: bool) -> tuple[int, int, int]:
         """Staked liquidity's part, rounded up, and the cut of the rest, rounded up, go to the gauge."""

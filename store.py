@@ -95,6 +95,11 @@ async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[st
             await db.execute(f"PRAGMA user_version = {number + 1}")
 
 
+def write_lock(db: aiosqlite.Connection) -> asyncio.Lock:
+    """The connection's lock: held during a transaction, and by whoever must not see half of one."""
+    return db.__dict__.setdefault("_write_lock", asyncio.Lock())
+
+
 @asynccontextmanager
 async def transaction(db: aiosqlite.Connection) -> AsyncIterator[None]:
     """All of the block or none of it, also when the task is cancelled or the process dies in the middle.
@@ -102,8 +107,7 @@ async def transaction(db: aiosqlite.Connection) -> AsyncIterator[None]:
     The write lock is taken at the start. One connection serves one task at a time inside a transaction: a lock on the
     connection keeps other tasks of this process waiting, `busy_timeout` other processes.
     """
-    lock = db.__dict__.setdefault("_transaction_lock", asyncio.Lock())
-    async with lock:
+    async with write_lock(db):
         try:
             await db.execute("BEGIN IMMEDIATE")  # inside: a cancelled wait for it still begins one in SQLite's thread
             yield
@@ -299,7 +303,7 @@ class Store:
         """Note what this database belongs to. Raises `StoreError` if it already belongs to something else."""
         async with transaction(self._jobs):
             await self._jobs.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
-            found = await self._value("SELECT value FROM meta WHERE key = ?", key)
+        found = await self._value("SELECT value FROM meta WHERE key = ?", key)
         if found != value:
             raise StoreError(f"this database was made for {key} {found}, not {value}; choose another --db")
 
@@ -324,7 +328,7 @@ class Store:
                 bool(row["live"]),
                 bool(row["active"]),
             )
-            for row in await self._jobs.execute_fetchall("SELECT * FROM jobs ORDER BY job_id")
+            for row in await self._rows("SELECT * FROM jobs ORDER BY job_id")
         ]
 
     # -- a round
@@ -459,7 +463,7 @@ class Store:
 
     async def executions(self) -> list[dict]:
         """All live decisions carried out, in order."""
-        rows = await self._jobs.execute_fetchall("SELECT execution FROM live_executions ORDER BY block, vault")
+        rows = await self._rows("SELECT execution FROM live_executions ORDER BY block, vault")
         return [json.loads(row["execution"]) for row in rows]
 
     async def add_weights(
@@ -494,9 +498,7 @@ class Store:
 
     async def interrupted(self) -> list[tuple[str, str]]:
         """Rounds that began and never ended: (round_id, job_id)."""
-        rows = await self._jobs.execute_fetchall(
-            "SELECT round_id, job_id FROM rounds WHERE code IS NULL ORDER BY start_time, round_id"
-        )
+        rows = await self._rows("SELECT round_id, job_id FROM rounds WHERE code IS NULL ORDER BY start_time, round_id")
         return [(row["round_id"], row["job_id"]) for row in rows]
 
     async def last_start(self, job_id: str, round_type: str) -> int | None:
@@ -505,13 +507,14 @@ class Store:
             "SELECT max(start_time) FROM rounds WHERE job_id = ? AND round_type = ?", job_id, round_type
         )
 
-    async def resume_time(self) -> int | None:
-        """Market time at which the newest round ended or, if it was interrupted, began; None before the first."""
-        return await self._value("SELECT max(CASE WHEN code IS NULL THEN start_time ELSE end_time END) FROM rounds")
+    async def resume_time(self, lead_seconds: int) -> int | None:
+        """Market time to go on from: `lead_seconds` before the newest round's end, or its start if it was interrupted."""
+        sql = "SELECT max(CASE WHEN code IS NULL THEN start_time ELSE end_time - ? END) FROM rounds"
+        return await self._value(sql, lead_seconds)
 
     async def reputations(self, job_id: str) -> dict[str, Reputation]:
         """By hotkey, of one job."""
-        rows = await self._jobs.execute_fetchall("SELECT * FROM miner_scores WHERE job_id = ?", (job_id,))
+        rows = await self._rows("SELECT * FROM miner_scores WHERE job_id = ?", (job_id,))
         return {
             row["hotkey"]: Reputation(
                 Standing(*(Decimal(row[name]) for name in ("eval_seed", "live_seed", "eval_excess", "live_excess"))),
@@ -524,11 +527,11 @@ class Store:
     async def days(self, job_id: str, hotkey: str) -> list[int]:
         """UTC days on which a miner was ranked in a job."""
         sql = "SELECT day FROM miner_participation WHERE job_id = ? AND hotkey = ? ORDER BY day"
-        return [row["day"] for row in await self._jobs.execute_fetchall(sql, (job_id, hotkey))]
+        return [row["day"] for row in await self._rows(sql, (job_id, hotkey))]
 
     async def last_winner(self, job_id: str) -> tuple[str, str] | None:
         """(hotkey, round_id) of the newest finished evaluation that had a winner."""
-        rows = await self._jobs.execute_fetchall(
+        rows = await self._rows(
             "SELECT winner, round_id FROM rounds WHERE job_id = ? AND round_type = 'evaluation' AND winner IS NOT NULL"
             " ORDER BY end_time DESC LIMIT 1",
             (job_id,),
@@ -539,7 +542,7 @@ class Store:
         """Of a job's finished, non-void evaluations that ended after `since`: how many, and in how many each miner ranked."""
         ended = "job_id = ? AND round_type = 'evaluation' AND end_time > ? AND code IN ('scored', 'nobody_ranked')"
         finished = await self._value(f"SELECT count(*) FROM rounds WHERE {ended}", job_id, since)
-        rows = await self._jobs.execute_fetchall(
+        rows = await self._rows(
             f"SELECT hotkey, count(*) AS n FROM scores JOIN rounds USING (round_id) WHERE {ended} GROUP BY hotkey",
             (job_id, since),
         )
@@ -551,13 +554,18 @@ class Store:
 
     async def counts(self) -> dict[str, int]:
         """How many rounds ended with which code, for the closing summary."""
-        rows = await self._jobs.execute_fetchall(
+        rows = await self._rows(
             "SELECT round_type || ' ' || coalesce(code, 'running') AS what, count(*) AS n FROM rounds GROUP BY what ORDER BY what"
         )
         return {row["what"]: row["n"] for row in rows}
 
+    async def _rows(self, sql: str, parameters: Sequence = ()) -> list[sqlite3.Row]:
+        """Read what is committed: on this connection a task would also see what another is about to commit."""
+        async with write_lock(self._jobs):
+            return await self._jobs.execute_fetchall(sql, parameters)
+
     async def _value(self, sql: str, *parameters):
-        rows = await self._jobs.execute_fetchall(sql, parameters)
+        rows = await self._rows(sql, parameters)
         return rows[0][0] if rows else None
 
 

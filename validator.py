@@ -64,6 +64,9 @@ WEIGHTS_VERSION_KEY = 1000
 MAX_PEERS = 256
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
+MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
+MODEL_CAPITAL = 400_000 * 10**6  # USDC
+MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
 
 log = logging.getLogger("validator")
 
@@ -89,12 +92,17 @@ class Validator:
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
         self.names = names
+        self.until = sys.maxsize  # no round ends after this market time
         self._shown: set[tuple] = set()
+        self._skips: set[tuple[str, Code]] = set()
+        self._latest: dict[tuple[str, str], str] = {}  # leaderboards that were not printed
 
     # -- what goes on at once
 
     async def work(self) -> None:
-        """Run all active jobs, watch for new ones, set weights; until stopped, or all have played `--rounds`."""
+        """Run all active jobs, watch for new ones, set weights; until stopped, or all jobs have played what was asked for."""
+        if self.options.days:
+            self.until = (await self.market.head()).time + self.options.days * DAY_SECONDS
         for round_id, job_id in await self.store.interrupted():
             result = RoundResult(Code.VOID_INTERRUPTED, "the validator was stopped in this round")
             await self.store.finish_round(round_id, job_id, result, None, 0, {}, 0)
@@ -112,11 +120,12 @@ class Validator:
                     await self.chain.advance_to(block_at(head.time))
                 await self._weigh(head.time)
                 if self.running and all(task.done() for task in self.running.values()):
-                    return
+                    break
                 try:
                     await self.market.reach_time(head.time + SUPERVISE_SECONDS)
                 except MarketEnded:
-                    return
+                    break
+        await self._weigh((await self.market.head()).time)
 
     def _done(self, job_id: str) -> bool:
         return self.options.rounds is not None and self.played.get(job_id, 0) >= self.options.rounds
@@ -126,28 +135,27 @@ class Validator:
         async with asyncio.TaskGroup() as rounds, self.market.participant():
             started.set()
             start = 0
-            with_end = True
-            while with_end and not self._done(job_id):
+            while not self._done(job_id):
                 job = await self._job(job_id)
-                if not job.active:
-                    log.info("job %s is switched off", job_id)
-                    return
                 length, head = job.round_seconds, await self.market.head()
                 last = await self.store.last_start(job_id, "evaluation")
                 earliest = max(start, (last or 0) + length, head.time + FIRST_ASK_LEAD_SECONDS)
                 start = -(-earliest // length) * length
+                if start + length > self.until:
+                    return
                 try:
                     await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
                 except MarketEnded:
-                    with_end = False
-                    continue
-                if not (job := await self._job(job_id)).active:
-                    continue
+                    return
+                job = await self._job(job_id)
+                if not job.active:
+                    log.info("job %s is switched off", job_id)
+                    return
+                self.played[job_id] = self.played.get(job_id, 0) + 1
                 for play in (self._evaluation, self._live) if job.live else (self._evaluation,):
                     entered = asyncio.Event()
                     rounds.create_task(self._guarded(play, job, start, entered))
                     await entered.wait()
-                self.played[job_id] = self.played.get(job_id, 0) + 1
                 start += length
 
     async def _job(self, job_id: str) -> Job:
@@ -172,7 +180,16 @@ class Validator:
 
     async def _void(self, round_id: str, job: Job, code: Code, detail: str, asked: int = 0) -> None:
         await self.store.finish_round(round_id, job.job_id, RoundResult(code, detail), None, asked, {}, 0)
-        (log.info if code.startswith("live") else log.warning)("%s: %s, %s", round_id, code, detail)
+        skipped, known = code.startswith("live"), (job.job_id, code) in self._skips
+        self._skips.add((job.job_id, code))
+        log.log(
+            logging.DEBUG if skipped and known else logging.INFO if skipped else logging.WARNING,
+            "%s: %s, %s%s",
+            round_id,
+            code,
+            detail,
+            "; further rounds that are skipped for this are noted in the database only" if skipped else "",
+        )
 
     # -- a round
 
@@ -189,7 +206,7 @@ class Validator:
         # ask
         query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
         deadline = start - FIRST_ASK_DEADLINE_SECONDS - time.time() if not market.full_speed else ASK_SECONDS
-        asked = await self._ask_all({hotkey: query for hotkey in peers}, peers, min(deadline, ASK_SECONDS))
+        asked = await self._ask_all(dict.fromkeys(peers, query), peers, min(deadline, ASK_SECONDS))
         await market.reach_time(start)
         opening = await market.first_block_at(start)
         accepted = {hotkey: answer for hotkey, (_, code, _, answer) in asked.items() if code is Code.ACCEPTED}
@@ -289,7 +306,7 @@ class Validator:
         head = await market.head()
         winner = await self.store.last_winner(job.job_id)
         if not market.executes:
-            return await self._void(round_id, job, Code.LIVE_READ_ONLY_MARKET, "nothing can be executed on this market")
+            return await self._void(round_id, job, Code.LIVE_READ_ONLY_MARKET, "what happened has happened")
         if not winner:
             return await self._void(round_id, job, Code.LIVE_NO_WINNER, "no evaluation has finished with a winner yet")
         hotkey = winner[0]
@@ -542,16 +559,31 @@ class Validator:
             result.swaps,
             f", winner {winner.name}" if winner else f" {result.detail}",
         )
-        start = int(round_id.rsplit(":", 1)[1])
-        day = (job.job_id, round_id.split(":")[-2], start // DAY_SECONDS)
-        last = self.options.rounds is not None and self.played.get(job.job_id, 0) >= self.options.rounds
-        if result.keep and (self.options.all_leaderboards or day not in self._shown or last):
+        if not result.keep:
+            return
+        job_id, round_type, start = round_id.split(":")
+        text = leaderboard(
+            self.market.label,
+            self.market.pair,
+            job,
+            round_id,
+            result,
+            await self.store.reputations(job.job_id),
+            asked,
+            self.names,
+        )
+        day = (job_id, round_type, int(start) // DAY_SECONDS)
+        if self.options.all_leaderboards or day not in self._shown:
             self._shown.add(day)
-            reputations = await self.store.reputations(job.job_id)
-            print(
-                leaderboard(self.market.label, self.market.pair, job, round_id, result, reputations, asked, self.names)
-            )
-            print(flush=True)
+            self._latest.pop((job_id, round_type), None)
+            print(text, end="\n\n", flush=True)
+        else:
+            self._latest[job_id, round_type] = text
+
+    def print_latest(self) -> None:
+        """The newest leaderboard of each job, where it has not been printed yet."""
+        for text in self._latest.values():
+            print(text, end="\n\n")
 
 
 def _prediction(
@@ -579,6 +611,15 @@ def _prediction(
     )
 
 
+def _execution(plain: dict) -> Execution:
+    """The inverse of `to_json` for executions: all but the vault's name are integers."""
+
+    def numbers(value):
+        return tuple(numbers(item) for item in value) if isinstance(value, list) else int(value)
+
+    return Execution(**{name: value if name == "vault" else numbers(value) for name, value in plain.items()})
+
+
 def _standing(reputations, hotkey: str) -> Standing:
     return reputations[hotkey].standing if hotkey in reputations else Standing()
 
@@ -600,7 +641,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     market.add_argument("--idle", metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units")
     market.add_argument("--seed", type=int, default=98, help="of the market model (default: 98)")
-    market.add_argument("--days", type=int, help="stop the market model after this many market days (default: never)")
+    market.add_argument("--days", type=int, help="stop after this many market days, 0 never (default: 7 on the model)")
     market.add_argument("--pace", type=float, help="market seconds per second (default: full speed)")
     market.add_argument(
         "--latency-seconds", type=int, default=0, help="market time an answer takes at full speed (default: 0)"
@@ -641,6 +682,9 @@ async def validate(options: argparse.Namespace) -> None:
         market = await _open_market(options, store)
         print(f"MARKET: {market.label}", flush=True)
         await store.claim("market", market.label)
+        if (resumed := await store.resume_time(FIRST_ASK_LEAD_SECONDS)) and market.full_speed:
+            async with market.participant():
+                await market.reach_time(resumed)
         start = (await market.head()).time
         chain = await enter(
             LocalChain.open(
@@ -653,7 +697,7 @@ async def validate(options: argparse.Namespace) -> None:
         )
         await chain.register(hotkey.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
         if not jobs:
-            for job in _local_jobs(market, options.round_seconds):
+            for job in _local_jobs(market, getattr(market, "vault", None), options.round_seconds):
                 await store.put_job(job)
         names = {}
         if not options.no_miners:
@@ -661,28 +705,32 @@ async def validate(options: argparse.Namespace) -> None:
         session = await enter(client_session(MAX_PEERS))
         validator = Validator(store, chain, market, session, hotkey, options, names)
         await validator.work()
+        validator.print_latest()
         await _farewell(store, chain, path, folder)
 
 
 async def _open_market(options: argparse.Namespace, store: Store) -> Market:
     """The recording that was named, else the model."""
+    if options.days is None and not options.events:
+        options.days = MODEL_DAYS
     if options.events:
         idle = options.idle.split(",")
         if len(idle) != 2 or not all(part.isdecimal() for part in idle):
             raise UserError(f"--idle {options.idle}: two whole numbers of base units, like 0,0")
         recording = await asyncio.to_thread(read_recording, options.events)
-        return await asyncio.to_thread(
-            RecordedMarket, recording, options.vault, tuple(map(int, idle)), options.pace
-        )
-    return ModelMarket(options.seed)
+        return await asyncio.to_thread(RecordedMarket, recording, options.vault, tuple(map(int, idle)), options.pace)
+    done = [_execution(plain) for plain in await store.executions()]
+    return ModelMarket(options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done, pace=options.pace)
 
 
-def _local_jobs(market: Market, round_seconds: int) -> list[Job]:
+def _local_jobs(market: Market, recorded_vault: str | None, round_seconds: int) -> list[Job]:
     """Two jobs on one pool with different aims, so that different miners win."""
-    balanced = JobSettings.for_target("Balanced", min_in_range=Decimal("0.5"))
+    settings = {
+        "balanced": JobSettings.for_target("Balanced", min_in_range=Decimal("0.5")),
+        "pol": JobSettings.for_target("PoL"),
+    }
     return [
-        Job("balanced", market.vault, round_seconds, balanced),
-        Job("pol", market.vault, round_seconds, JobSettings.for_target("PoL")),
+        Job(job_id, recorded_vault or MODEL_VAULTS[job_id], round_seconds, rules) for job_id, rules in settings.items()
     ]
 
 

@@ -1,0 +1,46 @@
+# make demo                    a whole subnet on this machine, on the market model: 7 market days
+# make demo EVENTS=PATH        the same on a recording of a real pool
+# make test                    all tests
+# make bench                   speed and memory, with the machine's figures
+# make lint
+#
+# Each sets itself up in .venv-VERSION. Another Python: make test PYTHON=python3.13
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv-$(VERSION)
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test bench lint
+
+demo: $(VENV)/runtime
+	$(RUN) validator.py --fresh --dir local/demo $(if $(EVENTS),--events $(EVENTS),--round-seconds 3600) $(ARGS)
+
+test: $(VENV)/dev
+	$(RUN) -m pytest -q $(ARGS)
+
+bench: $(VENV)/dev node_modules/.installed
+	$(RUN) bench/sim.py
+	$(RUN) bench/scoring.py
+	$(RUN) bench/wire.py
+
+lint: $(VENV)/dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("Python %d.%d: 3.11 to 3.13 is needed; try make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/runtime
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+# the real contracts' bytecode; without npm the comparisons with it are left out, and say so
+node_modules/.installed: package.json
+	@mkdir -p node_modules
+	@if command -v npm >/dev/null; then npm install --silent --no-package-lock --no-audit --no-fund; else echo "npm is missing: no comparison with the real bytecode"; fi
+	@touch $@
