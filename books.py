@@ -146,7 +146,8 @@ class Tape:
         for event in events:
             if event.kind == "mint" and event.args[0] == self.snapshot.vault_owner:
                 self.vault_keys.add(event.args[:3])
-            apply_event(self.pool, event, self.vault_keys)
+            if event.kind != "collect_protocol":  # what the protocol was owed before the snapshot nobody knows
+                apply_event(self.pool, event, self.vault_keys)
             if event.kind == "swap":
                 self.swaps += 1
                 self.unknown_swaps += event.args[0] == "?"
@@ -494,7 +495,7 @@ class Book:
         tape, last = self.tape, self.tape.leg_at(block)
         self._count_blocks(block)
         keys = {holding.key for holding in self.holdings if holding.key}
-        touches = [(leg, key) for leg, key in tape.touches if self._leg < leg <= last and key in keys] if keys else []
+        touches = [(leg, key) for leg, key in tape.touches if self._leg <= leg <= last and key in keys] if keys else []
         for leg, key in touches:
             self._earn(leg)
             for holding in self.holdings:
@@ -558,7 +559,8 @@ class Book:
                 waiting.remove(pair)
             kept.append(pair[1] if pair else None)
         closing = [holding for holding in self.holdings if holding not in kept]
-        if not closing and None not in kept:
+        opening = [position for position, holding in zip(desired, kept, strict=True) if not holding]
+        if not closing and not any(self._mintable(position, price) for position in opening):
             return False
         self.walk(block)
         for holding in closing:
@@ -573,14 +575,19 @@ class Book:
         self.history.append(self._signature(block))
         return True
 
-    def _mint(self, position: Position, price: int) -> Holding | None:
+    def _mintable(self, position: Position, price: int) -> int:
+        """The liquidity that a desired position would get now; 0 if it would be skipped."""
         amount0, amount1 = min(position.allocation0, self.idle0), min(position.allocation1, self.idle1)
-        holding = Holding(position.tick_lower, position.tick_upper, 0)
-        liquidity = liquidity_for(amount0, amount1, price, holding.lower_x96, holding.upper_x96)
-        if not 0 < liquidity <= self.tape.pool.max_liquidity_per_tick:
+        lower_x96, upper_x96 = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+        liquidity = liquidity_for(amount0, amount1, price, lower_x96, upper_x96)
+        return liquidity if liquidity <= self.tape.pool.max_liquidity_per_tick else 0
+
+    def _mint(self, position: Position, price: int) -> Holding | None:
+        liquidity = self._mintable(position, price)
+        if not liquidity:
             return None
+        holding = Holding(position.tick_lower, position.tick_upper, liquidity)
         used0, used1 = amounts_of(liquidity, price, holding.lower_x96, holding.upper_x96, round_up=True)
-        holding.liquidity = liquidity
         self.idle0 -= used0
         self.idle1 -= used1
         return holding
@@ -632,7 +639,7 @@ def fork_replay(
             fork.mint(*event.args[:4])
         elif event.kind == "burn":
             fork.burn(*event.args[:4])
-        elif event.kind != "collect":
+        elif event.kind not in ("collect", "collect_protocol"):
             apply_event(fork, event)
     fees = []
     for n, (tick_lower, tick_upper, _) in enumerate(positions):

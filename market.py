@@ -3,8 +3,8 @@
     python market.py import PATH --out FOLDER     complete a recording: find the call behind each swap that lacks it
 
 A market answers in plain values (`Block`, `Snapshot`, `Event`); amounts are integers of token base units. What lies in
-memory, a recording or the model, is replayed on the exact pool; at full speed its time is a lock-step clock: it stands still
-while anybody is busy.
+memory, a recording or the model, is replayed on the exact pool; at full speed its time is a lock-step clock, which stands
+still while anybody is busy.
 Read next: `recording.py` (events and snapshots), `model.py` (the market for where no data is at hand).
 """
 
@@ -82,7 +82,7 @@ class Pair:
 class Execution:
     """What was asked of a vault, and what became of it; amounts are (token0, token1) in base units.
 
-    Always `before + released + fees - paid == after`. `block`, `vault`, `keep`, `close`, `mint` are enough to repeat it.
+    Always `before + released + fees - paid == after`. The first five fields are enough to repeat it.
 
     Attributes:
         block: the plan acted before this block's other events.
@@ -135,8 +135,10 @@ class Market(Protocol):
         """The first block with a timestamp of at least `time_seconds`; as `block`."""
 
     async def reach(self, number: int) -> Block:
-        """Wait until the head is at least there; returns the head. At full speed only inside `participant()`, and the head
-        is then exactly that block, unless it was past it."""
+        """Wait until the head is at least there; returns the head.
+
+        At full speed only inside `participant()`; the head is then exactly that block, unless it was past it before.
+        """
 
     async def reach_time(self, time_seconds: int) -> Block:
         """`reach` for the first block with a timestamp of at least `time_seconds`."""
@@ -171,11 +173,11 @@ class Lockstep:
     """Market time at full speed: it stands still while anybody is busy.
 
     A task inside `participant()` is busy; while it waits in `reach()` it is not. When nobody is busy, the head advances to
-    the smallest block that is waited for, and those who wait for it wake in the order in which they came. So no network wait
-    lets market time run on. A cancelled wait makes its task busy again; leaving `participant()`, however, frees the others.
+    the smallest block that is waited for, and those who wait for it wake in the order in which they came. So no network
+    wait lets market time run on. A wait that is cancelled makes its task busy again until it leaves.
 
-    One task is one participant: a task inside must not wait for other participants (nothing would ever move), so rounds that
-    run side by side are tasks of their own. The head moves only after tasks that were started together had their first turn.
+    One task is one participant: a task inside must not wait for other participants, or nothing would ever move; rounds that
+    run side by side are tasks of their own. Tasks that start together all have their first turn before the head moves.
 
     Attributes:
         head: the last complete block.
@@ -259,73 +261,6 @@ class Paced:
 # Markets in memory
 
 
-class History:
-    """A pool's events in order, and its state before any of them.
-
-    A position's tokens leave the pool with the burn that releases them: only fees stay owed. A position without liquidity
-    and without fees is forgotten.
-
-    Args:
-        pool: before the first event.
-    """
-
-    def __init__(self, pool: Pool):
-        self.events: list[Event] = []
-        self.blocks: list[int] = []
-        self._kept = [(0, pool)]
-        self._pool, self._index = pool.copy(), 0
-
-    def append(self, event: Event) -> None:
-        self.events.append(event)
-        self.blocks.append(event.block)
-
-    def index(self, block: int) -> int:
-        """Index of the first event of this block or a later one."""
-        return bisect_left(self.blocks, block)
-
-    def pool_before(self, index: int) -> Pool:
-        """The pool before an event, to read only. Later requests go on from here, earlier ones from a kept copy.
-
-        Raises:
-            MarketError: an event contradicts the replay.
-        """
-        at, kept = self._kept[bisect_right(self._kept, index, key=lambda pair: pair[0]) - 1]
-        if not at <= self._index <= index:
-            self._pool, self._index = kept.copy(), at
-        while self._index < index:
-            event = self.events[self._index]
-            try:
-                advance(self._pool, event)
-            except (ReplayError, PoolError) as error:
-                raise MarketError(contradiction(event, error)) from error
-            self._index += 1
-            if self._index % KEEP_EVERY_EVENTS == 0 and self._index > self._kept[-1][0]:
-                self._kept.append((self._index, self._pool.copy()))
-        return self._pool
-
-
-def advance(pool: Pool, event: Event) -> None:
-    """`apply_event`, and what `History` says of burns."""
-    apply_event(pool, event)
-    if event.kind in ("burn", "collect"):
-        key = event.args[:3]
-        if event.kind == "burn":
-            pool.collect(*key, *event.args[4:])
-        state = pool.positions[key]
-        if not (state.liquidity or state.tokens_owed0 or state.tokens_owed1):
-            del pool.positions[key]
-
-
-def _place(event: Event) -> str:
-    return f"block {event.block} log {event.log_index}"
-
-
-def contradiction(event: Event, error: Exception) -> str:
-    """One line for an event that cannot have happened."""
-    text = str(error).removeprefix(f"{_place(event)}: ")
-    return f"{_place(event)}: {text}; the stream lacks an event before it, or is not this pool's: fetch it again"
-
-
 class Purse:
     """A vault's tokens outside the pool, after each of its own events.
 
@@ -339,23 +274,121 @@ class Purse:
 
     def __init__(self, owns: Callable[[tuple], bool], idle: tuple[int, int], owner: str = ""):
         self.owns, self.owner = owns, owner
-        self._read = 0
         self._indices, self._amounts = [-1], [idle]
 
-    def before(self, events: Sequence[Event], index: int) -> tuple[int, int]:
+    def read(self, index: int, event: Event) -> None:
+        """Take note of the next event."""
+        if event.kind in ("mint", "burn", "collect") and self.owns(event.args[:3]):
+            sign = -1 if event.kind == "mint" else 1
+            idle = zip(self._amounts[-1], event.args[-2:], strict=True)
+            self._indices.append(index)
+            self._amounts.append(tuple(max(0, have + sign * amount) for have, amount in idle))
+
+    def before(self, index: int) -> tuple[int, int]:
         """Idle tokens before an event."""
-        for at in range(self._read, index):
-            event = events[at]
-            if event.kind in ("mint", "burn", "collect") and self.owns(event.args[:3]):
-                idle0, idle1 = self._amounts[-1]
-                amount0, amount1 = event.args[-2:]
-                paid = event.kind == "mint"
-                self._indices.append(at)
-                self._amounts.append(
-                    (max(0, idle0 - amount0), max(0, idle1 - amount1)) if paid else (idle0 + amount0, idle1 + amount1)
-                )
-        self._read = max(self._read, index)
         return self._amounts[bisect_left(self._indices, index) - 1]
+
+
+class History:
+    """A pool's events in order, its state before any of them, and the purses of vaults.
+
+    A position's tokens leave the pool with the burn that releases them: only fees stay owed. A position that has neither
+    liquidity nor fees is dropped.
+
+    Args:
+        pool: before the first event.
+        most_events: about how many of the newest events to keep; None for all.
+    """
+
+    def __init__(self, pool: Pool, most_events: int | None = None):
+        self._events: list[Event] = []
+        self._blocks: list[int] = []
+        self._start, self._most = 0, most_events  # index of the first event that is still here
+        self._kept = [(0, pool)]
+        self._pool, self._index = pool.copy(), 0
+        self._purses: dict[str, Purse] = {}
+
+    def append(self, event: Event) -> None:
+        for purse in self._purses.values():
+            purse.read(self._start + len(self._events), event)
+        self._events.append(event)
+        self._blocks.append(event.block)
+        if self._most and len(self._events) >= self._most + KEEP_EVERY_EVENTS:
+            self._forget()
+
+    def index(self, block: int) -> int:
+        """Index of the first event of this block or a later one. Raises `MarketError` where that is forgotten."""
+        if self._start and block <= self._blocks[0]:
+            raise MarketError(f"block {block} is forgotten: the last {self._most} events are kept, ask earlier")
+        return self._start + bisect_left(self._blocks, block)
+
+    def between(self, first: int, last: int) -> list[Event]:
+        """The events of these blocks, both included."""
+        return self._events[self.index(first) - self._start : self.index(last + 1) - self._start]
+
+    def pool_before(self, index: int) -> Pool:
+        """The pool before an event, to read only. Later requests go on from here, earlier ones from a kept copy.
+
+        Raises:
+            MarketError: an event contradicts the replay.
+        """
+        at, kept = self._kept[bisect_right(self._kept, index, key=lambda pair: pair[0]) - 1]
+        if not at <= self._index <= index:
+            self._pool, self._index = kept.copy(), at
+        while self._index < index:
+            event = self._events[self._index - self._start]
+            try:
+                advance(self._pool, event)
+            except (ReplayError, PoolError) as error:
+                raise MarketError(contradiction(event, error)) from error
+            self._index += 1
+            if self._index % KEEP_EVERY_EVENTS == 0 and self._index > self._kept[-1][0]:
+                self._kept.append((self._index, self._pool.copy()))
+        return self._pool
+
+    def purse(self, vault: str, make: Callable[[str], Purse]) -> Purse:
+        """The purse of a vault; at the first time `make(vault)`, which then reads all events so far."""
+        if vault not in self._purses:
+            purse = make(vault)
+            for index, event in enumerate(self._events):
+                purse.read(index, event)
+            self._purses[vault] = purse
+        return self._purses[vault]
+
+    def idle(self, vault: str) -> tuple[int, int]:
+        """A vault's tokens outside the pool after all events."""
+        return self._purses[vault].before(self._start + len(self._events))
+
+    def _forget(self) -> None:
+        until = self._start + KEEP_EVERY_EVENTS
+        if self._kept[-1][0] < until:
+            self.pool_before(until)  # leaves the copy from which the remaining events go on
+        if self._index < until:
+            self._pool, self._index = self._kept[1][1].copy(), until
+        del self._kept[0], self._events[:KEEP_EVERY_EVENTS], self._blocks[:KEEP_EVERY_EVENTS]
+        self._start = until
+
+
+def advance(pool: Pool, event: Event) -> None:
+    """`apply_event`, and what `History` says of burns."""
+    apply_event(pool, event)
+    if event.kind in ("burn", "collect"):
+        key = event.args[:3]
+        if event.kind == "burn":
+            pool.collect(*key, *event.args[4:])
+        state = pool.position(*key)
+        if not (state.liquidity or state.tokens_owed0 or state.tokens_owed1):
+            pool.positions.pop(key, None)
+
+
+def _place(event: Event) -> str:
+    return f"block {event.block} log {event.log_index}"
+
+
+def contradiction(event: Event, error: Exception) -> str:
+    """One line for an event that cannot have happened."""
+    text = str(error).removeprefix(f"{_place(event)}: ")
+    return f"{_place(event)}: {text}; the stream lacks an event before it, or is not this pool's: fetch it again"
 
 
 class InMemoryMarket(ABC):
@@ -366,6 +399,7 @@ class InMemoryMarket(ABC):
         pool: before the first event.
         first, last: the blocks there are; `last` is None where the market goes on for ever.
         head: the last complete block at the start; None for `first`.
+        most_events: see `History`.
         hash_key: block hashes are sha256(`hash_key`:number), nobody's real hash.
         pace: market seconds per second of `clock`; None for full speed.
         clock: seconds, for a pace.
@@ -381,6 +415,7 @@ class InMemoryMarket(ABC):
         first: int,
         hash_key: str,
         last: int | None = None,
+        most_events: int | None = None,
         head: int | None = None,
         pace: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -391,8 +426,7 @@ class InMemoryMarket(ABC):
         if pace is not None and not pace > 0:
             raise MarketError(f"pace {pace}: market seconds per second, above 0; leave it out for full speed")
         self.label, self.pair, self.first, self.last, self.full_speed = label, pair, first, last, pace is None
-        self._history = History(pool)
-        self._purses: dict[str, Purse] = {}
+        self._history = History(pool, most_events)
         self._hash_key = hash_key
         self._clock = Lockstep(head) if pace is None else Paced(self, head, pace, clock)
 
@@ -447,23 +481,18 @@ class InMemoryMarket(ABC):
 
     async def events(self, first: int, last: int) -> list[Event]:
         self._see(last)
-        return self._history.events[self._history.index(first) : self._history.index(last + 1)]
+        return self._history.between(first, last)
 
     async def snapshot(self, vault: str, block: int) -> Snapshot:
         self._see(block - 1)
         at = await self.block(block)
-        purse, index = self._purse(vault), self._history.index(block)
-        pool, idle = self._history.pool_before(index), purse.before(self._history.events, index)
+        purse, index = self._history.purse(vault, self._new_purse), self._history.index(block)
+        pool = self._history.pool_before(index)
         keys = [key for key in pool.positions if purse.owns(key)]
-        return Snapshot.of(pool, keys, idle, block, at.time, at.hash, purse.owner)
+        return Snapshot.of(pool, keys, purse.before(index), block, at.time, at.hash, purse.owner)
 
     async def execute(self, vault, keep, close, mint) -> Execution:
         raise MarketError(f"{self.label} cannot be changed: what happened has happened")
-
-    def _purse(self, vault: str) -> Purse:
-        if vault not in self._purses:
-            self._purses[vault] = self._new_purse(vault)
-        return self._purses[vault]
 
     def _see(self, block: int) -> None:
         if block > self._clock.head:
@@ -484,8 +513,8 @@ class RecordedMarket(InMemoryMarket):
 
     Args:
         recording: with the call of every swap.
-        vault: the name of a vault; None for the most valuable position that is in range at the start and unchanged for at
-            least `UNCHANGED` of the recording.
+        vault: the name of a vault; None for the most valuable position that is in range at the start and unchanged for
+            at least `UNCHANGED` of the recording's time.
         idle: every vault's tokens outside the pool at the start, base units.
         head, pace, clock: see `InMemoryMarket`.
 
@@ -493,8 +522,8 @@ class RecordedMarket(InMemoryMarket):
         vault: the name of the vault. Others may be asked for as well.
 
     Raises:
-        MarketError: the replay contradicts itself or the recorded final state, a swap's call is unknown, there is no such
-            vault.
+        MarketError: the replay contradicts the events or the final state, a swap's call is not known, or there is no
+            such vault.
     """
 
     def __init__(
@@ -527,7 +556,7 @@ class RecordedMarket(InMemoryMarket):
             self._history.append(event)
         check_final(recording, self._history.pool_before(len(recording.events)))
         self.vault = vault or self._choose_vault()
-        self._purse(self.vault)
+        self._history.purse(self.vault, self._new_purse)
 
     def time_of(self, number: int) -> int:
         at = bisect_right(self._blocks, number) - 1
@@ -651,7 +680,7 @@ def write_recording(stem: Path, description: bytes, events: Iterable[Event]) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python market.py import PATH --out FOLDER`; exit code 0 when written, 1 for a contradiction, 2 when unreadable."""
+    """`python market.py import PATH --out FOLDER`; exit code 0: written, 1: contradicts itself, 2: cannot be read."""
     parser = argparse.ArgumentParser(prog="market.py", description="Recorded markets.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("import", help="find the call behind each swap that lacks it, and check every digit")
@@ -683,10 +712,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     calls = Counter(event.args[0] for event in events if event.kind == "swap")
     found = sum(event.kind == "swap" and not event.args[0] for event in recording.events)
-    print(
-        f"{recording.name}: {calls.total()} swaps ({', '.join(f'{how} {calls[how]}' for how in CALLS)}; {found} found now), "
-        f"{len(events) - calls.total()} mints and burns; every digit agrees; written to {target}.json and .events.csv.xz"
-    )
+    print(f"{recording.name}: {calls.total()} swaps, {len(events) - calls.total()} mints and burns, every digit agrees")
+    print(f"calls: {', '.join(f'{how} {calls[how]}' for how in CALLS)}; {found} of them found now")
+    print(f"written to {target}.json and {target}.events.csv.xz")
     return 0
 
 

@@ -2,9 +2,9 @@
 
     market = ModelMarket(seed=1, vaults={"vault": 400_000 * 10**6})
 
-Each block an outside price moves, in calm and in wild hours; an arbitrageur trades the pool back to it with a price limit
-once the gap exceeds the fee; noise traders come with heavy-tailed sizes; liquidity providers come, collect and go; now and
-then somebody flashes and leaves a tip. The same seed, vaults and executions give the same events on every platform: all
+Each block an outside price moves, in calm and in wild hours; an arbitrageur trades the pool back to it with a price
+limit once the gap exceeds the fee; noise traders come with heavy-tailed sizes; liquidity providers come, collect and go;
+now and then somebody flashes and leaves a tip. The same seed, vaults and executions give the same events on every platform: all
 chance is `random.Random.random()`, all floats come from + - * / and square roots, which IEEE 754 fixes to the last bit.
 Read next: `market.py` (what every market answers, and the lock-step clock).
 """

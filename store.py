@@ -16,7 +16,7 @@ import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import astuple, dataclass, fields, is_dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -157,7 +157,7 @@ JOBS_SCHEMA = (
         round_id TEXT NOT NULL REFERENCES rounds,
         hotkey TEXT NOT NULL,
         due_block INTEGER NOT NULL,    -- the checkpoint; the first ask of a round has its expected opening
-        query BLOB NOT NULL,           -- the bytes that were sent
+        query BLOB NOT NULL,           -- the bytes that were sent, zlib
         answer BLOB NOT NULL,          -- the bytes that came back, empty if none did
         signature TEXT NOT NULL,       -- the miner's, over answer and request; empty if there was none
         nonce INTEGER NOT NULL,        -- of the request, nanoseconds
@@ -353,7 +353,7 @@ class Store:
 
     async def add_predictions(self, predictions: Iterable[Prediction], entrants: Iterable[Entrant] = ()) -> None:
         """A checkpoint's asks with their answers, and at the first one who takes part."""
-        rows = [tuple(getattr(p, field.name) for field in fields(p)) for p in predictions]
+        rows = [astuple(replace(p, query=zlib.compress(p.query, 1))) for p in predictions]
         async with transaction(self._jobs):
             await self._jobs.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * 11)})", rows)
             for entrant in entrants:

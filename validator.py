@@ -177,6 +177,11 @@ class Validator:
                 await self._void(round_id, job, Code.VOID_CONTRADICTION, str(error))
             except (MarketError, ChainError) as error:
                 await self._void(round_id, job, Code.VOID_INTERRUPTED, str(error))
+            except StoreError:
+                raise  # without its memory the validator must not go on
+            except Exception as error:
+                log.exception("%s failed", round_id)
+                await self._void(round_id, job, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
 
     async def _void(self, round_id: str, job: Job, code: Code, detail: str, asked: int = 0) -> None:
         await self.store.finish_round(round_id, job.job_id, RoundResult(code, detail), None, asked, {}, 0)
@@ -233,25 +238,32 @@ class Validator:
         for hotkey, answer in accepted.items():
             game.enter(hotkey)
             game.decide(Decision(hotkey, opening.number, query.current_positions, answer.desired_positions))
-        due, busy = opening.number, set()
-        async with asyncio.TaskGroup() as asks:
+        due, busy, asks = opening.number, set(), []
+        try:
             while True:
                 due += job.settings.checkpoint_blocks
-                head = await market.reach(due)
+                try:
+                    head = await market.reach(due)
+                except MarketEnded:  # the close may still come before the end
+                    break
                 if head.time >= end:
                     break
-                events = await market.events(fed, head.number)
-                game.feed(events)
-                await self.store.add_events(self.pool, events)
-                fed = head.number + 1
-                due_now = [hotkey for hotkey in accepted if hotkey not in busy]
-                task = asks.create_task(self._checkpoint(job, round_id, start, game, due, head, due_now, peers, busy))
+                fed = await self._feed(game, fed, head.number)
+                free = [hotkey for hotkey in accepted if hotkey not in busy]
+                asks.append(
+                    asyncio.create_task(self._checkpoint(job, round_id, start, game, due, head, free, peers, busy))
+                )
                 if market.full_speed:
-                    await task
+                    await asks[-1]
+            await market.reach_time(end)
+        finally:  # an ask that is open at the close comes too late
+            for task in asks:
+                task.cancel()
+            ended = await asyncio.gather(*asks, return_exceptions=True)
+        if failed := [outcome for outcome in ended if isinstance(outcome, Exception)]:
+            raise failed[0]
         close = await market.first_block_at(end)
-        events = await market.events(fed, close.number - 1)
-        game.feed(events)
-        await self.store.add_events(self.pool, events)
+        await self._feed(game, fed, close.number - 1)
 
         # score
         result = await asyncio.to_thread(game.finish, close.number, entrants)
@@ -268,6 +280,13 @@ class Validator:
         await self._show(
             job, round_id, result, {hotkey: (code, detail) for hotkey, (_, code, detail, _) in asked.items()}
         )
+
+    async def _feed(self, game: Round, first: int, last: int) -> int:
+        """Give the round the events of some blocks, and keep them; returns the next block."""
+        events = await self.market.events(first, last)
+        game.feed(events)
+        await self.store.add_events(self.pool, events)
+        return last + 1
 
     async def _checkpoint(
         self,
@@ -340,7 +359,10 @@ class Validator:
             if answer and (execution := await self._execute(job, round_id, query, answer)):
                 done.append((execution, query.current_positions, answer.desired_positions))
             due += job.settings.checkpoint_blocks
-            head = await market.reach(due)
+            try:
+                head = await market.reach(due)
+            except MarketEnded:
+                break
             if head.time >= end:
                 break
             shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
@@ -355,9 +377,10 @@ class Validator:
             )
 
         # score: from what the vault really holds at both ends; the book only says how much of it was in range
+        await market.reach_time(end)
         close = await market.first_block_at(end)
         game = Round(job.settings, snapshot)
-        game.feed(await market.events(opening.number, close.number - 1))
+        await self._feed(game, opening.number, close.number - 1)
         keep, book = game.keep(close.number), Book(game.tape)
         for execution, was, desired in done:
             book.rebalance(execution.block, desired, was)
