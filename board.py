@@ -15,8 +15,8 @@ from rounds import Line, RoundResult
 from store import Job, Reputation
 
 COLUMNS = (
-    "rank", "miner", "score", "fees", "drift", "divergence", "costs", "inventory loss", "penalty", "in range", "changes",
-    "rep. excess", "rep. seed",
+    "rank", "miner", "score", "fees", "drift", "divergence", "costs", "inventory loss", "penalty", "in range",
+    "changes", "rep. excess", "rep. seed",
 )  # fmt: skip
 
 
@@ -56,8 +56,8 @@ def leaderboard(
     ]
     live = "LIVE, on the vault itself" if ":live:" in round_id else "evaluation"
     head = [
-        f"== {job.job_id}: target {job.settings.target}, {live}, {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M} UTC"
-        f" for {job.round_seconds} s, {result.swaps} swaps",
+        f"== {job.job_id}: target {job.settings.target}, {live},"
+        f" {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M} UTC for {job.round_seconds} s, {result.swaps} swaps",
         f"   {label}; amounts in {pair.token1.symbol}; ranked by score, paid by reputation ({job.settings.reputation})",
     ]
     out = [

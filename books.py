@@ -1,22 +1,23 @@
 """What a position would have earned in a recorded market: the anchored replay's tape, and a miner's book on it.
 
-The real pool advances bit-exactly through its real events. Each stretch of a swap at one liquidity becomes a *leg*, and all
-legs of a round make a `Tape`, computed once and shared by all miners. A `Book` is one miner's positions and tokens. Its part
-of a leg's fee is
+The real pool advances bit-exactly through its real events. Each stretch of a swap at one liquidity becomes a *leg*, and
+all legs of a round make a `Tape`, computed once and shared by all miners. A `Book` is one miner's positions and tokens.
+Its part of a leg's fee is
 
     share = L_book / max(L_leg, L_leg - L_vault + L_book)
 
-so the price path is the market's (no pinning it with a wall), the fee pie is the recorded one (no fees on volume that never
-happened), and no book earns more than the fee rate on what it swapped itself (no windfall for dust in an empty pool).
+so the price path is the market's (no pinning it with a wall), the fee pie is the recorded one (no fees on volume that
+never happened), and no book earns more than the fee rate on what it swapped itself (no windfall for dust in an empty
+pool).
 
-Fees follow the contract's own form, growth per unit of liquidity in X128. Over a *run* of legs with the same liquidity, vault
-and fees the book's growth is `(sum of fees << 128) // denominator`, less one unit for each leg: never more than the sum of
-what each leg alone would give, rounded down. That sum is the rule, and its grouping belongs to `RULES_VERSION`. Where
-`L_book = L_vault` the pool's own growth is used, so that a book which keeps what the vault has earns what the vault earned,
-to the last unit.
+Fees follow the contract's own form, growth per unit of liquidity in X128. Over a *run* of legs with the same liquidity,
+vault and fees the book's growth is `(sum of fees << 128) // denominator`, less one unit for each leg: never more than
+the sum of what each leg alone would give, rounded down. That sum is the rule, and its grouping belongs to
+`RULES_VERSION`. Where `L_book = L_vault` the pool's own growth is used, so that a book which keeps what the vault has
+earns what the vault earned, to the last unit.
 
-Pure: standard library only. `fork_replay` is the independent check: it mints into a copy of the pool and makes the calls
-again. Read next: `scoring.py`, then `rounds.py`, which puts both together.
+Pure: standard library only. `fork_replay` is the independent check: it mints into a copy of the pool and makes the
+calls again. Read next: `scoring.py`, then `rounds.py`, which puts both together.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ SHARE_QUANTUM = 10**18  # the in-range share of a stretch is rounded down to thi
 CHUNK = 16  # runs, or stops, that are looked at together
 
 
+_NO_CELL = (1, 0, 0, True)  # price interval, the vault's liquidity in it, whether none of it is staked
+
+
 class Run:
     """Consecutive legs at the same liquidity, vault liquidity and fees.
 
@@ -52,9 +56,9 @@ class Run:
         lo, hi: the price span of all legs, Q64.96.
         liquidity, vault: L_leg and L_vault.
         unstaked_fee: Slipstream's cut of unstaked fees, pips; 0 on Uniswap.
-        exact: whether the pool's own growth is what a book of L_vault earns; not so for a staked vault.
-        fee0_x128, fee1_x128, own0, own1, legs0, legs1: sums over the legs by input token: fees << 128, the pool's own growth
-            per unit of liquidity, number of legs.
+        exact: whether the pool's own growth is what the vault earns; not so where some of it is staked.
+        fee0_x128, fee1_x128, own0, own1, legs0, legs1: sums over the legs by input token: fees << 128, the pool's own
+            growth per unit of liquidity, number of legs.
     """
 
     __slots__ = (
@@ -103,19 +107,22 @@ class Tape:
     """All legs of a stretch of market, and where the price stood at the end of each block.
 
     Attributes:
-        blocks, zero_for_one, lo, hi, fee, own: by leg: its block, direction, price span, fee of the input token (net of the
-            protocol's part), the pool's own growth. A leg without movement has a span of one unit, at its tick's side.
+        blocks, zero_for_one, lo, hi, fee, own: by leg: its block, direction, price span, fee of the input token (net of
+            the protocol's part), the pool's own growth. A leg without movement has a span of one unit, at its
+            tick's side.
         runs: the legs in groups.
-        stop_blocks, stop_prices, stop_spots: by block in which the price was touched: its number, the price after it, and the
-            spot, which is the price lowered by one where the pool stands one below its price's tick, so that a range holds
-            the spot if and only if it holds the tick.
+        stop_blocks, stop_prices, stop_spots: by block in which the price was touched: its number, the price after it,
+            and the spot, which is the price lowered by one where the pool stands one below its price's tick, so that a
+            range holds the spot if and only if it holds the tick.
         touches: (leg index, vault key) whenever the vault's position was touched and its fees settled.
+        vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
     """
 
     def __init__(self, snapshot: Snapshot):
         self.snapshot = snapshot
         self.pool = snapshot.open()
         self.vault_keys = {position.key for position in snapshot.vault}
+        self.vault_growth = [self.pool.fee_growth_inside(p.tick_lower, p.tick_upper) for p in snapshot.vault]
         self.blocks: list[int] = []
         self.zero_for_one: list[bool] = []
         self.lo: list[int] = []
@@ -131,8 +138,8 @@ class Tape:
         self.unknown_swaps = 0
         self.start_spot = self.pool.spot
         self._legs = self.pool.record()
-        self._staked = isinstance(self.pool, SlipstreamPool)
-        self._cell = (1, 0, 0)  # price interval and the vault's liquidity in it
+        self._slipstream = isinstance(self.pool, SlipstreamPool)
+        self._cell = _NO_CELL
         self._chunks: list[tuple] = []
 
     # -- writing
@@ -153,7 +160,7 @@ class Tape:
                 self.unknown_swaps += event.args[0] == "?"
             elif event.kind in ("mint", "burn") and event.args[:3] in self.vault_keys:
                 self.touches.append((len(self.blocks), event.args[:3]))
-                self._cell = (1, 0, 0)
+                self._cell = _NO_CELL
                 if event.kind == "burn":  # what a burn releases leaves the pool with it: only fees stay owed
                     self.pool.collect(*event.args[:3], *event.args[4:])
             if self._legs:
@@ -169,8 +176,8 @@ class Tape:
             hi = lo + 1
         else:
             lo, hi = (end, start) if end < start else (start, end)
-        vault = self._vault_liquidity(lo, hi)
-        unstaked_fee, exact = (self.pool.unstaked_fee, not self.pool.staked_liquidity) if self._staked else (0, True)
+        vault, exact = self._vault_on(lo, hi)
+        unstaked_fee = self.pool.unstaked_fee if self._slipstream else 0
         run = self.runs[-1] if self.runs else None
         if not run or (run.liquidity, run.vault, run.unstaked_fee, run.exact) != (
             liquidity,
@@ -197,22 +204,23 @@ class Tape:
         self.fee.append(fee)
         self.own.append(own)
 
-    def _vault_liquidity(self, lo: int, hi: int) -> int:
-        """The vault's liquidity on a leg: no leg crosses a bound of the vault, these are initialised ticks."""
+    def _vault_on(self, lo: int, hi: int) -> tuple[int, bool]:
+        """The vault's liquidity on a leg, and whether none of it is staked: no leg crosses an initialised tick."""
         if not (self._cell[0] <= lo and hi <= self._cell[1]):
-            left, right, liquidity = 0, MAX_SQRT_RATIO, 0
-            for _, lower, upper in self.vault_keys:
-                a, b = sqrt_ratio_at_tick(lower), sqrt_ratio_at_tick(upper)
-                for bound in (a, b):
+            left, right, liquidity, exact = 0, MAX_SQRT_RATIO, 0, True
+            gauge = self.pool.gauge if self._slipstream else None
+            for key in self.vault_keys:
+                lower, upper = sqrt_ratio_at_tick(key[1]), sqrt_ratio_at_tick(key[2])
+                for bound in (lower, upper):
                     if bound <= lo:
                         left = max(left, bound)
                     else:
                         right = min(right, bound)
-            for key in self.vault_keys:
-                if sqrt_ratio_at_tick(key[1]) <= lo and hi <= sqrt_ratio_at_tick(key[2]):
+                if lower <= lo and hi <= upper:
                     liquidity += self.pool.position(*key).liquidity
-            self._cell = (left, right, liquidity)
-        return self._cell[2]
+                    exact = exact and key[0] != gauge
+            self._cell = (left, right, liquidity, exact)
+        return self._cell[2:]
 
     def _stop(self, block: int) -> None:
         if self.stop_blocks and self.stop_blocks[-1] == block:
@@ -304,8 +312,8 @@ class Tape:
         """For how many blocks the price stood in each interval.
 
         Args:
-            bounds: prices in order; interval n reaches from `bounds[n - 1]` (included) to `bounds[n]` (excluded), the first
-                from 0 and the last without end.
+            bounds: prices in order; interval n reaches from `bounds[n - 1]` (included) to `bounds[n]` (excluded), the
+                first from 0 and the last without end.
             first_block, last_block: the stretch, `last_block` excluded. A block counts with the price at its end.
 
         Returns:
@@ -349,8 +357,8 @@ _first = attrgetter("first")
 def split_fee(fee: int, liquidity: int, zero_for_one: bool, prices: Sequence[int]) -> list[int]:
     """Cut a leg's fee at prices inside it.
 
-    A part's fee is `floor(fee * part's net input / leg's net input)`; the last part in the direction of travel gets the rest.
-    The parts' inputs are rounded down and the leg's, as it was paid, up: the rest is never negative.
+    A part's fee is `floor(fee * part's net input / leg's net input)`; the last part in the direction of travel gets the
+    rest. The parts' inputs are rounded down and the leg's, as it was paid, up: the rest is never negative.
 
     Args:
         fee: of the leg, base units of its input token.
@@ -424,8 +432,8 @@ class Book:
         idle0, idle1: tokens outside positions.
         holdings: the positions, in the order in which they are shown.
         changes: how often an answer changed something.
-        history: (block, idle0, idle1, sorted ranges and liquidities) at the start and at each change: books with the same
-            history are identical at every block.
+        history: (block, idle0, idle1, sorted ranges and liquidities) at the start and at each change: books with the
+            same history are identical at every block.
     """
 
     def __init__(self, tape: Tape):
@@ -433,10 +441,8 @@ class Book:
         snapshot, self.tape = tape.snapshot, tape
         self.idle0, self.idle1 = snapshot.idle0, snapshot.idle1
         self.holdings: list[Holding] = []
-        start = snapshot.open()
-        for position in snapshot.vault:
+        for position, (inside0, inside1) in zip(snapshot.vault, tape.vault_growth, strict=True):
             holding = Holding(position.tick_lower, position.tick_upper, position.liquidity, position.key)
-            inside0, inside1 = start.fee_growth_inside(position.tick_lower, position.tick_upper)
             holding.owed0, holding.owed1 = position.tokens_owed0, position.tokens_owed1
             holding.growth0 = inside0 - position.fee_growth_inside0_last_x128 & MASK_256
             holding.growth1 = inside1 - position.fee_growth_inside1_last_x128 & MASK_256
@@ -491,7 +497,7 @@ class Book:
     # -- walking
 
     def walk(self, block: int) -> None:
-        """Earn fees, and count blocks in range, up to the block's first event; settles like a real position at touches."""
+        """Earn fees and count blocks in range up to the block's first event; at touches, settle as the real one."""
         tape, last = self.tape, self.tape.leg_at(block)
         self._count_blocks(block)
         keys = {holding.key for holding in self.holdings if holding.key}
@@ -536,11 +542,13 @@ class Book:
         Args:
             block: at which it acts.
             desired: the positions that the answer asks for, already checked.
-            shown: the positions that its query showed; each stands for the book's holding with the same ticks, in order.
+            shown: the positions that its query showed; each stands for the book's holding with the same ticks, in
+                order.
 
-        A desired position equal to a shown one keeps that holding untouched. The other holdings are closed; their tokens and
-        fees go to idle. Then the remaining desired positions are minted in order, each with at most its allocation and at
-        most what is then idle. A position that would get no liquidity, or more than a tick may hold, is skipped.
+        A desired position equal to a shown one keeps that holding untouched. The other holdings are closed; their
+        tokens and fees go to idle. Then the remaining desired positions are minted in order, each with at most its
+        allocation and at most what is then idle. A position that would get no liquidity, or more than a tick may hold,
+        is skipped.
 
         Returns:
             Whether anything changed.
@@ -623,8 +631,8 @@ def fork_replay(
     Returns:
         Fees of each position, as the contract would pay them.
 
-    Swaps with an input or output keep it, so with more liquidity they move the price less; swaps with a limit trade to the
-    same price, and do not happen where the price is already past it.
+    Swaps with an input or output keep it, so with more liquidity they move the price less; swaps with a limit trade to
+    the same price, and do not happen where the price is already past it.
     """
     fork = pool.copy()
     for n, position in enumerate(positions):

@@ -3,8 +3,8 @@
     python market.py import PATH --out FOLDER     complete a recording: find the call behind each swap that lacks it
 
 A market answers in plain values (`Block`, `Snapshot`, `Event`); amounts are integers of token base units. What lies in
-memory, a recording or the model, is replayed on the exact pool; at full speed its time is a lock-step clock, which stands
-still while anybody is busy.
+memory, a recording or the model, is replayed on the exact pool; at full speed its time is a lock-step clock, which
+stands still while anybody is busy.
 Read next: `recording.py` (events and snapshots), `model.py` (the market for where no data is at hand).
 """
 
@@ -114,6 +114,7 @@ class Market(Protocol):
     Attributes:
         label: one line that says what this is; a model is called a model, a recording a recording.
         pair: what is traded.
+        first: the first block that may be asked for.
         executes: whether `execute` works here.
         full_speed: whether market time waits for those inside `participant()` instead of following a clock.
 
@@ -122,6 +123,7 @@ class Market(Protocol):
 
     label: str
     pair: Pair
+    first: int
     executes: bool
     full_speed: bool
 
@@ -172,12 +174,12 @@ class Market(Protocol):
 class Lockstep:
     """Market time at full speed: it stands still while anybody is busy.
 
-    A task inside `participant()` is busy; while it waits in `reach()` it is not. When nobody is busy, the head advances to
-    the smallest block that is waited for, and those who wait for it wake in the order in which they came. So no network
-    wait lets market time run on. A wait that is cancelled makes its task busy again until it leaves.
+    A task inside `participant()` is busy; while it waits in `reach()` it is not. When nobody is busy, the head advances
+    to the smallest block that is waited for, and those who wait for it wake in the order in which they came. So no
+    network wait lets market time run on. A wait that is cancelled makes its task busy again until it leaves.
 
-    One task is one participant: a task inside must not wait for other participants, or nothing would ever move; rounds that
-    run side by side are tasks of their own. Tasks that start together all have their first turn before the head moves.
+    One task is one participant: a task inside must not wait for other participants, or nothing would ever move; rounds
+    that run side by side are tasks of their own. Tasks that start together have their first turn before the head moves.
 
     Attributes:
         head: the last complete block.
@@ -284,6 +286,11 @@ class Purse:
             self._indices.append(index)
             self._amounts.append(tuple(max(0, have + sign * amount) for have, amount in idle))
 
+    @property
+    def newest(self) -> tuple[int, int]:
+        """Idle tokens after all events."""
+        return self._amounts[-1]
+
     def before(self, index: int) -> tuple[int, int]:
         """Idle tokens before an event."""
         return self._amounts[bisect_left(self._indices, index) - 1]
@@ -292,8 +299,8 @@ class Purse:
 class History:
     """A pool's events in order, its state before any of them, and the purses of vaults.
 
-    A position's tokens leave the pool with the burn that releases them: only fees stay owed. A position that has neither
-    liquidity nor fees is dropped.
+    A position's tokens leave the pool with the burn that releases them: only fees stay owed. A position that has
+    neither liquidity nor fees is dropped.
 
     Args:
         pool: before the first event.
@@ -354,10 +361,6 @@ class History:
                 purse.read(index, event)
             self._purses[vault] = purse
         return self._purses[vault]
-
-    def idle(self, vault: str) -> tuple[int, int]:
-        """A vault's tokens outside the pool after all events."""
-        return self._purses[vault].before(self._start + len(self._events))
 
     def _forget(self) -> None:
         until = self._start + KEEP_EVERY_EVENTS

@@ -3,8 +3,8 @@
     python miner.py                          joins the local subnet that `python validator.py` runs in another terminal
     python miner.py --strategy wide          with one of the reference strategies below
 
-Everything below `propose` works unchanged: the signed server, who may call, registration, the safe answer when your code
-fails. Read next: `protocol.py` (what you are asked and may answer), `scoring.py` (what you are paid for).
+Everything below `propose` works unchanged: the signed server, who may call, registration, the safe answer when your
+code fails. Read next: `protocol.py` (what you are asked and may answer), `scoring.py` (what you are paid for).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def keep(query: RebalanceQuery) -> list[Position]:
 
 
 def wide(query: RebalanceQuery) -> list[Position]:
-    """All tokens in one range, a tenth below to a tenth above the price; opened anew when the price has left its middle half."""
+    """All tokens in one range, a tenth around the price; opened anew when the price has left its middle half."""
     reach = 960  # 1.0001**960 is 1.10
     for position in query.current_positions:
         width = position.tick_upper - position.tick_lower
@@ -96,7 +96,7 @@ def wide(query: RebalanceQuery) -> list[Position]:
 
 
 def preserve(query: RebalanceQuery) -> list[Position]:
-    """Keep the tokens what they are: token0 waits above the price, token1 below, two percent away; reset when the price is near."""
+    """Keep the tokens what they are: token0 waits two percent above the price, token1 below; moved when it nears."""
     away, depth = (
         max(200, 2 * query.tick_spacing),
         max(400, 2 * query.tick_spacing),
@@ -179,7 +179,8 @@ async def mine(options: argparse.Namespace) -> None:
         if not outcome.ok:
             raise UserError(f"the chain refused the endpoint {options.host}:{port}: {outcome.name} {outcome.detail}")
         print(
-            f"miner {options.name}: uid {uid}, hotkey {hotkey.ss58_address}, strategy {options.strategy}, {options.host}:{port}"
+            f"miner {options.name}: uid {uid}, hotkey {hotkey.ss58_address}, strategy {options.strategy},"
+            f" {options.host}:{port}"
         )
         print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
         if options.exit_with_parent:

@@ -6,8 +6,9 @@ One exchange, as it travels (canonical JSON inside signed HTTP, see `wire.py`)::
     miner -> validator   200               RebalanceAnswer  "accepted; these positions, please"    or a refusal
 
 `RebalanceQuery` and `RebalanceAnswer` are the two halves of the seeds' single synapse: the request fields the validator
-fills and the response fields the miner fills. Amounts are integers of token base units; in JSON they are decimal strings,
-because JSON numbers lose digits above 2**53. Ticks, blocks and times are plain JSON integers. There are no floats.
+fills and the response fields the miner fills. Amounts are integers of token base units; in JSON they are decimal
+strings, because JSON numbers lose digits above 2**53. Ticks, blocks and times are plain JSON integers. There are no
+floats.
 
 Pure: standard library only, no clock, no I/O. `python -m pytest tests/test_protocol.py` shows each rule at work.
 Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), `rounds.py` (both, over one round).
@@ -121,7 +122,8 @@ class Position:
     """A price range and the tokens in it (or meant for it).
 
     In a query the allocations are what closing the position would release now, without fees. In an answer they are what
-    the miner puts in at most: the contract takes both tokens in the ratio of price and range, the rest goes back to idle.
+    the miner puts in at most: the contract takes both tokens in the ratio of price and range, the rest goes back to
+        idle.
     """
 
     tick_lower: int
@@ -181,7 +183,7 @@ class JobSettings:
 
     @classmethod
     def for_target(cls, target: str, **changes: Any) -> JobSettings:
-        """The defaults for a target: as above, but MinIL asks for half of the value in range, else idling would win it."""
+        """The defaults for a target; MinIL asks for half of the value in range, else idling would win it."""
         return cls(**({"target": target, "min_in_range": Decimal("0.5" if target == "MinIL" else 0)} | changes))
 
     def __post_init__(self):
@@ -213,7 +215,8 @@ class RebalanceQuery:
         job_id, sn_liquidity_manager_address, pair_address, chain_id, round_id: whose money, which pool, which round.
         round_type: `evaluation` (simulated) or `live` (executed).
         block_number: the head this query describes; an answer acts later, see `rounds.py`.
-        current_price: token1 per token0 in human units (decimals applied), as a decimal string of 18 significant digits.
+        current_price: token1 per token0 in human units (decimals applied), as a decimal string of 18 significant
+            digits.
         current_positions: this miner's positions, allocations being what closing each would release, without fees.
         inventory_remaining: this miner's idle tokens.
         rebalances_so_far: answers of this round that changed something.
@@ -223,8 +226,8 @@ class RebalanceQuery:
         fee, tick_spacing: the pool's, fee in pips (1e-6).
         token0, token1: address, symbol and decimals.
         window_start_time, window_end_time: the round's nominal start and end, unix seconds.
-        window_start_block, window_end_block: the same in blocks, as expected at `block_number`: on a chain the opening is
-            only known once it is mined.
+        window_start_block, window_end_block: the same in blocks, as expected at `block_number`: on a chain the opening
+            is only known once it is mined.
         deadline: unix seconds by which the answer must be here.
         settings: the job's rules.
         version: of this protocol.
@@ -272,8 +275,8 @@ class RebalanceQuery:
 class RebalanceAnswer:
     """What a miner says: a refusal, or the complete list of positions it wants to hold from now on.
 
-    A desired position equal to a queried one (same ticks, same two amounts) keeps it untouched; queried positions that are
-    not asked for are closed. So returning `current_positions` keeps everything, and `()` closes everything.
+    A desired position equal to a queried one (same ticks, same two amounts) keeps it untouched; queried positions that
+    are not asked for are closed. So returning `current_positions` keeps everything, and `()` closes everything.
     """
 
     accepted: bool
@@ -291,8 +294,9 @@ def check_answer(answer: RebalanceAnswer, query: RebalanceQuery) -> None:
 
     Raises:
         ProtocolError: one code a rule, with the offending values: `TOO_MANY_POSITIONS`, `TICK_RANGE`, `TICK_ORDER`,
-            `TICK_SPACING`, `AMOUNT_RANGE`, `OVER_ALLOCATED`. The sum that is checked is what was *declared*, not what the
-            contract would use at today's price: a token that is not there must not wait in a range for the price to come.
+            `TICK_SPACING`, `AMOUNT_RANGE`, `OVER_ALLOCATED`. The sum that is checked is what was *declared*, not what
+            the contract would use at today's price: a token that is not there must not wait in a range for the price to
+            come.
 
     Source: DESIGN section 3, "Validity"; SN98's faults 4, 4b, 6 and 13, which these rules exclude.
     """

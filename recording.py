@@ -1,9 +1,9 @@
 """What a chain recorded of a pool: events, the calls behind them, and whole recordings with their replay.
 
-    python sim.py replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01     every digit of five days of real swaps
+    python sim.py replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01     # every digit of five days of swaps
 
-An event tells what happened, not what was asked for. `apply_event` makes the call again on an exact pool and holds every
-digit against the event, so a missing, doubled or foreign event is found where it matters.
+An event tells what happened, not what was asked for. `apply_event` makes the call again on an exact pool and holds
+every digit against the event, so a missing, doubled or foreign event is found where it matters.
 Pure but for `read_recording()` and `main()`, which read files. Read next: `books.py`.
 """
 
@@ -27,7 +27,7 @@ from sim import MAX_SQRT_RATIO, MAX_TICK, MIN_SQRT_RATIO, PIPS, Pool, PoolError,
 
 
 class ReplayError(Exception):
-    """An event contradicts the replay: the stream has a gap, or is not this pool's. The message names block and digits."""
+    """An event contradicts the replay: the stream has a gap, or is not this pool's. Names the block and the digits."""
 
     def __init__(self, event: Event, what: str, expected, found):
         super().__init__(
@@ -42,9 +42,9 @@ class Event(NamedTuple):
     Attributes:
         block, log_index, time: where and when; time in unix seconds.
         kind: with the meaning of `args`
-            `swap`: how, amount0, amount1, sqrt_price_x96, liquidity, tick (all after). `how` is the call behind it: `in`
-            exact input, `out` exact output, `limit` more input than needed and a price limit at the event's price, `?`
-            unknown for good (take the event's state over), `` not known yet.
+            `swap`: how, amount0, amount1, sqrt_price_x96, liquidity, tick (all after). `how` is the call behind it:
+            `in` exact input, `out` exact output, `limit` more input than needed and a price limit at the event's price,
+            `?` unknown for good (take the event's state over), `` not known yet.
             `mint`, `burn`: owner, tick_lower, tick_upper, liquidity, amount0, amount1.
             `flash`: amount0, amount1, paid0, paid1 (above the loan).
             `set_fee_protocol`: fee_protocol0, fee_protocol1. `collect_protocol`: amount0, amount1.
@@ -205,9 +205,9 @@ class Snapshot:
     """A pool and a vault before the first event of a block: all that a round starts from.
 
     Attributes:
-        block, block_time, block_hash: the block that comes next; hash as the market gives it (synthetic for recordings).
-        fee, tick_spacing, fee_protocol0, fee_protocol1, sqrt_price_x96, tick, liquidity, fee_growth_global0_x128,
-            fee_growth_global1_x128, ticks: the pool.
+        block, block_time, block_hash: the block that comes next; the hash is synthetic for recordings.
+        fee, tick_spacing, fee_protocol0, fee_protocol1, sqrt_price_x96, tick, liquidity,
+            fee_growth_global0_x128, fee_growth_global1_x128, ticks: the pool.
         vault: the vault's positions, in the order in which miners are shown them.
         idle0, idle1: the vault's tokens outside the pool, base units.
         vault_owner: whose positions are the vault's, also those opened later; empty if only the listed ones are.
@@ -329,8 +329,8 @@ class Recording:
         token0, token1: (symbol, decimals).
         fee, tick_spacing: the pool's.
         start_block, start_time, sqrt_price_x96: the state before the first event.
-        positions: (owner, tick_lower, tick_upper, liquidity) to mint before the first event. `BACKGROUND` owns what nobody
-            touches while the recording lasts. Fee growth starts at 0.
+        positions: (owner, tick_lower, tick_upper, liquidity) to mint before the first event. `BACKGROUND` owns what
+            nobody touches while the recording lasts. Fee growth starts at 0.
         events: in order.
         final: attribute name to value after the last event; may be empty.
         digest: sha256 of both files.
@@ -513,7 +513,8 @@ def main(argv: list[str] | None = None) -> int:
     kinds = Counter(event.kind for event in recording.events)
     unknown = sum(event.kind == "swap" and event.args[0] == "?" for event in recording.events)
     print(
-        f"{recording.name}: {kinds['swap']} swaps ({unknown} of unknown call, taken over), {kinds['mint']} mints, {kinds['burn']} burns"
+        f"{recording.name}: {kinds['swap']} swaps ({unknown} of unknown call, taken over),"
+        f" {kinds['mint']} mints, {kinds['burn']} burns"
     )
     print(
         "every price, tick, liquidity and amount equals the recorded one; final state: "

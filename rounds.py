@@ -3,10 +3,10 @@
     inputs = RoundInputs(settings, snapshot, close_block, events, entrants, decisions)
     result = play(inputs)                 # same inputs, same digits, on any machine, at any time
 
-Timeline: `snapshot` is the market before the opening's first event; a decision acts before the first event of its block;
-`close_block` is the next round's opening and does not belong to this one. Every miner's book starts as the vault's.
-Besides the miners, three books that nobody proposed are scored: *keep* (the vault's positions, untouched), *hold* (all tokens
-idle) and *best* (the best single range in hindsight).
+Timeline: `snapshot` is the market before the opening's first event; a decision acts before the first event of its
+block; `close_block` is the next round's opening and not part of this one. Every miner's book starts as the vault's.
+Besides the miners, three books that nobody proposed are scored: *keep* (the vault's positions, untouched), *hold* (all
+tokens idle) and *best* (the best single range in hindsight).
 
 Pure: standard library only. Read next: `validator.py`, which collects the inputs and acts on the result.
 """
@@ -210,8 +210,8 @@ def best_fixed_range(
     """The best that one position of all tokens, opened at the opening and left alone, could have scored.
 
     All ranges on the tick grid from `HINDSIGHT_SPACINGS` below the lowest visited tick to as many above the highest are
-    tried. Nothing is estimated: the ranges are put in order by integers that order their scores, or under PoL bound them from
-    above, and then scored in that order until no better one can come.
+    tried. Nothing is estimated: the ranges are put in order by integers that order their scores, or under PoL bound
+    them from above, and then scored in that order until no better one can come.
 
     Args:
         tape: of the round.

@@ -7,7 +7,7 @@
 
 Not simulated: gas, the price oracle, tokens that charge for transfers, ticks' `secondsOutside`.
 
-    python sim.py replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01     every digit of five days of real swaps
+    python sim.py replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01     # every digit of five days of swaps
 
 Written from the formulas and judged by the real contracts' outputs (`tests/test_sim.py`); the contracts' source is GPL.
 Pure: standard library only, no clock, no I/O but in `main()`, floats only to guess what integers then prove.
@@ -39,7 +39,7 @@ TICK_FACTORS = tuple(int(_EXACT.add(_EXACT.divide(Decimal(Q128), root), Decimal(
 
 
 class PoolError(Exception):
-    """The contract would have reverted; the pool is untouched. `reason` is its revert string, empty for a bare revert."""
+    """The contract would have reverted; the pool is untouched. `reason`: its revert string, empty for a bare revert."""
 
     def __init__(self, reason: str = ""):
         super().__init__(reason or "reverted without a reason")
@@ -121,7 +121,8 @@ def amounts_of(liquidity: int, sqrt_price_x96: int, lower_x96: int, upper_x96: i
 def liquidity_for(amount0: int, amount1: int, sqrt_price_x96: int, lower_x96: int, upper_x96: int) -> int:
     """The most liquidity that the amounts can mint in a range, as the position manager computes it.
 
-    Its rounding (a product of square roots cut to Q96, then a quotient rounded down) never asks for more than was given.
+    Its rounding (a product of square roots cut to Q96, then a quotient rounded down) never asks for more than was
+    given.
 
     Source: v3-periphery LiquidityAmounts.getLiquidityForAmounts.
     """
@@ -141,7 +142,8 @@ class Tick:
     Attributes:
         liquidity_gross: liquidity of all positions that begin or end here; the tick exists while it is > 0.
         liquidity_net: what is added to the liquidity in range when the price crosses upwards.
-        fee_growth_outside0_x128, fee_growth_outside1_x128: fee growth on the other side of the tick, seen from the price.
+        fee_growth_outside0_x128, fee_growth_outside1_x128: fee growth on the other side of the tick, seen from the
+            price.
         index, sqrt_ratio_x96: the tick and its price.
         span_down, span_up: memo of a whole swap step that ends here; see `Pool._walk`.
     """
@@ -206,9 +208,9 @@ class Pool:
         protocol_fees: (token0, token1) that `collect_protocol` may take.
         ticks: initialised ticks by index.
 
-    How it is fast: the *cell* is the open price interval in which no tick, and no end of a bitmap word, lies. A swap that
-    stays inside needs no search, and its tick is only computed when somebody asks (`_tick is None` until then). Everything
-    else walks in `_walk`, where whole steps from tick to tick are remembered.
+    How it is fast: the *cell* is the open price interval in which no tick, and no end of a bitmap word, lies. A swap
+    that stays inside needs no search, and its tick is only computed when somebody asks (`_tick is None` until then).
+    Everything else walks in `_walk`, where whole steps from tick to tick are remembered.
 
     Source: v3-core UniswapV3Pool and its libraries, `reference` notes on formulas; judged by traces of the bytecode.
     """
@@ -247,7 +249,7 @@ class Pool:
 
     @property
     def spot(self) -> int:
-        """The price, less one where the pool stands one below its price's own tick: in a range if and only if the tick is."""
+        """The price, less one where the pool stands one below its price's tick: in a range where that tick is."""
         below = self._tick is not None and sqrt_ratio_at_tick(self._tick + 1) <= self.sqrt_price_x96
         return self.sqrt_price_x96 - below
 
@@ -302,8 +304,8 @@ class Pool:
         """Add `amount` of liquidity (1 to 2**127 - 1); returns the tokens paid in, rounded up.
 
         Raises:
-            PoolError: `LOK` before `initialize`; `TLU`, `TLM`, `TUM` for ticks out of order or bounds; `LO` above the most
-                liquidity a tick may hold; bare for an amount out of range or a tick off the spacing.
+            PoolError: `LOK` before `initialize`; `TLU`, `TLM`, `TUM` for ticks out of order or bounds; `LO` above the
+                most liquidity a tick may hold; bare for an amount out of range or a tick off the spacing.
         """
         self._unlocked()
         if not 0 < amount < Q128 >> 1:
@@ -373,13 +375,14 @@ class Pool:
             (amount0, amount1) as the pool emits them: positive into the pool, negative out of it.
 
         Raises:
-            PoolError: `AS` for amount 0, `LOK` before `initialize`, `SPL` for a limit on the wrong side or out of range.
+            PoolError: `AS` for amount 0, `LOK` before `initialize`, `SPL` for a limit on the wrong side or out of
+                range.
 
         The code here is the step that stays inside the cell: exact input, or input cut off by a limit inside the cell.
-        It finds the next price first. The contract asks "does the input reach the target?" with the amount to the target
-        rounded up; that is so if and only if the next price, rounded towards the start, is at or past the target. And
-        the input used up to that price, rounded up, is all of it: with `end = ceil(x/d)` less than one unit is left over
-        wherever `d <= price * end` (downwards) or `liquidity <= 2**96` (upwards).
+        It finds the next price first. The contract asks "does the input reach the target?" with the amount to the
+        target rounded up; that is so if and only if the next price, rounded towards the start, is at or past the
+        target. And the input used up to that price, rounded up, is all of it: with `end = ceil(x/d)` less than one
+        unit is left over wherever `d <= price * end` (downwards) or `liquidity <= 2**96` (upwards).
         """
         price, liquidity, limit = self.sqrt_price_x96, self.liquidity, sqrt_price_limit_x96
         if amount_specified > 0 and liquidity:
@@ -429,8 +432,8 @@ class Pool:
             What was paid above the loan, both tokens, in base units (the event's paid0, paid1).
 
         Raises:
-            PoolError: `L` without liquidity in range; `F0`, `F1` for less than the fee (a negative tip); bare if the payment
-                would overflow the fee growth.
+            PoolError: `L` without liquidity in range; `F0`, `F1` for less than the fee (a negative tip); bare if the
+                payment would overflow the fee growth.
         """
         self._unlocked()
         if not self.liquidity:
@@ -447,7 +450,7 @@ class Pool:
         return paid0, paid1
 
     def set_fee_protocol(self, fee_protocol0: int, fee_protocol1: int) -> None:
-        """The protocol takes 1/n of the fees of each token; n is 0 (nothing) or 4 to 10, anything else a bare revert."""
+        """The protocol takes 1/n of each token's fees; n is 0 (nothing) or 4 to 10, anything else a bare revert."""
         self._unlocked()
         if any(n and not 4 <= n <= 10 for n in (fee_protocol0, fee_protocol1)):
             raise PoolError
@@ -473,7 +476,7 @@ class Pool:
         return _clamped_ratio(tick) <= self.sqrt_price_x96 < _clamped_ratio(tick + 1)
 
     def jump(self, sqrt_price_x96: int, tick: int, liquidity: int) -> None:
-        """Take a recorded state over without trading: no tokens move and no fees grow, the ticks on the way are crossed."""
+        """Take a recorded state over without trading: nothing moves, no fees grow, ticks on the way are crossed."""
         was = self._below
         self.sqrt_price_x96, self._tick = sqrt_price_x96, tick
         self.liquidity, self._liquidity_x96 = liquidity, liquidity << 96
@@ -484,7 +487,7 @@ class Pool:
         self._locate()
 
     def load_ticks(self, tick: int, liquidity: int, growth0: int, growth1: int, rows: list[tuple]) -> None:
-        """Take a recorded state over: tick, liquidity, fee growth, and rows of index, gross, net, growth outside 0 and 1."""
+        """Take a recorded state over; rows are index, gross, net, fee growth outside of token0 and token1."""
         self.fee_growth_global0_x128, self.fee_growth_global1_x128 = growth0, growth1
         for index, gross, net, outside0, outside1 in sorted(rows):
             mark = self.ticks[index] = self.tick_class(index)
@@ -506,8 +509,8 @@ class Pool:
             delta: liquidity, signed.
 
         Returns:
-            Signed token amounts, positive into the pool, each rounded up: a payment grows, a release (being negative) shrinks,
-            so the pool never loses.
+            Signed token amounts, positive into the pool, each rounded up: a payment grows, a release (being negative)
+            shrinks, so the pool never loses.
 
         Raises:
             PoolError: `LS` if more is taken out than begins or ends at one of the ticks.
@@ -556,7 +559,7 @@ class Pool:
         return True
 
     def _at_or_below(self, mark: Tick) -> bool:
-        """Whether a tick is at or below the current one: by price, unless the pool stands one below its price's tick."""
+        """Whether a tick is at or below the current one; by price, unless the pool stands one below that."""
         return mark.sqrt_ratio_x96 <= self.sqrt_price_x96 if self._tick is None else mark.index <= self._tick
 
     def _add_mark(self, index: int) -> Tick:
@@ -640,8 +643,8 @@ class Pool:
     def _walk(self, zero_for_one: bool, amount_specified: int, limit: int) -> tuple[int, int]:
         """A swap step by step, from tick to tick and word end to word end, as the contract goes.
 
-        A whole step always moves the same amounts while its start, liquidity and fees are the same. They are kept on the tick
-        that it ends at: (start, liquidity, epoch; in with fee, out, growth, protocol's part, leg's fee).
+        A whole step always moves the same amounts while its start, liquidity and fees are the same. They are kept on
+        the tick that it ends at: (start, liquidity, epoch; in with fee, out, growth, protocol's part, leg's fee).
         """
         if not amount_specified:
             raise PoolError("AS")
@@ -816,7 +819,8 @@ class SlipstreamPool(Pool):
         timestamp: block time in unix seconds, set by the caller before each call: rewards grow with it.
         gauge_fees0, gauge_fees1: fees of staked liquidity and cuts of unstaked fees, for `collect_fees`.
         staked_liquidity: the part of `liquidity` that is staked.
-        reward_growth_global_x128, reward_rate, reward_reserve, period_finish, rollover, last_updated: the reward stream.
+        reward_growth_global_x128, reward_rate, reward_reserve, period_finish, rollover, last_updated: the reward
+            stream.
 
     There is no protocol fee. Source: the `reference` notes' formulas, judged by traces of the bytecode.
     """

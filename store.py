@@ -1,9 +1,10 @@
-"""The validator's memory: SQLite through aiosqlite, a jobs database and a pool-events database, and the one way to open either.
+"""The validator's memory: a jobs database and a pool-events database in SQLite, and the one way to open either.
 
-What is written follows one rule: a method is a transaction. A round's result, the reputations, and the days that follow from
-it are one such method, so they are applied exactly once, whatever crashes. Everything is keyed by hotkey: uids are recycled.
+What is written follows one rule: a method is a transaction. A round's result, the reputations, and the days that follow
+from it are one such method, so they are applied exactly once, whatever crashes. Everything is keyed by hotkey: uids are
+recycled.
 
-    sqlite3 validator.sqlite3 'SELECT hotkey, rank, score FROM scores ORDER BY round_id, rank'      every score ever given
+    sqlite3 validator.sqlite3 'SELECT hotkey, rank, score FROM scores ORDER BY round_id, rank'    # every score given
 
 Read next: `validator.py`, which writes; the schema below says what each column means.
 """
@@ -87,7 +88,7 @@ async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[st
         (version,) = await (await db.execute("PRAGMA user_version")).fetchone()
         if version > len(migrations):
             raise StoreError(
-                f"database {path}: schema version {version} is newer than this program's {len(migrations)}; update the program"
+                f"database {path}: schema version {version}, this program knows {len(migrations)}; update the program"
             )
         for number in range(version, len(migrations)):
             for statement in migrations[number].split(";\n"):
@@ -337,8 +338,8 @@ class Store:
         """Note that a round begins. Returns False if it was begun before: finished, or interrupted by a crash."""
         async with transaction(self._jobs):
             cursor = await self._jobs.execute(
-                "INSERT OR IGNORE INTO rounds (round_id, job_id, round_type, start_time, end_time, settings, rules_version)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO rounds (round_id, job_id, round_type, start_time, end_time, settings,"
+                " rules_version) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     round_id,
                     job.job_id,
@@ -439,8 +440,8 @@ class Store:
             for hotkey, standing in standings.items():
                 await self._jobs.execute(
                     "INSERT INTO miner_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                    " eval_seed = excluded.eval_seed, live_seed = excluded.live_seed, eval_excess = excluded.eval_excess,"
-                    f" live_excess = excluded.live_excess, {column} = {column} + 1",
+                    " eval_seed = excluded.eval_seed, live_seed = excluded.live_seed,"
+                    f" eval_excess = excluded.eval_excess, live_excess = excluded.live_excess, {column} = {column} + 1",
                     (
                         job_id,
                         hotkey,
@@ -508,7 +509,7 @@ class Store:
         )
 
     async def resume_time(self, lead_seconds: int) -> int | None:
-        """Market time to go on from: `lead_seconds` before the newest round's end, or its start if it was interrupted."""
+        """Market time to go on from: the newest round's end less `lead_seconds`, or its start if interrupted."""
         sql = "SELECT max(CASE WHEN code IS NULL THEN start_time ELSE end_time - ? END) FROM rounds"
         return await self._value(sql, lead_seconds)
 
@@ -539,7 +540,7 @@ class Store:
         return (rows[0]["winner"], rows[0]["round_id"]) if rows else None
 
     async def ranked_since(self, job_id: str, since: int) -> tuple[int, dict[str, int]]:
-        """Of a job's finished, non-void evaluations that ended after `since`: how many, and in how many each miner ranked."""
+        """How many non-void evaluations of a job ended after `since`, and in how many of them each miner ranked."""
         ended = "job_id = ? AND round_type = 'evaluation' AND end_time > ? AND code IN ('scored', 'nobody_ranked')"
         finished = await self._value(f"SELECT count(*) FROM rounds WHERE {ended}", job_id, since)
         rows = await self._rows(
@@ -555,7 +556,8 @@ class Store:
     async def counts(self) -> dict[str, int]:
         """How many rounds ended with which code, for the closing summary."""
         rows = await self._rows(
-            "SELECT round_type || ' ' || coalesce(code, 'running') AS what, count(*) AS n FROM rounds GROUP BY what ORDER BY what"
+            "SELECT round_type || ' ' || coalesce(code, 'running') AS what, count(*) AS n FROM rounds"
+            " GROUP BY what ORDER BY what"
         )
         return {row["what"]: row["n"] for row in rows}
 

@@ -4,8 +4,8 @@
     python validator.py --events ../shared/data/NAME        the same on the recorded swaps of a real pool
     python validator.py --rounds 3 --dry-run                three rounds, weights are printed and not set
 
-Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh. Evaluation and
-live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom.
+Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh. Evaluation
+and live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom.
 Read first: `protocol.py`, `rounds.py`. Read next: `store.py` (what is kept), `miner.py` (the other end of the wire).
 """
 
@@ -100,7 +100,7 @@ class Validator:
     # -- what goes on at once
 
     async def work(self) -> None:
-        """Run all active jobs, watch for new ones, set weights; until stopped, or all jobs have played what was asked for."""
+        """Run all active jobs, watch for new ones, set weights; until stopped, or all rounds asked for are played."""
         if self.options.days:
             self.until = (await self.market.head()).time + self.options.days * DAY_SECONDS
         for round_id, job_id in await self.store.interrupted():
@@ -131,7 +131,7 @@ class Validator:
         return self.options.rounds is not None and self.played.get(job_id, 0) >= self.options.rounds
 
     async def _run_job(self, job_id: str, started: asyncio.Event) -> None:
-        """Start the rounds of one job, each `FIRST_ASK_LEAD_SECONDS` before its nominal start, while the job is active."""
+        """Start one job's rounds, each `FIRST_ASK_LEAD_SECONDS` before its nominal start, while the job is active."""
         async with asyncio.TaskGroup() as rounds, self.market.participant():
             started.set()
             start = 0
@@ -331,7 +331,8 @@ class Validator:
         hotkey = winner[0]
         eligible, days = scoring.live_eligible(await self.store.days(job.job_id, hotkey), head.time // DAY_SECONDS)
         if not eligible:
-            detail = f"{hotkey} was ranked on {days} of the last {scoring.LIVE_WINDOW_DAYS} days, {scoring.LIVE_MIN_DAYS} are needed"
+            window, needed = scoring.LIVE_WINDOW_DAYS, scoring.LIVE_MIN_DAYS
+            detail = f"{hotkey} was ranked on {days} of the last {window} days, {needed} are needed"
             return await self._void(round_id, job, Code.LIVE_NOT_ELIGIBLE, detail)
         peers = {peer.hotkey: peer for peer in await self._peers() if peer.hotkey == hotkey}
         if not peers:
@@ -481,7 +482,7 @@ class Validator:
     async def _ask_all(
         self, queries: dict[str, RebalanceQuery], peers: dict[str, Peer], seconds: float
     ) -> dict[str, tuple[Reply, Code, str, RebalanceAnswer | None]]:
-        """Ask miners side by side. By hotkey: the raw reply, the code, its detail, and the answer if it was accepted."""
+        """Ask miners side by side. By hotkey: the raw reply, the code, its detail, and the answer if accepted."""
         bodies: dict[int, bytes] = {}
 
         async def one(hotkey: str, query: RebalanceQuery) -> tuple[Reply, Code, str, RebalanceAnswer | None]:
@@ -571,7 +572,7 @@ class Validator:
     # -- showing
 
     async def _show(self, job: Job, round_id: str, result: RoundResult, asked: dict[str, tuple[Code, str]]) -> None:
-        """A line for every round in the log; a leaderboard on stdout for the first round, each market day, and the last."""
+        """A line for every round in the log; on stdout a leaderboard for the first round of each market day."""
         winner = result.lines[0] if result.lines else None
         log.info(
             "%s: %s, %d of %d ranked, %d swaps%s",
@@ -654,7 +655,7 @@ def _standing(reputations, hotkey: str) -> Standing:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="validator.py",
-        description="Without options: a whole local subnet on this machine, with three reference miners and a market model.",
+        description="Without options: a local subnet on this machine, with three reference miners and a market model.",
     )
     add = parser.add_argument
     market = parser.add_argument_group("market")
@@ -767,12 +768,8 @@ async def _farewell(store: Store, chain: Chain, path: Path, folder: Path) -> Non
         "WEIGHTS on the embedded chain: "
         + (", ".join(f"uid {u} {w / sum(weights.values()):.3f}" for u, w in weights.items()) or "none yet")
     )
-    print(
-        f"NEXT: every ask, answer and score is in {path}; the miners' logs are in {folder}; copy miner.py, change propose(),"
-    )
-    print(
-        "      and run it beside `python validator.py` to see yourself on the leaderboard. README.md has the reading order."
-    )
+    print(f"NEXT: every ask, answer and score is in {path}; the miners' logs are in {folder}.")
+    print("      Copy miner.py, change propose(), run it beside `python validator.py`, and find yourself on the board.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -56,9 +56,7 @@ _REQUIRED_HEADERS = {
     http_auth.HEADER_VERSION: re.compile(re.escape(http_auth.VERSION)),
     http_auth.HEADER_HOTKEY: _HOTKEY,
     http_auth.HEADER_RECEIVER: _HOTKEY,
-    http_auth.HEADER_NONCE: re.compile(
-        r"[1-9][0-9]{0,19}"
-    ),  # int() alone would take " 12", "1_0", "+5" and other scripts
+    http_auth.HEADER_NONCE: re.compile(r"[1-9][0-9]{0,19}"),  # int() would also take " 12", "1_0" and "+5"
     http_auth.HEADER_SIGNATURE: re.compile(r"0x[0-9a-f]{128}"),
 }
 _AUTH_CODES = {
@@ -105,7 +103,7 @@ class WireError(Exception):
 
 
 def local_keypair(name: str) -> Any:
-    """An sr25519 development key for local mode. Anyone can derive it from its name: it must never hold anything real."""
+    """An sr25519 development key for local mode. Anyone can derive it from its name: never give it anything real."""
     return Keypair.create_from_uri(f"//alm-local//{name}")
 
 

@@ -8,7 +8,7 @@ Read next: `books.py`.
 from __future__ import annotations
 
 import copy
-import json
+from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -479,3 +479,185 @@ def test_no_free_lunch_without_fees_a_book_is_never_worth_more_than_holding_what
                 amounts = [amounts_of(m, price, ratio(lo), ratio(up), False) for lo, up, m in stretch.positions]
                 left = tuple(stretch.idle[n] + sum(a[n] for a in amounts) for n in (0, 1))
                 assert worth(left, price) <= held[0] * price**2 + held[1] * 2**192, seed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tape alone
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, CHUNK])
+def test_growth_is_the_slow_sum_for_any_bounds_and_stretch(chunk, monkeypatch):
+    """Over whole tapes and parts of them, chunks and parts of them, with bounds on ticks, beside them and inside legs."""
+    monkeypatch.setattr(books, "CHUNK", chunk)
+    seen = Counter()
+    for seed in range(60):
+        world = random_world(10_000 + seed, length=90 if chunk == CHUNK else 30)
+        rng, tape, past = world.rng, Tape(world.snapshot), history_of(world.snapshot, world.events)
+        tape.feed(world.events)
+        for _ in range(6):
+            ticks = sorted({t for _ in range(rng.randint(1, 3)) for t in random_range(rng, world.pool, wide=True)})
+            first, last = sorted(rng.choice([0, rng.randint(0, len(past.legs)), len(past.legs)]) for _ in range(2))
+            n = rng.randrange(1, len(ticks))
+            vaults = [leg.vault for leg in past.legs if leg.vault] or [1]
+            scale = rng.choice([leg.liquidity for leg in past.legs] or [1])
+            liquidity = rng.choice([rng.choice(vaults), 1, scale, max(1, scale // 1000), scale * 1000])
+            legs = past.legs[first:last]
+            expected = slow_growth(legs, ticks, ticks[n - 1], ticks[n], liquidity)
+            assert tape.growth([ratio(tick) for tick in ticks], n, liquidity, first, last) == expected, seed
+            seen["grown"] += any(expected)
+            seen["own"] += any(expected) and liquidity in vaults
+            seen["cut"] += any(leg.lo < ratio(tick) < leg.hi for leg in legs for tick in ticks)
+            seen["chunks"] += len(tape._chunks) > 1
+    assert min(seen[kind] for kind in ("grown", "own", "cut", "chunks")) > 20, seen
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, CHUNK])
+def test_blocks_inside_counts_every_block_once_by_the_tick_at_its_end(chunk, monkeypatch):
+    monkeypatch.setattr(books, "CHUNK", chunk)
+    for seed in range(100):
+        world = random_world(20_000 + seed, length=120 if chunk == CHUNK else 30)
+        rng, tape, past = world.rng, Tape(world.snapshot), history_of(world.snapshot, world.events)
+        tape.feed(world.events)
+        for _ in range(4):
+            ticks = sorted({t for _ in range(rng.randint(1, 3)) for t in random_range(rng, world.pool, wide=True)})
+            if rng.random() < 0.3:
+                ticks = sorted({*ticks, *(tick + rng.choice([0, 1]) for _, _, tick in rng.sample(past.stops, 1))}) if past.stops else ticks
+            first, last = sorted(rng.randint(world.snapshot.block, world.close_block + 2) for _ in range(2))
+            expected = [0] * (len(ticks) + 1)
+            for block in range(first, last):
+                expected[sum(bound <= tick_after(world.snapshot, past, block) for bound in ticks)] += 1
+            assert tape.blocks_inside([ratio(tick) for tick in ticks], first, last) == expected, seed
+            assert sum(expected) == last - first
+
+
+def test_a_split_fee_adds_up_and_no_part_is_negative():
+    rng = Random(7)
+    for _ in range(2000):
+        liquidity = 1 << rng.randint(0, 100)
+        prices = sorted({rng.randint(Q96 >> 20, Q96 << 20) for _ in range(rng.randint(2, 5))})
+        fee, zero_for_one = rng.choice([1, rng.randint(1, 10**6), 1 << 90]), rng.random() < 0.5
+        parts = split_fee(fee, liquidity, zero_for_one, prices)
+        assert sum(parts) == fee and min(parts) >= 0 and len(parts) == len(prices) - 1
+
+
+def test_a_tape_fed_in_pieces_is_the_tape_fed_at_once():
+    for seed in range(100):
+        world = random_world(30_000 + seed)
+        whole, pieces = Tape(world.snapshot), Tape(world.snapshot)
+        whole.feed(world.events)
+        at = 0
+        while at < len(world.events):
+            step = world.rng.randint(1, 5)
+            pieces.feed(world.events[at : at + step])
+            at += step
+        for name in ("blocks", "lo", "hi", "fee", "own", "stop_blocks", "stop_prices", "stop_spots", "touches", "swaps"):
+            assert getattr(whole, name) == getattr(pieces, name), name
+        assert [[getattr(run, n) for n in run.__slots__] for run in whole.runs] == [
+            [getattr(run, n) for n in run.__slots__] for run in pieces.runs
+        ]
+
+
+def test_a_stream_that_lacks_repeats_or_changes_an_event_is_refused():
+    """Any swap, mint or burn that changes something is missed; what leaves no trace in the pool is nothing to miss."""
+    missed = 0
+    for seed in range(200):
+        world = random_world(40_000 + seed)
+        swaps = [n for n, event in enumerate(world.events) if event.kind == "swap"]
+        prices = [world.events[n].args[3] for n in swaps]
+        moving = [n for n, one, two in zip(swaps[1:], prices, prices[1:], strict=False) if one != two]
+        if not moving or moving[0] == swaps[-1]:
+            continue
+        at = moving[0]
+        event = world.events[at]
+        changed = event._replace(args=(*event.args[:3], event.args[3] + 1, *event.args[4:]))
+        amount = event._replace(args=(event.args[0], event.args[1] + 1, *event.args[2:]))
+        for wrong in ([], [event, event], [changed], [amount]):
+            stream = [*world.events[:at], *wrong, *world.events[at + 1 :]]
+            with pytest.raises((ReplayError, PoolError)):
+                Tape(world.snapshot).feed(stream)
+            missed += 1
+    assert missed > 500
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keep equals chain: real positions of real pools
+
+
+class Window(NamedTuple):
+    """A position, and events `first` to `last` (excluded) between which its liquidity does not change."""
+
+    key: tuple
+    first: int
+    last: int
+    pokes: int
+
+
+def windows_of(recording: Recording, seconds: int) -> list[Window]:
+    """All positions that lie unchanged for at least so long: stretches of that length, each with its pokes."""
+    events, found = recording.events, []
+    times, end = [event.time for event in events], len(events)
+    changes, pokes = {position[:3]: [-1] for position in recording.positions}, defaultdict(list)
+    for n, event in enumerate(events):
+        if event.kind in ("mint", "burn"):
+            (changes if event.args[3] else pokes).setdefault(event.args[:3], []).append(n)
+    for key, indices in changes.items():
+        for before, after in pairwise([*indices, end]):
+            first, last = before + 1, bisect_left(times, times[min(before + 1, end - 1)] + seconds) + 1
+            if last <= after and key[0] != "background":
+                found.append(Window(key, first, last, sum(first <= n < last for n in pokes[key])))
+    return found
+
+
+def earned_on_chain(pool: Pool, key: tuple) -> tuple[int, int]:
+    """What the contract would pay a position now: owed, and what a poke would add (v3-core Position.update)."""
+    state, inside = pool.positions[key], pool.fee_growth_inside(*key[1:])
+    last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
+    owed = state.tokens_owed0, state.tokens_owed1
+    return tuple(o + ((i - before) % 2**256 * state.liquidity >> 128) for o, i, before in zip(owed, inside, last, strict=True))
+
+
+def keep_against_chain(recording: Recording, windows: list[Window]) -> list[tuple]:
+    """For each window what a book that keeps the position earned, and what the position did: (window, book, chain)."""
+    starts, ends, pool, found = defaultdict(list), defaultdict(list), recording.open_pool(), []
+    for window in windows:
+        starts[window.first].append(window)
+        ends[window.last].append(window)
+    before, tapes = {}, {}
+    for n in range(len(recording.events) + 1):
+        for window in ends[n]:
+            real = tuple(a - b for a, b in zip(earned_on_chain(pool, window.key), before[window], strict=True))
+            tape, block = tapes[window], recording.events[n - 1].block + 1
+            tape.feed(recording.events[window.first : n])
+            book = Book(tape)
+            book.walk(block)
+            found.append((window, book.earned(), real))
+        if n == len(recording.events):
+            return found
+        for window in starts[n]:
+            if not pool.position(*window.key).liquidity:
+                ends[window.last].remove(window)  # unchanged because it is gone
+                continue
+            snapshot = Snapshot.of(pool, [window.key], (0, 0), recording.events[n].block, 0, "")
+            tapes[window], before[window] = Tape(snapshot), earned_on_chain(pool, window.key)
+        apply_event(pool, recording.events[n])
+
+
+def test_keep_equals_chain_on_real_positions_over_a_whole_day(recording_path):
+    recording = read_recording(recording_path(ARBITRUM))
+    ticks = [event.args[5] for event in recording.events if event.kind == "swap"]
+    windows = [w for w in windows_of(recording, 24 * HOURS) if w.key[1] < max(ticks) and min(ticks) < w.key[2]]
+    poked = sorted(windows, key=lambda w: w.pokes)[-4:]
+    narrow = sorted((w for w in windows if not w.pokes), key=lambda w: w.key[2] - w.key[1])[:6]
+    wide = Random(1).sample([w for w in windows if w.key[2] - w.key[1] > 1000], 4)
+    checked = keep_against_chain(recording, poked + narrow + wide)
+    assert [(window, book) for window, book, _ in checked] == [(window, chain) for window, _, chain in checked]
+    earning = [window for window, _, chain in checked if any(chain)]
+    assert len(earning) >= 8 and sum(window.pokes > 0 for window in earning) >= 4
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_keep_equals_chain_where_some_swaps_are_unknown_and_earn_nothing_for_anyone(name, recording_path):
+    recording = read_recording(recording_path(name))
+    checked = keep_against_chain(recording, windows_of(recording, int(23.9 * HOURS)))
+    assert [(window, book) for window, book, _ in checked] == [(window, chain) for window, _, chain in checked]
+    assert sum(any(chain) for _, _, chain in checked) >= 4 and sum(window.pokes > 0 for window, _, _ in checked) >= 4

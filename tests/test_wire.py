@@ -43,7 +43,7 @@ def gate_of(*hotkeys: str, permit: bool = True, stake_rao: int = 0, age_seconds:
 async def miner(handler=echo, gate=None, clock=time.monotonic, **limits):
     """Bob's server; gives its port."""
     gate = gate or gate_of(ALICE.ss58_address)
-    routes = {"/rebalance": handler, "/other": handler}
+    routes = dict.fromkeys(["/rebalance", "/other", "/%7Eraw"], handler)
     app = wire.build_app(keypair=BOB, gate=gate, routes=routes, limits=wire.Limits(**limits), clock=clock)
     async with wire.serve(app, "127.0.0.1", 0) as port:
         yield port
@@ -301,7 +301,7 @@ def test_an_ask_brings_back_the_signed_answer_with_all_that_is_stored():
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("path", ["/rebalance?a=1&b=%20", "/rebalance?x=%7E+%2F", "/rebalance?"])
+@pytest.mark.parametrize("path", ["/rebalance?a=1&b=%20", "/rebalance?x=%7E+%2F", "/rebalance?", "/%7Eraw"])
 def test_the_target_is_signed_exactly_as_it_is_sent(path):
     async def main():
         async with miner() as port:
@@ -698,14 +698,19 @@ def test_a_handlers_fault_is_logged_here_and_hidden_there(caplog):
 
 
 def test_a_handler_refuses_with_its_own_code():
+    detail = "ticks 1, 2 are not multiples of 10"
+
     async def picky(caller, body):
-        raise ProtocolError(Code.TICK_SPACING, "ticks 1, 2 are not multiples of 10")
+        raise ProtocolError(Code.TICK_SPACING, detail + "\n" * 1000)
 
     async def main():
         async with miner(picky) as port:
-            return await ask(port)
+            reply = (await send(port, signed()))[1]
+            return reply["detail"], (await ask(port)).detail
 
-    assert asyncio.run(main()).detail == "400 tick_spacing: ticks 1, 2 are not multiples of 10"
+    raw_detail, told = asyncio.run(main())
+    assert raw_detail.isprintable() and len(raw_detail) == wire.MAX_DETAIL_CHARS
+    assert told.startswith(f"400 tick_spacing: {detail}?")
 
 
 def test_a_slow_handler_meets_its_deadline(caplog):
@@ -798,6 +803,9 @@ def test_a_gzip_bomb_stays_packed():
         writer.write(signed_reply(headers, body, answer=bomb, extra="Content-Encoding: gzip\r\n"))
 
     assert ask_peer(behave).code is Code.CONTENT_TYPE
+    packed = gzip.compress(b'{"code":"busy","detail":"late"}')
+    head = f"HTTP/1.1 503 B\nContent-Encoding: gzip\nContent-Length: {len(packed)}"
+    assert ask_peer(says(raw(head, packed))).detail == "503"
     unlabelled = ask_peer(says(raw(f"{JSON}\n{SIG}\nContent-Length: {len(bomb)}", bomb)))
     assert unlabelled.code is Code.REPLY_TOO_LARGE  # 48,600 bytes, counted as they are
 
