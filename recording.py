@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
+import io
 import json
 import lzma
 import sys
@@ -399,9 +400,8 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
             (symbol, int(decimals.rstrip(")")))
             for symbol, decimals in (meta[t].split(" (") for t in ("token0", "token1"))
         ]
-        events = tuple(
-            _parse_event(name, number, line) for number, line in enumerate(table.decode("ascii").splitlines()[1:], 2)
-        )
+        lines = io.TextIOWrapper(io.BytesIO(table), "ascii")  # line by line: a whole day as strings is large
+        events = tuple(_parse_event(name, n, line) for n, line in enumerate(lines, 1) if n > 1)
         for number, (one, two) in enumerate(pairwise(events), 3):
             if (one.block, one.log_index) >= (two.block, two.log_index):
                 raise RecordingError(
@@ -436,10 +436,10 @@ def _parse_event(name: str, number: int, line: str) -> Event:
         block, log_index, time, kind, first, *rest = line.split(",")
         if kind not in ("swap", "mint", "burn") or (kind == "swap" and first not in ("in", "out", "limit", "?", "")):
             raise ValueError(f"{kind} {first!r} is of no known kind or call")
-        args = (first, *map(int, rest))
+        args = (sys.intern(first), *map(int, rest))
         if len(args) != 6:
             raise ValueError(f"{len(args)} values after the kind, 6 expected")
-        return Event(int(block), int(log_index), int(time), kind, args)
+        return Event(int(block), int(log_index), int(time), sys.intern(kind), args)
     except ValueError as error:
         raise RecordingError(
             f"recording {name} line {number}: {error}; fix the line or fetch the file again"

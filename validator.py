@@ -210,8 +210,8 @@ class Validator:
 
         # ask
         query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
-        deadline = start - FIRST_ASK_DEADLINE_SECONDS - time.time() if not market.full_speed else ASK_SECONDS
-        asked = await self._ask_all(dict.fromkeys(peers, query), peers, min(deadline, ASK_SECONDS))
+        seconds = ASK_SECONDS if market.full_speed else query.deadline - time.time()
+        asked = await self._ask_all(dict.fromkeys(peers, query), peers, seconds)
         await market.reach_time(start)
         opening = await market.first_block_at(start)
         accepted = {hotkey: answer for hotkey, (_, code, _, answer) in asked.items() if code is Code.ACCEPTED}
@@ -448,6 +448,7 @@ class Validator:
         price = book.tape.price_before(head.number + 1)
         past = await self.market.block(max(0, head.number - 1000))
         pace = max(1, head.time - past.time) / max(1, head.number - past.number)  # seconds a block
+        now = head.time if self.market.full_speed else int(time.time())
         window = [head.number + max(1, round((when - head.time) / pace)) for when in (start, start + job.round_seconds)]
         return RebalanceQuery(
             job_id=job.job_id,
@@ -475,7 +476,7 @@ class Validator:
             window_end_time=start + job.round_seconds,
             window_start_block=window[0],
             window_end_block=window[1],
-            deadline=int(time.time()) + ASK_SECONDS,
+            deadline=min(start - FIRST_ASK_DEADLINE_SECONDS, now + ASK_SECONDS) if now < start else now + ASK_SECONDS,
             settings=job.settings,
         )
 
