@@ -115,6 +115,9 @@ class Tape:
             and the spot, which is the price lowered by one where the pool stands one below its price's tick, so that a
             range holds the spot if and only if it holds the tick.
         touches: (leg index, vault key) whenever the vault's position was touched and its fees settled.
+        idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
+            there.
+        collected: fees that the vault has collected since the start, a part of `idle`.
         vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
     """
 
@@ -137,6 +140,7 @@ class Tape:
         self.swaps = 0
         self.unknown_swaps = 0
         self.start_spot = self.pool.spot
+        self.idle, self.collected = (snapshot.idle0, snapshot.idle1), (0, 0)
         self._legs = self.pool.record()
         self._slipstream = isinstance(self.pool, SlipstreamPool)
         self._cell = _NO_CELL
@@ -158,17 +162,44 @@ class Tape:
             if event.kind == "swap":
                 self.swaps += 1
                 self.unknown_swaps += event.args[0] == "?"
-            elif event.kind in ("mint", "burn") and event.args[:3] in self.vault_keys:
-                self.touches.append((len(self.blocks), event.args[:3]))
-                self._cell = _NO_CELL
-                if event.kind == "burn":  # what a burn releases leaves the pool with it: only fees stay owed
-                    self.pool.collect(*event.args[:3], *event.args[4:])
+            elif event.kind in ("mint", "burn", "collect") and event.args[:3] in self.vault_keys:
+                self._follow_vault(event)
             if self._legs:
                 for leg in self._legs:
                     self._write(event.block, *leg)
                 self._legs.clear()
             if event.kind == "swap":
                 self._stop(event.block)
+
+    def _follow_vault(self, event: Event) -> None:
+        key, (amount0, amount1) = event.args[:3], event.args[-2:]
+        if event.kind == "mint":
+            self.idle = max(0, self.idle[0] - amount0), max(0, self.idle[1] - amount1)
+        else:
+            self.idle = self.idle[0] + amount0, self.idle[1] + amount1
+        if event.kind == "collect":
+            self.collected = self.collected[0] + amount0, self.collected[1] + amount1
+            return
+        self.touches.append((len(self.blocks), key))
+        self._cell = _NO_CELL
+        if event.kind == "burn":  # what a burn releases leaves the pool with it: only fees stay owed
+            self.pool.collect(*key, amount0, amount1)
+
+    def vault_holds(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What the vault really has after the last event: (all tokens without uncollected fees, uncollected fees)."""
+        tokens, fees = list(self.idle), [0, 0]
+        for key in sorted(self.vault_keys):
+            state, holding = self.pool.position(*key), Holding(*key[1:], self.pool.position(*key).liquidity)
+            inside = self.pool.fee_growth_inside(*key[1:])
+            last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
+            holding.owed0, holding.owed1 = state.tokens_owed0, state.tokens_owed1
+            holding.growth0, holding.growth1 = (now - then & MASK_256 for now, then in zip(inside, last, strict=True))
+            for n, (amount, fee) in enumerate(
+                zip(holding.amounts(self.pool.sqrt_price_x96), holding.fees(), strict=True)
+            ):
+                tokens[n] += amount
+                fees[n] += fee
+        return tuple(tokens), tuple(fees)
 
     def _write(self, block: int, zero_for_one: bool, start: int, end: int, liquidity: int, fee: int, own: int) -> None:
         if start == end:

@@ -313,10 +313,10 @@ class History:
         self._start, self._most = 0, most_events  # index of the first event that is still here
         self._kept = [(0, pool)]
         self._pool, self._index = pool.copy(), 0
-        self._purses: dict[str, Purse] = {}
+        self._purses: list[Purse] = []
 
     def append(self, event: Event) -> None:
-        for purse in self._purses.values():
+        for purse in self._purses:
             purse.read(self._start + len(self._events), event)
         self._events.append(event)
         self._blocks.append(event.block)
@@ -353,14 +353,12 @@ class History:
                 self._kept.append((self._index, self._pool.copy()))
         return self._pool
 
-    def purse(self, vault: str, make: Callable[[str], Purse]) -> Purse:
-        """The purse of a vault; at the first time `make(vault)`, which then reads all events so far."""
-        if vault not in self._purses:
-            purse = make(vault)
-            for index, event in enumerate(self._events):
-                purse.read(index, event)
-            self._purses[vault] = purse
-        return self._purses[vault]
+    def add_purse(self, purse: Purse) -> Purse:
+        """Let a purse read all events, those to come too; before any are forgotten."""
+        for index, event in enumerate(self._events):
+            purse.read(index, event)
+        self._purses.append(purse)
+        return purse
 
     def _forget(self) -> None:
         until = self._start + KEEP_EVERY_EVENTS
@@ -430,6 +428,7 @@ class InMemoryMarket(ABC):
             raise MarketError(f"pace {pace}: market seconds per second, above 0; leave it out for full speed")
         self.label, self.pair, self.first, self.last, self.full_speed = label, pair, first, last, pace is None
         self._history = History(pool, most_events)
+        self._purses: dict[str, Purse] = {}
         self._hash_key = hash_key
         self._clock = Lockstep(head) if pace is None else Paced(self, head, pace, clock)
 
@@ -489,13 +488,18 @@ class InMemoryMarket(ABC):
     async def snapshot(self, vault: str, block: int) -> Snapshot:
         self._see(block - 1)
         at = await self.block(block)
-        purse, index = self._history.purse(vault, self._new_purse), self._history.index(block)
+        purse, index = self._purse(vault), self._history.index(block)
         pool = self._history.pool_before(index)
         keys = [key for key in pool.positions if purse.owns(key)]
         return Snapshot.of(pool, keys, purse.before(index), block, at.time, at.hash, purse.owner)
 
     async def execute(self, vault, keep, close, mint) -> Execution:
         raise MarketError(f"{self.label} cannot be changed: what happened has happened")
+
+    def _purse(self, vault: str) -> Purse:
+        if vault not in self._purses:
+            self._purses[vault] = self._history.add_purse(self._new_purse(vault))
+        return self._purses[vault]
 
     def _see(self, block: int) -> None:
         if block > self._clock.head:
@@ -559,7 +563,7 @@ class RecordedMarket(InMemoryMarket):
             self._history.append(event)
         check_final(recording, self._history.pool_before(len(recording.events)))
         self.vault = vault or self._choose_vault()
-        self._history.purse(self.vault, self._new_purse)
+        self._purse(self.vault)
 
     def time_of(self, number: int) -> int:
         at = bisect_right(self._blocks, number) - 1

@@ -85,7 +85,7 @@ class ModelMarket(InMemoryMarket):
         self._pool = Pool(FEE, SPACING)
         self._pool.initialize(FIRST_PRICE_X96)
         self._outside = float(FIRST_PRICE_X96)  # square root of the outside price, X96
-        self._volatility = VOLATILITIES[0]
+        self._volatility = VOLATILITIES[2]
         self._providers: list[tuple[str, int, int]] = []  # their positions
         self._arrivals = self._log_index = 0
         self._begun = self._made = FIRST_BLOCK - 1  # the last block that has events, the last one that has all
@@ -98,10 +98,12 @@ class ModelMarket(InMemoryMarket):
             hash_key=f"{OURS}{seed}",
             **options,
         )
+        if self._planned and self._planned[0].block <= FIRST_BLOCK:
+            raise MarketError(f"execution in block {self._planned[0].block}: the first can be in {FIRST_BLOCK + 1}")
         for vault in self._vaults:
             if vault.startswith(OURS):
                 raise MarketError(f"vault {vault!r}: {OURS!r} begins the model's own names; choose another")
-            self._history.purse(vault, self._new_purse)
+            self._purse(vault)
 
     def time_of(self, number: int) -> int:
         return FIRST_TIME + (number - FIRST_BLOCK) * BLOCK_SECONDS
@@ -121,7 +123,7 @@ class ModelMarket(InMemoryMarket):
 
     def _run(self, plan: Execution) -> Execution:
         vault, first_log = plan.vault, self._log_index
-        purse = self._history.purse(vault, self._new_purse)
+        purse = self._purse(vault)
         before, held = purse.newest, {key[1:] for key in self._pool.positions if key[0] == vault}
         if sorted(map(tuple, (*plan.keep, *plan.close))) != sorted(held):
             raise MarketError(
@@ -168,8 +170,8 @@ class ModelMarket(InMemoryMarket):
         for _ in range(PROVIDERS):
             self._arrive()
         for vault in self._vaults:
-            idle = self._history.purse(vault, self._new_purse).newest
-            self._mint((vault, *self._around(VAULT_HALF_WIDTH)), (amount - amount // VAULT_IDLE for amount in idle))
+            most = (idle - idle // VAULT_IDLE for idle in self._purse(vault).newest)
+            self._mint((vault, *self._around(VAULT_HALF_WIDTH)), most)
 
     def _trade(self) -> None:
         chance, price = self._chance, self._pool.sqrt_price_x96
@@ -193,9 +195,8 @@ class ModelMarket(InMemoryMarket):
     def _noise(self) -> None:
         zero_for_one, exact_output = self._chance() < 0.5, self._chance() < EXACT_OUTPUT
         amount = _halves(2 * self._size(NOISE_SIZE, NOISE_MOST), int(self._outside))[zero_for_one == exact_output]
-        self._swap(
-            "out" if exact_output else "in", zero_for_one, -amount if exact_output else amount, FAR[zero_for_one]
-        )
+        how, specified = ("out", -amount) if exact_output else ("in", amount)
+        self._swap(how, zero_for_one, specified, FAR[zero_for_one])
 
     def _come_or_go(self) -> None:
         chance, count = self._chance, len(self._providers)

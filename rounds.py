@@ -204,6 +204,50 @@ def play(inputs: RoundInputs) -> RoundResult:
     return game.finish(inputs.close_block, inputs.entrants)
 
 
+@dataclass(frozen=True, slots=True)
+class LiveInputs:
+    """All that a live round's score depends on.
+
+    Attributes:
+        settings, snapshot, close_block, events: as for `RoundInputs`; the events have the vault's own transactions.
+        hotkey: of the miner that managed the vault.
+        decisions: what was executed; `block` is where its transactions came first.
+    """
+
+    settings: JobSettings
+    snapshot: Snapshot
+    close_block: int
+    events: tuple[Event, ...]
+    hotkey: str
+    decisions: tuple[Decision, ...]
+
+
+def play_live(inputs: LiveInputs) -> RoundResult:
+    """Score a live round from what the vault really held at both ends.
+
+    The miner's book is walked too, but only for the share of value that was in range and the number of changes: amounts
+    and fees are the vault's, as its events left them.
+    """
+    game = Round(inputs.settings, inputs.snapshot)
+    try:
+        game.feed(inputs.events)
+    except (ReplayError, PoolError) as error:
+        return RoundResult(Code.VOID_CONTRADICTION, str(error))
+    keep, book = game.keep(inputs.close_block), Book(game.tape)
+    before = book.fees()
+    for decision in inputs.decisions:
+        book.rebalance(decision.block, decision.desired, decision.shown)
+    simulated = game.line(inputs.hotkey, book, inputs.close_block).outcome
+    tokens, owed = game.tape.vault_holds()
+    earned = [owed[n] + game.tape.collected[n] - before[n] for n in (0, 1)]
+    final = [tokens[n] + owed[n] - earned[n] for n in (0, 1)]
+    outcome = replace(simulated, final0=final[0], final1=final[1], fees0=earned[0], fees1=earned[1])
+    terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost)
+    detail = "" if outcome == simulated else f"the vault's simulated book would have ended with {simulated}"
+    line = Line(inputs.hotkey, outcome, terms, terms.score, rank=1)
+    return RoundResult(Code.SCORED, detail, (line,), keep, swaps=game.tape.swaps)
+
+
 def best_fixed_range(
     tape: Tape, settings: JobSettings, tokens: tuple[int, int], close_block: int, price: int
 ) -> tuple[int, int] | None:

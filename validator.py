@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from protocol import (
     human_price,
 )
 from recording import RecordingError, ReplayError, read_recording
-from rounds import Decision, Entrant, Line, Round, RoundResult
+from rounds import Decision, Entrant, LiveInputs, Round, RoundResult, play_live
 from runtime import UserError, run
 from scoring import Standing
 from sim import PoolError
@@ -346,8 +346,9 @@ class Validator:
         reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, ASK_SECONDS))[hotkey]
         await market.reach_time(start)
         opening = await market.first_block_at(start)
+        head = await market.head()
         await self.store.add_predictions(
-            [_prediction(round_id, hotkey, query.window_start_block, query, reply, code, detail, opening.number)]
+            [_prediction(round_id, hotkey, query.window_start_block, query, reply, code, detail, head.number + 1)]
         )
         if not answer:
             return await self._void(round_id, job, code, f"{hotkey}: {detail}", asked=1)
@@ -355,10 +356,10 @@ class Validator:
         # simulate: here the market itself does
         snapshot = await market.snapshot(job.vault, opening.number)
         await self.store.open_window(round_id, self.pool, snapshot)
-        done, due, head = [], opening.number, await market.head()
+        done, due = [], opening.number
         while True:
             if answer and (execution := await self._execute(job, round_id, query, answer)):
-                done.append((execution, query.current_positions, answer.desired_positions))
+                done.append(Decision(hotkey, execution.block, query.current_positions, answer.desired_positions))
             due += job.settings.checkpoint_blocks
             try:
                 head = await market.reach(due)
@@ -377,35 +378,21 @@ class Validator:
                 ]
             )
 
-        # score: from what the vault really holds at both ends; the book only says how much of it was in range
         await market.reach_time(end)
         close = await market.first_block_at(end)
-        game = Round(job.settings, snapshot)
-        await self._feed(game, opening.number, close.number - 1)
-        keep, book = game.keep(close.number), Book(game.tape)
-        for execution, was, desired in done:
-            book.rebalance(execution.block, desired, was)
-        simulated = game.line(hotkey, book, close.number).outcome
-        vault = Book(Tape(await market.snapshot(job.vault, close.number)))
-        held, owed = vault.amounts(vault.tape.snapshot.sqrt_price_x96), vault.fees()
-        before = Book(game.tape).fees()
-        earned = [owed[n] + sum(execution.fees[n] for execution, _, _ in done) - before[n] for n in (0, 1)]
-        outcome = replace(
-            simulated,
-            final0=held[0] + owed[0] - earned[0],
-            final1=held[1] + owed[1] - earned[1],
-            fees0=earned[0],
-            fees1=earned[1],
+        events = await market.events(opening.number, close.number - 1)
+        await self.store.add_events(self.pool, events)
+
+        # score: from what the vault really holds at both ends
+        result = await asyncio.to_thread(
+            play_live, LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, tuple(done))
         )
-        if outcome != simulated:
-            log.warning("%s: the vault ended with %s, its simulated book with %s", round_id, outcome, simulated)
-        terms = scoring.score_outcome(outcome, job.settings.target, job.settings.rebalance_cost)
-        line = Line(hotkey, outcome, terms, terms.score, rank=1)
-        result = RoundResult(Code.SCORED, "", (line,), keep, swaps=game.tape.swaps)
+        if result.detail or result.code is not Code.SCORED:
+            log.warning("%s: %s, %s", round_id, result.code, result.detail)
 
         # store
         standing = _standing(await self.store.reputations(job.job_id), hotkey)
-        standings = {hotkey: scoring.update_live(standing, line.score, keep.score)}
+        standings = {line.name: scoring.update_live(standing, line.score, result.keep.score) for line in result.lines}
         await self.store.finish_round(
             round_id, job.job_id, result, close.number, 1, standings, close.time // DAY_SECONDS
         )

@@ -47,9 +47,7 @@ CLIENT_KEEPALIVE_SECONDS = 4.0  # less than common servers' 5 s, so that a reque
 LINGER_SECONDS = 2.0  # how long a refused body is still read, so that the peer sees the refusal and not a reset
 SHUTDOWN_SECONDS = 5.0
 
-_HOTKEY = re.compile(
-    r"[1-9A-HJ-NP-Za-km-z]{48}"
-)  # every ss58 address of format 42; base58 decoding is quadratic in length
+_HOTKEY = re.compile(r"[1-9A-HJ-NP-Za-km-z]{48}")  # ss58 of format 42; decoding longer ones costs time squared
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REQUIRED_HEADERS = {
@@ -206,8 +204,8 @@ async def ask(
 ) -> Reply:
     """POST signed bytes to one peer and take its signed answer: one attempt, with a fresh nonce and signature.
 
-    Never raises for what the peer does: that is the reply's code. The deadline is total, from connecting to the last
-    byte.
+    Never raises for what the peer does or where it says it is: that is the reply's code. The deadline is total, from
+    connecting to the last byte.
 
     Args:
         session: from `client_session`.
@@ -224,17 +222,19 @@ async def ask(
         `REPLY_SIGNATURE`.
     """
     nonce, started, request_digest = time.time_ns(), time.monotonic(), digest(body)
-    answer, signature = b"", ""
+    code, detail, answer, signature = Code.ACCEPTED, "", b"", ""
     try:
-        target = URL(url, encoded=True)
+        target = _target(url)
         headers = http_auth.sign(
             keypair, method="POST", path=target.raw_path_qs, body=body, receiver_ss58=receiver, nonce_ns=nonce
         )
         async with asyncio.timeout(total_seconds):
-            code, detail, answer, signature = await _post(session, target, body, headers, max_reply_bytes)
+            answer, signature = await _post(session, target, body, headers, max_reply_bytes)
+    except ProtocolError as error:
+        code, detail = error.code, error.detail
     except TimeoutError:
         code, detail = Code.TIMEOUT, f"no complete answer within {total_seconds:g} s"
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: an impossible address
+    except (aiohttp.ClientError, OSError, UnicodeError) as error:  # UnicodeError: no possible host name
         code, detail = Code.UNREACHABLE, f"{type(error).__name__}: {error}"
     elapsed_seconds, arrived_ns = time.monotonic() - started, time.time_ns()
     if code is Code.ACCEPTED and not verify_answer(
@@ -249,48 +249,54 @@ async def ask(
     return Reply(code, _printable(detail), answer, signature, request_digest, nonce, elapsed_seconds, arrived_ns)
 
 
+def _target(url: str) -> URL:
+    try:
+        target = URL(url, encoded=True)
+        if target.port is None:  # yarl reads the port, and objects to it, here
+            raise ValueError("no host")
+    except ValueError as error:
+        raise ProtocolError(Code.UNREACHABLE, f"{url}: {error}") from None
+    return target
+
+
 async def _post(
     session: aiohttp.ClientSession, target: URL, body: bytes, headers: dict[str, str], max_reply_bytes: int
-) -> tuple[Code, str, bytes, str]:
-    """Code, detail, body and signature header of one HTTP exchange."""
+) -> tuple[bytes, str]:
+    """Body and signature header of the reply to one POST; ProtocolError when the reply is not what it should be."""
     response = await session.post(target, data=body, headers=headers, allow_redirects=False)
     try:
-        if 300 <= response.status < 400:
-            return Code.REDIRECT, f"{response.status} to {response.headers.get('Location', 'nowhere')}", b"", ""
-        if response.status != 200:
+        status, told = response.status, response.headers
+        if 300 <= status < 400:
+            raise ProtocolError(Code.REDIRECT, f"{status} to {told.get('Location', 'nowhere')}")
+        if status != 200:
             refusal = await _read(response.content, MAX_REFUSAL_BYTES)
-            return Code.HTTP_STATUS, f"{response.status} {_refusal_text(refusal or b'')}".rstrip(), b"", ""
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if response.content_type != "application/json" or encoding != "identity":
-            sent = response.headers.get("Content-Type", "none")
-            return (
-                Code.CONTENT_TYPE,
-                f"content type {sent}, encoding {encoding}; plain application/json is expected",
-                b"",
-                "",
-            )
-        signatures = response.headers.getall(ANSWER_HEADER, [])
+            raise ProtocolError(Code.HTTP_STATUS, f"{status} {_refusal_text(refusal or b'')}".rstrip())
+        if response.content_type != "application/json":
+            raise ProtocolError(Code.CONTENT_TYPE, f"{told.get('Content-Type', 'none')}, not application/json")
+        if told.get("Content-Encoding", "identity") != "identity":
+            raise ProtocolError(Code.CONTENT_TYPE, f"compressed with {told['Content-Encoding']}")
+        signatures = told.getall(ANSWER_HEADER, [])
         if len(signatures) != 1:
-            return Code.REPLY_SIGNATURE, f"{len(signatures)} headers {ANSWER_HEADER}, one is expected", b"", ""
-        if (response.content_length or 0) > max_reply_bytes:
-            return Code.REPLY_TOO_LARGE, f"{response.content_length} bytes declared, at most {max_reply_bytes}", b"", ""
+            raise ProtocolError(Code.REPLY_SIGNATURE, f"{len(signatures)} headers {ANSWER_HEADER}, one is expected")
+        declared = response.content_length or 0
+        if declared > max_reply_bytes:
+            raise ProtocolError(Code.REPLY_TOO_LARGE, f"{declared} bytes declared, at most {max_reply_bytes}")
         answer = await _read(response.content, max_reply_bytes)
         if answer is None:
-            return Code.REPLY_TOO_LARGE, f"more than {max_reply_bytes} bytes", b"", ""
-        return Code.ACCEPTED, "", answer, signatures[0]
+            raise ProtocolError(Code.REPLY_TOO_LARGE, f"more than {max_reply_bytes} bytes")
+        return answer, signatures[0]
     finally:
         response.close()  # after a complete answer the connection is already back in the pool
 
 
 async def _read(stream: aiohttp.StreamReader, max_bytes: int) -> bytes | None:
     """The whole stream, or None as soon as it is longer than `max_bytes`."""
-    chunks, size = [], 0
+    data = bytearray()
     async for chunk in stream.iter_any():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > max_bytes:
+        data += chunk
+        if len(data) > max_bytes:
             return None
-    return b"".join(chunks)
+    return bytes(data)
 
 
 def _refusal_text(body: bytes) -> str:
@@ -329,12 +335,8 @@ class Gate:
         max_age_seconds: float = 600.0,
         allow: frozenset[str] = frozenset(),
     ):
-        self.callers, self.min_stake_rao, self.max_age_seconds, self.allow = (
-            callers,
-            min_stake_rao,
-            max_age_seconds,
-            allow,
-        )
+        self.callers, self.allow = callers, allow
+        self.min_stake_rao, self.max_age_seconds = min_stake_rao, max_age_seconds
 
     def check(self, hotkey: str) -> None:
         """Raises ProtocolError: `BUSY` (the list is too old), `NOT_REGISTERED` or `NO_PERMIT`."""

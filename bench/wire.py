@@ -2,7 +2,7 @@
 
 Run: `python bench/wire.py [--rounds N]`. A second process serves 64 miners, each on its own port of the loopback
 interface with the real pipeline of `wire.build_app`. This one asks all of them at the same time, each again as soon as
-it has answered; every answer is verified. Queries are 2 kB, answers 600 bytes, which is what they are in a real round.
+it has answered; every answer is verified. Queries are 2 kB, answers 600 bytes, about as long as real ones.
 Two figures each, because other work may share the cores: asks per wall second, and per second of this process's CPU.
 Read next: `wire.py`.
 """

@@ -557,26 +557,23 @@ def test_a_tape_fed_in_pieces_is_the_tape_fed_at_once():
         ]
 
 
-def test_a_stream_that_lacks_repeats_or_changes_an_event_is_refused():
-    """Any swap, mint or burn that changes something is missed; what leaves no trace in the pool is nothing to miss."""
-    missed = 0
-    for seed in range(200):
-        world = random_world(40_000 + seed)
-        swaps = [n for n, event in enumerate(world.events) if event.kind == "swap"]
-        prices = [world.events[n].args[3] for n in swaps]
-        moving = [n for n, one, two in zip(swaps[1:], prices, prices[1:], strict=False) if one != two]
-        if not moving or moving[0] == swaps[-1]:
-            continue
-        at = moving[0]
-        event = world.events[at]
-        changed = event._replace(args=(*event.args[:3], event.args[3] + 1, *event.args[4:]))
-        amount = event._replace(args=(event.args[0], event.args[1] + 1, *event.args[2:]))
-        for wrong in ([], [event, event], [changed], [amount]):
-            stream = [*world.events[:at], *wrong, *world.events[at + 1 :]]
-            with pytest.raises((ReplayError, PoolError)):
-                Tape(world.snapshot).feed(stream)
-            missed += 1
-    assert missed > 500
+def test_a_stream_that_lacks_repeats_or_changes_a_swap_is_refused():
+    """What moved something, that is: a few wei, or the price where there is no liquidity, may go without a trace and a loss."""
+    tried = refused = 0
+    for seed in range(100):
+        world = random_world(40_000 + seed, plain=True)
+        events = world.events
+        swaps = [n for n, event in enumerate(events) if event.kind == "swap" and event.args[4]]
+        for at in [n for n in swaps if min(map(abs, events[n].args[1:3])) > 10**9][:1]:
+            how, amount0, amount1, price, *state = events[at].args
+            changes = [(how, amount0 * 101 // 100, amount1, price, *state), (how, amount0, amount1, price + 10**6, *state)]
+            for wrong in ([], [events[at]] * 2, *([events[at]._replace(args=args)] for args in changes)):
+                tried += 1
+                try:
+                    Tape(world.snapshot).feed([*events[:at], *wrong, *events[at + 1 :]])
+                except (ReplayError, PoolError):
+                    refused += 1
+    assert refused == tried > 300
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -594,16 +591,19 @@ class Window(NamedTuple):
 
 def windows_of(recording: Recording, seconds: int) -> list[Window]:
     """All positions that lie unchanged for at least so long: stretches of that length, each with its pokes."""
-    events, found = recording.events, []
+    events, found, pokes = recording.events, [], defaultdict(list)
     times, end = [event.time for event in events], len(events)
-    changes, pokes = {position[:3]: [-1] for position in recording.positions}, defaultdict(list)
+    levels = {position[:3]: [(-1, position[3])] for position in recording.positions}  # (event, liquidity after it)
     for n, event in enumerate(events):
-        if event.kind in ("mint", "burn"):
-            (changes if event.args[3] else pokes).setdefault(event.args[:3], []).append(n)
-    for key, indices in changes.items():
-        for before, after in pairwise([*indices, end]):
+        if event.kind == "burn" and not event.args[3]:
+            pokes[event.args[:3]].append(n)
+        elif event.kind != "swap":
+            held = levels.setdefault(event.args[:3], [(-1, 0)])
+            held.append((n, held[-1][1] + (event.args[3] if event.kind == "mint" else -event.args[3])))
+    for key, held in levels.items():
+        for (before, liquidity), (after, _) in pairwise([*held, (end, 0)]):
             first, last = before + 1, bisect_left(times, times[min(before + 1, end - 1)] + seconds) + 1
-            if last <= after and key[0] != "background":
+            if liquidity and last <= after and key[0] != "background":
                 found.append(Window(key, first, last, sum(first <= n < last for n in pokes[key])))
     return found
 
@@ -634,9 +634,6 @@ def keep_against_chain(recording: Recording, windows: list[Window]) -> list[tupl
         if n == len(recording.events):
             return found
         for window in starts[n]:
-            if not pool.position(*window.key).liquidity:
-                ends[window.last].remove(window)  # unchanged because it is gone
-                continue
             snapshot = Snapshot.of(pool, [window.key], (0, 0), recording.events[n].block, 0, "")
             tapes[window], before[window] = Tape(snapshot), earned_on_chain(pool, window.key)
         apply_event(pool, recording.events[n])
@@ -645,14 +642,14 @@ def keep_against_chain(recording: Recording, windows: list[Window]) -> list[tupl
 def test_keep_equals_chain_on_real_positions_over_a_whole_day(recording_path):
     recording = read_recording(recording_path(ARBITRUM))
     ticks = [event.args[5] for event in recording.events if event.kind == "swap"]
-    windows = [w for w in windows_of(recording, 24 * HOURS) if w.key[1] < max(ticks) and min(ticks) < w.key[2]]
-    poked = sorted(windows, key=lambda w: w.pokes)[-4:]
-    narrow = sorted((w for w in windows if not w.pokes), key=lambda w: w.key[2] - w.key[1])[:6]
-    wide = Random(1).sample([w for w in windows if w.key[2] - w.key[1] > 1000], 4)
+    low, high = min(ticks), max(ticks)
+    windows = [w for w in windows_of(recording, 24 * HOURS) if w.key[1] < high and low < w.key[2]]
+    poked = sorted(windows, key=lambda w: w.pokes)[-3:]
+    narrow = sorted((w for w in windows if not w.pokes), key=lambda w: w.key[2] - w.key[1])[:3]
+    wide = Random(1).sample([w for w in windows if w.key[2] - w.key[1] > 1000], 2)
     checked = keep_against_chain(recording, poked + narrow + wide)
     assert [(window, book) for window, book, _ in checked] == [(window, chain) for window, _, chain in checked]
-    earning = [window for window, _, chain in checked if any(chain)]
-    assert len(earning) >= 8 and sum(window.pokes > 0 for window in earning) >= 4
+    assert sum(any(chain) for _, _, chain in checked) >= 5 and sum(window.pokes > 0 for window, _, _ in checked) >= 3
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -660,4 +657,71 @@ def test_keep_equals_chain_where_some_swaps_are_unknown_and_earn_nothing_for_any
     recording = read_recording(recording_path(name))
     checked = keep_against_chain(recording, windows_of(recording, int(23.9 * HOURS)))
     assert [(window, book) for window, book, _ in checked] == [(window, chain) for window, _, chain in checked]
-    assert sum(any(chain) for _, _, chain in checked) >= 4 and sum(window.pokes > 0 for window, _, _ in checked) >= 4
+    assert sum(any(chain) for _, _, chain in checked) >= 3 and sum(window.pokes > 0 for window, _, _ in checked) >= 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The fork: mint into a copy of the pool and make the calls again
+
+
+def test_keep_equals_the_fork_in_which_the_vault_is_replicated_to_the_wei():
+    """Take the vault's positions out of the pool, mint them again as somebody else's, replay: the same fees.
+
+    The vault is poked before the start: a fork cannot take over the fraction of a unit that it had earned by then.
+    """
+    compared = 0
+    for seed in range(150):
+        world = random_world(50_000 + seed, vault_moves=False)
+        pool, keys = world.pool.copy(), [position.key for position in world.snapshot.vault]
+        for key in keys:
+            pool.burn(*key, 0)
+        s = world.snapshot
+        tape = Tape(Snapshot.of(pool, keys, (0, 0), s.block, s.block_time, ""))
+        events = [event for event in world.events if event.args[0] != VAULT]  # nobody pokes what is not there
+        tape.feed(events)
+        book = Book(tape)
+        book.walk(world.close_block)
+        for position in s.vault:
+            pool.burn(*position.key, position.liquidity)
+        positions = [(p.tick_lower, p.tick_upper, p.liquidity) for p in s.vault]
+        fees = fork_replay(pool, events, positions)
+        assert book.earned() == tuple(sum(fee[n] for fee in fees) for n in (0, 1)), seed
+        compared += any(book.earned())
+    assert compared > 80
+
+
+def thin_book(snapshot: Snapshot, tape: Tape, ranges: Sequence[tuple[int, int]], liquidity: int, close_block: int) -> Book:
+    """A book with the same liquidity in each range from the opening on, and nothing else."""
+    book = Book(tape)
+    price, positions = snapshot.sqrt_price_x96, []
+    for lower, upper in ranges:
+        amounts = amounts_of(liquidity, price, ratio(lower), ratio(upper), round_up=True)
+        positions.append(Position(lower, upper, *(amount + amount // 10**9 + 2 for amount in amounts)))
+    book.idle0, book.idle1 = 1 << 200, 1 << 200
+    book.rebalance(snapshot.block, positions, ())
+    assert len(book.holdings) == len(ranges)
+    book.walk(close_block)
+    return book
+
+
+def test_a_thin_book_equals_the_fork_within_a_millionth_in_random_worlds():
+    compared = 0
+    for seed in range(400):
+        world = random_world(60_000 + seed, plain=True)
+        tape = Tape(world.snapshot)
+        tape.feed(world.events)
+        past = history_of(world.snapshot, world.events)
+        prices = [world.snapshot.sqrt_price_x96, *(price for _, price, _ in past.stops)]
+        if sum(leg.hi - leg.lo for leg in past.legs) != sum(abs(b - a) for a, b in pairwise(prices)) or not past.legs:
+            continue  # the price went where nobody had liquidity: there the fork's book is the pool
+        thinnest = min(run.liquidity for run in tape.runs)
+        ranges = [random_range(world.rng, world.pool) for _ in range(world.rng.randint(1, 2))]
+        book = thin_book(world.snapshot, tape, ranges, max(1, thinnest // 10**6 // len(ranges)), world.close_block)
+        forked = fork_replay(world.pool, world.events, [(h.tick_lower, h.tick_upper, h.liquidity) for h in book.holdings])
+        for n in (0, 1):
+            fork, ours = sum(fee[n] for fee in forked), book.earned()[n]
+            if fork > 10**8:
+                compared += 1
+                if abs(fork - ours) * 10**6 > fork: print(seed, n, (ours/fork-1)*1e6)
+    print(compared)
+    assert 0

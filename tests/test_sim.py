@@ -52,7 +52,7 @@ def fields(thing) -> dict:
 
 def full_state(pool: Pool) -> dict:
     """Everything a pool holds, copied, but memos of swap steps and of the tick."""
-    state = dict(vars(pool)) | {"_tick": pool.tick, "_ratios": list(pool._ratios), "legs": copy.copy(pool.legs)}
+    state = {**{n: getattr(pool, n) for k in type(pool).__mro__ for n in getattr(k, "__slots__", ())}, **getattr(pool, "__dict__", {})} | {"_tick": pool.tick, "_ratios": list(pool._ratios), "legs": copy.copy(pool.legs)}
     state |= {"ticks": {index: fields(mark) for index, mark in pool.ticks.items()}}
     state |= {"_marks": [mark.index for mark in pool._marks]}
     return state | {"positions": {key: fields(position) for key, position in pool.positions.items()}}

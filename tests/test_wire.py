@@ -755,8 +755,12 @@ SIG = f"{wire.ANSWER_HEADER}: {'ab' * 64}"
             Code.CONTENT_TYPE,
             "text/html",
         ),
-        (raw(f"HTTP/1.1 200 OK\n{SIG}\nContent-Length: 2", b"{}"), Code.CONTENT_TYPE, "content type none"),
-        (raw(f"{JSON}\n{SIG}\nContent-Encoding: gzip\nContent-Length: 2", b"{}"), Code.CONTENT_TYPE, "encoding gzip"),
+        (raw(f"HTTP/1.1 200 OK\n{SIG}\nContent-Length: 2", b"{}"), Code.CONTENT_TYPE, "none, not"),
+        (
+            raw(f"{JSON}\n{SIG}\nContent-Encoding: gzip\nContent-Length: 2", b"{}"),
+            Code.CONTENT_TYPE,
+            "compressed with gzip",
+        ),
         (raw(f"{JSON}\n{SIG}\nContent-Length: {10**15}", b"{"), Code.REPLY_TOO_LARGE, f"{10**15} bytes declared"),
         (raw(f"{JSON}\n{SIG}\nContent-Length: {LIMIT + 1}", b"{"), Code.REPLY_TOO_LARGE, "32769 bytes declared"),
         (raw(f"{JSON}\n{SIG}", b"x" * (LIMIT + 1)), Code.REPLY_TOO_LARGE, "more than 32768"),
@@ -919,6 +923,18 @@ def test_an_impossible_address_is_unreachable(url):
             )
 
     assert asyncio.run(main()).code is Code.UNREACHABLE
+
+
+def test_a_key_that_cannot_sign_is_the_askers_own_error():
+    public_only = Keypair(ss58_address=ALICE.ss58_address)
+
+    async def main():
+        async with wire.client_session(1) as session:
+            options = {"keypair": public_only, "receiver": BOB.ss58_address, "total_seconds": 1, "max_reply_bytes": 1}
+            await wire.ask(session, "http://127.0.0.1:1/", QUERY, **options)
+
+    with pytest.raises(ValueError, match="private key"):
+        asyncio.run(main())
 
 
 def test_an_answer_by_another_key_or_to_another_request_is_refused():
