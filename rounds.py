@@ -200,7 +200,8 @@ def play(inputs: RoundInputs) -> RoundResult:
     for entrant in inputs.entrants:
         game.enter(entrant.hotkey)
     for decision in sorted(inputs.decisions, key=lambda decision: decision.block):
-        game.decide(decision)
+        if decision.block < inputs.close_block:  # what would act later came too late
+            game.decide(decision)
     return game.finish(inputs.close_block, inputs.entrants)
 
 
@@ -235,7 +236,7 @@ def play_live(inputs: LiveInputs) -> RoundResult:
         return RoundResult(Code.VOID_CONTRADICTION, str(error))
     keep, book = game.keep(inputs.close_block), Book(game.tape)
     before = book.fees()
-    for decision in inputs.decisions:
+    for decision in sorted(inputs.decisions, key=lambda decision: decision.block):
         book.rebalance(decision.block, decision.desired, decision.shown)
     simulated = game.line(inputs.hotkey, book, inputs.close_block).outcome
     tokens, owed = game.tape.vault_holds()

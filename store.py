@@ -11,9 +11,12 @@ Read next: `validator.py`, which writes; the schema below says what each column 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import base64
 import json
 import sqlite3
+import sys
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -152,6 +155,7 @@ JOBS_SCHEMA = (
         winner TEXT,                   -- hotkey
         asked INTEGER NOT NULL DEFAULT 0,
         summary TEXT,                  -- lines of keep, hold and best; number of swaps
+        seal TEXT,                     -- evidence.py: digest of each part of the evidence, signed by the validator
         UNIQUE (job_id, round_type, start_time)
     ) STRICT;
     CREATE TABLE predictions (         -- one row an ask
@@ -495,7 +499,87 @@ class Store:
                 ),
             )
 
+    async def add_seal(self, round_id: str, seal: dict) -> None:
+        """The validator's seal on a finished round's evidence."""
+        async with transaction(self._jobs):
+            await self._jobs.execute(
+                "UPDATE rounds SET seal = ? WHERE round_id = ?", (canonical(seal).decode(), round_id)
+            )
+
     # -- questions
+
+    async def finished(self, unsealed_only: bool = False) -> list[str]:
+        """Ids of finished rounds, oldest first."""
+        which = " AND seal IS NULL" if unsealed_only else ""
+        rows = await self._rows(
+            f"SELECT round_id FROM rounds WHERE code IS NOT NULL{which} ORDER BY start_time, round_id"
+        )
+        return [row["round_id"] for row in rows]
+
+    async def evidence(self, round_id: str) -> dict:
+        """A finished round as `evidence.py` describes it.
+
+        Raises:
+            StoreError: there is no such round, or it has not finished.
+        """
+        rows = await self._rows("SELECT * FROM rounds WHERE round_id = ? AND code IS NOT NULL", (round_id,))
+        if not rows:
+            raise StoreError(
+                f"round {round_id}: not in this database, or not finished; `export` without a round lists them"
+            )
+        row = dict(rows[0])
+        meta = {r["key"]: r["value"] for r in await self._rows("SELECT * FROM meta")}
+        summary, vault_state = json.loads(row.pop("summary")), row.pop("vault_state")
+        seal, rules_version = row.pop("seal"), row.pop("rules_version")
+        snapshot, events = None, []
+        if vault_state:
+            found = await self._event_rows(
+                "SELECT body FROM snapshots WHERE pool = ? AND block = ?", (meta["pool"], row["opening_block"])
+            )
+            pool = json.loads(zlib.decompress(found[0]["body"]))
+            snapshot = json.loads(vault_state) | {"ticks": pool["ticks"]}
+        if row["close_block"]:
+            events = [
+                [str(e["block"]), str(e["log_index"]), str(e["time"]), e["kind"], json.loads(e["args"])]
+                for e in await self._event_rows(
+                    "SELECT * FROM events WHERE pool = ? AND block >= ? AND block < ? ORDER BY block, log_index",
+                    (meta["pool"], row["opening_block"], row["close_block"]),
+                )
+            ]
+        asks = [
+            dict(ask)
+            | {
+                "query": base64.b64encode(zlib.decompress(ask["query"])).decode(),
+                "answer": base64.b64encode(ask["answer"]).decode(),
+                "nonce": str(ask["nonce"]),
+                "response_seconds": f"{ask['response_seconds']:.6f}",
+            }
+            for ask in await self._rows(
+                "SELECT * FROM predictions WHERE round_id = ? ORDER BY due_block, hotkey", (round_id,)
+            )
+        ]
+        entrants = [
+            dict(entrant)
+            for entrant in await self._rows("SELECT * FROM entrants WHERE round_id = ? ORDER BY hotkey", (round_id,))
+        ]
+        scores = await self._rows(
+            "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", (round_id,)
+        )
+        return {
+            "format": "alm-round/1",
+            "rules_version": rules_version,
+            "validator": meta["validator"],
+            "market": meta["market"],
+            "pool": meta["pool"],
+            "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps")},
+            "snapshot": snapshot,
+            "events": events,
+            "asks": asks,
+            "entrants": entrants,
+            "scores": [dict(s) | {"line": json.loads(s["line"])} for s in scores],
+            "baselines": summary,
+            "seal": json.loads(seal) if seal else None,
+        }
 
     async def interrupted(self) -> list[tuple[str, str]]:
         """Rounds that began and never ended: (round_id, job_id)."""
@@ -566,6 +650,10 @@ class Store:
         async with write_lock(self._jobs):
             return await self._jobs.execute_fetchall(sql, parameters)
 
+    async def _event_rows(self, sql: str, parameters: Sequence) -> list[sqlite3.Row]:
+        async with write_lock(self._events):
+            return await self._events.execute_fetchall(sql, parameters)
+
     async def _value(self, sql: str, *parameters):
         rows = await self._rows(sql, parameters)
         return rows[0][0] if rows else None
@@ -578,3 +666,38 @@ def to_json(value):
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value if value is None or isinstance(value, (str, bool)) else str(value)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="store.py", description="Write stored rounds down as evidence.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    export = verbs.add_parser("export", help="print a finished round's evidence; without a round, list them")
+    export.add_argument("round", nargs="?", help="a round's id, like pol:evaluation:1767229200")
+    export.add_argument(
+        "--db", default="local/validator.sqlite3", help="jobs database (default: local/validator.sqlite3)"
+    )
+    return parser
+
+
+async def _export(options: argparse.Namespace) -> int:
+    if not Path(options.db).exists():
+        raise StoreError(f"database {options.db} does not exist; name it with --db")
+    async with Store.open(options.db) as store:
+        if options.round is None:
+            print("\n".join(await store.finished()))
+        else:
+            sys.stdout.write(canonical(await store.evidence(options.round)).decode() + "\n")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python store.py export ROUND > round.json`; exit code 2 when there is no such round or database."""
+    try:
+        return asyncio.run(_export(build_parser().parse_args(argv)))
+    except StoreError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,7 @@
     python validator.py                                     a whole local subnet on this machine, on a market model
     python validator.py --events ../shared/data/NAME        the same on the recorded swaps of a real pool
     python validator.py --rounds 3 --dry-run                three rounds, weights are printed and not set
+    python validator.py audit all                           recompute every stored round, to the last digit
 
 Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh. Evaluation
 and live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom.
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import shutil
 import sys
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
@@ -28,8 +30,9 @@ import scoring
 from board import leaderboard
 from books import Book, Tape
 from chain import Chain, ChainError, Next
+from evidence import EvidenceError, audit, judge, seal
 from local import LocalChain, block_at, reference_miners
-from market import Execution, Market, MarketEnded, MarketError, RecordedMarket
+from market import Block, Execution, Market, MarketEnded, MarketError, RecordedMarket
 from model import ModelMarket
 from protocol import (
     ASK_SECONDS,
@@ -39,17 +42,14 @@ from protocol import (
     Code,
     Inventory,
     JobSettings,
-    ProtocolError,
     RebalanceAnswer,
     RebalanceQuery,
-    check_answer,
-    decode,
     encode,
     human_price,
 )
 from recording import RecordingError, ReplayError, read_recording
 from rounds import Decision, Entrant, LiveInputs, Round, RoundResult, play_live
-from runtime import UserError, run
+from runtime import EXIT_FAILED, EXIT_OK, UserError, run
 from scoring import Standing
 from sim import PoolError
 from store import Job, Prediction, Store, StoreError, to_json
@@ -80,6 +80,24 @@ class Peer:
     registered_block: int
 
 
+@dataclass(slots=True)
+class _Playing:
+    """An evaluation round in progress: `busy` miners have an open ask, `waiting` answers do not act yet."""
+
+    job: Job
+    round_id: str
+    start: int
+    game: Round
+    peers: dict[str, Peer]
+    busy: set[str] = field(default_factory=set)
+    waiting: dict[str, Decision] = field(default_factory=dict)
+
+    def act(self, block: int) -> None:
+        """Let the answers act whose block has come; everything before it has been fed."""
+        for hotkey in [hotkey for hotkey, decision in self.waiting.items() if decision.block <= block]:
+            self.game.decide(self.waiting.pop(hotkey))
+
+
 class Validator:
     """The orchestrator: what it talks to, and one coroutine for each thing that goes on."""
 
@@ -107,6 +125,8 @@ class Validator:
             result = RoundResult(Code.VOID_INTERRUPTED, "the validator was stopped in this round")
             await self.store.finish_round(round_id, job_id, result, None, 0, {}, 0)
             log.warning("%s is void: %s", round_id, result.detail)
+        for round_id in await self.store.finished(unsealed_only=True):
+            await self._seal(round_id)
         async with asyncio.TaskGroup() as tasks, self.market.participant():
             while True:
                 for job in await self.store.jobs():
@@ -184,7 +204,7 @@ class Validator:
                 await self._void(round_id, job, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
 
     async def _void(self, round_id: str, job: Job, code: Code, detail: str, asked: int = 0) -> None:
-        await self.store.finish_round(round_id, job.job_id, RoundResult(code, detail), None, asked, {}, 0)
+        await self._finish(round_id, job, RoundResult(code, detail), None, asked, {})
         skipped, known = code.startswith("live"), (job.job_id, code) in self._skips
         self._skips.add((job.job_id, code))
         log.log(
@@ -195,6 +215,24 @@ class Validator:
             detail,
             "; further rounds that are skipped for this are noted in the database only" if skipped else "",
         )
+
+    async def _finish(
+        self,
+        round_id: str,
+        job: Job,
+        result: RoundResult,
+        close: Block | None,
+        asked: int,
+        standings: dict[str, Standing],
+    ) -> None:
+        number, day = (close.number, close.time // DAY_SECONDS) if close else (None, 0)
+        await self.store.finish_round(round_id, job.job_id, result, number, asked, standings, day)
+        await self._seal(round_id)
+
+    async def _seal(self, round_id: str) -> None:
+        """Sign the evidence; a crash before this leaves a finished round unsealed, and the next start seals it."""
+        evidence = await self.store.evidence(round_id)
+        await self.store.add_seal(round_id, (await asyncio.to_thread(seal, evidence, self.keypair))["seal"])
 
     # -- a round
 
@@ -238,7 +276,8 @@ class Validator:
         for hotkey, answer in accepted.items():
             game.enter(hotkey)
             game.decide(Decision(hotkey, opening.number, query.current_positions, answer.desired_positions))
-        due, busy, asks = opening.number, set(), []
+        playing = _Playing(job, round_id, start, game, peers)
+        due, asks = opening.number, []
         try:
             while True:
                 due += job.settings.checkpoint_blocks
@@ -249,10 +288,9 @@ class Validator:
                 if head.time >= end:
                     break
                 fed = await self._feed(game, fed, head.number)
-                free = [hotkey for hotkey in accepted if hotkey not in busy]
-                asks.append(
-                    asyncio.create_task(self._checkpoint(job, round_id, start, game, due, head, free, peers, busy))
-                )
+                playing.act(head.number)
+                free = [hotkey for hotkey in accepted if hotkey not in playing.busy and hotkey not in playing.waiting]
+                asks.append(asyncio.create_task(self._checkpoint(playing, due, head, free)))
                 if market.full_speed:
                     await asks[-1]
             await market.reach_time(end)
@@ -264,6 +302,7 @@ class Validator:
             raise failed[0]
         close = await market.first_block_at(end)
         await self._feed(game, fed, close.number - 1)
+        playing.act(close.number - 1)
 
         # score
         result = await asyncio.to_thread(game.finish, close.number, entrants)
@@ -274,9 +313,7 @@ class Validator:
             line.name: scoring.update_eval(_standing(reputations, line.name), line.score, result.keep.score)
             for line in result.lines
         }
-        await self.store.finish_round(
-            round_id, job.job_id, result, close.number, len(asked), standings, close.time // DAY_SECONDS
-        )
+        await self._finish(round_id, job, result, close, len(asked), standings)
         await self._show(
             job, round_id, result, {hotkey: (code, detail) for hotkey, (_, code, detail, _) in asked.items()}
         )
@@ -288,34 +325,25 @@ class Validator:
         await self.store.add_events(self.pool, events)
         return last + 1
 
-    async def _checkpoint(
-        self,
-        job: Job,
-        round_id: str,
-        start: int,
-        game: Round,
-        due: int,
-        head,
-        hotkeys: list[str],
-        peers,
-        busy: set[str],
-    ) -> None:
-        """Ask each of these miners about its own book, and let the answers act as they arrive."""
+    async def _checkpoint(self, playing: _Playing, due: int, head: Block, hotkeys: list[str]) -> None:
+        """Ask each of these miners about its own book; the answers wait in `playing` for their block."""
+        job, round_id, game = playing.job, playing.round_id, playing.game
 
         async def one(hotkey: str) -> None:
             book = game.books[hotkey].at(head.number + 1)
-            query = await self._query(job, round_id, "evaluation", start, book, head, book.changes)
-            busy.add(hotkey)
+            query = await self._query(job, round_id, "evaluation", playing.start, book, head, book.changes)
+            playing.busy.add(hotkey)
             try:
-                reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, ASK_SECONDS))[hotkey]
-                effective = await self._effective_block(head, reply) if answer else None
+                reply, code, detail, answer = (await self._ask_all({hotkey: query}, playing.peers, ASK_SECONDS))[hotkey]
+                acts = await self._effective_block(head, reply) if answer else None
                 await self.store.add_predictions(
-                    [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, effective)]
+                    [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)]
                 )
                 if answer:
-                    game.decide(Decision(hotkey, effective, query.current_positions, answer.desired_positions))
+                    shown, desired = query.current_positions, answer.desired_positions
+                    playing.waiting[hotkey] = Decision(hotkey, acts, shown, desired)
             finally:
-                busy.discard(hotkey)
+                playing.busy.discard(hotkey)
 
         await asyncio.gather(*(one(hotkey) for hotkey in hotkeys))
 
@@ -393,9 +421,7 @@ class Validator:
         # store
         standing = _standing(await self.store.reputations(job.job_id), hotkey)
         standings = {line.name: scoring.update_live(standing, line.score, result.keep.score) for line in result.lines}
-        await self.store.finish_round(
-            round_id, job.job_id, result, close.number, 1, standings, close.time // DAY_SECONDS
-        )
+        await self._finish(round_id, job, result, close, 1, standings)
         await self._show(job, round_id, result, {})
 
     async def _execute(
@@ -433,7 +459,7 @@ class Validator:
         """What a miner is shown: the pool after `head`, and the book as it then stands."""
         pool, pair = book.tape.pool, self.market.pair
         price = book.tape.price_before(head.number + 1)
-        past = await self.market.block(max(0, head.number - 1000))
+        past = await self.market.block(max(self.market.first, head.number - 1000))
         pace = max(1, head.time - past.time) / max(1, head.number - past.number)  # seconds a block
         now = head.time if self.market.full_speed else int(time.time())
         window = [head.number + max(1, round((when - head.time) / pace)) for when in (start, start + job.round_seconds)]
@@ -486,14 +512,7 @@ class Validator:
             )
             if reply.code is not Code.ACCEPTED:
                 return reply, reply.code, reply.detail, None
-            try:
-                answer = decode(RebalanceAnswer, reply.body, MAX_ANSWER_BYTES)
-                check_answer(answer, query)
-            except ProtocolError as error:
-                return reply, error.code, error.detail, None
-            if not answer.accepted:
-                return reply, Code.REFUSED, answer.refusal_reason or "", None
-            return reply, Code.ACCEPTED, "", answer
+            return reply, *judge(reply.body, query)
 
         said = await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
         return dict(zip(queries, said, strict=True))
@@ -674,6 +693,16 @@ def build_parser() -> argparse.ArgumentParser:
     local.add_argument("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
     local.add_argument("--no-miners", action="store_true", help="start no reference miners")
     add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit")
+    audits = commands.add_parser(
+        "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs"
+    )
+    audits.add_argument(
+        "rounds_or_files", nargs="+", metavar="ROUND|FILE", help="stored rounds, exported files, or all"
+    )
+    audits.add_argument(
+        "--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds"
+    )
     return parser
 
 
@@ -693,7 +722,12 @@ async def validate(options: argparse.Namespace) -> None:
         jobs = await store.jobs()
         market = await _open_market(options, store)
         print(f"MARKET: {market.label}", flush=True)
-        await store.claim("market", market.label)
+        for key, value in (
+            ("market", market.label),
+            ("pool", market.pair.pool_address),
+            ("validator", hotkey.ss58_address),
+        ):
+            await store.claim(key, value)
         if (resumed := await store.resume_time(FIRST_ASK_LEAD_SECONDS)) and market.full_speed:
             async with market.participant():
                 await market.reach_time(resumed)
@@ -719,6 +753,44 @@ async def validate(options: argparse.Namespace) -> None:
         await validator.work()
         validator.print_latest()
         await _farewell(store, chain, path, folder)
+
+
+async def run_audit(options: argparse.Namespace) -> int:
+    """Audit stored rounds and exported files, one line each."""
+    wrong = 0
+    async with AsyncExitStack() as stack:
+        store, names = None, []
+        for name in options.rounds_or_files:
+            if Path(name).is_file():
+                names.append(name)
+                continue
+            if store is None:
+                if not Path(options.audit_db).exists():
+                    raise UserError(f"{name}: no such file, and no database {options.audit_db}; name it with --db")
+                store = await stack.enter_async_context(Store.open(options.audit_db))
+            names.extend(await store.finished() if name == "all" else [name])
+        for name in names:
+            if Path(name).is_file():
+                evidence = _read_evidence(Path(name))
+            else:
+                evidence = await store.evidence(name)
+            problems = await asyncio.to_thread(audit, evidence)
+            wrong += bool(problems)
+            print(f"{name}: " + ("every digit agrees" if not problems else f"{len(problems)} differences"))
+            for problem in problems:
+                print(f"  {problem}")
+    print(f"{len(names)} rounds audited, {wrong} differ")
+    return EXIT_FAILED if wrong else EXIT_OK
+
+
+def _read_evidence(path: Path) -> dict:
+    try:
+        evidence = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {error}; is it what `python store.py export ROUND` wrote?") from error
+    if not isinstance(evidence, dict):
+        raise UserError(f"{path}: not an object; is it what `python store.py export ROUND` wrote?")
+    return evidence
 
 
 async def _open_market(options: argparse.Namespace, store: Store) -> Market:
@@ -762,8 +834,8 @@ async def _farewell(store: Store, chain: Chain, path: Path, folder: Path) -> Non
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    problems = (RecordingError, MarketError, StoreError, ChainError, WireError)
-    return run(validate(options), options.log_level, problems)
+    problems = (RecordingError, MarketError, StoreError, ChainError, WireError, EvidenceError)
+    return run(run_audit(options) if options.command == "audit" else validate(options), options.log_level, problems)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,29 @@ def verify_answer(
         return False
 
 
+def sign_statement(keypair: Any, scheme: str, data: bytes) -> str:
+    """An sr25519 signature over a statement, for anyone to keep: the scheme, the signer, and the sha256 of the data.
+
+    Returns:
+        128 lower-case hex digits.
+    """
+    return keypair.sign(_statement(scheme, keypair.ss58_address, data)).hex()
+
+
+def verify_statement(hotkey: str, scheme: str, data: bytes, signature: str) -> bool:
+    """Did this hotkey sign this statement? Text of another shape is False, never an error."""
+    if not (_HOTKEY.fullmatch(hotkey) and _SIGNATURE.fullmatch(signature)):
+        return False
+    try:
+        return verify(_statement(scheme, hotkey, data), bytes.fromhex(signature), hotkey, CRYPTO_SR25519)
+    except ValueError:  # not an ss58 address
+        return False
+
+
+def _statement(scheme: str, hotkey: str, data: bytes) -> bytes:
+    return "\n".join((scheme, hotkey, digest(data))).encode()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Client
 
