@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import islice, pairwise, repeat
+from itertools import pairwise, repeat
 from operator import add, attrgetter, floordiv, sub
 
 from protocol import Position
@@ -144,7 +144,8 @@ class Tape:
         self._legs = self.pool.record()
         self._slipstream = isinstance(self.pool, SlipstreamPool)
         self._cell = _NO_CELL
-        self._chunks: list[tuple] = []
+        self._chunks: list[_Chunk] = []
+        self._spans: list[tuple[int, int]] = []
 
     # -- writing
 
@@ -350,14 +351,29 @@ class Tape:
         Returns:
             Blocks by interval, `len(bounds) + 1` of them; they add up to the stretch.
         """
-        counts = [0] * (len(bounds) + 1)
-        at, end = bisect_left(self.stop_blocks, first_block), bisect_left(self.stop_blocks, last_block)
-        spot, since = (self.stop_spots[at - 1] if at else self.start_spot), first_block
-        for block, next_spot in zip(islice(self.stop_blocks, at, end), islice(self.stop_spots, at, end), strict=True):
-            counts[bisect_right(bounds, spot)] += block - since
-            spot, since = next_spot, block
-        counts[bisect_right(bounds, spot)] += last_block - since
+        counts, blocks, spots = [0] * (len(bounds) + 1), self.stop_blocks, self.stop_spots
+        at, end = bisect_left(blocks, first_block), bisect_left(blocks, last_block)
+        inside, since = bisect_right(bounds, spots[at - 1] if at else self.start_spot), first_block
+        while at < end:
+            counts[inside] += blocks[at] - since
+            if at % CHUNK == 0 and at + CHUNK < end:
+                low, high = self._span(at)
+                inside = bisect_right(bounds, low)
+                if inside == bisect_right(bounds, high):
+                    since, at = blocks[at], at + CHUNK
+                    continue
+            inside, since = bisect_right(bounds, spots[at]), blocks[at]
+            at += 1
+        counts[inside] += last_block - since
         return counts
+
+    def _span(self, at: int) -> tuple[int, int]:
+        """The lowest and the highest spot of the stops `at` to `at + CHUNK`, of which none will change any more."""
+        while len(self._spans) <= at // CHUNK:
+            start = len(self._spans) * CHUNK
+            spots = self.stop_spots[start : start + CHUNK]
+            self._spans.append((min(spots), max(spots)))
+        return self._spans[at // CHUNK]
 
 
 class _Chunk:
@@ -530,7 +546,8 @@ class Book:
     def walk(self, block: int) -> None:
         """Earn fees and count blocks in range up to the block's first event; at touches, settle as the real one."""
         tape, last = self.tape, self.tape.leg_at(block)
-        self._count_blocks(block)
+        if self._block < block:
+            self._count_blocks(block)
         keys = {holding.key for holding in self.holdings if holding.key}
         touches = [(leg, key) for leg, key in tape.touches if self._leg <= leg <= last and key in keys] if keys else []
         for leg, key in touches:

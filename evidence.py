@@ -32,6 +32,7 @@ from typing import Any
 from protocol import (
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
+    MAX_TEXT_CHARS,
     Code,
     Inventory,
     JobSettings,
@@ -143,7 +144,7 @@ def judge(body: bytes, query: RebalanceQuery) -> tuple[Code, str, RebalanceAnswe
     except ProtocolError as error:
         return error.code, error.detail, None
     if not answer.accepted:
-        return Code.REFUSED, answer.refusal_reason or "", None
+        return Code.REFUSED, ascii(answer.refusal_reason or "")[1:-1][:MAX_TEXT_CHARS], None  # for terminals and logs
     return Code.ACCEPTED, "", answer
 
 

@@ -349,7 +349,7 @@ class History:
             except (ReplayError, PoolError) as error:
                 raise MarketError(contradiction(event, error)) from error
             self._index += 1
-            if self._index % KEEP_EVERY_EVENTS == 0 and self._index > self._kept[-1][0]:
+            if self._index % KEEP_EVERY_EVENTS == 0:
                 self._kept.append((self._index, self._pool.copy()))
         return self._pool
 

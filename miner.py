@@ -2,6 +2,8 @@
 
     python miner.py                          joins the local subnet that `python validator.py` runs in another terminal
     python miner.py --strategy wide          with one of the reference strategies below
+    python miner.py --check                  one simulated round: what is wrong with your strategy, or its score
+    python miner.py --backtest               many rounds: skill or luck?  Both also take --events RECORDING
 
 Everything below `propose` works unchanged: the signed server, who may call, registration, the safe answer when your
 code fails. Read next: `protocol.py` (what you are asked and may answer), `scoring.py` (what you are paid for).
@@ -19,9 +21,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import backtest
 from chain import ChainError
 from local import LocalChain
 from protocol import (
+    MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
     MAX_TICK,
     MIN_TICK,
@@ -33,7 +37,7 @@ from protocol import (
     decode,
     encode,
 )
-from runtime import UserError, run
+from runtime import Parser, UserError, number, run
 from store import StoreError
 from wire import Gate, Limits, WireError, build_app, local_keypair, serve
 
@@ -109,7 +113,7 @@ def preserve(query: RebalanceQuery) -> list[Position]:
     amount0, amount1 = query.holdings()
     above = grid_range(query, query.tick + away, query.tick + away + depth)
     below = grid_range(query, query.tick - away - depth, query.tick - away)
-    return [Position(*above, amount0, 0), Position(*below, 0, amount1)]
+    return [Position(*above, amount0, 0), Position(*below, 0, amount1)][: query.settings.max_positions]
 
 
 def grid_range(query: RebalanceQuery, lower: int, upper: int) -> tuple[int, int]:
@@ -127,26 +131,38 @@ STRATEGIES = {"mine": propose, "keep": keep, "wide": wide, "preserve": preserve}
 # The rest: works unchanged
 
 
+def respond(
+    query: RebalanceQuery, strategy: Callable[[RebalanceQuery], list[Position] | Refusal], name: str
+) -> RebalanceAnswer:
+    """Turn a proposal into an answer; raises what the strategy raises, and `ProtocolError` for what is not legal."""
+    proposal, metadata = strategy(query), MinerMetadata(VERSION, name)
+    if isinstance(proposal, Refusal):
+        return RebalanceAnswer(False, proposal.reason[:300], (), metadata)
+    if not isinstance(proposal, (list, tuple)):
+        raise TypeError(f"the strategy returned {type(proposal).__name__}, not a list of Position or a Refusal")
+    result = RebalanceAnswer(True, None, tuple(proposal), metadata)
+    check_answer(decode(RebalanceAnswer, encode(result), MAX_ANSWER_BYTES), query)  # as the validator will see it
+    return result
+
+
 def answer(
     query: RebalanceQuery, strategy: Callable[[RebalanceQuery], list[Position] | Refusal], name: str
 ) -> RebalanceAnswer:
-    """Turn a proposal into an answer; a strategy that fails, or proposes what is not legal, keeps what it has."""
-    metadata = MinerMetadata(VERSION, name)
+    """As `respond`, but a strategy that fails, or proposes what is not legal, keeps what it has."""
     try:
-        proposal = strategy(query)
-        if isinstance(proposal, Refusal):
-            return RebalanceAnswer(False, proposal.reason[:300], (), metadata)
-        result = RebalanceAnswer(True, None, tuple(proposal), metadata)
-        check_answer(result, query)
-        return result
+        return respond(query, strategy, name)
     except Exception:  # whatever a strategy does wrong, an honest keep is the better answer
         log.exception("%s failed on %s at block %d; answering: keep", name, query.round_id, query.block_number)
-        return RebalanceAnswer(True, None, query.current_positions, metadata)
+        return RebalanceAnswer(True, None, query.current_positions, MinerMetadata(VERSION, name))
 
 
 async def mine(options: argparse.Namespace) -> None:
     """Register, serve, publish the endpoint, and keep the list of callers fresh until stopped."""
-    strategy = STRATEGIES[options.strategy]
+    strategy, ledger = STRATEGIES[options.strategy], Path(options.dir) / "chain.sqlite3"
+    if not ledger.exists():
+        raise UserError(
+            f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
+        )
     hotkey, coldkey = (local_keypair(f"{options.name}-{kind}") for kind in ("hotkey", "coldkey"))
     callers: dict[str, tuple[bool, int]] = {}
     read_at = 0.0
@@ -168,9 +184,7 @@ async def mine(options: argparse.Namespace) -> None:
         return encode(said)
 
     async with AsyncExitStack() as stack:
-        chain = await stack.enter_async_context(
-            LocalChain.open(Path(options.dir) / "chain.sqlite3", hotkey.ss58_address, coldkey.ss58_address)
-        )
+        chain = await stack.enter_async_context(LocalChain.open(ledger, hotkey.ss58_address, coldkey.ss58_address))
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         app = build_app(keypair=hotkey, gate=gate, routes={"/rebalance": rebalance}, limits=LOCAL_LIMITS)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
@@ -204,7 +218,7 @@ async def _parent_gone(miner: asyncio.Task) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="miner.py", description="A miner for the local subnet; the file to copy.")
+    parser = Parser(prog="miner.py", description="A miner for the local subnet; the file to copy.")
     parser.add_argument(
         "--strategy", choices=STRATEGIES, default="mine", help="`mine` is the function propose() (default)"
     )
@@ -213,14 +227,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dir", default="local", help="folder of the local subnet (default: local)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on and to publish (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8091, help="port to listen on, 0 for any free one (default: 8091)")
+    parser.add_argument(
+        "--port", type=number(0, 65535), default=8091, help="port to listen on, 0 for any free one (default: 8091)"
+    )
     parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr")
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
+    backtest.add_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    if options.check or options.backtest is not None:
+        return backtest.main(options, STRATEGIES, respond)
     return run(mine(options), options.log_level, (ChainError, StoreError, WireError))
 
 

@@ -22,8 +22,9 @@ import json
 import re
 import types
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal
 from enum import StrEnum
+from fractions import Fraction
 from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -187,15 +188,17 @@ class JobSettings:
         return cls(**({"target": target, "min_in_range": Decimal("0.5" if target == "MinIL" else 0)} | changes))
 
     def __post_init__(self):
+        for value in (self.min_in_range, self.weight, *self.shares):
+            if not _DECIMAL.fullmatch(format(value, "f")):
+                raise ProtocolError(Code.MALFORMED, f"job setting {value}: a number like 0.5, at most 40 decimals")
         problems = (
             (self.target in TARGETS, f"target {self.target!r}: one of {', '.join(TARGETS)}"),
             (self.checkpoint_blocks > 0, f"checkpoint_blocks {self.checkpoint_blocks}: at least 1"),
             (0 <= self.min_in_range <= 1, f"min_in_range {self.min_in_range}: 0 to 1"),
             (0 <= self.rebalance_cost <= UINT128_MAX, f"rebalance_cost {self.rebalance_cost}: 0 to 2**128 - 1"),
             (1 <= self.max_positions <= MAX_POSITIONS, f"max_positions {self.max_positions}: 1 to {MAX_POSITIONS}"),
-            (self.weight >= 0, f"weight {self.weight}: 0 or more"),
             (self.reputation in REPUTATIONS, f"reputation {self.reputation!r}: one of {', '.join(REPUTATIONS)}"),
-            (all(s >= 0 for s in self.shares) and sum(self.shares) <= 1, f"shares {self.shares}: each >= 0, sum <= 1"),
+            (sum(map(Fraction, self.shares)) <= 1, f"shares {self.shares}: their sum is at most 1"),
         )
         for fine, problem in problems:
             if not fine:
@@ -338,18 +341,16 @@ def human_price(sqrt_price_x96: int, decimals0: int, decimals1: int) -> str:
         decimals0, decimals1: the tokens' decimals.
     """
     numerator, denominator = sqrt_price_x96**2 * 10**decimals0, 10**decimals1 << 192
-    digits, shift = 18, 0
-    while numerator * 10**shift < denominator * 10 ** (digits - 1):
-        shift += 1
-    scaled = numerator * 10**shift // denominator
-    text = str(scaled).rjust(shift + 1, "0")
-    return f"{text[:-shift]}.{text[-shift:]}".rstrip("0").rstrip(".") if shift else text
+    price = Context(prec=18, rounding=ROUND_DOWN).divide(Decimal(numerator), Decimal(denominator))
+    text = format(price, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Bytes: canonical JSON, and a codec that reads the dataclasses' own annotations
 
 _UINT = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
+_UNSHOWABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,38})(\.[0-9]{1,40})?", re.ASCII)
 
 
@@ -493,6 +494,8 @@ def _read_scalar(cls: type, value: Any, where: str) -> Any:
         raise ProtocolError(Code.MALFORMED, f"{where} is {_kind(value)}, {cls.__name__} is expected")
     if cls is str and len(value) > MAX_TEXT_CHARS:
         raise ProtocolError(Code.MALFORMED, f"{where} has {len(value)} characters, at most {MAX_TEXT_CHARS}")
+    if cls is str and (found := _UNSHOWABLE.search(value)):
+        raise ProtocolError(Code.MALFORMED, f"{where} has the character U+{ord(found[0]):04X}, which is not text")
     return value
 
 

@@ -16,14 +16,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from operator import add, sub
+from typing import Any
 
 from books import SHARE_QUANTUM, Book, Tape, worth
-from protocol import Code, JobSettings, Position
+from protocol import (
+    ASK_SECONDS,
+    FIRST_ASK_DEADLINE_SECONDS,
+    Code,
+    Inventory,
+    JobSettings,
+    Position,
+    RebalanceQuery,
+    human_price,
+)
 from recording import Event, ReplayError, Snapshot
 from scoring import CONTEXT, Entry, Outcome, Terms, counted, rank, score_outcome
 from sim import MAX_TICK, MIN_TICK, PoolError, amounts_of, liquidity_for, sqrt_ratio_at_tick, tick_at_sqrt_ratio
 
 HINDSIGHT_SPACINGS = 50  # how far beyond the visited ticks the best fixed range is searched
+ROUNDING = 1 << 64  # 2**-128 token1 base units: more than the roundings to 1e-40 of all terms of a score together
+PACE_BLOCKS = 1000  # a query's expected blocks go by the pace of so many blocks before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,8 @@ class Line:
 class RoundResult:
     """A round's outcome: `code` is `SCORED` or says why there are no scores, `detail` in words.
 
-    `lines` holds the miners in order of rank; keep, hold and best are None only when there are no scores.
+    `lines` holds the miners in order of rank; keep and hold are None only when there are no scores, best also when
+    nobody looked for it.
     """
 
     code: Code
@@ -115,6 +129,53 @@ class RoundResult:
     hold: Line | None = None
     best: Line | None = None
     swaps: int = 0
+
+
+def build_query(
+    job: Any, pair: Any, round_id: str, round_type: str, start: int, book: Book, head: Any, past: Any, changes: int
+) -> RebalanceQuery:
+    """What a miner is shown: the pool after the block `head`, and a book as it then stands.
+
+    Args:
+        job, pair: the `store.Job` and the market's `market.Pair`.
+        round_id, round_type, start: the round and its nominal start, unix seconds.
+        book: the miner's, walked to the block after the head; its tape is fed to the head and no further.
+        head, past: `market.Block`: the last complete block, and one `PACE_BLOCKS` before it or the market's first.
+        changes: answers of this round that changed something.
+    """
+    pool, price, end = book.tape.pool, book.tape.price_before(head.number + 1), start + job.round_seconds
+    pace = max(1, head.time - past.time) / max(1, head.number - past.number)  # seconds a block
+    window = [head.number + round((when - head.time) / pace) for when in (start, end)]
+    deadline = head.time + ASK_SECONDS
+    return RebalanceQuery(
+        job_id=job.job_id,
+        sn_liquidity_manager_address=job.vault,
+        pair_address=pair.pool_address,
+        chain_id=pair.chain_id,
+        round_id=round_id,
+        round_type=round_type,
+        block_number=head.number,
+        current_price=human_price(price, pair.token0.decimals, pair.token1.decimals),
+        current_positions=tuple(book.shown(price)),
+        inventory_remaining=Inventory(book.idle0, book.idle1),
+        rebalances_so_far=changes,
+        uncollected_fees=Inventory(*book.fees()),
+        block_hash=head.hash,
+        block_time=head.time,
+        sqrt_price_x96=price,
+        tick=pool.tick,
+        liquidity=pool.liquidity,
+        fee=pool.fee,
+        tick_spacing=pool.tick_spacing,
+        token0=pair.token0,
+        token1=pair.token1,
+        window_start_time=start,
+        window_end_time=end,
+        window_start_block=window[0],
+        window_end_block=window[1],
+        deadline=min(deadline, start - FIRST_ASK_DEADLINE_SECONDS) if head.time < start else deadline,
+        settings=job.settings,
+    )
 
 
 class Round:
@@ -137,8 +198,8 @@ class Round:
         """Let a decision act; all events before its block must have been fed. Returns whether it changed anything."""
         return self.books[decision.hotkey].rebalance(decision.block, decision.desired, decision.shown)
 
-    def finish(self, close_block: int, entrants: Iterable[Entrant]) -> RoundResult:
-        """Score and rank all books at the close."""
+    def finish(self, close_block: int, entrants: Iterable[Entrant], hindsight: bool = True) -> RoundResult:
+        """Score and rank all books at the close; the search for the best range, nearly all of the work, is optional."""
         if self.tape.unknown_swaps:
             return RoundResult(Code.VOID_UNKNOWN_SWAP, f"{self.tape.unknown_swaps} swaps of unknown call in the window")
         price = self.tape.price_before(close_block)
@@ -147,7 +208,7 @@ class Round:
             return RoundResult(Code.EMPTY_VAULT, "the vault holds no tokens at the opening")
         hold_book.rebalance(self.snapshot.block, (), ())
         hold = self.line("hold", hold_book, close_block)
-        best = self._best(hold_book.initial, close_block, price)
+        best = self._best(hold_book.initial, close_block, price) if hindsight else None
 
         entrants = sorted(entrants, key=lambda entrant: (entrant.registered_block, entrant.hotkey))
         lines, entries, known = {}, [], {}
@@ -194,7 +255,7 @@ def play(inputs: RoundInputs) -> RoundResult:
     """
     game = Round(inputs.settings, inputs.snapshot)
     try:
-        game.feed(inputs.events)
+        game.feed(event for event in inputs.events if event.block < inputs.close_block)
     except (ReplayError, PoolError) as error:
         return RoundResult(Code.VOID_CONTRADICTION, str(error))
     for entrant in inputs.entrants:
@@ -231,7 +292,7 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     """
     game = Round(inputs.settings, inputs.snapshot)
     try:
-        game.feed(inputs.events)
+        game.feed(event for event in inputs.events if event.block < inputs.close_block)
     except (ReplayError, PoolError) as error:
         return RoundResult(Code.VOID_CONTRADICTION, str(error))
     keep, book = game.keep(inputs.close_block), Book(game.tape)
@@ -255,8 +316,8 @@ def best_fixed_range(
     """The best that one position of all tokens, opened at the opening and left alone, could have scored.
 
     All ranges on the tick grid from `HINDSIGHT_SPACINGS` below the lowest visited tick to as many above the highest are
-    tried. Nothing is estimated: the ranges are put in order by integers that order their scores, or under PoL bound
-    them from above, and then scored in that order until no better one can come.
+    tried. Nothing is estimated: the ranges are put in order by integers that bound their scores from above, and then
+    scored in that order until no better one can come.
 
     Args:
         tape: of the round.
@@ -274,8 +335,11 @@ def best_fixed_range(
     highest = min(-(-tick_at_sqrt_ratio(max(visited)) // spacing) * spacing + margin, MAX_TICK // spacing * spacing)
     grid = range(lowest, highest + 1, spacing)
     prices = [sqrt_ratio_at_tick(tick) for tick in grid]
-    last = tape.leg_at(close_block)
+    last, cost = tape.leg_at(close_block), settings.rebalance_cost << 192
+    ceiling = _FeeCeiling(tape, prices, last)
     initial_worth, hold_worth = worth(tokens, start), worth(tokens, price)
+    alone = (tokens[0], 0), (0, tokens[1])  # losing dust is no loss: a bound must not count what may be dust
+    losable = [sum(one) if worth(one, start) * 10**6 >= 2 * initial_worth else 0 for one in alone]
     found = []
     for n, lower in enumerate(prices):
         for m in range(n + 1, len(prices)):
@@ -285,39 +349,74 @@ def best_fixed_range(
                 continue
             used0, used1 = amounts_of(liquidity, start, lower, upper, round_up=True)
             end0, end1 = amounts_of(liquidity, price, lower, upper, round_up=False)
-            growth0, growth1 = tape.growth((lower, upper), 1, liquidity, 0, last)
-            fees = growth0 * liquidity >> 128, growth1 * liquidity >> 128
             final = tokens[0] - used0 + end0, tokens[1] - used1 + end1
-            earned, left = worth(fees, price), worth(final, price)
-            if settings.target == "PoL":
-                key = (_pol_bound(left + earned - initial_worth, tokens, final), 0)
-            elif settings.target == "MaxFees":
-                key = (earned, 0)
-            elif settings.target == "MinIL":  # the tolerance is 1e-5 of the initial value
-                key = (min(0, (left - hold_worth) * 10**5 + initial_worth), earned)
-            else:
-                key = (left + earned, 0)
-            found.append((key, n, m, final, fees))
+            left = worth(final, price) + ROUNDING
+            earned = worth(ceiling.fees(n, m, liquidity), price) + ROUNDING
+            match settings.target:
+                case "PoL":
+                    bound = _pol_bound(left + earned - initial_worth - cost, losable, final), 0
+                case "MaxFees":
+                    bound = earned - cost, 0
+                case "MinIL":  # the tolerance is 1e-5 of the initial value
+                    bound = min(0, left - hold_worth - cost + initial_worth // 10**5), earned
+                case _:
+                    bound = left + earned - hold_worth - cost, 0
+            found.append((bound, n, m, liquidity, final))
     found.sort(key=lambda row: row[0], reverse=True)
-    best_score, best_range = None, None
-    for key, n, m, final, fees in found:
-        if settings.target != "PoL":
-            return grid[n], grid[m]
-        if best_range and key[0] < CONTEXT.multiply(best_score, Decimal(1 << 192)):
+    best, best_range = None, None
+    for bound, n, m, liquidity, final in found:
+        if best and bound < best:
             break
+        growth0, growth1 = tape.growth((prices[n], prices[m]), 1, liquidity, 0, last)
+        fees = growth0 * liquidity >> 128, growth1 * liquidity >> 128
         outcome = Outcome(*tokens, *final, *fees, start, price, 1, Decimal(0))
-        score = score_outcome(outcome, settings.target, settings.rebalance_cost).score
-        if best_range is None or score > best_score:
-            best_score, best_range = score, (grid[n], grid[m])
+        terms = score_outcome(outcome, settings.target, settings.rebalance_cost)
+        score = tuple(CONTEXT.multiply(x, Decimal(1 << 192)) for x in (terms.score, terms.tie_fees))
+        if best is None or score > best:
+            best, best_range = score, (grid[n], grid[m])
     return best_range
 
 
-def _pol_bound(gain: int, tokens: tuple[int, int], final: tuple[int, int]) -> int:
-    """No PoL score can be above this; both in 2**-192 token1 base units.
+class _FeeCeiling:
+    """The most that a range can have earned, from sums over legs that are made once for all ranges.
+
+    Of a leg that touches the range the book gets at most `fee * L / (L_leg + d)`, with d what L exceeds the vault by. With
+    x = 1 / L_leg that is `fee * L * x / (1 + d * x)`, which is concave in x. So all legs together give at most what legs
+    of their mean x would (Jensen): `L * G * F / (F + d * G)`, F being the sum of fees and G the sum of fee / L_leg.
+    """
+
+    def __init__(self, tape: Tape, prices: list[int], last: int):
+        self.vault = max((run.vault for run in tape.runs), default=0)
+        rows = []
+        for run in tape.runs:
+            for leg in range(run.first, min(run.last, last)):
+                sums = tape.fee[leg], -(-(tape.fee[leg] << 128) // run.liquidity)
+                rows.append((tape.lo[leg], tape.hi[leg], (*sums, 0, 0) if tape.zero_for_one[leg] else (0, 0, *sums)))
+        self.begun, self.ended = [], []  # by price: sums over the legs that begin, and that end, below it
+        for by_price, end in ((self.begun, 0), (self.ended, 1)):
+            rows.sort(key=lambda row, end=end: row[end])
+            total, at = (0, 0, 0, 0), 0
+            for price in prices:
+                while at < len(rows) and rows[at][end] < price + end:  # a leg that ends at the price is below it
+                    total, at = tuple(map(add, total, rows[at][2])), at + 1
+                by_price.append(total)
+
+    def fees(self, n: int, m: int, liquidity: int) -> tuple[int, int]:
+        """For the range from price `n` to price `m`, in base units of both tokens."""
+        fee0, growth0, fee1, growth1 = map(sub, self.begun[m], self.ended[n])
+        above = max(0, liquidity - self.vault)
+        return (
+            liquidity * growth0 * fee0 // ((fee0 << 128) + above * growth0) + 1 if fee0 else 0,
+            liquidity * growth1 * fee1 // ((fee1 << 128) + above * growth1) + 1 if fee1 else 0,
+        )
+
+
+def _pol_bound(gain: int, losable: list[int], final: tuple[int, int]) -> int:
+    """No PoL score can be above this; both in 2**-192 token1 base units; `losable` are the initial amounts, or 0 for dust.
 
     With x = 10 * the larger loss, rounded down, `e**x >= 1 + x + x**2/2 + x**3/6`; the penalty is at most its inverse.
     """
     unit = 10**9
-    x = max(0, *(10 * unit * (have - left) // have for have, left in zip(tokens, final, strict=True) if have), 0)
+    x = max(0, *(10 * unit * (have - left) // have for have, left in zip(losable, final, strict=True) if have), 0)
     grown = unit**3 + x * unit**2 + x * x * unit // 2 + x**3 // 6
     return gain * unit**3 // grown + 1 if gain >= 0 else gain * grown // unit**3 + 1

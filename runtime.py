@@ -1,7 +1,7 @@
 """What every process needs around its work: errors in one line, logging, signals, a stop that cleans up.
 
     def main(argv=None) -> int:
-        options = build_parser().parse_args(argv)
+        options = build_parser().parse_args(argv)         # a `Parser`
         return run(work(options), options.log_level)
 
 Results go to stdout, diagnostics to stderr. Read next: `validator.py`, `miner.py`.
@@ -9,17 +9,44 @@ Results go to stdout, diagnostics to stderr. Read next: `validator.py`, `miner.p
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
+import math
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from typing import NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
 class UserError(Exception):
     """Something only the user can mend; the message says what, with the value, and the fix, in one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of a program; a mistake in them is one line on stderr and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see --help\n")
+
+
+def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[str], float]:
+    """The type of an option that is a finite number from `least` to `most`, both included."""
+
+    def parse(text: str) -> float:
+        try:
+            if least <= (value := kind(text)) <= most and value < math.inf:
+                return value
+        except ValueError:
+            pass
+        what = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no {what} from {least}{f' to {most}' if most < math.inf else ''}"
+        )
+
+    return parse
 
 
 def run(work: Coroutine, log_level: str, user_errors: tuple[type[Exception], ...] = ()) -> int:

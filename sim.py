@@ -333,7 +333,7 @@ class Pool:
             PoolError: as `mint`; `LS` for more than there is; `NP` for settling a position without liquidity.
         """
         self._unlocked()
-        if not 0 <= amount <= Q128 >> 1:
+        if not 0 <= amount < Q128 >> 1:
             raise PoolError
         self._check_ticks(tick_lower, tick_upper)
         state = self.positions.get((owner, tick_lower, tick_upper))

@@ -18,15 +18,15 @@ import json
 import sqlite3
 import sys
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import astuple, dataclass, fields, is_dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
 import aiosqlite
 
-from protocol import MAX_QUERY_BYTES, Code, JobSettings, canonical, decode, encode
+from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, encode
 from recording import Event, Snapshot
 from rounds import Entrant, RoundResult
 from scoring import Standing
@@ -56,14 +56,21 @@ async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[
     path = Path(path)
     if not path.parent.is_dir():
         raise StoreError(f"database {path}: folder {path.parent} does not exist; create it or choose another --db")
-    try:
+    with _as_store_errors(path):
+        sqlite3.connect(path).close()  # what cannot be opened fails here: aiosqlite's thread would outlive the loop
         async with aiosqlite.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None) as db:
             db.row_factory = sqlite3.Row
             await db.execute("PRAGMA foreign_keys = ON")
             await db.execute("PRAGMA synchronous = FULL")
+            await _migrate(db, path, migrations)  # first, so that a file that is refused stays as it was
             await _use_wal(db)
-            await _migrate(db, path, migrations)
             yield db
+
+
+@contextmanager
+def _as_store_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except sqlite3.IntegrityError:
         raise
     except sqlite3.OperationalError as error:
@@ -93,6 +100,8 @@ async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[st
             raise StoreError(
                 f"database {path}: schema version {version}, this program knows {len(migrations)}; update the program"
             )
+        if version == 0 and await (await db.execute("SELECT 1 FROM sqlite_master")).fetchone():
+            raise StoreError(f"database {path}: has tables of another program; choose another file")
         for number in range(version, len(migrations)):
             for statement in migrations[number].split(";\n"):
                 await db.execute(statement)  # not executescript: it would commit in between
@@ -288,8 +297,8 @@ class Reputation:
 class Store:
     """The validator's memory. Every method is one transaction: applied as a whole or not at all, whatever crashes."""
 
-    def __init__(self, jobs: aiosqlite.Connection, events: aiosqlite.Connection):
-        self._jobs, self._events = jobs, events
+    def __init__(self, jobs: aiosqlite.Connection, events: aiosqlite.Connection, path: Path):
+        self._jobs, self._events, self._path = jobs, events, path
 
     @classmethod
     @asynccontextmanager
@@ -300,21 +309,21 @@ class Store:
             connect(path, JOBS_SCHEMA) as jobs,
             connect(path.with_name(f"{path.stem}.events.sqlite3"), EVENTS_SCHEMA) as events,
         ):
-            yield cls(jobs, events)
+            yield cls(jobs, events, path)
 
     # -- identity and jobs
 
     async def claim(self, key: str, value: str) -> None:
         """Note what this database belongs to. Raises `StoreError` if it already belongs to something else."""
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             await self._jobs.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
         found = await self._value("SELECT value FROM meta WHERE key = ?", key)
         if found != value:
-            raise StoreError(f"this database was made for {key} {found}, not {value}; choose another --db")
+            raise StoreError(f"this database was made for {key} {found}, not {value}; choose another --dir or --db")
 
     async def put_job(self, job: Job) -> None:
         """Add a job, or change its rules from the next round on."""
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET vault = excluded.vault,"
                 " round_seconds = excluded.round_seconds, settings = excluded.settings, live = excluded.live,"
@@ -324,23 +333,13 @@ class Store:
 
     async def jobs(self) -> list[Job]:
         """All jobs, active or not, by id."""
-        return [
-            Job(
-                row["job_id"],
-                row["vault"],
-                row["round_seconds"],
-                decode(JobSettings, row["settings"].encode(), MAX_QUERY_BYTES),
-                bool(row["live"]),
-                bool(row["active"]),
-            )
-            for row in await self._rows("SELECT * FROM jobs ORDER BY job_id")
-        ]
+        return [_job(row) for row in await self._rows("SELECT * FROM jobs ORDER BY job_id")]
 
     # -- a round
 
     async def begin_round(self, round_id: str, job: Job, round_type: str, start_time: int, rules_version: int) -> bool:
         """Note that a round begins. Returns False if it was begun before: finished, or interrupted by a crash."""
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             cursor = await self._jobs.execute(
                 "INSERT OR IGNORE INTO rounds (round_id, job_id, round_type, start_time, end_time, settings,"
                 " rules_version) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -359,7 +358,7 @@ class Store:
     async def add_predictions(self, predictions: Iterable[Prediction], entrants: Iterable[Entrant] = ()) -> None:
         """A checkpoint's asks with their answers, and at the first one who takes part."""
         rows = [astuple(replace(p, query=zlib.compress(p.query, 1))) for p in predictions]
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             await self._jobs.executemany(f"INSERT INTO predictions VALUES ({', '.join('?' * 11)})", rows)
             for entrant in entrants:
                 await self._jobs.execute(
@@ -369,12 +368,12 @@ class Store:
 
     async def open_window(self, round_id: str, pool: str, snapshot: Snapshot) -> None:
         """The opening: pool (shared by all jobs on it) and vault before its first event."""
-        async with transaction(self._events):
+        async with self._transaction(self._events):
             await self._events.execute(
                 "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?)",
                 (pool, snapshot.block, zlib.compress(encode(replace(snapshot, vault=(), idle0=0, idle1=0)))),
             )
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "UPDATE rounds SET opening_block = ?, opening_hash = ?, vault_state = ? WHERE round_id = ?",
                 (snapshot.block, snapshot.block_hash, encode(replace(snapshot, ticks=())).decode(), round_id),
@@ -382,7 +381,7 @@ class Store:
 
     async def add_events(self, pool: str, events: Iterable[Event]) -> None:
         """A round's events; those already there (of another job's round) stay as they are."""
-        async with transaction(self._events):
+        async with self._transaction(self._events):
             await self._events.executemany(
                 "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)",
                 [
@@ -417,7 +416,7 @@ class Store:
         round_type = round_id.split(":")[-2]
         column = "evaluations" if round_type == "evaluation" else "lives"
         summary = {name: to_json(line) for name in ("keep", "hold", "best") if (line := getattr(result, name))}
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             cursor = await self._jobs.execute(
                 "UPDATE rounds SET code = ?, detail = ?, close_block = ?, winner = ?, asked = ?, summary = ?"
                 " WHERE round_id = ? AND code IS NULL",
@@ -460,7 +459,7 @@ class Store:
 
     async def add_execution(self, round_id: str, block: int, vault: str, execution: dict) -> None:
         """A live decision that was carried out."""
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "INSERT INTO live_executions VALUES (?, ?, ?, ?)",
                 (round_id, block, vault, canonical(execution).decode()),
@@ -483,7 +482,7 @@ class Store:
         next_block: int,
     ) -> None:
         """An attempt to set weights and how it ended."""
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "INSERT INTO weights (market_time, block, vector, uids, code, name, detail, next_block)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -501,7 +500,7 @@ class Store:
 
     async def add_seal(self, round_id: str, seal: dict) -> None:
         """The validator's seal on a finished round's evidence."""
-        async with transaction(self._jobs):
+        async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "UPDATE rounds SET seal = ? WHERE round_id = ?", (canonical(seal).decode(), round_id)
             )
@@ -645,18 +644,34 @@ class Store:
         )
         return {row["what"]: row["n"] for row in rows}
 
+    @asynccontextmanager
+    async def _transaction(self, db: aiosqlite.Connection) -> AsyncIterator[None]:
+        with _as_store_errors(self._path):
+            async with transaction(db):
+                yield
+
     async def _rows(self, sql: str, parameters: Sequence = ()) -> list[sqlite3.Row]:
         """Read what is committed: on this connection a task would also see what another is about to commit."""
-        async with write_lock(self._jobs):
-            return await self._jobs.execute_fetchall(sql, parameters)
+        with _as_store_errors(self._path):
+            async with write_lock(self._jobs):
+                return await self._jobs.execute_fetchall(sql, parameters)
 
     async def _event_rows(self, sql: str, parameters: Sequence) -> list[sqlite3.Row]:
-        async with write_lock(self._events):
-            return await self._events.execute_fetchall(sql, parameters)
+        with _as_store_errors(self._path):
+            async with write_lock(self._events):
+                return await self._events.execute_fetchall(sql, parameters)
 
     async def _value(self, sql: str, *parameters):
         rows = await self._rows(sql, parameters)
         return rows[0][0] if rows else None
+
+
+def _job(row: sqlite3.Row) -> Job:
+    try:
+        settings = decode(JobSettings, row["settings"].encode(), MAX_QUERY_BYTES)
+    except ProtocolError as error:
+        raise StoreError(f"job {row['job_id']}: {error.detail}; correct its row in the table jobs") from error
+    return Job(row["job_id"], row["vault"], row["round_seconds"], settings, bool(row["live"]), bool(row["active"]))
 
 
 def to_json(value):

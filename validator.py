@@ -4,6 +4,7 @@
     python validator.py --events ../shared/data/NAME        the same on the recorded swaps of a real pool
     python validator.py --rounds 3 --dry-run                three rounds, weights are printed and not set
     python validator.py audit all                           recompute every stored round, to the last digit
+    python validator.py doctor                              what is needed to run, each with its fix
 
 Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh. Evaluation
 and live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom.
@@ -16,16 +17,16 @@ import argparse
 import asyncio
 import json
 import logging
-import shutil
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
 import aiohttp
 
+import doctor
 import scoring
 from board import leaderboard
 from books import Book, Tape
@@ -36,20 +37,18 @@ from market import Block, Execution, Market, MarketEnded, MarketError, RecordedM
 from model import ModelMarket
 from protocol import (
     ASK_SECONDS,
-    FIRST_ASK_DEADLINE_SECONDS,
     FIRST_ASK_LEAD_SECONDS,
     MAX_ANSWER_BYTES,
+    UINT128_MAX,
     Code,
-    Inventory,
     JobSettings,
     RebalanceAnswer,
     RebalanceQuery,
     encode,
-    human_price,
 )
 from recording import RecordingError, ReplayError, read_recording
-from rounds import Decision, Entrant, LiveInputs, Round, RoundResult, play_live
-from runtime import EXIT_FAILED, EXIT_OK, UserError, run
+from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, play_live
+from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, run
 from scoring import Standing
 from sim import PoolError
 from store import Job, Prediction, Store, StoreError, to_json
@@ -66,6 +65,7 @@ LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
+OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "miner-*.log")  # what --fresh removes from the folder
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
 
 log = logging.getLogger("validator")
@@ -114,6 +114,7 @@ class Validator:
         self._shown: set[tuple] = set()
         self._skips: set[tuple[str, Code]] = set()
         self._latest: dict[tuple[str, str], str] = {}  # leaderboards that were not printed
+        self._open: dict[tuple, asyncio.Event] = {}  # rounds that run, by (end, job, type)
 
     # -- what goes on at once
 
@@ -136,6 +137,7 @@ class Validator:
                         self.running[job.job_id] = tasks.create_task(self._run_job(job.job_id, started))
                         await started.wait()
                 head = await self.market.head()
+                await self._turn((head.time + 1,))
                 if self.market.full_speed:
                     await self.chain.advance_to(block_at(head.time))
                 await self._weigh(head.time)
@@ -156,7 +158,8 @@ class Validator:
             started.set()
             start = 0
             while not self._done(job_id):
-                job = await self._job(job_id)
+                if not (job := await self._job(job_id)):
+                    return
                 length, head = job.round_seconds, await self.market.head()
                 last = await self.store.last_start(job_id, "evaluation")
                 earliest = max(start, (last or 0) + length, head.time + FIRST_ASK_LEAD_SECONDS)
@@ -167,10 +170,10 @@ class Validator:
                     await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
                 except MarketEnded:
                     return
-                job = await self._job(job_id)
-                if not job.active:
-                    log.info("job %s is switched off", job_id)
+                if not (job := await self._job(job_id)):
                     return
+                if job.round_seconds != length:
+                    continue  # rounds start at multiples of their length
                 self.played[job_id] = self.played.get(job_id, 0) + 1
                 for play in (self._evaluation, self._live) if job.live else (self._evaluation,):
                     entered = asyncio.Event()
@@ -178,30 +181,40 @@ class Validator:
                     await entered.wait()
                 start += length
 
-    async def _job(self, job_id: str) -> Job:
-        return next(job for job in await self.store.jobs() if job.job_id == job_id)
+    async def _job(self, job_id: str) -> Job | None:
+        """The job as its table has it now, None if it is not active."""
+        job = next((job for job in await self.store.jobs() if job.job_id == job_id and job.active), None)
+        if not job:
+            log.info("job %s is switched off", job_id)
+        return job
+
+    async def _turn(self, key: tuple) -> None:
+        """Wait for the open rounds before this (end, job, type): what follows from rounds follows in one order."""
+        while earlier := [over for other, over in self._open.items() if other < key]:
+            await earlier[0].wait()
 
     async def _guarded(self, play, job: Job, start: int, entered: asyncio.Event) -> None:
         """One round; whatever goes wrong in it stays in it."""
         round_type = "evaluation" if play == self._evaluation else "live"
-        round_id = f"{job.job_id}:{round_type}:{start}"
+        round_id, key = f"{job.job_id}:{round_type}:{start}", (start + job.round_seconds, job.job_id, round_type)
+        over = self._open[key] = asyncio.Event()
         async with self.market.participant():
             entered.set()
-            if not await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
-                return
             try:
-                await play(job, round_id, start)
-            except MarketEnded as error:
+                if await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
+                    await play(job, round_id, start)
+            except (MarketEnded, MarketError, ChainError) as error:
                 await self._void(round_id, job, Code.VOID_INTERRUPTED, str(error))
             except (ReplayError, PoolError) as error:
                 await self._void(round_id, job, Code.VOID_CONTRADICTION, str(error))
-            except (MarketError, ChainError) as error:
-                await self._void(round_id, job, Code.VOID_INTERRUPTED, str(error))
             except StoreError:
                 raise  # without its memory the validator must not go on
             except Exception as error:
                 log.exception("%s failed", round_id)
                 await self._void(round_id, job, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
+            finally:
+                del self._open[key]
+                over.set()
 
     async def _void(self, round_id: str, job: Job, code: Code, detail: str, asked: int = 0) -> None:
         await self._finish(round_id, job, RoundResult(code, detail), None, asked, {})
@@ -248,8 +261,7 @@ class Validator:
 
         # ask
         query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
-        seconds = ASK_SECONDS if market.full_speed else query.deadline - time.time()
-        asked = await self._ask_all(dict.fromkeys(peers, query), peers, seconds)
+        asked = await self._ask_all(dict.fromkeys(peers, query), peers, self._patience(query.deadline - head.time))
         await market.reach_time(start)
         opening = await market.first_block_at(start)
         accepted = {hotkey: answer for hotkey, (_, code, _, answer) in asked.items() if code is Code.ACCEPTED}
@@ -263,7 +275,7 @@ class Validator:
         ]
         await self.store.add_predictions(
             [
-                _prediction(round_id, hotkey, query.window_start_block, query, *asked[hotkey][:3], opening.number)
+                _prediction(round_id, hotkey, opening.number, query, *asked[hotkey][:3], opening.number)
                 for hotkey in asked
             ],
             entrants,
@@ -281,10 +293,7 @@ class Validator:
         try:
             while True:
                 due += job.settings.checkpoint_blocks
-                try:
-                    head = await market.reach(due)
-                except MarketEnded:  # the close may still come before the end
-                    break
+                head = await self._reach(due, end)
                 if head.time >= end:
                     break
                 fed = await self._feed(game, fed, head.number)
@@ -293,13 +302,11 @@ class Validator:
                 asks.append(asyncio.create_task(self._checkpoint(playing, due, head, free)))
                 if market.full_speed:
                     await asks[-1]
-            await market.reach_time(end)
-        finally:  # an ask that is open at the close comes too late
+            await asyncio.gather(*asks)  # their last deadline is the close
+        finally:
             for task in asks:
                 task.cancel()
-            ended = await asyncio.gather(*asks, return_exceptions=True)
-        if failed := [outcome for outcome in ended if isinstance(outcome, Exception)]:
-            raise failed[0]
+            await asyncio.gather(*asks, return_exceptions=True)
         close = await market.first_block_at(end)
         await self._feed(game, fed, close.number - 1)
         playing.act(close.number - 1)
@@ -308,6 +315,7 @@ class Validator:
         result = await asyncio.to_thread(game.finish, close.number, entrants)
 
         # store
+        await self._turn((end, job.job_id, "evaluation"))
         reputations = await self.store.reputations(job.job_id)
         standings = {
             line.name: scoring.update_eval(_standing(reputations, line.name), line.score, result.keep.score)
@@ -317,6 +325,12 @@ class Validator:
         await self._show(
             job, round_id, result, {hotkey: (code, detail) for hotkey, (_, code, detail, _) in asked.items()}
         )
+
+    async def _reach(self, due: int, end: int) -> Block:
+        """Wait for a block, or for the close where the market knows that it comes first; returns the head."""
+        with suppress(MarketEnded, MarketError):
+            due = min(due, (await self.market.first_block_at(end)).number)
+        return await self.market.reach(due)
 
     async def _feed(self, game: Round, first: int, last: int) -> int:
         """Give the round the events of some blocks, and keep them; returns the next block."""
@@ -328,14 +342,15 @@ class Validator:
     async def _checkpoint(self, playing: _Playing, due: int, head: Block, hotkeys: list[str]) -> None:
         """Ask each of these miners about its own book; the answers wait in `playing` for their block."""
         job, round_id, game = playing.job, playing.round_id, playing.game
+        patience = self._patience(playing.start + job.round_seconds - head.time)
 
         async def one(hotkey: str) -> None:
             book = game.books[hotkey].at(head.number + 1)
             query = await self._query(job, round_id, "evaluation", playing.start, book, head, book.changes)
             playing.busy.add(hotkey)
             try:
-                reply, code, detail, answer = (await self._ask_all({hotkey: query}, playing.peers, ASK_SECONDS))[hotkey]
-                acts = await self._effective_block(head, reply) if answer else None
+                reply, code, detail, answer = (await self._ask_all({hotkey: query}, playing.peers, patience))[hotkey]
+                acts = await self._effective_block(head)
                 await self.store.add_predictions(
                     [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)]
                 )
@@ -371,14 +386,14 @@ class Validator:
         # observe, ask
         shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
         query = await self._query(job, round_id, "live", start, shown, head, 0)
-        reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, ASK_SECONDS))[hotkey]
+        patience = self._patience(query.deadline - head.time)
+        reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, patience))[hotkey]
         await market.reach_time(start)
         opening = await market.first_block_at(start)
-        head = await market.head()
-        await self.store.add_predictions(
-            [_prediction(round_id, hotkey, query.window_start_block, query, reply, code, detail, head.number + 1)]
-        )
         if not answer:
+            await self.store.add_predictions(
+                [_prediction(round_id, hotkey, opening.number, query, reply, code, detail, None)]
+            )
             return await self._void(round_id, job, code, f"{hotkey}: {detail}", asked=1)
 
         # simulate: here the market itself does
@@ -386,27 +401,22 @@ class Validator:
         await self.store.open_window(round_id, self.pool, snapshot)
         done, due = [], opening.number
         while True:
+            acts = (await market.head()).number + 1
             if answer and (execution := await self._execute(job, round_id, query, answer)):
-                done.append(Decision(hotkey, execution.block, query.current_positions, answer.desired_positions))
+                acts = execution.block
+                done.append(Decision(hotkey, acts, query.current_positions, answer.desired_positions))
+            await self.store.add_predictions(
+                [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)]
+            )
             due += job.settings.checkpoint_blocks
-            try:
-                head = await market.reach(due)
-            except MarketEnded:
-                break
+            head = await self._reach(due, end)
             if head.time >= end:
                 break
             shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
             query = await self._query(job, round_id, "live", start, shown, head, len(done))
-            reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, ASK_SECONDS))[hotkey]
-            await self.store.add_predictions(
-                [
-                    _prediction(
-                        round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, head.number + 1
-                    )
-                ]
-            )
+            patience = self._patience(end - head.time)
+            reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, patience))[hotkey]
 
-        await market.reach_time(end)
         close = await market.first_block_at(end)
         events = await market.events(opening.number, close.number - 1)
         await self.store.add_events(self.pool, events)
@@ -419,6 +429,7 @@ class Validator:
             log.warning("%s: %s, %s", round_id, result.code, result.detail)
 
         # store
+        await self._turn((end, job.job_id, "live"))
         standing = _standing(await self.store.reputations(job.job_id), hotkey)
         standings = {line.name: scoring.update_live(standing, line.score, result.keep.score) for line in result.lines}
         await self._finish(round_id, job, result, close, 1, standings)
@@ -456,42 +467,9 @@ class Validator:
     async def _query(
         self, job: Job, round_id: str, round_type: str, start: int, book: Book, head, changes: int
     ) -> RebalanceQuery:
-        """What a miner is shown: the pool after `head`, and the book as it then stands."""
-        pool, pair = book.tape.pool, self.market.pair
-        price = book.tape.price_before(head.number + 1)
-        past = await self.market.block(max(self.market.first, head.number - 1000))
-        pace = max(1, head.time - past.time) / max(1, head.number - past.number)  # seconds a block
-        now = head.time if self.market.full_speed else int(time.time())
-        window = [head.number + max(1, round((when - head.time) / pace)) for when in (start, start + job.round_seconds)]
-        return RebalanceQuery(
-            job_id=job.job_id,
-            sn_liquidity_manager_address=job.vault,
-            pair_address=pair.pool_address,
-            chain_id=pair.chain_id,
-            round_id=round_id,
-            round_type=round_type,
-            block_number=head.number,
-            current_price=human_price(price, pair.token0.decimals, pair.token1.decimals),
-            current_positions=tuple(book.shown(price)),
-            inventory_remaining=Inventory(book.idle0, book.idle1),
-            rebalances_so_far=changes,
-            uncollected_fees=Inventory(*book.fees()),
-            block_hash=head.hash,
-            block_time=head.time,
-            sqrt_price_x96=price,
-            tick=pool.tick,
-            liquidity=pool.liquidity,
-            fee=pool.fee,
-            tick_spacing=pool.tick_spacing,
-            token0=pair.token0,
-            token1=pair.token1,
-            window_start_time=start,
-            window_end_time=start + job.round_seconds,
-            window_start_block=window[0],
-            window_end_block=window[1],
-            deadline=min(start - FIRST_ASK_DEADLINE_SECONDS, now + ASK_SECONDS) if now < start else now + ASK_SECONDS,
-            settings=job.settings,
-        )
+        """What a miner is shown; see `rounds.build_query`."""
+        past = await self.market.block(max(self.market.first, head.number - PACE_BLOCKS))
+        return build_query(job, self.market.pair, round_id, round_type, start, book, head, past, changes)
 
     async def _ask_all(
         self, queries: dict[str, RebalanceQuery], peers: dict[str, Peer], seconds: float
@@ -517,14 +495,19 @@ class Validator:
         said = await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
         return dict(zip(queries, said, strict=True))
 
-    async def _effective_block(self, head, reply: Reply) -> int:
-        """The first block above the head whose time is later than the answer's arrival."""
-        if self.market.full_speed:
-            arrived, later = head.time, self.options.latency_seconds
-            return head.number + 1 if not later else (await self.market.first_block_at(arrived + later + 1)).number
-        arrived = reply.arrived_ns // 10**9
-        await self.market.reach_time(arrived + 1)
-        return max(head.number + 1, (await self.market.first_block_at(arrived + 1)).number)
+    def _patience(self, market_seconds: int) -> float:
+        """How many real seconds an answer may take that is of use for so much market time."""
+        return ASK_SECONDS if self.market.full_speed else min(ASK_SECONDS, market_seconds / self.options.pace)
+
+    async def _effective_block(self, asked: Block) -> int:
+        """The first block above the head whose time is later than the arrival of an answer that came now."""
+        if not (self.market.full_speed and self.options.latency_seconds):
+            return (await self.market.head()).number + 1
+        try:
+            late = await self.market.first_block_at(asked.time + self.options.latency_seconds + 1)
+        except MarketEnded:
+            return sys.maxsize
+        return max(asked.number + 1, late.number)
 
     # -- weights
 
@@ -592,7 +575,7 @@ class Validator:
         )
         if not result.keep:
             return
-        job_id, round_type, start = round_id.split(":")
+        job_id, round_type, start = round_id.rsplit(":", 2)
         text = leaderboard(
             self.market.label,
             self.market.pair,
@@ -660,7 +643,7 @@ def _standing(reputations, hotkey: str) -> Standing:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="validator.py",
         description="Without options: a local subnet on this machine, with three reference miners and a market model.",
     )
@@ -670,18 +653,25 @@ def build_parser() -> argparse.ArgumentParser:
     market.add_argument(
         "--vault", metavar="OWNER:LOWER:UPPER", help="a recorded position that is the vault (default: see README)"
     )
-    market.add_argument("--idle", metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units")
-    market.add_argument("--seed", type=int, default=98, help="of the market model (default: 98)")
-    market.add_argument("--days", type=int, help="stop after this many market days, 0 never (default: 7 on the model)")
-    market.add_argument("--pace", type=float, help="market seconds per second (default: full speed)")
     market.add_argument(
-        "--latency-seconds", type=int, default=0, help="market time an answer takes at full speed (default: 0)"
+        "--idle", type=_amounts, metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units"
+    )
+    market.add_argument("--seed", type=int, default=98, help="of the market model (default: 98)")
+    market.add_argument(
+        "--days", type=number(0), help="stop after this many market days, 0 never (default: 7 on the model)"
+    )
+    market.add_argument("--pace", type=number(0.01, kind=float), help="market seconds per second (default: full speed)")
+    market.add_argument(
+        "--latency-seconds", type=number(0), default=0, help="market time an answer takes at full speed (default: 0)"
     )
     rounds = parser.add_argument_group("rounds")
-    rounds.add_argument("--rounds", type=int, metavar="N", help="stop after N evaluation rounds of each job")
+    rounds.add_argument("--rounds", type=number(1), metavar="N", help="stop after N evaluation rounds of each job")
     rounds.add_argument("--once", action="store_const", const=1, dest="rounds", help="the same as --rounds 1")
     rounds.add_argument(
-        "--round-seconds", type=int, default=900, help="length of a round in new local jobs (default: 900)"
+        "--round-seconds",
+        type=number(1, DAY_SECONDS),
+        default=900,
+        help="length of a round in new local jobs (default: 900)",
     )
     rounds.add_argument("--dry-run", action="store_true", help="compute and print weights, send none")
     rounds.add_argument(
@@ -693,7 +683,7 @@ def build_parser() -> argparse.ArgumentParser:
     local.add_argument("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
     local.add_argument("--no-miners", action="store_true", help="start no reference miners")
     add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | doctor")
     audits = commands.add_parser(
         "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs"
     )
@@ -703,15 +693,27 @@ def build_parser() -> argparse.ArgumentParser:
     audits.add_argument(
         "--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds"
     )
+    doctor.add_options(commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 if it fails"))
     return parser
+
+
+def _amounts(text: str) -> tuple[int, int]:
+    """The type of `--idle`."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) <= UINT128_MAX for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: two whole numbers of base units are expected, like 0,0")
+    return int(parts[0]), int(parts[1])
 
 
 async def validate(options: argparse.Namespace) -> None:
     """Open everything that local mode plugs together, and work until it ends."""
     folder = Path(options.dir)
-    if options.fresh and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in [file for name in OWN_FILES for file in folder.glob(name)] if options.fresh else ():
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     hotkey, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
     print("LOCAL MODE: an embedded chain, development keys, miners on loopback. Nothing here is real money;")
@@ -730,7 +732,8 @@ async def validate(options: argparse.Namespace) -> None:
             await store.claim(key, value)
         if (resumed := await store.resume_time(FIRST_ASK_LEAD_SECONDS)) and market.full_speed:
             async with market.participant():
-                await market.reach_time(resumed)
+                with suppress(MarketEnded):  # the recording was played to its end
+                    await market.reach_time(resumed)
         start = (await market.head()).time
         chain = await enter(
             LocalChain.open(
@@ -747,6 +750,8 @@ async def validate(options: argparse.Namespace) -> None:
                 await store.put_job(job)
         names = {}
         if not options.no_miners:
+            for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
+                await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
             names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
         session = await enter(client_session(MAX_PEERS))
         validator = Validator(store, chain, market, session, hotkey, options, names)
@@ -798,11 +803,8 @@ async def _open_market(options: argparse.Namespace, store: Store) -> Market:
     if options.days is None and not options.events:
         options.days = MODEL_DAYS
     if options.events:
-        idle = options.idle.split(",")
-        if len(idle) != 2 or not all(part.isdecimal() for part in idle):
-            raise UserError(f"--idle {options.idle}: two whole numbers of base units, like 0,0")
         recording = await asyncio.to_thread(read_recording, options.events)
-        return await asyncio.to_thread(RecordedMarket, recording, options.vault, tuple(map(int, idle)), options.pace)
+        return await asyncio.to_thread(RecordedMarket, recording, options.vault, options.idle, pace=options.pace)
     done = [_execution(plain) for plain in await store.executions()]
     return ModelMarket(options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done, pace=options.pace)
 
@@ -834,6 +836,8 @@ async def _farewell(store: Store, chain: Chain, path: Path, folder: Path) -> Non
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    if options.command == "doctor":
+        return doctor.report(options)
     problems = (RecordingError, MarketError, StoreError, ChainError, WireError, EvidenceError)
     return run(run_audit(options) if options.command == "audit" else validate(options), options.log_level, problems)
 

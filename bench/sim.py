@@ -1,13 +1,14 @@
 """How fast the exact pool is, beside the real contract in a Rust EVM, on the same work in the same run.
 
-    python bench/sim.py                  about a minute; --rounds 1 for a quick look
+    python bench/sim.py                  about a minute; `--rounds 1` for a quick look
 
-Three pieces of work: `real` and `cross` (20,000 swaps each over 200 initialised ticks, 0.10 and 3.81 crossings a swap) and
-five days of a real pool, every swap, mint and burn, each held against the recorded digits. Times are CPU time of this process,
-on one core. The passes of both sides alternate, so that whatever else the machine does falls on both.
+Three pieces of work: `real` and `cross` (20,000 swaps each over some 200 initialised ticks, 0.10 and 3.81 crossings a
+swap), and `arbitrum`, five days of a real pool: every swap, mint and burn, each held against the recorded digits as a
+replay does. Times are CPU time of this one process. Our passes and the contract's alternate, so that whatever else the
+machine does falls on both. Every pass must end in the stated state, else the exit code is 1.
 
-Workloads are looked for in `ALM_BENCH` (default `../shared/bench`) and `ALM_RECORDINGS` (default `../shared/data`), the
-contract as `bench/evm.py` says. What is missing is left out and named. Exit code 1 if an end state is wrong.
+Workloads: `ALM_BENCH`, default `../shared/bench`. Recording: `ALM_RECORDINGS`, default `../shared/data`. The contract:
+see `bench/evm.py`. What is missing is left out, with the reason. Read next: `sim.py`, "How it is fast".
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this folder, where `sim` would be this file
+
+from bench import evm
+from recording import RecordingError, apply_event, read_recording, swap_calls
+from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Pool
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # instead of this folder, where `sim` would be this file
-
-from bench import evm  # noqa: E402
-from recording import RecordingError, apply_event, read_recording, swap_calls  # noqa: E402
-from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Pool  # noqa: E402
-
 BENCH = Path(os.environ.get("ALM_BENCH") or ROOT / "../shared/bench")
 RECORDINGS = Path(os.environ.get("ALM_RECORDINGS") or ROOT / "../shared/data")
 ARBITRUM = "arbitrum_weth_usdt_500_2025-06-27_07-01"
@@ -51,9 +52,9 @@ class Work:
     Attributes:
         name: as printed.
         count: of swaps or events.
-        target, target_ratio: how many a second, and how many times the contract's speed.
-        open: a pool of the given class in the state before; not timed.
-        run, run_real: the work on a `Pool`, on a `RealPool`.
+        target, target_ratio: wanted a second, and times the contract's speed.
+        open: from `Pool` or `RealPool`, a pool in the state before; not timed.
+        run, run_real: the work, on a `Pool` and on a `RealPool`.
         final: attribute name to value afterwards.
     """
 
@@ -68,7 +69,7 @@ class Work:
 
 
 def swaps(name: str, target: int, target_ratio: int) -> Work:
-    """The workload of `NAME.json.gz`: positions, exact-input swaps, and the end state of the real bytecode."""
+    """The workload of `NAME.json.gz`: positions, exact-input swaps, and the end state that the bytecode reached."""
     load = json.loads(gzip.decompress((BENCH / f"{name}.json.gz").read_bytes()))
     calls = [(bool(z), amount, MIN_SQRT_RATIO + 1 if z else MAX_SQRT_RATIO - 1) for z, amount in load["swaps"]]
 
@@ -88,8 +89,8 @@ def swaps(name: str, target: int, target_ratio: int) -> Work:
     return Work(name, len(calls), target, target_ratio, open_pool, run, run, final)
 
 
-def events(name: str, target: int, target_ratio: None) -> Work:
-    """A recording, replayed as `sim.py replay` does: each digit of each event is compared. The contract is only called."""
+def replay(name: str, target: int, target_ratio: None) -> Work:
+    """A recording: ours compares each digit of each event, the contract is only called."""
     recording = read_recording(RECORDINGS / name)
     numbers = {owner: number for number, owner in enumerate({position[0] for position in recording.positions})}
     calls = []
@@ -117,14 +118,14 @@ def events(name: str, target: int, target_ratio: None) -> Work:
         for call, arguments in calls:
             getattr(pool, call)(*arguments)
 
-    return Work("arbitrum", len(calls), target, target_ratio, open_pool, run, run_real, recording.final)
+    return Work(name.partition("_")[0], len(calls), target, target_ratio, open_pool, run, run_real, recording.final)
 
 
-WORK = ((swaps, "real", (700_000, 40)), (swaps, "cross", (130_000, 13)), (events, ARBITRUM, (300_000, None)))
+WORK = ((swaps, "real", 700_000, 40), (swaps, "cross", 130_000, 13), (replay, ARBITRUM, 300_000, None))
 
 
-def timed(kind, work: Work) -> tuple[float, bool]:
-    """One pass: CPU seconds, and whether it led to where it must."""
+def timed(kind: type, work: Work) -> tuple[float, bool]:
+    """One pass: CPU seconds, and whether it led where it must."""
     pool = work.open(kind)
     run = work.run if kind is Pool else work.run_real
     start = time.process_time()
@@ -134,9 +135,10 @@ def timed(kind, work: Work) -> tuple[float, bool]:
 
 
 def machine() -> str:
+    """CPU model, cores and Python, in one line."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
     return f"{cpu}, {os.cpu_count()} cores, {platform.python_implementation()} {platform.python_version()}"
@@ -144,32 +146,29 @@ def machine() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Speed of the exact pool, beside the real contract's.")
-    parser.add_argument("--rounds", type=int, default=4, help=f"of {PASSES_PER_ROUND} passes and one of the contract")
-    options = parser.parse_args(argv)
-    print(f"{machine()}; one core, CPU time, best and median of {options.rounds * PASSES_PER_ROUND} passes")
-    lacking = evm.missing()
-    if lacking:
-        print(f"no comparison with the contract: {lacking}")
-    print(
-        f"{'work':<10}{'best/s':>10}{'median/s':>10}{'target/s':>10}{'contract/s':>12}{'ratio':>7}{'target':>7}  end state"
-    )
+    parser.add_argument("--rounds", type=int, default=4, help=f"{PASSES_PER_ROUND} passes, then one of the contract; 4")
+    rounds = max(1, parser.parse_args(argv).rounds)
+    print(f"{machine()}; CPU time of one process; {rounds * PASSES_PER_ROUND} passes")
+    if lacking := evm.missing():
+        print(f"no comparison with the real bytecode: {lacking}")
+    print("            best/s  median/s  target/s  bytecode/s  ratio  target  end state")
     failed = False
-    for load, name, targets in WORK:
+    for load, name, target, target_ratio in WORK:
         try:
-            work = load(name, *targets)
+            work = load(name, target, target_ratio)
         except (OSError, RecordingError) as error:
             print(f"{name}: left out, {error}")
             continue
         kinds = [Pool] * PASSES_PER_ROUND + ([] if lacking else [evm.RealPool])
-        passes = [(kind, *timed(kind, work)) for kind in kinds * options.rounds]
+        passes = [(kind, *timed(kind, work)) for kind in kinds * rounds]
         ours = [work.count / seconds for kind, seconds, _ in passes if kind is Pool]
         theirs = [work.count / seconds for kind, seconds, _ in passes if kind is not Pool]
         wrong = sum(not right for *_, right in passes)
-        failed |= bool(wrong)
-        line = f"{work.name:<10}{max(ours):>10,.0f}{median(ours):>10,.0f}{work.target:>10,}"
+        failed = failed or wrong > 0
+        line = f"{work.name:<9}{max(ours):>9,.0f}{median(ours):>10,.0f}{work.target:>10,}"
         line += f"{max(theirs):>12,.0f}{max(ours) / max(theirs):>7.1f}" if theirs else f"{'-':>12}{'-':>7}"
-        line += f"{work.target_ratio or '-':>7}"
-        print(line, f" wrong in {wrong} of {len(passes)} passes" if wrong else f" equal in all {len(passes)} passes")
+        line += f"{work.target_ratio or '-':>8}"
+        print(f"{line}  {f'wrong in {wrong} of' if wrong else 'as stated in all'} {len(passes)} passes", flush=True)
     return 1 if failed else 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from markets import outcome, random_operation, random_terms
 
 from bench import evm
-from sim import Q96, Pool
+from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96, Pool
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,31 @@ def test_a_pool_without_a_price_refuses_as_the_contract_does(name, arguments):
     refused = outcome(Pool(3000, 60), name, arguments)
     assert refused == outcome(evm.RealPool(3000, 60), name, arguments)
     assert refused[0] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *[("mint", (0, -600, 600, amount)) for amount in (0, (1 << 127) - 1, 1 << 127, (1 << 128) - 1)],
+        *[("burn", (0, -600, 600, amount)) for amount in (10**18 + 1, (1 << 127) - 1, 1 << 127, (1 << 128) - 1)],
+        *[("burn", (1, -600, 600, amount)) for amount in (0, 1, (1 << 128) - 1)],
+        *[("mint", (0, *ticks, 1)) for ticks in ((60, 60), (60, -60), (-601, 600), (-600, 601), (-887_280, 887_280))],
+        *[("swap", (True, 1, limit)) for limit in (0, MIN_SQRT_RATIO, MIN_SQRT_RATIO + 1, Q96 - 1, Q96, Q96 + 1)],
+        *[("swap", (False, -1, limit)) for limit in (Q96 - 1, Q96, Q96 + 1, MAX_SQRT_RATIO - 1, MAX_SQRT_RATIO)],
+        *[("swap", (True, amount, MIN_SQRT_RATIO + 1)) for amount in (-(1 << 255), -(1 << 254), 1 << 248)],
+        *[("set_fee_protocol", (n, 4)) for n in (1, 3, 4, 10, 11, 255)],
+        *[("collect_protocol", (amount, amount)) for amount in (0, 1, (1 << 128) - 1)],
+        ("initialize", (Q96,)),
+    ],
+)
+def test_calls_at_the_edge_of_the_legal_end_as_in_the_contract(name, arguments):
+    pools = Pool(3000, 60), evm.RealPool(3000, 60)
+    for pool in pools:
+        pool.initialize(Q96)
+        pool.mint(0, -600, 600, 10**18)
+    outcomes = [outcome(pool, name, arguments) for pool in pools]
+    assert outcomes[0] == outcomes[1]
+    assert not differences(*pools, {-600, 600})
 
 
 @pytest.mark.parametrize(("tip0", "tip1"), [(-1, -1), (0, -1), (-1, 0), (0, 0), (1 << 200, 5)])

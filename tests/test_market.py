@@ -227,6 +227,8 @@ def oracle(recording: Recording, block: int) -> Pool:
 @pytest.mark.parametrize("kept", [7, 10_000])
 def test_snapshots_are_right_forwards_backwards_and_for_two_vaults(monkeypatch, kept):
     monkeypatch.setattr(market, "KEEP_EVERY_EVENTS", kept)
+    applied = []
+    monkeypatch.setattr(market, "advance", lambda pool, event: (applied.append(event), advance(pool, event)))
 
     async def check():
         recording = small_recording()
@@ -235,7 +237,9 @@ def test_snapshots_are_right_forwards_backwards_and_for_two_vaults(monkeypatch, 
         assert len(vaults) == 2
         for _ in range(60):
             block, vault = rng.randint(START_BLOCK, recording.events[-1].block), rng.choice(vaults)
+            applied.clear()
             snapshot, pool = await venue.snapshot(vault, block), oracle(recording, block)
+            assert len(applied) < kept  # from a kept copy, not from the start
             owner, lower, upper = vault.split(":")
             key = owner, int(lower), int(upper)
             assert state(snapshot.open(), [key]) == state(pool, [key])
@@ -376,6 +380,8 @@ def test_the_default_vault_is_in_range_unchanged_and_never_background():
     length = recording.events[-1].time - recording.start_time
     touched = [e.time for e in recording.events if e.kind != "swap" and e.args[:3] == key and e.args[3]]
     assert all(time >= recording.start_time + 0.8 * length for time in touched)
+    far_and_rich = (*recording.positions, ("9", 20_000, 30_000, 10**25))
+    assert RecordedMarket(replace(recording, positions=far_and_rich)).vault == venue.vault
     only_background = replace(recording, positions=recording.positions[:2], events=(), final={})
     with pytest.raises(MarketError, match="--vault OWNER:LOWER:UPPER"):
         RecordedMarket(only_background)

@@ -133,7 +133,7 @@ def test_old_events_are_forgotten_and_nothing_else_changes(monkeypatch):
             await venue.snapshot("one", FIRST_BLOCK + 10)
         with pytest.raises(MarketError, match=f"block {FIRST_BLOCK + 10} is forgotten"):
             await venue.events(FIRST_BLOCK + 10, FIRST_BLOCK + 9000)
-        assert len(venue._history._events) < 1100
+        assert len(venue._history._events) < 1100 and len(venue._history._kept) < 12
 
     asyncio.run(check())
 
@@ -340,6 +340,15 @@ def test_an_execution_acts_before_the_other_events_of_the_next_block():
         assert all("one" not in event.args for event in events[3:])
         after = await venue.snapshot("one", FIRST_BLOCK + 1002)
         assert [(p.tick_lower, p.tick_upper) for p in after.vault] == [(base - 100, base + 100)]
+
+    asyncio.run(check())
+
+
+def test_an_execution_waits_for_all_events_up_to_the_head_whether_asked_for_or_not():
+    async def check():
+        asked, unasked = at(700), at(700)
+        ticks = [(p.tick_lower, p.tick_upper) for p in (await asked.snapshot("two", FIRST_BLOCK + 701)).vault]
+        assert await unasked.execute("two", [], ticks, []) == await asked.execute("two", [], ticks, [])
 
     asyncio.run(check())
 

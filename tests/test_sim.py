@@ -45,17 +45,22 @@ FAR = {True: MIN_SQRT_RATIO + 1, False: MAX_SQRT_RATIO - 1}
 
 
 def fields(thing) -> dict:
-    """Everything an object with slots holds, but memos of swap steps."""
-    names = {name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())}
-    return {name: getattr(thing, name) for name in sorted(names - {"span_down", "span_up"})}
+    """Everything an object holds, but memos of swap steps."""
+    slots = {name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())}
+    names = slots | getattr(thing, "__dict__", {}).keys()
+    return {name: getattr(thing, name) for name in sorted(names - {"__dict__", "span_down", "span_up"})}
 
 
 def full_state(pool: Pool) -> dict:
-    """Everything a pool holds, copied, but memos of swap steps and of the tick."""
-    state = {**{n: getattr(pool, n) for k in type(pool).__mro__ for n in getattr(k, "__slots__", ())}, **getattr(pool, "__dict__", {})} | {"_tick": pool.tick, "_ratios": list(pool._ratios), "legs": copy.copy(pool.legs)}
-    state |= {"ticks": {index: fields(mark) for index, mark in pool.ticks.items()}}
-    state |= {"_marks": [mark.index for mark in pool._marks]}
-    return state | {"positions": {key: fields(position) for key, position in pool.positions.items()}}
+    """Everything a pool holds, copied; the tick is worked out."""
+    return fields(pool) | {
+        "_tick": pool.tick,
+        "_ratios": list(pool._ratios),
+        "_marks": [mark.index for mark in pool._marks],
+        "ticks": {index: fields(mark) for index, mark in pool.ticks.items()},
+        "positions": {key: fields(state) for key, state in pool.positions.items()},
+        "legs": copy.copy(pool.legs),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -398,6 +403,32 @@ def test_the_end_of_a_word_is_a_step_of_its_own_even_without_a_tick():
     assert pool.swap(True, 1 << 200, limit) == two
 
 
+@pytest.mark.parametrize("spacing", [1, 10])
+def test_swaps_too_small_to_move_the_price_still_move_the_tick_at_the_ends_of_words(spacing):
+    """At a tick's own price a downward swap crosses it, even one unit that the fee swallows; so at a word's end."""
+    for seed in range(200):
+        rng = Random(seed)
+        first = rng.choice([-512, -256, 0, 256]) * spacing
+        stop = first + rng.choice([-1, 0, 1, 254, 255, 256]) * spacing
+        pool, reference = Pool(3000, spacing), Reference(3000, spacing, sqrt_ratio_at_tick(stop + rng.choice([-3, 3])))
+        pool.initialize(reference.price)
+        ranges = [(-4096 * spacing, 4096 * spacing)]
+        ranges += [(stop, stop + 2 * spacing), (stop - spacing, stop)][: rng.randrange(3)]
+        for lower, upper in ranges:
+            pool.mint(0, lower, upper, 10**15)
+            reference.change_liquidity(lower, upper, 10**15)
+        arrive = reference.price > sqrt_ratio_at_tick(stop)
+        calls = [(arrive, 10**25, sqrt_ratio_at_tick(stop) + rng.choice([-1, 0, 0, 0, 1]))]
+        calls += [
+            (down, amount, FAR[down])
+            for _ in range(4)
+            for down, amount in [(rng.random() < 0.5, rng.choice([1, -1, 2]))]
+        ]
+        for arguments in calls:
+            assert pool.swap(*arguments) == reference.swap(*arguments), (seed, arguments)
+            assert comparable(pool) == reference.state(), (seed, arguments)
+
+
 def forget(pool: Pool) -> None:
     for mark in pool._marks:
         mark.span_down = mark.span_up = sim._NO_SPAN
@@ -493,12 +524,15 @@ def pool_at_one(fee: int = 3000, spacing: int = 60) -> Pool:
         ("TLM", "mint", ("me", MIN_TICK - 1, 60, 1)),
         ("TUM", "mint", ("me", 60, MAX_TICK + 1, 1)),
         ("LO", "mint", ("me", -600, 600, Pool(3000, 60).max_liquidity_per_tick - 10**18 + 1)),
+        ("LO", "mint", ("me", -600, 600, (1 << 127) - 1)),
         ("", "mint", ("me", -600, 600, 0)),
         ("", "mint", ("me", -600, 600, 1 << 127)),
         ("", "mint", ("me", -601, 600, 1)),
         ("", "mint", ("me", -600, 601, 1)),
         ("LS", "burn", ("me", -600, 600, 10**18 + 1)),
         ("LS", "burn", ("you", -600, 600, 1)),
+        ("LS", "burn", ("me", -600, 600, (1 << 127) - 1)),
+        ("", "burn", ("me", -600, 600, 1 << 127)),
         ("NP", "burn", ("you", -600, 600, 0)),
         ("TLU", "burn", ("me", 600, -600, 0)),
         ("", "burn", ("me", -600, 600, BURN_ALL)),
@@ -789,3 +823,95 @@ def test_stands_at_is_the_tick_without_asking_for_it():
             outcome(pool, *random_operation(rng, pool, far=0.2))
             tick = pool.copy().tick
             assert [pool.stands_at(tick + off) for off in (-1, 0, 1)] == [False, True, False]
+
+
+def test_a_pool_loaded_from_its_ticks_goes_on_as_the_pool_they_are_from():
+    for seed in range(80):
+        rng = Random(seed)
+        fee, spacing, price = random_terms(rng)
+        pool = Pool(fee, spacing)
+        pool.initialize(price)
+        for _ in range(15):
+            outcome(pool, *random_operation(rng, pool, far=0.2))
+        loaded = Pool(fee, spacing)
+        loaded.initialize(pool.sqrt_price_x96)
+        loaded.set_fee_protocol(*pool.fee_protocol)
+        growth = pool.fee_growth_global0_x128, pool.fee_growth_global1_x128
+        rows = [(index, *state) for index, state in comparable(pool)[-1].items()]
+        loaded.load_ticks(pool.tick, pool.liquidity, *growth, rng.sample(rows, len(rows)))
+        loaded.protocol_fees = pool.protocol_fees
+        assert comparable(loaded) == comparable(pool)
+        for _ in range(15):
+            name, arguments = random_operation(rng, pool, far=0.2)
+            if name not in ("burn", "collect"):  # the loaded pool knows no positions
+                assert outcome(loaded, name, arguments) == outcome(pool, name, arguments), (seed, name, arguments)
+            assert comparable(loaded) == comparable(pool) or name in ("burn", "collect")
+            if name == "burn":
+                break
+
+
+def test_the_spot_price_is_in_a_range_where_the_tick_is():
+    below = 0
+    for seed in range(300):
+        rng = Random(seed)
+        pool = Pool(500, 10)
+        pool.initialize(Q96)
+        pool.mint(0, -400, 400, 10**18)
+        pool.mint(0, -20, 30, 10**18)
+        for _ in range(4):
+            stop = sqrt_ratio_at_tick(rng.choice([-20, 30, rng.randint(-100, 100)])) + rng.choice([0, 0, -1, 1])
+            outcome(pool, "swap", (stop < pool.sqrt_price_x96, 10**30, stop))
+            for tick in (pool.tick - 1, pool.tick, pool.tick + 1, -20, 30):
+                assert (sqrt_ratio_at_tick(tick) <= pool.spot) == (tick <= pool.tick)
+            assert pool.spot in (pool.sqrt_price_x96, pool.sqrt_price_x96 - 1)
+            below += pool.spot != pool.sqrt_price_x96
+    assert below > 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Aerodrome's variant (its digits are in the traces)
+
+
+def test_with_nothing_staked_and_no_cut_slipstream_is_a_uniswap_pool():
+    for seed in range(150):
+        rng = Random(seed)
+        fee, spacing, price = random_terms(rng)
+        pools = Pool(fee, spacing), SlipstreamPool(fee, spacing, nft="nft", gauge="gauge")
+        for pool in pools:
+            pool.initialize(price)
+        for _ in range(20):
+            name, arguments = random_operation(rng, pools[0], far=0.2)
+            if "protocol" not in name:
+                assert outcome(pools[0], name, arguments) == outcome(pools[1], name, arguments), (seed, name, arguments)
+                assert comparable(pools[0]) == comparable(pools[1])
+        assert (pools[1].gauge_fees0, pools[1].gauge_fees1) == (0, 0)
+
+
+def test_a_gauge_can_stake_no_more_than_there_is():
+    pool = SlipstreamPool(500, 10)
+    pool.initialize(Q96)
+    pool.mint(pool.nft, -100, 100, 1000)
+    pool.stake(600, -100, 100, True)
+    assert (pool.staked_liquidity, pool.liquidity) == (600, 1000)
+    before = full_state(pool)
+    for reason, delta, lower in (("LS", 401, -100), ("LS", -601, -100), ("LS", 1, -90), ("NP", 0, -90)):
+        assert outcome(pool, "stake", (delta, lower, 100, True)) == ("refused", reason)
+        assert full_state(pool) == before
+
+
+def test_what_staked_liquidity_earns_goes_to_the_gauge_and_a_cut_of_the_rest():
+    """Half staked, a tenth cut: of each fee the gauge gets 55 %, the unstaked half 45 %; and one unit stays behind."""
+    pool = SlipstreamPool(10_000, 10, unstaked_fee=100_000)
+    pool.initialize(Q96)
+    pool.mint(pool.nft, -1000, 1000, 10**18)
+    pool.mint("me", -1000, 1000, 10**18)
+    pool.stake(10**18, -1000, 1000, True)
+    pool.swap(True, 10**15, FAR[True])
+    assert pool.gauge_fees0 == 55 * 10**11
+    pool.burn("me", -1000, 1000, 0)
+    assert 45 * 10**11 - pool.position("me", -1000, 1000).tokens_owed0 in (0, 1)
+    pool.burn(pool.gauge, -1000, 1000, 0)
+    assert pool.position(pool.gauge, -1000, 1000).tokens_owed0 == 0
+    assert pool.collect_fees() == (55 * 10**11 - 1, 0)
+    assert pool.collect_fees() == (1, 0)
+    assert pool.gauge_fees0 == 1
