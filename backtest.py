@@ -570,7 +570,7 @@ class _Progress:
         self.wrong: dict[str, list[str]] = {name: [] for name in names}
         self.slowest, self.asks = dict.fromkeys(names, 0.0), Counter()
         self.terminal = sys.stderr.isatty()
-        print(f"{'round, UTC':18}{'keep':>16}" + "".join(f"{name:>16}" for name in self.names), flush=True)
+        print(f"{'round, UTC':18}{'keep':>16}" + "".join(f" {name:>15}" for name in self.names), flush=True)
 
     def __call__(self, number: int, total: int, played: Played, asked: Sequence[Asked]) -> None:
         for said in asked:
@@ -580,7 +580,7 @@ class _Progress:
                 self.wrong[said.name].append(sentence)
         if self.terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        print(f"{_utc(played.start):18}" + "".join(f"{cell:>16}" for cell in self._cells(played)), flush=True)
+        print(f"{_utc(played.start):18}" + "".join(f" {cell:>15}" for cell in self._cells(played)), flush=True)
         if self.terminal:
             print(f"{number} of {total} rounds", end="\n" if number == total else "", file=sys.stderr, flush=True)
         elif number * 10 // total > (number - 1) * 10 // total:
@@ -613,14 +613,14 @@ def overall(
         scale: what a round's excess is divided by, in token1 base units.
         symbol, places: what the result is then in, and its decimals.
     """
-    rows = [f"{'over all rounds':18}{'rounds':>8}{'mean excess':>16}{'standard error':>16}{'t':>9}"]
+    rows = [f"{'over all rounds':18}{'rounds':>8}{'mean excess':>17}{'standard error':>17}{'t':>9}"]
     for name in names:
         with localcontext(CONTEXT):
             summary = summarise([e / scale(p) for p in played if (e := p.excess(name)) is not None])
         error = _money(summary.error, places)[1:] if summary.error is not None else "-"
         t = f"{summary.t:+.2f}" if summary.t is not None else "-"
         word = "" if name == "keep" else f"  {summary.verdict}"
-        rows.append(f"{name:18}{summary.rounds:>8}{_money(summary.mean, places):>16}{error:>16}{t:>9}{word}")
+        rows.append(f"{name:18}{summary.rounds:>8}  {_money(summary.mean, places):>15}  {error:>15} {t:>8}{word}")
         if name == mine:
             sentence = _sentence(name, summary, f"{_money(summary.mean, places)} {symbol}", t)
     return "\n".join([*rows, sentence])
@@ -637,9 +637,7 @@ def _sentence(name: str, summary: Summary, mean: str, t: str) -> str:
         case "skill":
             return f"SKILL: {name} is {mean} a round over keep; t {t} is beyond {critical} ({how})."
         case "worse":
-            return (
-                f"WORSE: {name} is {mean} a round against keep, not by bad luck; t {t} is beyond -{critical} ({how})."
-            )
+            return f"WORSE: {name} is {mean} a round against keep; t {t} is beyond -{critical} ({how})."
     more = f"; if it stays like this, {summary.rounds_needed} rounds would tell" if summary.mean else ""
     return f"LUCK: {name} cannot be told from keep, {mean} a round; t {t} is within {critical} ({how}){more}."
 
@@ -659,8 +657,8 @@ def _conduct(mine: str, played: Sequence[Played], progress: _Progress) -> Iterat
 
 
 def _places(played: Played, unit: Decimal) -> int:
-    """Decimals that show a hundred millionth of the vault, at least 4."""
-    return max(4, 8 - (played.result.keep.terms.initial_value / unit).adjusted())
+    """Decimals that show a hundred millionth of the vault, 4 to 12."""
+    return min(max(4, 8 - (played.result.keep.terms.initial_value / unit).adjusted()), 12)
 
 
 def _money(value: Decimal, places: int) -> str:

@@ -61,7 +61,7 @@ def leaderboard(
         f"   {label}; amounts in {pair.token1.symbol}; ranked by score, paid by reputation ({job.settings.reputation})",
     ]
     out = [
-        f"   not ranked: {_name(hotkey, names)}: {code} {detail}".rstrip()
+        f"   not ranked: {miner_name(hotkey, names)}: {code} {detail}".rstrip()
         for hotkey, (code, detail) in asked.items()
         if code is not Code.ACCEPTED
     ]
@@ -77,7 +77,7 @@ def _row(line: Line, unit: Decimal, reputation: Reputation | None, names: Mappin
         return f"{round(value / unit, 4) + 0:+,.4f}"  # + 0: no minus before a zero
 
     standing = reputation.standing if reputation else None
-    name = _name(line.name, names) + (f" = {_name(line.copy_of, names)}" if line.copy_of else "")
+    name = miner_name(line.name, names) + (f" = {miner_name(line.copy_of, names)}" if line.copy_of else "")
     return (
         str(line.rank or ""),
         name,
@@ -95,12 +95,8 @@ def _row(line: Line, unit: Decimal, reputation: Reputation | None, names: Mappin
     )
 
 
-def _name(hotkey: str, names: Mapping[str, str]) -> str:
-    known = names.get(hotkey)
-    return (
-        f"{known} {hotkey[:4]}..{hotkey[-4:]}"
-        if known
-        else f"{hotkey[:6]}..{hotkey[-6:]}"
-        if len(hotkey) == 48
-        else hotkey
-    )
+def miner_name(hotkey: str, names: Mapping[str, str]) -> str:
+    """A hotkey short enough for a table, with its name if it has one here."""
+    if known := names.get(hotkey):
+        return f"{known} {hotkey[:4]}..{hotkey[-4:]}"
+    return f"{hotkey[:6]}..{hotkey[-6:]}" if len(hotkey) == 48 else hotkey

@@ -55,9 +55,7 @@ def check_python(version: tuple = sys.version_info[:3]) -> Iterator[Finding]:
     if FIRST_PYTHON <= version[:2] <= LAST_PYTHON:
         yield Finding(OK, text)
     else:
-        yield Finding(
-            FAIL, f"{text}, 3.11 to 3.13 is needed", "make a venv with one of them: python3.12 -m venv .venv"
-        )
+        yield Finding(FAIL, f"{text}, 3.11 to 3.13 is needed", "make a venv with one of them: python3.12 -m venv .venv")
 
 
 def check_packages(requirements: Path) -> Iterator[Finding]:
@@ -273,12 +271,13 @@ def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
         from store import EVENTS_SCHEMA, JOBS_SCHEMA
 
         versions = len(JOBS_SCHEMA), len(EVENTS_SCHEMA), len(MIGRATIONS)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # TypeError: of a Python too old for its dataclasses
         yield Finding(WARN, f"the databases' versions are not compared: {error}", "mend the lines above first")
         versions = None, None, None
-    files = jobs, jobs.with_name(f"{jobs.stem}.events.sqlite3"), folder / "chain.sqlite3"
-    for what, path, newest in zip(("jobs database", "events database", "chain ledger"), files, versions):
-        yield from check_database(what, path, newest)
+    events = jobs.with_name(f"{jobs.stem}.events.sqlite3")
+    yield from check_database("jobs database", jobs, versions[0])
+    yield from check_database("events database", events, versions[1])
+    yield from check_database("chain ledger", folder / "chain.sqlite3", versions[2])
 
 
 def report(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -164,8 +165,10 @@ async def mine(options: argparse.Namespace) -> None:
             f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
         )
     hotkey, coldkey = (local_keypair(f"{options.name}-{kind}") for kind in ("hotkey", "coldkey"))
-    callers: dict[str, tuple[bool, int]] = {}
-    read_at = 0.0
+
+    async def read_callers() -> tuple[dict[str, tuple[bool, int]], float]:
+        neurons = (await chain.metagraph()).neurons
+        return {neuron.hotkey: (neuron.permit, neuron.stake_rao) for neuron in neurons}, time.monotonic()
 
     async def rebalance(caller: str, body: bytes) -> bytes:
         query = decode(RebalanceQuery, body, MAX_QUERY_BYTES)
@@ -185,6 +188,7 @@ async def mine(options: argparse.Namespace) -> None:
 
     async with AsyncExitStack() as stack:
         chain = await stack.enter_async_context(LocalChain.open(ledger, hotkey.ss58_address, coldkey.ss58_address))
+        callers, read_at = await read_callers()  # before anybody can ask
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         app = build_app(keypair=hotkey, gate=gate, routes={"/rebalance": rebalance}, limits=LOCAL_LIMITS)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
@@ -198,23 +202,21 @@ async def mine(options: argparse.Namespace) -> None:
         )
         print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
         if options.exit_with_parent:
-            stack.callback(asyncio.create_task(_parent_gone(asyncio.current_task())).cancel)
+            stack.callback(asyncio.create_task(_stop_with_parent()).cancel)
         while True:
+            await asyncio.sleep(CALLERS_SECONDS)
             try:
-                neurons = (await chain.metagraph()).neurons
-                callers = {neuron.hotkey: (neuron.permit, neuron.stake_rao) for neuron in neurons}
-                read_at = time.monotonic()
+                callers, read_at = await read_callers()
             except ChainError as error:
                 log.warning("cannot read who may call (%s); trying again in %d s", error, CALLERS_SECONDS)
-            await asyncio.sleep(CALLERS_SECONDS)
 
 
-async def _parent_gone(miner: asyncio.Task) -> None:
+async def _stop_with_parent() -> None:
     """Stop when the process that started this one is gone: its end of our standard input closes."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     await reader.read()
-    miner.cancel()
+    signal.raise_signal(signal.SIGTERM)
 
 
 def build_parser() -> argparse.ArgumentParser:

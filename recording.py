@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import copy
 import hashlib
-import io
 import json
 import lzma
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -375,13 +374,13 @@ _FINAL_KEYS = {
 }
 
 
-def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
+def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Recording:
     """Parse a recording's two files (format: the README beside the recordings).
 
     Args:
         name: for messages.
         description: `NAME.json`.
-        table: `NAME.events.csv`, decompressed.
+        table: the lines of `NAME.events.csv`, decompressed; read one by one, a whole day of them is large.
 
     Raises:
         RecordingError: names the field or line that is wrong.
@@ -400,8 +399,13 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
             (symbol, int(decimals.rstrip(")")))
             for symbol, decimals in (meta[t].split(" (") for t in ("token0", "token1"))
         ]
-        lines = io.TextIOWrapper(io.BytesIO(table), "ascii")  # line by line: a whole day as strings is large
-        events = tuple(_parse_event(name, n, line) for n, line in enumerate(lines, 1) if n > 1)
+        hasher, share, found = hashlib.sha256(description), {}, []
+        for number, line in enumerate(table, 1):
+            hasher.update(line)
+            text = line.decode("ascii")
+            if number > 1:
+                found.append(_parse_event(name, number, text, share))
+        events = tuple(found)
         for number, (one, two) in enumerate(pairwise(events), 3):
             if (one.block, one.log_index) >= (two.block, two.log_index):
                 raise RecordingError(
@@ -423,7 +427,7 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
             final={
                 ours: meta["final"][theirs] for theirs, ours in _FINAL_KEYS.items() if theirs in meta.get("final", {})
             },
-            digest=hashlib.sha256(description + table).hexdigest(),
+            digest=hasher.hexdigest(),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecordingError(
@@ -431,15 +435,17 @@ def parse_recording(name: str, description: bytes, table: bytes) -> Recording:
         ) from error
 
 
-def _parse_event(name: str, number: int, line: str) -> Event:
+def _parse_event(name: str, number: int, line: str, share: dict[int, int]) -> Event:
+    """One line; equal liquidities, ticks and times become one object in `share`, for there are few among many lines."""
     try:
         block, log_index, time, kind, first, *rest = line.split(",")
         if kind not in ("swap", "mint", "burn") or (kind == "swap" and first not in ("in", "out", "limit", "?", "")):
             raise ValueError(f"{kind} {first!r} is of no known kind or call")
-        args = (sys.intern(first), *map(int, rest))
+        args = (sys.intern(first), *map(int, rest[:-2]), *(share.setdefault(int(v), int(v)) for v in rest[-2:]))
         if len(args) != 6:
             raise ValueError(f"{len(args)} values after the kind, 6 expected")
-        return Event(int(block), int(log_index), int(time), sys.intern(kind), args)
+        time = share.setdefault(int(time), int(time))
+        return Event(int(block), int(log_index), time, sys.intern(kind), args)
     except ValueError as error:
         raise RecordingError(
             f"recording {name} line {number}: {error}; fix the line or fetch the file again"
@@ -457,8 +463,8 @@ def read_recording(path: str | Path) -> Recording:
         stem = stem.with_suffix("") if stem.suffix == suffix else stem
     description, packed, plain = (Path(f"{stem}{end}") for end in (".json", ".events.csv.xz", ".events.csv"))
     try:
-        table = lzma.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes()
-        return parse_recording(stem.name, description.read_bytes(), table)
+        with lzma.open(packed) if packed.exists() else open(plain, "rb") as table:
+            return parse_recording(stem.name, description.read_bytes(), table)
     except FileNotFoundError as error:
         raise RecordingError(
             f"recording {path}: {error.filename} does not exist; name a recording without its endings"

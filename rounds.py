@@ -380,9 +380,10 @@ def best_fixed_range(
 class _FeeCeiling:
     """The most that a range can have earned, from sums over legs that are made once for all ranges.
 
-    Of a leg that touches the range the book gets at most `fee * L / (L_leg + d)`, with d what L exceeds the vault by. With
-    x = 1 / L_leg that is `fee * L * x / (1 + d * x)`, which is concave in x. So all legs together give at most what legs
-    of their mean x would (Jensen): `L * G * F / (F + d * G)`, F being the sum of fees and G the sum of fee / L_leg.
+    Of a leg that touches the range the book gets at most `fee * L / (L_leg + d)`, with d what L exceeds the vault by.
+    With x = 1 / L_leg that is `fee * L * x / (1 + d * x)`, which is concave in x. So all legs together give at most
+    what legs of their mean x would (Jensen): `L * G * F / (F + d * G)`, F being the sum of fees and G the sum of fee
+    / L_leg.
     """
 
     def __init__(self, tape: Tape, prices: list[int], last: int):
@@ -412,9 +413,10 @@ class _FeeCeiling:
 
 
 def _pol_bound(gain: int, losable: list[int], final: tuple[int, int]) -> int:
-    """No PoL score can be above this; both in 2**-192 token1 base units; `losable` are the initial amounts, or 0 for dust.
+    """No PoL score can be above this; both in 2**-192 token1 base units.
 
-    With x = 10 * the larger loss, rounded down, `e**x >= 1 + x + x**2/2 + x**3/6`; the penalty is at most its inverse.
+    `losable` are the initial amounts, 0 instead of dust. With x = 10 * the larger loss, rounded down,
+    `e**x >= 1 + x + x**2/2 + x**3/6`; the penalty is at most its inverse.
     """
     unit = 10**9
     x = max(0, *(10 * unit * (have - left) // have for have, left in zip(losable, final, strict=True) if have), 0)

@@ -28,7 +28,7 @@ import aiohttp
 
 import doctor
 import scoring
-from board import leaderboard
+from board import leaderboard, miner_name
 from books import Book, Tape
 from chain import Chain, ChainError, Next
 from evidence import EvidenceError, audit, judge, seal
@@ -693,7 +693,7 @@ def build_parser() -> argparse.ArgumentParser:
     audits.add_argument(
         "--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds"
     )
-    doctor.add_options(commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 if it fails"))
+    doctor.add_options(commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 on a FAIL"))
     return parser
 
 
@@ -757,7 +757,7 @@ async def validate(options: argparse.Namespace) -> None:
         validator = Validator(store, chain, market, session, hotkey, options, names)
         await validator.work()
         validator.print_latest()
-        await _farewell(store, chain, path, folder)
+        await _farewell(store, chain, path, folder, names)
 
 
 async def run_audit(options: argparse.Namespace) -> int:
@@ -820,16 +820,18 @@ def _local_jobs(market: Market, recorded_vault: str | None, round_seconds: int) 
     ]
 
 
-async def _farewell(store: Store, chain: Chain, path: Path, folder: Path) -> None:
+async def _farewell(store: Store, chain: Chain, path: Path, folder: Path, names: dict[str, str]) -> None:
     counts = await store.counts()
     print("ROUNDS: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     metagraph = await chain.metagraph()
     me = metagraph.by_hotkey(chain.hotkey)
-    weights = await chain.weights_of(me.uid)
-    print(
-        "WEIGHTS on the embedded chain: "
-        + (", ".join(f"uid {u} {w / sum(weights.values()):.3f}" for u, w in weights.items()) or "none yet")
-    )
+    weights, burn_uid = await chain.weights_of(me.uid), metagraph.burn_uid()
+    hotkeys = {neuron.uid: neuron.hotkey for neuron in metagraph.neurons}
+    shares = [
+        f"{'burn' if uid == burn_uid else miner_name(hotkeys[uid], names)} {weight / sum(weights.values()):.3f}"
+        for uid, weight in weights.items()
+    ]
+    print("WEIGHTS on the embedded chain: " + (", ".join(shares) or "none yet"))
     print(f"NEXT: every ask, answer and score is in {path}; the miners' logs are in {folder}.")
     print("      Copy miner.py, change propose(), run it beside `python validator.py`, and find yourself on the board.")
 

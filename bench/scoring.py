@@ -2,11 +2,11 @@
 
     python bench/scoring.py              about 20 seconds; `--passes 1` for a quick look
 
-One pass is the whole of `rounds.play`: the market's events replayed and held against the recorded digits, a book for every
-miner, its decision at the opening, fees leg by leg, *keep*, *hold* and the best fixed range in hindsight, scores and
-ranks. Positions are random around the price, from a seed. Times are CPU time of this one process, median over passes;
-every pass must give the same result. The last column says how a cost grew beside a linear one: 1.00 is linear, less is
-better.
+One pass is the whole of `rounds.play`: the market's events replayed and held against the recorded digits, a book for
+every miner, its decision at the opening, fees leg by leg, *keep*, *hold* and the best fixed range in hindsight,
+scores and ranks. Positions are random around the price, from a seed. Times are CPU time of this one process, median
+over passes; every pass must give the same result. The last column says how a cost grew beside a linear one: 1.00 is
+linear, less is better.
 
 Recording: `ALM_RECORDINGS`, default `../shared/data`. Read next: `books.py`, `Tape.growth`.
 """
@@ -23,7 +23,9 @@ from random import Random
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this folder, where `scoring` would be this file
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # before this folder, where `scoring` would be this file
 
 from bench.sim import ARBITRUM, RECORDINGS, machine
 from books import Book, Tape
@@ -62,9 +64,7 @@ def round_of(recording, snapshot: Snapshot, swaps: int = SWAPS, miners: int = MI
             desired.append(Position(centre - width, centre + width, *amounts))
         entrants.append(Entrant(f"miner{n:03}", n, Decimal(0)))
         decisions.append(Decision(f"miner{n:03}", snapshot.block, shown, tuple(desired)))
-    return RoundInputs(
-        JobSettings(), snapshot, events[-1].block + 1, tuple(events), tuple(entrants), tuple(decisions)
-    )
+    return RoundInputs(JobSettings(), snapshot, events[-1].block + 1, tuple(events), tuple(entrants), tuple(decisions))
 
 
 def seconds_of(work: Callable[[], Any], passes: int) -> float:
@@ -109,7 +109,9 @@ def main() -> None:
     search = seconds_of(lambda: best_fixed_range(tape, inputs.settings, tokens, inputs.close_block, price), passes)
     print(f"full scoring of {MINERS} miners x {SWAPS:,} real swaps x {POSITIONS} positions: {whole:.3f} s", end="; ")
     print(f"target {TARGET_SECONDS} s, stretch {STRETCH_SECONDS} s")
-    print(f"of that: market {market:.3f} s, best range in hindsight {search:.3f} s, books {whole - market - search:.3f} s")
+    print(
+        f"of that: market {market:.3f} s, best range in hindsight {search:.3f} s, books {whole - market - search:.3f} s"
+    )
     for name, values in GRID.items():
         rounds = [round_of(recording, snapshot, **{name: value}) for value in values]
         print_growth(name, values, [seconds_of(lambda inputs=inputs: play(inputs), passes) for inputs in rounds])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import lzma
 import socket
 import sqlite3
 import subprocess
@@ -106,6 +107,24 @@ def listening(addresses: Sequence[str]) -> list[str]:
 def endpoints(folder: Path) -> list[str]:
     """The miners' addresses, as the ledger has them."""
     return [address for (address,) in rows(folder / "chain.sqlite3", "SELECT address FROM neurons WHERE address != ''")]
+
+
+def cut_recording(source: Path, target: Path, seconds: int, change: Callable = list) -> Path:
+    """The first `seconds` of a recording, without the final state; `change` gets its lines as lists of fields."""
+    meta = json.loads(Path(f"{source}.json").read_text())
+    del meta["final"]
+    until = meta["start"]["time"] + seconds
+    header, *lines = lzma.decompress(Path(f"{source}.events.csv.xz").read_bytes()).decode().splitlines()
+    cut = change([fields for line in lines if int((fields := line.split(","))[2]) < until])
+    Path(f"{target}.json").write_text(json.dumps(meta))
+    Path(f"{target}.events.csv").write_text("\n".join([header, *map(",".join, cut), ""]))
+    return target
+
+
+def swaps_between(lines: list[list[str]], first: int, last: int) -> list[list[str]]:
+    """Swaps of a part of the recording, in seconds from its first line."""
+    begin = int(lines[0][2])
+    return [fields for fields in lines if fields[3] == "swap" and first < int(fields[2]) - begin < last]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""The tape and the books on it: DESIGN's four properties, the chain itself, and a slow book that shares no code with `books.py`.
+"""The tape and the books on it: DESIGN's four properties, the chain itself, and a slow book written a second time.
 
-Run: `python -m pytest tests/test_books.py`. The slow book goes leg by leg and block by block, in the words of DESIGN section 3;
-the properties hold in a thousand random worlds (`worlds.py`), and on real positions of real recordings to the wei.
-Read next: `books.py`.
+Run: `python -m pytest tests/test_books.py`. The slow book goes leg by leg and block by block, in the words of DESIGN
+section 3; the properties hold in a thousand random worlds (`worlds.py`), and on real positions of real recordings to
+the wei. Read next: `books.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+from worlds import VAULT, World, random_desired, random_event, random_range, random_world
 
 import books
-from books import CHUNK, SHARE_QUANTUM, Book, Holding, Tape, fork_replay, split_fee, worth
+from books import CHUNK, SHARE_QUANTUM, Book, Tape, fork_replay, split_fee, worth
 from protocol import Position
-from recording import Event, Recording, ReplayError, Snapshot, apply_event, read_recording, replay
+from recording import Event, Recording, ReplayError, Snapshot, apply_event, read_recording
 from sim import (
-    MAX_SQRT_RATIO,
     MIN_SQRT_RATIO,
     PIPS,
     Q96,
@@ -36,7 +36,6 @@ from sim import (
     liquidity_for,
     sqrt_ratio_at_tick,
 )
-from worlds import VAULT, World, random_desired, random_event, random_range, random_world
 
 WORLDS = 1000
 ARBITRUM = "arbitrum_weth_usdt_500_2025-06-27_07-01"
@@ -67,7 +66,7 @@ class Leg(NamedTuple):
 
 
 class History(NamedTuple):
-    """What a stretch of market did: legs, touches of the vault as (leg index, key), (block, price, tick) after each swap."""
+    """A stretch of market: its legs, touches of the vault as (leg, key), and (block, price, tick) after each swap."""
 
     legs: list[Leg]
     touches: list[tuple]
@@ -75,7 +74,7 @@ class History(NamedTuple):
 
 
 def history_of(snapshot, events: Iterable[Event]) -> History:
-    """Replay, and see in which positions of the vault each leg lies: by tick where the price stands, by prices where it moves."""
+    """Replay, and see in which positions of the vault each leg lies: a leg without movement by its tick."""
     pool, keys, found = snapshot.open(), {position.key for position in snapshot.vault}, History([], [], [])
     raw = pool.record()
     for event in events:
@@ -110,7 +109,7 @@ def net_input(leg: Leg, lo: int, hi: int, liquidity: int) -> Fraction:
 
 
 def parts_of(leg: Leg, ticks: Sequence[int]) -> list[tuple]:
-    """A leg cut at a book's ticks: (fee, lower tick or None, upper tick or None, lo, hi, others) in the direction of travel.
+    """A leg cut at a book's ticks, in the direction of travel: (fee, lower and upper tick or None, lo, hi, others).
 
     `others` is 0, or for the last part, which gets what the floors of the others left over, how many others there are.
     """
@@ -127,7 +126,10 @@ def parts_of(leg: Leg, ticks: Sequence[int]) -> list[tuple]:
     whole = -(-net_input(leg, leg.lo, leg.hi, leg.liquidity) // 1)
     paid = [leg.fee * int(net_input(leg, lo, hi, leg.liquidity)) // whole for _, _, lo, hi in pieces[:-1]]
     paid.append(leg.fee - sum(paid))
-    return [(fee, *piece, len(cuts) if n == len(cuts) else 0) for n, (fee, piece) in enumerate(zip(paid, pieces, strict=True))]
+    return [
+        (fee, *piece, len(cuts) if n == len(cuts) else 0)
+        for n, (fee, piece) in enumerate(zip(paid, pieces, strict=True))
+    ]
 
 
 def slow_growth(legs: Sequence[Leg], ticks: Sequence[int], lower: int, upper: int, liquidity: int) -> tuple[int, int]:
@@ -136,7 +138,12 @@ def slow_growth(legs: Sequence[Leg], ticks: Sequence[int], lower: int, upper: in
     for (pool_liquidity, vault, cut, exact), group in groupby(
         legs, lambda leg: (leg.liquidity, leg.vault, leg.unstaked_fee, leg.exact)
     ):
-        denominator, fees, owns, counts = max(pool_liquidity, pool_liquidity - vault + liquidity), [0, 0], [0, 0], [0, 0]
+        denominator, fees, owns, counts = (
+            max(pool_liquidity, pool_liquidity - vault + liquidity),
+            [0, 0],
+            [0, 0],
+            [0, 0],
+        )
         for leg in group:
             token = 0 if leg.zero_for_one else 1
             for fee, below, above, *_ in parts_of(leg, ticks):
@@ -187,7 +194,9 @@ class SlowBook:
             holding.owed = [p.tokens_owed0, p.tokens_owed1]
         self.before = self.fees()
         # the fraction of a unit that the vault had earned when the round began: the book may complete it
-        self.carried = [sum(Fraction(h.growth[n] * h.liquidity % 2**128, 2**128) for h in self.holdings) for n in (0, 1)]
+        self.carried = [
+            sum(Fraction(h.growth[n] * h.liquidity % 2**128, 2**128) for h in self.holdings) for n in (0, 1)
+        ]
         self.initial = self.tokens(snapshot.sqrt_price_x96)
 
     def fees(self) -> list[int]:
@@ -198,9 +207,7 @@ class SlowBook:
 
     def tokens(self, price: int) -> tuple[int, ...]:
         """Everything at a price, uncollected fees included."""
-        return tuple(
-            self.idle[n] + self.fees()[n] + sum(h.amounts(price)[n] for h in self.holdings) for n in (0, 1)
-        )
+        return tuple(self.idle[n] + self.fees()[n] + sum(h.amounts(price)[n] for h in self.holdings) for n in (0, 1))
 
     def bounds(self) -> list[int]:
         return sorted({tick for holding in self.holdings for tick in (holding.lower, holding.upper)})
@@ -439,12 +446,13 @@ def test_own_volume_on_moving_legs_no_book_earns_more_than_the_fee_rate_on_what_
     """The unit of rounding, derived. A leg takes N in for its move, n before rounding up, and its fee F is
 
     - at a target, F = ceil(N * r) with r = f / (1 - f): so F < n * r + (1 + r);
-    - where the input R ran out: B = floor(R * (1 - f)) buys the move, F = R - N. R < (B + 1) / (1 - f) and B - N < u, what one
-      unit of price costs in tokens (the price is rounded towards the start; one more where the product overflows). So
-      F < n * r + (1 + f + u) / (1 - f).
+    - where the input R ran out: B = floor(R * (1 - f)) buys the move, F = R - N. R < (B + 1) / (1 - f) and B - N < u,
+      what one unit of price costs in tokens (the price is rounded towards the start; one more where the product
+      overflows). So F < n * r + (1 + f + u) / (1 - f).
 
-    A book's share of a whole leg is at most `held / liquidity` and at most 1. Cut parts are `floor(F * part / N)`; the last one
-    gets what the k floors before it left: at most k units and, their inputs being floored too, (k + 1) times F / n.
+    A book's share of a whole leg is at most `held / liquidity` and at most 1. Cut parts are `floor(F * part / N)`;
+    the last one gets what the k floors before it left: at most k units and, their inputs being floored too, (k + 1)
+    times F / n.
     """
     for seed, (_, _, book, slow, stretches, _) in enumerate(played):
         most = [slow.carried[0], slow.carried[1]]
@@ -453,9 +461,16 @@ def test_own_volume_on_moving_legs_no_book_earns_more_than_the_fee_rate_on_what_
                 if leg.lo == leg.hi:  # a tip, or a swap too small to move the price: nobody swapped through a position
                     most[token] += Fraction(fee * held, max(leg.liquidity, leg.liquidity - leg.vault + held))
                     continue
-                net, share = net_input(leg, leg.lo, leg.hi, leg.liquidity), min(Fraction(held, leg.liquidity), Fraction(1))
+                net, share = (
+                    net_input(leg, leg.lo, leg.hi, leg.liquidity),
+                    min(Fraction(held, leg.liquidity), Fraction(1)),
+                )
                 rate, rest = Fraction(leg.rate, PIPS - leg.rate), Fraction(PIPS, PIPS - leg.rate)
-                step = net_input(leg, leg.lo - 1, leg.lo, leg.liquidity) if leg.zero_for_one else Fraction(leg.liquidity, Q96)
+                step = (
+                    net_input(leg, leg.lo - 1, leg.lo, leg.liquidity)
+                    if leg.zero_for_one
+                    else Fraction(leg.liquidity, Q96)
+                )
                 overflow = leg.zero_for_one and (leg.liquidity * Q96 + net * leg.hi) * 2 > 2**256
                 unit = rest * (1 + Fraction(leg.rate, PIPS) + step + overflow)
                 part = net_input(leg, lo, hi, leg.liquidity) / net
@@ -487,7 +502,7 @@ def test_no_free_lunch_without_fees_a_book_is_never_worth_more_than_holding_what
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, CHUNK])
 def test_growth_is_the_slow_sum_for_any_bounds_and_stretch(chunk, monkeypatch):
-    """Over whole tapes and parts of them, chunks and parts of them, with bounds on ticks, beside them and inside legs."""
+    """Over whole tapes and parts of them, chunks and parts of them, with bounds beside legs, at their ends, inside."""
     monkeypatch.setattr(books, "CHUNK", chunk)
     seen = Counter()
     for seed in range(60):
@@ -520,8 +535,8 @@ def test_blocks_inside_counts_every_block_once_by_the_tick_at_its_end(chunk, mon
         tape.feed(world.events)
         for _ in range(4):
             ticks = sorted({t for _ in range(rng.randint(1, 3)) for t in random_range(rng, world.pool, wide=True)})
-            if rng.random() < 0.3:
-                ticks = sorted({*ticks, *(tick + rng.choice([0, 1]) for _, _, tick in rng.sample(past.stops, 1))}) if past.stops else ticks
+            if past.stops and rng.random() < 0.3:  # a bound where the price stood, or one above
+                ticks = sorted({*ticks, rng.choice(past.stops)[2] + rng.choice([0, 1])})
             first, last = sorted(rng.randint(world.snapshot.block, world.close_block + 2) for _ in range(2))
             expected = [0] * (len(ticks) + 1)
             for block in range(first, last):
@@ -550,7 +565,18 @@ def test_a_tape_fed_in_pieces_is_the_tape_fed_at_once():
             step = world.rng.randint(1, 5)
             pieces.feed(world.events[at : at + step])
             at += step
-        for name in ("blocks", "lo", "hi", "fee", "own", "stop_blocks", "stop_prices", "stop_spots", "touches", "swaps"):
+        for name in (
+            "blocks",
+            "lo",
+            "hi",
+            "fee",
+            "own",
+            "stop_blocks",
+            "stop_prices",
+            "stop_spots",
+            "touches",
+            "swaps",
+        ):
             assert getattr(whole, name) == getattr(pieces, name), name
         assert [[getattr(run, n) for n in run.__slots__] for run in whole.runs] == [
             [getattr(run, n) for n in run.__slots__] for run in pieces.runs
@@ -558,7 +584,7 @@ def test_a_tape_fed_in_pieces_is_the_tape_fed_at_once():
 
 
 def test_a_stream_that_lacks_repeats_or_changes_a_swap_is_refused():
-    """What moved something, that is: a few wei, or the price where there is no liquidity, may go without a trace and a loss."""
+    """One that moved something: a few wei, or the price where there is no liquidity, may be lost without a trace."""
     tried = refused = 0
     for seed in range(100):
         world = random_world(40_000 + seed, plain=True)
@@ -566,7 +592,10 @@ def test_a_stream_that_lacks_repeats_or_changes_a_swap_is_refused():
         swaps = [n for n, event in enumerate(events) if event.kind == "swap" and event.args[4]]
         for at in [n for n in swaps if min(map(abs, events[n].args[1:3])) > 10**9][:1]:
             how, amount0, amount1, price, *state = events[at].args
-            changes = [(how, amount0 * 101 // 100, amount1, price, *state), (how, amount0, amount1, price + 10**6, *state)]
+            changes = [
+                (how, amount0 * 101 // 100, amount1, price, *state),
+                (how, amount0, amount1, price + 10**6, *state),
+            ]
             for wrong in ([], [events[at]] * 2, *([events[at]._replace(args=args)] for args in changes)):
                 tried += 1
                 try:
@@ -613,7 +642,9 @@ def earned_on_chain(pool: Pool, key: tuple) -> tuple[int, int]:
     state, inside = pool.positions[key], pool.fee_growth_inside(*key[1:])
     last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
     owed = state.tokens_owed0, state.tokens_owed1
-    return tuple(o + ((i - before) % 2**256 * state.liquidity >> 128) for o, i, before in zip(owed, inside, last, strict=True))
+    return tuple(
+        o + ((i - before) % 2**256 * state.liquidity >> 128) for o, i, before in zip(owed, inside, last, strict=True)
+    )
 
 
 def keep_against_chain(recording: Recording, windows: list[Window]) -> list[tuple]:
@@ -690,7 +721,9 @@ def test_keep_equals_the_fork_in_which_the_vault_is_replicated_to_the_wei():
     assert compared > 60
 
 
-def thin_book(snapshot: Snapshot, tape: Tape, ranges: Sequence[tuple[int, int]], liquidity: int, close_block: int) -> Book:
+def thin_book(
+    snapshot: Snapshot, tape: Tape, ranges: Sequence[tuple[int, int]], liquidity: int, close_block: int
+) -> Book:
     """A book with the same liquidity in each range from the opening on, and nothing else."""
     book = Book(tape)
     price, positions = snapshot.sqrt_price_x96, []
@@ -704,7 +737,9 @@ def thin_book(snapshot: Snapshot, tape: Tape, ranges: Sequence[tuple[int, int]],
     return book
 
 
-def fork_against(snapshot: Snapshot, pool: Pool, events: Sequence[Event], ranges: Sequence, part: int, close: int) -> tuple:
+def fork_against(
+    snapshot: Snapshot, pool: Pool, events: Sequence[Event], ranges: Sequence, part: int, close: int
+) -> tuple:
     """Fees of (book, fork) for the same liquidity, 1/`part` of the thinnest leg's, in all ranges together."""
     tape = Tape(snapshot)
     tape.feed(events)
@@ -717,9 +752,9 @@ def fork_against(snapshot: Snapshot, pool: Pool, events: Sequence[Event], ranges
 def test_a_thin_book_equals_the_fork_within_a_millionth_in_random_worlds():
     """With a ten-millionth of the liquidity, in value: the deviation is of the order of the book's share of the pool.
 
-    In these few, coarse swaps a bound that the price only just reaches magnifies it, up to thirty times in one of a thousand
-    worlds. Tips are left out: they fall on one side of a bound or the other. So are worlds in which the price went where
-    nobody had liquidity: there the fork's book is the pool.
+    In these few, coarse swaps a bound that the price only just reaches magnifies it, up to thirty times in one of a
+    thousand worlds. Tips are left out: they fall on one side of a bound or the other. So are worlds in which the
+    price went where nobody had liquidity: there the fork's book is the pool.
     """
     compared = 0
     for seed in range(400):
@@ -740,7 +775,7 @@ def test_a_thin_book_equals_the_fork_within_a_millionth_in_random_worlds():
 
 
 def test_a_thin_book_equals_the_fork_within_a_millionth_on_real_swaps(recording_path):
-    """A millionth of the liquidity over 8,000 real events: both tokens within 1e-6, and the two units that floors may cost."""
+    """A millionth of the liquidity over 8,000 real events: both tokens within 1e-6 and what two floors may cost."""
     recording = read_recording(recording_path(ARBITRUM))
     pool, events = recording.open_pool(), recording.events
     for event in events[:20_000]:
@@ -748,7 +783,11 @@ def test_a_thin_book_equals_the_fork_within_a_millionth_on_real_swaps(recording_
     vault = [("0", -199760, -196890)]
     snapshot = Snapshot.of(pool, vault, (0, 0), events[20_000].block, 0, "")
     tick = snapshot.tick // 10 * 10
-    for ranges in ([(tick - 1000, tick + 1000)], [(tick - 20, tick + 30)], [(tick - 300, tick - 50), (tick - 100, tick + 20)]):
+    for ranges in (
+        [(tick - 1000, tick + 1000)],
+        [(tick - 20, tick + 30)],
+        [(tick - 300, tick - 50), (tick - 100, tick + 20)],
+    ):
         book, fork = fork_against(snapshot, pool, events[20_000:28_000], ranges, 10**6, events[28_000].block)
         for ours, theirs in zip(book, fork, strict=True):
             assert abs(ours - theirs) * 10**6 <= theirs + 2 * 10**6 * len(ranges)
@@ -777,10 +816,18 @@ class SlipstreamWorld(NamedTuple):
 def slipstream_world(seed: int, staked_vault: bool) -> SlipstreamWorld:
     """Staking moves no price and no liquidity, so that the same events are right for both pools."""
     rng = Random(seed)
-    fee, spacing, unstaked_fee = rng.choice([100, 500, 3000]), rng.choice([1, 50, 200]), rng.choice([0, 100_000, 500_000])
+    fee, spacing, unstaked_fee = (
+        rng.choice([100, 500, 3000]),
+        rng.choice([1, 50, 200]),
+        rng.choice([0, 100_000, 500_000]),
+    )
     pool = SlipstreamPool(fee, spacing, unstaked_fee, nft="nft", gauge="gauge")
     pool.initialize(ratio(rng.randint(-10_000, 10_000)) + rng.randint(0, 1000))
-    twin, key, late = pool.copy(), ("gauge" if staked_vault else VAULT, *random_range(rng, pool)), random_range(rng, pool)
+    twin, key, late = (
+        pool.copy(),
+        ("gauge" if staked_vault else VAULT, *random_range(rng, pool)),
+        random_range(rng, pool),
+    )
     mints = [("lp0", *random_range(rng, pool, wide=True)), ("nft", *random_range(rng, pool)), ("nft", *late)]
     mints.append(("nft" if staked_vault else VAULT, *key[1:]))
     sizes = [1 << rng.randint(60, 80) for _ in mints]
@@ -857,7 +904,7 @@ def test_a_staked_vault_is_scored_as_if_unstaked():
 
 
 def test_the_cut_of_unstaked_fees_is_taken_from_a_books_growth():
-    """f = floor(fee * share), the book gets f - ceil(f * u / 1e6); 10 % of 1,000 leave 900, of 1,001 leave 900 as well."""
+    """f = floor(fee * share), the book gets f - ceil(f * u / 1e6): of 1,000 at 10 % 900, of 1,001 as well."""
     for per_unit, kept in ((1000, 900), (1001, 900), (1, 0), (0, 0)):
         run = books.Run(0, 10, 0, 100_000, True)
         run.fee0_x128, run.legs0 = per_unit * 20, 0
@@ -914,19 +961,16 @@ def test_a_position_with_one_amount_changed_is_closed_and_minted_anew():
 
 
 def test_equal_positions_are_matched_one_for_one():
-    """Two equal holdings, one of them asked for: one is kept, one closed. Asked for three times: a third is minted."""
-    tape = market(((-100, 100, 10**18),), idle=(10**16, 10**16))
-    book = Book(tape)
-    (one,) = book.shown(Q96)
-    book.rebalance(100, [one, one], [one])  # the second is minted from idle
-    twins = book.holdings
-    assert ranges_of(book) == [(-100, 100)] * 2 and twins[0].key and not twins[1].key
-    shown = book.shown(Q96)
-    twins[1].liquidity = twins[0].liquidity
-    shown = book.shown(Q96)
-    assert shown[0] == shown[1]
-    book.rebalance(101, shown[:1], shown)
-    assert len(book.holdings) == 1 and book.holdings[0] in twins
+    """Asked for once, one of two equal holdings is closed; asked for three times, the other is joined by two new ones."""
+    book = Book(market((), idle=(10**18, 10**18)))
+    book.rebalance(100, [Position(-100, 100, 10**17, 10**17)] * 2, ())
+    first, _ = book.holdings
+    one, other = book.shown(Q96)
+    assert one == other and book.rebalance(101, [other, one], [one, other]) is False
+    assert book.rebalance(101, [one], [one, other]) is True
+    assert book.holdings == [first]
+    assert book.rebalance(102, [one] * 3, [one]) is True
+    assert len(book.holdings) == 3 and book.holdings[0] is first
 
 
 def test_allocations_are_capped_in_list_order_at_what_is_there():

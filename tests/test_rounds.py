@@ -1,8 +1,8 @@
-"""A round as a pure function: order, pieces and time of arrival do not matter, and every rule of DESIGN section 3 holds.
+"""A round as a pure function: order and pieces do not matter, and every rule of DESIGN section 3 holds.
 
-Run: `python -m pytest tests/test_rounds.py`. Rounds are played in the random worlds of `worlds.py`; what each book must hold
-comes from the slow book of `test_books.py`, the ranking from a plain sort, the best range from trying them all.
-Read next: `rounds.py`.
+Run: `python -m pytest tests/test_rounds.py`. Rounds are played in the random worlds of `worlds.py`; what each book
+must hold comes from the slow book of `test_books.py`, the ranking from a plain sort, the best range from trying them
+all. Read next: `rounds.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations, count
 from math import ceil, floor
+from operator import attrgetter
 from random import Random
 
 import pytest
+from test_books import SlowBook, history_of
+from worlds import VAULT, random_desired, random_world
 
 import protocol
 import rounds
@@ -38,10 +41,9 @@ from rounds import (
 )
 from scoring import CONTEXT, Outcome, score_outcome
 from sim import Q96, Pool, sqrt_ratio_at_tick, tick_at_sqrt_ratio
-from test_books import SlowBook, history_of
-from worlds import VAULT, random_desired, random_world
 
 D = Decimal
+by_block = attrgetter("block")
 TARGETS = ("PoL", "MaxFees", "MinIL", "Balanced")
 CLOSE = 110
 
@@ -138,17 +140,19 @@ def test_the_order_of_decisions_and_entrants_in_the_input_does_not_matter(played
 
 
 def test_play_equals_a_round_driven_in_pieces_by_somebody_who_cannot_see_the_future(played):
-    """Events arrive in pieces; each decision is made as soon as all events before its block are there, or some pieces later.
-    Between the pieces books are looked at, as queries do."""
+    """Events arrive in pieces; each decision is made as soon as all events before its block are there, or some pieces
+    later. Between the pieces books are looked at, as queries do."""
     rng = Random(2)
     for inputs, result in played:
         game, fed = Round(inputs.settings, inputs.snapshot), 0
         for entrant in inputs.entrants:
             game.enter(entrant.hotkey)
-        waiting = sorted(inputs.decisions, key=lambda decision: decision.block)
+        waiting = sorted(inputs.decisions, key=by_block)
         while fed < len(inputs.events) or waiting:
             if waiting and rng.random() < 0.8:
-                ready = next((n for n, e in enumerate(inputs.events) if e.block >= waiting[0].block), len(inputs.events))
+                ready = next(
+                    (n for n, e in enumerate(inputs.events) if e.block >= waiting[0].block), len(inputs.events)
+                )
                 if fed < ready:
                     fed, piece = ready, inputs.events[fed:ready]
                     game.feed(piece)
@@ -186,7 +190,7 @@ def test_every_line_is_what_the_slow_book_and_the_scoring_rules_give(played):
 
         def line_of(decisions, snapshot=snapshot, past=past, settings=settings, close=close, price=price):
             book = SlowBook(snapshot, past)
-            for decision in sorted(decisions, key=lambda d: d.block):
+            for decision in sorted(decisions, key=by_block):
                 book.decide(decision.block, decision.desired, decision.shown)
             book.walk(close)
             final = [t - e for t, e in zip(book.tokens(price), book.earned(), strict=True)]
@@ -223,7 +227,7 @@ def test_of_identical_books_only_the_oldest_registration_keeps_its_score(played)
         tape.feed(inputs.events)
         for entrant in inputs.entrants:
             book = Book(tape)
-            for decision in sorted(inputs.decisions, key=lambda d: d.block):
+            for decision in sorted(inputs.decisions, key=by_block):
                 if decision.hotkey == entrant.hotkey:
                     book.rebalance(decision.block, decision.desired, decision.shown)
             groups.setdefault(tuple(book.history), []).append(entrant)
@@ -310,8 +314,8 @@ def test_a_round_without_any_event_is_scored():
 
 
 def test_a_decision_acts_before_the_first_event_of_its_block():
-    """Closing at block 100, where the first swap is, earns nothing; closing at 101 earns all of that swap; the same amounts
-    of fees as a round that ends there."""
+    """Closing at block 100, where the first swap is, earns nothing; closing at 101 earns all of that swap; the same
+    amounts of fees as a round that ends there."""
     earned = {}
     for block in (100, 101, 102):
         inputs = one_round()
@@ -327,15 +331,15 @@ def test_a_decision_acts_before_the_first_event_of_its_block():
 
 def test_the_start_price_is_the_openings_and_the_end_price_the_last_before_the_close():
     inputs = one_round()
-    for count in range(len(inputs.events) + 1):
-        result = play(replace(inputs, close_block=100 + count, events=inputs.events))
+    for blocks in range(len(inputs.events) + 1):
+        result = play(replace(inputs, close_block=100 + blocks))
         prices = [Q96, *(event.args[3] for event in inputs.events)]
         assert result.keep.outcome.sqrt_price_start_x96 == Q96
-        assert result.keep.outcome.sqrt_price_end_x96 == prices[count]
+        assert result.keep.outcome.sqrt_price_end_x96 == prices[blocks]
 
 
 def test_who_was_in_range_too_little_counts_as_keep_at_best_and_keep_is_exempt():
-    """Everything idle is never in range. On falling prices holding beats keeping under Balanced, but not in this ranking."""
+    """Everything idle is never in range; where holding beats keeping, it does so in the score, not in the ranking."""
     for minimum in ("0", "0.5", "1"):
         settings = JobSettings(target="Balanced", min_in_range=D(minimum))
         result = play(one_round([], settings=settings, market=market(swaps=1)))
@@ -362,8 +366,7 @@ def test_the_share_in_range_is_weighted_by_blocks_and_value():
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_rebalance_cost_is_taken_for_each_answer_that_changed_something_in_every_target(target):
     """An answer that changes nothing is free: keeping, or asking for positions that get no liquidity."""
-    snapshot, events = market()
-    shown = tuple(Book(Tape(snapshot)).shown(Q96))
+    shown = tuple(Book(Tape(market()[0])).shown(Q96))
     nothing = Decision("a", 100, shown, (*shown, Position(-20, -10, 10**30, 0)))
     once = Decision("a", 101, shown, ())
     for decisions, changes in (((), 0), ((nothing,), 0), ((nothing, once), 1)):
@@ -401,9 +404,8 @@ def test_a_copy_counts_as_keep_at_best_whoever_is_listed_first():
 
 
 def test_equal_scores_go_by_reputation_then_registration_then_hotkey():
-    entrants = (
-        Entrant("d", 7, D(2)), Entrant("c", 7, D(1)), Entrant("b", 3, D(1)), Entrant("a", 7, D(1)), Entrant("e", 1, D(0)),
-    )  # fmt: skip
+    terms = {"d": (7, 2), "c": (7, 1), "b": (3, 1), "a": (7, 1), "e": (1, 0)}
+    entrants = tuple(Entrant(name, block, D(combined)) for name, (block, combined) in terms.items())
     result = play(one_round(entrants=entrants))
     assert [line.name for line in result.lines] == ["d", "b", "a", "c", "e"]
     assert len({line.score for line in result.lines}) == 1
@@ -555,4 +557,3 @@ def test_a_live_round_executed_to_the_letter_is_scored_as_its_simulation(poke):
         (line,) = result.lines
         assert line.name == "a" and line.outcome.changes == 1 and any((line.outcome.fees0, line.outcome.fees1))
         assert play_live(replace(inputs, events=inputs.events[1:])).code == Code.VOID_CONTRADICTION
-

@@ -1,8 +1,9 @@
 """Random worlds: a pool, a vault in it, what then happens to both, and what miners might ask for. All from a seed.
 
-Nothing is invented beside the contract: every event is a call that the exact pool accepted, written down the way a chain
-would. Worlds are small and unpleasant: one wei of liquidity, a vault that is the whole pool, prices at the ends of the scale,
-fees of 99.9 %, swaps that stop on a tick and stand one below it, tips, protocol fees, several events in a block.
+Nothing is invented beside the contract: every event is a call that the exact pool accepted, written down the way a
+chain would. Worlds are small and unpleasant: one wei of liquidity, a vault that is the whole pool, prices at the ends
+of the scale, fees of 99.9 %, swaps that stop on a tick and stand one below it, tips, protocol fees, several events in
+a block.
 
 Used by `test_books.py` and `test_rounds.py`. Read next: `test_books.py`.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from random import Random
 
 from markets import magnitude, random_limit
+
 from protocol import Position
 from recording import Event, ReplayError, Snapshot, apply_event, find_call
 from sim import (
@@ -149,7 +151,7 @@ def random_event(rng: Random, pool: Pool, before: Event, vault_moves: bool) -> E
 
 
 def random_swap(rng: Random, pool: Pool) -> tuple[bool, int, int]:
-    """A swap by some tick spacings: exact input or output, with or without a limit, sometimes too small to move the price."""
+    """A swap by some tick spacings: exact input or output, with or without a limit, or too small to move the price."""
     zero_for_one = rng.random() < 0.5
     horizon = pool.tick + (-1 if zero_for_one else 1) * 2000 * pool.tick_spacing  # the end of the scale can be far away
     limit = random_limit(rng, pool, zero_for_one, far=0.6)
@@ -162,7 +164,10 @@ def random_swap(rng: Random, pool: Pool) -> tuple[bool, int, int]:
     lower, upper = sorted((pool.sqrt_price_x96, sqrt_ratio_at_tick(goal)))
     if lower == upper:
         return zero_for_one, 1, limit
-    sold, bought = amounts_of(pool.liquidity, lower, lower, upper, True)[0], (pool.liquidity * (upper - lower) >> 96) + 1
+    sold, bought = (
+        amounts_of(pool.liquidity, lower, lower, upper, True)[0],
+        (pool.liquidity * (upper - lower) >> 96) + 1,
+    )
     amount_in, amount_out = (sold, bought) if zero_for_one else (bought, sold)
     return zero_for_one, amount_in if rng.random() < 0.7 else -amount_out, limit
 
@@ -170,11 +175,13 @@ def random_swap(rng: Random, pool: Pool) -> tuple[bool, int, int]:
 def random_desired(
     rng: Random, pool: Pool, price: int, shown: Sequence[Position], holdings: tuple[int, int], most: int = 4
 ) -> list[Position]:
-    """What a miner might ask for: some of what it has, and new ranges around the price, now and then for more than it has."""
+    """What a miner might ask for: some of what it has, and new ranges around the price, also for more than it has."""
     tick, desired = tick_at_sqrt_ratio(price), [position for position in shown if rng.random() < 0.5]
     for _ in range(rng.randint(0, most)):
         part = rng.choice([rng.random(), 1, 1 / most, 2])
-        amounts = (rng.choice([0, 1, int(have * part)]) if rng.random() < 0.2 else int(have * part) for have in holdings)
+        amounts = (
+            rng.choice([0, 1, int(have * part)]) if rng.random() < 0.2 else int(have * part) for have in holdings
+        )
         desired.append(Position(*random_range(rng, pool, wide=True, around=tick), *amounts))
     rng.shuffle(desired)
     return desired

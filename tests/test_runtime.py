@@ -1,0 +1,239 @@
+"""What every program does around its work: signals, exit codes, and one line for each mistake, with nothing lost.
+
+Run with `python -m pytest tests/test_runtime.py`. Read next: `runtime.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import lzma
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from subnets import ROOT, VAULT, a_job, command, cut_recording, keep, play_subnet, rows, swaps_between, write
+
+import validator
+from runtime import UserError, number, run
+
+POLYGON = "polygon_usdc_weth_500_2022-01-05"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# run()
+
+
+class TheirMistake(Exception):
+    pass
+
+
+@pytest.fixture
+def root_logger():
+    """Leaves the log as it was."""
+    yield
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
+
+
+def ended(capsys, work, *errors) -> tuple[int, str]:
+    code = run(work, "INFO", errors)
+    return code, capsys.readouterr().err
+
+
+def test_the_exit_code_is_the_programs_result_and_0_without_one(root_logger, capsys):
+    async def gives(result):
+        return result
+
+    assert [ended(capsys, gives(result)) for result in (None, 0, 1)] == [(0, ""), (0, ""), (1, "")]
+
+
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2_even_out_of_a_task_group(root_logger, capsys):
+    async def fails(*errors):
+        if len(errors) == 1:
+            raise errors[0]
+        async with asyncio.TaskGroup() as tasks:
+            for error in errors:
+                tasks.create_task(fails(error))
+
+    assert ended(capsys, fails(UserError("no such\nfolder x; make it"))) == (2, "no such folder x; make it\n")
+    assert ended(capsys, fails(TheirMistake("bad database")), TheirMistake) == (2, "bad database\n")
+    both = fails(TheirMistake("bad database"), UserError("bad option"))
+    assert ended(capsys, both, TheirMistake) in ((2, "bad database\n"), (2, "bad option\n"))
+
+
+def test_a_bug_is_not_hidden_behind_a_mistake_of_the_users(root_logger):
+    async def fails():
+        async with asyncio.TaskGroup() as tasks:
+            for error in (TheirMistake("bad database"), ZeroDivisionError("a bug")):
+                tasks.create_task(_raise(error))
+
+    async def _raise(error):
+        raise error
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(fails(), "INFO", (TheirMistake,))
+    assert any(isinstance(error, ZeroDivisionError) for error in caught.value.exceptions)
+    with pytest.raises(ZeroDivisionError):
+        run(_raise(ZeroDivisionError()), "INFO", (TheirMistake,))
+    with pytest.raises(asyncio.CancelledError):  # nobody asked for it
+        run(_raise(asyncio.CancelledError()), "INFO")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_program_close_what_it_opened_and_is_no_failure(root_logger, number):
+    done = []
+
+    async def work():
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)  # closing takes its time
+            done.append("closed")
+
+    assert run(work(), "INFO") == 0 and done == ["closed"]
+
+
+def test_results_go_to_stdout_and_the_log_to_stderr_at_the_level_asked_for():
+    script = "import asyncio, logging, runtime\nasync def work():\n    logging.info('told')\n    print('result')\n"
+    for level, told in (("INFO", True), ("WARNING", False)):
+        code = f"{script}raise SystemExit(runtime.run(work(), {level!r}))"
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout, "told" in ended.stderr) == (0, "result\n", told)
+
+
+def test_a_number_is_finite_and_within_its_bounds():
+    assert number(0)("7") == 7 and number(0.5, kind=float)("0.5") == 0.5 and number(1, 9)("9") == 9
+    for kind, text in ((int, "1.0"), (int, "x"), (int, ""), (int, "0"), (int, "10"), (float, "nan"), (float, "inf")):
+        with pytest.raises(Exception, match="from 1"):
+            number(1, 9 if kind is int else float("inf"), kind)(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes: one line with the fix, exit code 2, nothing lost
+
+
+def mistake(capsys, *arguments: object) -> tuple[int, str]:
+    """Exit code and what is on stderr of a run in this process; fails unless that is one line."""
+    capsys.readouterr()
+    try:
+        code = validator.main(list(map(str, arguments)))
+    except SystemExit as exit_:
+        code = exit_.code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith("\n") and "Traceback" not in error, error
+    return code, error[:-1]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--idle x", "--idle 1", "--idle 1,-2", "--idle 1,2,3", f"--idle {2**128},0", "--rounds 0", "--rounds -1",
+        "--rounds 1.5", "--rounds x", "--round-seconds 0", "--round-seconds 86401", "--pace 0", "--pace -1",
+        "--pace nan", "--pace inf", "--days -1", "--latency-seconds -1", "--seed x", "--log-level LOUD", "--nonsense",
+        "--events", "nonsense", "audit",
+    ],
+)  # fmt: skip
+def test_a_bad_option_is_one_line_and_exit_code_2(capsys, tmp_path, option):
+    code, error = mistake(capsys, "--dir", tmp_path / "local", *option.split())
+    assert code == 2 and error.startswith("validator.py") and error.endswith("; see --help")
+    named = option.split()[-1 if option in ("nonsense", "audit") else 0]
+    assert named in error or "ROUND" in error
+    assert not (tmp_path / "local").exists()
+
+
+def test_the_program_itself_ends_with_one_line_too(tmp_path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "validator.sqlite3").write_bytes(b"no database at all" * 100)
+    for options, said in ((("--rounds", "0"), "--rounds"), (("--dir", str(tmp_path / "local")), "validator.sqlite3")):
+        run = command("validator.py", *options)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and said in run.stderr
+
+
+def test_a_database_that_cannot_be_used_is_one_line_and_stays_as_it_is(capsys, tmp_path):
+    foreign, newer, text = tmp_path / "foreign.sqlite3", tmp_path / "newer.sqlite3", tmp_path / "text.sqlite3"
+    text.write_bytes(b"this is no database, whatever its name" * 50)
+    for path, sql in ((foreign, "CREATE TABLE jobs (mine TEXT)"), (newer, "PRAGMA user_version = 99")):
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute(sql)
+    for path, said in (
+        (text, "not a database"),
+        (foreign, "another program"),
+        (newer, "update the program"),
+        (tmp_path / "nowhere" / "jobs.sqlite3", "does not exist"),
+        (tmp_path, "unable to open"),
+    ):
+        before = path.read_bytes() if path.is_file() else None
+        code, error = mistake(capsys, "--dir", tmp_path / "local", "--db", path)
+        assert code == 2 and str(path) in error and said in error
+        assert before is None or path.read_bytes() == before
+    (tmp_path / "file").write_text("")
+    code, error = mistake(capsys, "--dir", tmp_path / "file")
+    assert code == 2 and "--dir" in error and "choose another" in error
+
+
+def test_a_database_of_another_market_or_with_a_broken_job_is_refused_and_unharmed(capsys, tmp_path):
+    play_subnet(tmp_path, {"a": keep}, [a_job()])
+    path = tmp_path / "validator.sqlite3"
+    before = rows(path, "SELECT * FROM rounds"), rows(path, "SELECT * FROM scores")
+    code, error = mistake(capsys, "--dir", tmp_path, "--seed", 6)
+    assert code == 2 and "made for market MODEL of a market (seed 5)" in error and "--dir" in error
+    write(path, "UPDATE jobs SET settings = replace(settings, 'PoL', 'Lop')")
+    code, error = mistake(capsys, "--dir", tmp_path)
+    assert code == 2 and error.startswith("job job: ") and "'Lop'" in error and "table jobs" in error
+    assert (rows(path, "SELECT * FROM rounds"), rows(path, "SELECT * FROM scores")) == before
+
+
+def test_a_recording_that_cannot_be_read_is_one_line(capsys, tmp_path, recording_path):
+    code, error = mistake(capsys, "--dir", tmp_path / "local", "--events", tmp_path / "nothing")
+    assert code == 2 and "nothing" in error and "does not exist" in error
+    path = cut_recording(recording_path(POLYGON), tmp_path / "cut", 600)
+    table = Path(f"{path}.events.csv")
+    whole = table.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole.replace(b"swap", b"swop", 1), b"\xff\xfe" * 100):
+        table.write_bytes(damaged)
+        code, error = mistake(capsys, "--dir", tmp_path / "local", "--events", path)
+        assert code == 2 and "cut" in error
+    table.write_bytes(whole)
+    Path(f"{path}.events.csv.xz").write_bytes(lzma.compress(whole)[:-20])
+    code, error = mistake(capsys, "--dir", tmp_path / "local", "--events", path)
+    assert code == 2 and "fetch the file again" in error
+    Path(f"{path}.events.csv.xz").unlink()
+    Path(f"{path}.json").write_text('{"chain": "polygon"')
+    code, error = mistake(capsys, "--dir", tmp_path / "local", "--events", path)
+    assert code == 2 and "cut" in error
+
+
+def test_a_recording_with_a_gap_is_refused_with_the_block_where_it_shows(recording_path, tmp_path, capsys):
+    def lose_one_swap(lines):
+        lines.remove(swaps_between(lines, 1000, 8000)[5])
+        return lines
+
+    path = cut_recording(recording_path(POLYGON), tmp_path / "gap", 8400, lose_one_swap)
+    code, error = mistake(capsys, "--events", path, "--dir", tmp_path / "local")
+    assert code == 2 and re.match(r"block \d+ log \d+: .*lacks an event", error)
+
+
+def test_a_vault_that_the_recording_does_not_have_is_one_line(capsys, tmp_path, recording_path):
+    path = cut_recording(recording_path(POLYGON), tmp_path / "cut", 600)
+    for vault in ("nonsense", "1:2", "nobody:-10:10", "background:193780:193790", "0:a:b"):
+        code, error = mistake(capsys, "--dir", tmp_path / "local", "--events", path, f"--vault={vault}")
+        assert code == 2 and vault in error
+
+
+def test_fresh_forgets_the_local_subnet_and_nothing_else_in_the_folder(capsys, tmp_path):
+    play_subnet(tmp_path, {"a": keep}, [a_job()])
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "miner-wide.log").write_text("an old log")
+    options = ["--dir", str(tmp_path), "--fresh", "--no-miners", "--rounds", "1", "--seed", "6"]
+    assert validator.main(options) == 0  # an earlier run with another seed does not matter
+    assert (tmp_path / "precious.txt").read_text() == "mine" and not (tmp_path / "miner-wide.log").exists()
+    assert "seed 6" in capsys.readouterr().out and VAULT not in str(
+        rows(tmp_path / "validator.sqlite3", "SELECT vault FROM jobs WHERE vault = 'vault'")
+    )
