@@ -44,6 +44,7 @@ from market import Block, Market, MarketEnded, MarketError, RecordedMarket
 from model import ModelMarket
 from protocol import (
     ASK_SECONDS,
+    FIRST_ASK_DEADLINE_SECONDS,
     FIRST_ASK_LEAD_SECONDS,
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
@@ -224,6 +225,9 @@ async def play_round(
         return asked[-1]
 
     head = await market.head()
+    if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:  # who is asked now would know the opening price
+        late = RoundResult(Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
+        return Played(round_id, start, late, {}), asked
     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
     first = {name: await ask(name, shown, head) for name in strategies}
     await market.reach_time(start)
@@ -646,7 +650,7 @@ def _conduct(mine: str, played: Sequence[Played], progress: _Progress) -> Iterat
     """What else is to be said of a strategy's rounds."""
     if lost := Counter(f"{p.result.code}" for p in played if not p.result.keep):
         yield "Rounds without scores: " + ", ".join(f"{count} {code}" for code, count in lost.items()) + "."
-    if out := Counter(p.first[mine][0] for p in played if p.first[mine][0] is not Code.ACCEPTED):
+    if out := Counter(p.first[mine][0] for p in played if p.first and p.first[mine][0] is not Code.ACCEPTED):
         yield f"Rounds without {mine}: " + ", ".join(f"{count} {code}" for code, count in out.items()) + "."
     if copies := Counter(line.copy_of for p in played for line in p.result.lines if line.name == mine and line.copy_of):
         older = ", ".join(f"{count} of {name}" for name, count in copies.items())

@@ -17,8 +17,10 @@ The object (format `alm-round/1`; integers that may be large are decimal strings
     scores, baselines                    rounds.Line of every miner, and of keep, hold and best
     seal                                 the sha256 of each part, signed by the validator
 
-The audit trusts nothing in it: it verifies the seal and every miner's signature, decodes and checks each answer again,
-rebuilds every book and what each query must have shown, plays the round, and compares all lines.
+The audit verifies the seal and every miner's signature, decodes and checks each answer again, rebuilds every book and
+what each query must have shown, plays the round, and compares all lines. What it must take on the validator's word,
+which the seal makes attributable: that the snapshot and events are the chain's, who was asked, when answers arrived,
+and the entrants' registration blocks and reputations.
 Read next: `rounds.py`.
 """
 
@@ -129,7 +131,13 @@ def _check_asks(evidence: dict[str, Any]) -> Iterator[str]:
         )
         if not signed:
             yield f"asks[{n}].signature: not {ask['hotkey']}'s over this answer to this query"
-        code, detail, _ = judge(answer, decode(RebalanceQuery, query, MAX_QUERY_BYTES))
+        asked = decode(RebalanceQuery, query, MAX_QUERY_BYTES)
+        code, detail, _ = judge(answer, asked)
+        acts = ask["effective_block"]
+        if (ask["code"] == Code.ACCEPTED) != (acts is not None):
+            yield f"asks[{n}].effective_block: {acts}, an answer acts if and only if it is accepted"
+        elif acts is not None and not (asked.block_time < asked.window_start_time or acts > asked.block_number):
+            yield f"asks[{n}].effective_block: {acts} is not after block {asked.block_number}, which the query shows"
         if ask["code"] not in (code, Code.KEPT) or (ask["code"] == Code.KEPT and code is Code.ACCEPTED):
             yield f"asks[{n}].code: {ask['code']}, the answer's bytes say {code}"
         if ask["detail"] != detail:
@@ -155,8 +163,9 @@ def _check_scores(evidence: dict[str, Any]) -> Iterator[str]:
         if evidence["scores"] or evidence["baselines"]:
             yield f"scores: a round that ended with {row['code']} has none"
         return
-    if evidence["snapshot"] is None:
-        yield "snapshot: missing"
+    if row["close_block"] is None:  # it broke off: there is nothing to compute, and nothing may have come of it
+        if evidence["scores"] or evidence["baselines"]:
+            yield f"scores: a round that broke off with {row['code']} has none"
         return
     settings = from_plain(JobSettings, row["settings"])
     snapshot = from_plain(Snapshot, evidence["snapshot"])
@@ -171,7 +180,7 @@ def _check_scores(evidence: dict[str, Any]) -> Iterator[str]:
         decisions.append(
             Decision(ask["hotkey"], int(ask["effective_block"]), query.current_positions, answer.desired_positions)
         )
-    close_block = int(row["close_block"] or 0)
+    close_block = int(row["close_block"])
     if row["round_type"] == "live":
         result = play_live(LiveInputs(settings, snapshot, close_block, events, row["winner"], tuple(decisions)))
     else:

@@ -102,6 +102,7 @@ class ProtocolError(ValueError):
     """A message broke a rule. `code` names the rule, `detail` carries the offending values, in one line."""
 
     def __init__(self, code: Code, detail: str):
+        detail = detail.encode("ascii", "backslashreplace").decode()  # it may quote a peer, and goes to terminals
         super().__init__(f"{code}: {detail}")
         self.code, self.detail = code, detail
 

@@ -35,6 +35,7 @@ from scoring import CONTEXT, Entry, Outcome, Terms, counted, rank, score_outcome
 from sim import MAX_TICK, MIN_TICK, PoolError, amounts_of, liquidity_for, sqrt_ratio_at_tick, tick_at_sqrt_ratio
 
 HINDSIGHT_SPACINGS = 50  # how far beyond the visited ticks the best fixed range is searched
+HINDSIGHT_BOUNDS = 240  # on so many bounds; where the price travelled far, each n-th of the tick grid is one
 ROUNDING = 1 << 64  # 2**-128 token1 base units: more than the roundings to 1e-40 of all terms of a score together
 PACE_BLOCKS = 1000  # a query's expected blocks go by the pace of so many blocks before it
 
@@ -295,7 +296,11 @@ def play_live(inputs: LiveInputs) -> RoundResult:
         game.feed(event for event in inputs.events if event.block < inputs.close_block)
     except (ReplayError, PoolError) as error:
         return RoundResult(Code.VOID_CONTRADICTION, str(error))
+    if game.tape.unknown_swaps:
+        return RoundResult(Code.VOID_UNKNOWN_SWAP, f"{game.tape.unknown_swaps} swaps of unknown call in the window")
     keep, book = game.keep(inputs.close_block), Book(game.tape)
+    if not any(book.initial):
+        return RoundResult(Code.EMPTY_VAULT, "the vault holds no tokens at the opening")
     before = book.fees()
     for decision in sorted(inputs.decisions, key=lambda decision: decision.block):
         book.rebalance(decision.block, decision.desired, decision.shown)
@@ -305,8 +310,9 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     final = [tokens[n] + owed[n] - earned[n] for n in (0, 1)]
     outcome = replace(simulated, final0=final[0], final1=final[1], fees0=earned[0], fees1=earned[1])
     terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost)
+    score, _ = counted(terms, keep.terms, inputs.settings.min_in_range, False)
     detail = "" if outcome == simulated else f"the vault's simulated book would have ended with {simulated}"
-    line = Line(inputs.hotkey, outcome, terms, terms.score, rank=1)
+    line = Line(inputs.hotkey, outcome, terms, score, rank=1)
     return RoundResult(Code.SCORED, detail, (line,), keep, swaps=game.tape.swaps)
 
 
@@ -333,7 +339,8 @@ def best_fixed_range(
     margin = HINDSIGHT_SPACINGS * spacing
     lowest = max(tick_at_sqrt_ratio(min(visited)) // spacing * spacing - margin, -(-MIN_TICK // spacing) * spacing)
     highest = min(-(-tick_at_sqrt_ratio(max(visited)) // spacing) * spacing + margin, MAX_TICK // spacing * spacing)
-    grid = range(lowest, highest + 1, spacing)
+    step = spacing * -(-(highest - lowest) // (spacing * HINDSIGHT_BOUNDS))
+    grid = range(lowest, highest + 1, step)
     prices = [sqrt_ratio_at_tick(tick) for tick in grid]
     last, cost = tape.leg_at(close_block), settings.rebalance_cost << 192
     ceiling = _FeeCeiling(tape, prices, last)

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -69,12 +70,21 @@ def run(work: Coroutine, log_level: str, user_errors: tuple[type[Exception], ...
     try:
         return asyncio.run(_until_signalled(work))
     except BaseExceptionGroup as group:  # from a TaskGroup: the first that the user can mend, else all of them
+        if group.subgroup(BrokenPipeError):
+            return _silent()
         mendable, rest = group.split((UserError, *user_errors))
         if rest or not mendable:
             raise
         return _complain(_leaves(mendable)[0])
     except (UserError, *user_errors) as error:
         return _complain(error)
+    except BrokenPipeError:  # whoever read our standard output, `head` perhaps, has enough
+        return _silent()
+
+
+def _silent() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+    return EXIT_OK
 
 
 def _complain(error: BaseException) -> int:

@@ -38,6 +38,10 @@ class StoreError(Exception):
     """A database cannot be used; the message says which, why, and what to do, in one line."""
 
 
+class AlreadyFinished(StoreError):
+    """A round's result was stored before: it is not applied twice."""
+
+
 @asynccontextmanager
 async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[aiosqlite.Connection]:
     """Open a SQLite file (made if missing), bring it to the newest schema, and close it at the end.
@@ -431,7 +435,7 @@ class Store:
                 ),
             )
             if cursor.rowcount != 1:
-                raise StoreError(f"round {round_id} was finished before; its scores are not applied twice")
+                raise AlreadyFinished(f"round {round_id} was finished before; its scores are not applied twice")
             for line in result.lines:
                 await self._jobs.execute(
                     "INSERT INTO scores VALUES (?, ?, ?, ?, ?)",
@@ -613,14 +617,13 @@ class Store:
         sql = "SELECT day FROM miner_participation WHERE job_id = ? AND hotkey = ? ORDER BY day"
         return [row["day"] for row in await self._rows(sql, (job_id, hotkey))]
 
-    async def last_winner(self, job_id: str) -> tuple[str, str] | None:
-        """(hotkey, round_id) of the newest finished evaluation that had a winner."""
-        rows = await self._rows(
-            "SELECT winner, round_id FROM rounds WHERE job_id = ? AND round_type = 'evaluation' AND winner IS NOT NULL"
-            " ORDER BY end_time DESC LIMIT 1",
-            (job_id,),
+    async def last_winner(self, job_id: str) -> str | None:
+        """Hotkey of the winner of the newest finished, non-void evaluation; None if there is none, or nobody ranked."""
+        return await self._value(
+            "SELECT winner FROM rounds WHERE job_id = ? AND round_type = 'evaluation'"
+            " AND code IN ('scored', 'nobody_ranked') ORDER BY end_time DESC LIMIT 1",
+            job_id,
         )
-        return (rows[0]["winner"], rows[0]["round_id"]) if rows else None
 
     async def ranked_since(self, job_id: str, since: int) -> tuple[int, dict[str, int]]:
         """How many non-void evaluations of a job ended after `since`, and in how many of them each miner ranked."""
@@ -631,6 +634,10 @@ class Store:
             (job_id, since),
         )
         return finished, {row["hotkey"]: row["n"] for row in rows}
+
+    async def has_scored(self) -> bool:
+        """Whether any round was ever scored."""
+        return bool(await self._value("SELECT 1 FROM rounds WHERE code = 'scored' LIMIT 1"))
 
     async def next_weights_block(self) -> int:
         """When the next attempt to set weights is due; 0 before the first."""

@@ -22,6 +22,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -37,6 +38,7 @@ from market import Block, Execution, Market, MarketEnded, MarketError, RecordedM
 from model import ModelMarket
 from protocol import (
     ASK_SECONDS,
+    FIRST_ASK_DEADLINE_SECONDS,
     FIRST_ASK_LEAD_SECONDS,
     MAX_ANSWER_BYTES,
     UINT128_MAX,
@@ -51,7 +53,7 @@ from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResul
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, run
 from scoring import Standing
 from sim import PoolError
-from store import Job, Prediction, Store, StoreError, to_json
+from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
 from wire import Reply, WireError, ask, client_session, local_keypair
 
 DAY_SECONDS = 86_400
@@ -138,16 +140,20 @@ class Validator:
                         await started.wait()
                 head = await self.market.head()
                 await self._turn((head.time + 1,))
-                if self.market.full_speed:
-                    await self.chain.advance_to(block_at(head.time))
-                await self._weigh(head.time)
+                try:
+                    if self.market.full_speed:
+                        await self.chain.advance_to(block_at(head.time))
+                    await self._weigh(head.time)
+                except ChainError as error:
+                    log.warning("the chain does not answer (%s); weights are tried again later", error)
                 if self.running and all(task.done() for task in self.running.values()):
                     break
                 try:
                     await self.market.reach_time(head.time + SUPERVISE_SECONDS)
                 except MarketEnded:
                     break
-        await self._weigh((await self.market.head()).time)
+        with suppress(ChainError):
+            await self._weigh((await self.market.head()).time)
 
     def _done(self, job_id: str) -> bool:
         return self.options.rounds is not None and self.played.get(job_id, 0) >= self.options.rounds
@@ -207,11 +213,12 @@ class Validator:
                 await self._void(round_id, job, Code.VOID_INTERRUPTED, str(error))
             except (ReplayError, PoolError) as error:
                 await self._void(round_id, job, Code.VOID_CONTRADICTION, str(error))
-            except StoreError:
-                raise  # without its memory the validator must not go on
+            except (StoreError, BrokenPipeError):
+                raise  # without its memory, or its reader, the validator must not go on
             except Exception as error:
                 log.exception("%s failed", round_id)
-                await self._void(round_id, job, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
+                with suppress(AlreadyFinished):  # it failed after its result was stored
+                    await self._void(round_id, job, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
             finally:
                 del self._open[key]
                 over.set()
@@ -255,6 +262,8 @@ class Validator:
 
         # observe
         head = await market.head()
+        if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:  # who is asked now would know the opening price
+            return await self._void(round_id, job, Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
         shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
         peers = {peer.hotkey: peer for peer in await self._peers()}
         reputations = await self.store.reputations(job.job_id)
@@ -298,8 +307,15 @@ class Validator:
                     break
                 fed = await self._feed(game, fed, head.number)
                 playing.act(head.number)
-                free = [hotkey for hotkey in accepted if hotkey not in playing.busy and hotkey not in playing.waiting]
-                asks.append(asyncio.create_task(self._checkpoint(playing, due, head, free)))
+                queries = {}
+                for hotkey in accepted:
+                    if hotkey not in playing.busy and hotkey not in playing.waiting:
+                        book = game.books[hotkey].at(head.number + 1)
+                        queries[hotkey] = await self._query(
+                            job, round_id, "evaluation", start, book, head, book.changes
+                        )
+                playing.busy |= queries.keys()
+                asks.append(asyncio.create_task(self._checkpoint(playing, due, head, queries)))
                 if market.full_speed:
                     await asks[-1]
             await asyncio.gather(*asks)  # their last deadline is the close
@@ -335,19 +351,15 @@ class Validator:
     async def _feed(self, game: Round, first: int, last: int) -> int:
         """Give the round the events of some blocks, and keep them; returns the next block."""
         events = await self.market.events(first, last)
+        await self.store.add_events(self.pool, events)  # first: if they contradict the replay, they are the proof
         game.feed(events)
-        await self.store.add_events(self.pool, events)
         return last + 1
 
-    async def _checkpoint(self, playing: _Playing, due: int, head: Block, hotkeys: list[str]) -> None:
-        """Ask each of these miners about its own book; the answers wait in `playing` for their block."""
-        job, round_id, game = playing.job, playing.round_id, playing.game
-        patience = self._patience(playing.start + job.round_seconds - head.time)
+    async def _checkpoint(self, playing: _Playing, due: int, head: Block, queries: dict[str, RebalanceQuery]) -> None:
+        """Ask these miners about their own books; the answers wait in `playing` for their block."""
+        round_id, patience = playing.round_id, self._patience(playing.start + playing.job.round_seconds - head.time)
 
-        async def one(hotkey: str) -> None:
-            book = game.books[hotkey].at(head.number + 1)
-            query = await self._query(job, round_id, "evaluation", playing.start, book, head, book.changes)
-            playing.busy.add(hotkey)
+        async def one(hotkey: str, query: RebalanceQuery) -> None:
             try:
                 reply, code, detail, answer = (await self._ask_all({hotkey: query}, playing.peers, patience))[hotkey]
                 acts = await self._effective_block(head)
@@ -360,18 +372,19 @@ class Validator:
             finally:
                 playing.busy.discard(hotkey)
 
-        await asyncio.gather(*(one(hotkey) for hotkey in hotkeys))
+        await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
 
     async def _live(self, job: Job, round_id: str, start: int) -> None:
         """The proven winner, on the vault itself."""
         market, end = self.market, start + job.round_seconds
         head = await market.head()
-        winner = await self.store.last_winner(job.job_id)
+        hotkey = await self.store.last_winner(job.job_id)
         if not market.executes:
             return await self._void(round_id, job, Code.LIVE_READ_ONLY_MARKET, "what happened has happened")
-        if not winner:
+        if not hotkey:
             return await self._void(round_id, job, Code.LIVE_NO_WINNER, "no evaluation has finished with a winner yet")
-        hotkey = winner[0]
+        if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:
+            return await self._void(round_id, job, Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
         eligible, days = scoring.live_eligible(await self.store.days(job.job_id, hotkey), head.time // DAY_SECONDS)
         if not eligible:
             window, needed = scoring.LIVE_WINDOW_DAYS, scoring.LIVE_MIN_DAYS
@@ -399,12 +412,12 @@ class Validator:
         # simulate: here the market itself does
         snapshot = await market.snapshot(job.vault, opening.number)
         await self.store.open_window(round_id, self.pool, snapshot)
-        done, due = [], opening.number
+        decisions, changes, due = [], 0, opening.number
         while True:
             acts = (await market.head()).number + 1
-            if answer and (execution := await self._execute(job, round_id, query, answer)):
-                acts = execution.block
-                done.append(Decision(hotkey, acts, query.current_positions, answer.desired_positions))
+            if answer:
+                decisions.append(Decision(hotkey, acts, query.current_positions, answer.desired_positions))
+                changes += await self._execute(job, round_id, query, answer)
             await self.store.add_predictions(
                 [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)]
             )
@@ -413,7 +426,7 @@ class Validator:
             if head.time >= end:
                 break
             shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
-            query = await self._query(job, round_id, "live", start, shown, head, len(done))
+            query = await self._query(job, round_id, "live", start, shown, head, changes)
             patience = self._patience(end - head.time)
             reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, patience))[hotkey]
 
@@ -423,7 +436,7 @@ class Validator:
 
         # score: from what the vault really holds at both ends
         result = await asyncio.to_thread(
-            play_live, LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, tuple(done))
+            play_live, LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, tuple(decisions))
         )
         if result.detail or result.code is not Code.SCORED:
             log.warning("%s: %s, %s", round_id, result.code, result.detail)
@@ -435,10 +448,8 @@ class Validator:
         await self._finish(round_id, job, result, close, 1, standings)
         await self._show(job, round_id, result, {})
 
-    async def _execute(
-        self, job: Job, round_id: str, query: RebalanceQuery, answer: RebalanceAnswer
-    ) -> Execution | None:
-        """Carry an answer out on the market, unless it changes nothing."""
+    async def _execute(self, job: Job, round_id: str, query: RebalanceQuery, answer: RebalanceAnswer) -> bool:
+        """Carry an answer out on the market, unless it changes nothing; returns whether it did."""
         closing, mint, keep = list(query.current_positions), [], []
         for position in answer.desired_positions:
             if position in closing:
@@ -447,11 +458,11 @@ class Validator:
             else:
                 mint.append((position.tick_lower, position.tick_upper, position.allocation0, position.allocation1))
         if not closing and not mint:
-            return None
+            return False
         close = [(position.tick_lower, position.tick_upper) for position in closing]
         execution = await self.market.execute(job.vault, keep, close, mint)
         await self.store.add_execution(round_id, execution.block, job.vault, to_json(execution))
-        return execution
+        return True
 
     # -- asking
 
@@ -518,10 +529,9 @@ class Validator:
             return
         jobs = [job for job in await self.store.jobs() if job.active]
         metagraph = await self.chain.metagraph()
-        shares, finished_any = [], False
+        shares = []
         for job in jobs:
             finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS)
-            finished_any |= finished > 0
             reputations = await self.store.reputations(job.job_id)
             candidates = [
                 scoring.Candidate(
@@ -535,8 +545,13 @@ class Validator:
             ]
             shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
         burn_uid = metagraph.burn_uid()
-        if not finished_any or burn_uid is None:
-            return  # nothing to say yet, or nowhere to burn
+        if not await self.store.has_scored():
+            return  # nothing to say yet
+        if burn_uid is None:
+            detail, due = "the owner has no neuron to burn to", block + WEIGHTS_RETRY_BLOCKS
+            await self.store.add_weights(now, block, {}, {}, Code.WEIGHTS_REJECTED, "NoBurnUid", detail, due)
+            log.warning("%s at block %d: %s; next try at block %d", Code.WEIGHTS_REJECTED, block, detail, due)
+            return
         vector = scoring.weight_vector([(Decimal(1), shares)])
         uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
         if self.options.dry_run:
@@ -660,7 +675,11 @@ def build_parser() -> argparse.ArgumentParser:
     market.add_argument(
         "--days", type=number(0), help="stop after this many market days, 0 never (default: 7 on the model)"
     )
-    market.add_argument("--pace", type=number(0.01, kind=float), help="market seconds per second (default: full speed)")
+    market.add_argument(
+        "--pace",
+        type=number(0.01, 60, kind=float),
+        help="market seconds per second, at most 60 so that miners have a second to answer (default: full speed)",
+    )
     market.add_argument(
         "--latency-seconds", type=number(0), default=0, help="market time an answer takes at full speed (default: 0)"
     )
@@ -730,10 +749,6 @@ async def validate(options: argparse.Namespace) -> None:
             ("validator", hotkey.ss58_address),
         ):
             await store.claim(key, value)
-        if (resumed := await store.resume_time(FIRST_ASK_LEAD_SECONDS)) and market.full_speed:
-            async with market.participant():
-                with suppress(MarketEnded):  # the recording was played to its end
-                    await market.reach_time(resumed)
         start = (await market.head()).time
         chain = await enter(
             LocalChain.open(
@@ -799,14 +814,21 @@ def _read_evidence(path: Path) -> dict:
 
 
 async def _open_market(options: argparse.Namespace, store: Store) -> Market:
-    """The recording that was named, else the model."""
+    """The recording that was named, else the model, where the database's last run left it."""
     if options.days is None and not options.events:
         options.days = MODEL_DAYS
     if options.events:
         recording = await asyncio.to_thread(read_recording, options.events)
-        return await asyncio.to_thread(RecordedMarket, recording, options.vault, options.idle, pace=options.pace)
-    done = [_execution(plain) for plain in await store.executions()]
-    return ModelMarket(options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done, pace=options.pace)
+        build = partial(RecordedMarket, recording, options.vault, options.idle)
+    else:
+        done = [_execution(plain) for plain in await store.executions()]
+        build = partial(ModelMarket, options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done)
+    market = await asyncio.to_thread(build)
+    resumed = await store.resume_time(FIRST_ASK_LEAD_SECONDS)
+    if resumed is None and options.pace is None:
+        return market
+    head = market.first if resumed is None else market.last_block_by(resumed)
+    return await asyncio.to_thread(build, head=head, pace=options.pace)
 
 
 def _local_jobs(market: Market, recorded_vault: str | None, round_seconds: int) -> list[Job]:

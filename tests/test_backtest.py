@@ -183,6 +183,23 @@ def test_a_strategy_that_raises_keeps_as_the_miners_server_does_and_one_that_is_
     assert "ZeroDivisionError" in problem(found[0], raises) and "within 0.05 s" in problem(found[1], hangs)
 
 
+def test_a_round_whose_first_block_to_ask_at_comes_too_late_is_void_as_the_validators_is(tmp_path):
+    class Slow(Seesaw):  # a block every two minutes: every second round's first ask could leave at its opening only
+        def time_of(self, number):
+            return 1_800_000_000 + (number - 1) * 120
+
+        def number_at(self, time_seconds):
+            return max(1, -((1_800_000_000 - time_seconds) // 120) + 1)
+
+    strategies = {"wide": lambda query: accept(miner.wide(query))}
+    subnet = play_subnet(tmp_path, strategies, [a_job("pol")], market=lambda: Slow(1, 1), rounds=4)
+    codes = subnet.codes()
+    played = play(Slow(1, 1), strategies, 4)
+    assert codes == [done.result.code for done in played] and len(set(codes)) == 2
+    late = [done.result.detail for done in played if not done.first]
+    assert late == ["block 16 came too late to ask", "block 31 came too late to ask"]
+
+
 def test_a_round_without_scores_says_why_and_counts_for_nobody():
     class Broken(ModelMarket):
         async def events(self, first, last):

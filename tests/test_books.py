@@ -22,7 +22,7 @@ import pytest
 from worlds import VAULT, World, random_desired, random_event, random_range, random_world
 
 import books
-from books import CHUNK, SHARE_QUANTUM, Book, Tape, fork_replay, split_fee, worth
+from books import CHUNK, SHARE_QUANTUM, Book, Tape, fork_replay, split_fee
 from protocol import Position
 from recording import Event, Recording, ReplayError, Snapshot, apply_event, read_recording
 from sim import (
@@ -41,6 +41,7 @@ WORLDS = 1000
 ARBITRUM = "arbitrum_weth_usdt_500_2025-06-27_07-01"
 SMALL = ("ethereum_usdc_weth_500_2024-01-05", "polygon_usdc_weth_500_2022-01-05")
 HOURS = 3600
+Q192 = 1 << 192
 ratio = sqrt_ratio_at_tick
 
 
@@ -221,11 +222,11 @@ class SlowBook:
     def walk(self, block: int) -> None:
         """To before the block's first event: blocks one by one, legs from touch to touch."""
         price = price_before(self.snapshot, self.past, self.block)
-        total = worth(tuple(self.idle[n] + sum(h.amounts(price)[n] for h in self.holdings) for n in (0, 1)), price)
-        weighted = 0
+        total = value_of([self.idle[n] + sum(h.amounts(price)[n] for h in self.holdings) for n in (0, 1)], price)
+        weighted = Fraction(0)
         for at in range(self.block, block):
             tick = tick_after(self.snapshot, self.past, at)
-            weighted += sum(worth(h.amounts(price), price) for h in self.holdings if h.lower <= tick < h.upper)
+            weighted += sum(value_of(h.amounts(price), price) for h in self.holdings if h.lower <= tick < h.upper)
         self.quanta += weighted * SHARE_QUANTUM // total if total else 0
         self.block = block
 
@@ -279,6 +280,11 @@ class SlowBook:
         assert all(paid <= allowed for paid, allowed in zip(used, most, strict=True))
         idle[:] = [have - paid for have, paid in zip(idle, used, strict=True)]
         return SlowHolding(None, position.tick_lower, position.tick_upper, liquidity)
+
+
+def value_of(amounts: Sequence, price: int) -> Fraction:
+    """In token1 base units, exactly."""
+    return Fraction(amounts[0]) * price**2 / Q192 + amounts[1]
 
 
 def price_before(snapshot, past: History, block: int) -> int:
@@ -492,8 +498,8 @@ def test_no_free_lunch_without_fees_a_book_is_never_worth_more_than_holding_what
                 held[1] += Fraction(liquidity * (p - a), Q96)
             for price in stretch.prices:
                 amounts = [amounts_of(m, price, ratio(lo), ratio(up), False) for lo, up, m in stretch.positions]
-                left = tuple(stretch.idle[n] + sum(a[n] for a in amounts) for n in (0, 1))
-                assert worth(left, price) <= held[0] * price**2 + held[1] * 2**192, seed
+                left = [stretch.idle[n] + sum(a[n] for a in amounts) for n in (0, 1)]
+                assert value_of(left, price) <= value_of(held, price), seed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -583,6 +589,54 @@ def test_a_tape_fed_in_pieces_is_the_tape_fed_at_once():
         ]
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_looking_at_a_tape_while_it_grows_changes_nothing(chunk, monkeypatch):
+    """Sums prepared in between, also in the middle of a block or a run, are of nothing that can still change."""
+    monkeypatch.setattr(books, "CHUNK", chunk)
+    for seed in range(100):
+        world = random_world(35_000 + seed)
+        rng, tape, whole = world.rng, Tape(world.snapshot), Tape(world.snapshot)
+        whole.feed(world.events)
+        first, close = world.snapshot.block, world.close_block
+        for event in world.events:
+            tape.feed([event])
+            ticks = sorted({*random_range(rng, world.pool), *random_range(rng, world.pool, wide=True)})
+            bounds = [ratio(tick) for tick in ticks]
+            tape.blocks_inside(bounds, first, event.block + 1)
+            tape.growth(bounds, 1, 1000, 0, len(tape.blocks))
+        for n in range(1, len(ticks)):
+            assert tape.growth(bounds, n, 1000, 0, len(tape.blocks)) == whole.growth(
+                bounds, n, 1000, 0, len(whole.blocks)
+            )
+        assert tape.blocks_inside(bounds, first, close) == whole.blocks_inside(bounds, first, close)
+
+
+def test_what_the_vault_holds_is_what_its_own_calls_left_it():
+    """Fees: what the contract owes, less what burns released. Tokens: idle as the calls moved it, and the positions."""
+    moved = 0
+    for seed in range(200):
+        world = random_world(45_000 + seed)
+        tape, pool, s = Tape(world.snapshot), world.pool.copy(), world.snapshot
+        tape.feed(world.events)
+        keys, idle, released = {position.key for position in s.vault}, [s.idle0, s.idle1], [0, 0]
+        for event in world.events:
+            apply_event(pool, event)
+            if event.kind == "mint" and s.vault_owner and event.args[0] == VAULT:
+                keys.add(event.args[:3])
+            if event.kind in ("mint", "burn") and event.args[:3] in keys:
+                for n, amount in enumerate(event.args[4:]):
+                    idle[n] = max(0, idle[n] + (amount if event.kind == "burn" else -amount))
+                    released[n] += amount if event.kind == "burn" else 0
+                moved += event.args[3] > 0
+        price, tokens, fees = pool.sqrt_price_x96, idle, [-amount for amount in released]
+        for key in keys:
+            held = amounts_of(pool.position(*key).liquidity, price, ratio(key[1]), ratio(key[2]), round_up=False)
+            tokens = [token + amount for token, amount in zip(tokens, held, strict=True)]
+            fees = [fee + owed for fee, owed in zip(fees, earned_on_chain(pool, key), strict=True)]
+        assert tape.vault_holds() == (tuple(tokens), tuple(fees)), seed
+    assert moved > 100
+
+
 def test_a_stream_that_lacks_repeats_or_changes_a_swap_is_refused():
     """One that moved something: a few wei, or the price where there is no liquidity, may be lost without a trace."""
     tried = refused = 0
@@ -639,7 +693,7 @@ def windows_of(recording: Recording, seconds: int) -> list[Window]:
 
 def earned_on_chain(pool: Pool, key: tuple) -> tuple[int, int]:
     """What the contract would pay a position now: owed, and what a poke would add (v3-core Position.update)."""
-    state, inside = pool.positions[key], pool.fee_growth_inside(*key[1:])
+    state, inside = pool.position(*key), pool.fee_growth_inside(*key[1:])
     last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
     owed = state.tokens_owed0, state.tokens_owed1
     return tuple(
@@ -767,8 +821,8 @@ def test_a_thin_book_equals_the_fork_within_a_millionth_in_random_worlds():
             continue
         ranges = list({random_range(world.rng, world.pool) for _ in range(2)})
         book, fork = fork_against(world.snapshot, world.pool, events, ranges, 10**7, world.close_block)
-        ours, theirs = worth(book, prices[-1]), worth(fork, prices[-1])
-        if theirs > 10**8 << 192:
+        ours, theirs = value_of(book, prices[-1]), value_of(fork, prices[-1])
+        if theirs > 10**8:
             compared += 1
             assert abs(ours - theirs) * 10**6 <= theirs, seed
     assert compared > 200
@@ -961,7 +1015,7 @@ def test_a_position_with_one_amount_changed_is_closed_and_minted_anew():
 
 
 def test_equal_positions_are_matched_one_for_one():
-    """Asked for once, one of two equal holdings is closed; asked for three times, the other is joined by two new ones."""
+    """Asked for once, one of two equal holdings is closed; asked for three times, the other gets two new companions."""
     book = Book(market((), idle=(10**18, 10**18)))
     book.rebalance(100, [Position(-100, 100, 10**17, 10**17)] * 2, ())
     first, _ = book.holdings

@@ -1,7 +1,7 @@
-"""A strategy is tried from the command line: what is wrong in one sentence, what it is worth, and from there to the board.
+"""A strategy is tried from the command line: what is wrong in one sentence, what it is worth, and then the leaderboard.
 
-Run: `python -m pytest tests/test_check.py`. Each way to be wrong is a strategy put into `miner.STRATEGIES`; the stranger
-at the end is a script that knows the README and `--help` alone, with the programs as processes.
+Run: `python -m pytest tests/test_check.py`. Each way to be wrong is a strategy put into `miner.STRATEGIES`; the
+stranger at the end is a script that knows the README and `--help` alone, with the programs as processes.
 Read next: `backtest.py`, `miner.py`.
 """
 
@@ -348,7 +348,7 @@ def test_a_stranger_checks_and_backtests_a_strategy_in_a_copy_and_sees_it_on_the
     assert played.returncode == 0 and re.search(verdict, played.stdout, re.M)
 
     # a subnet, as the README has it, and the copy joins it
-    first = command("validator.py", "--dir", folder, "--rounds", 2)
+    first = command("validator.py", "--dir", folder, "--rounds", 1, "--no-miners")
     assert first.returncode == 0 and "Traceback" not in first.stderr
     with_copy = start(copy, "--dir", folder, "--name", "stranger", "--port", 0, folder=tmp_path)
     try:
@@ -364,7 +364,7 @@ def test_a_stranger_checks_and_backtests_a_strategy_in_a_copy_and_sees_it_on_the
     # what the backtest had said of these rounds is what the validator has stored
     path = folder / "validator.sqlite3"
     ids = [round_id for round_id in stored_rounds(path) if round_id.startswith("pol:")]
-    assert len(ids) == 4
+    assert len(ids) == 2
     for round_id in ids:
         when = f"{datetime.fromtimestamp(int(round_id.split(':')[-1]), UTC):%Y-%m-%d %H:%M}"
         (line,) = [line for line in played.stdout.splitlines() if line.startswith(when)]

@@ -11,6 +11,7 @@ import json
 import re
 from decimal import Context, Decimal
 from fractions import Fraction
+from itertools import product
 from math import isqrt
 from pathlib import Path
 from random import Random
@@ -406,27 +407,21 @@ def test_the_end_of_a_word_is_a_step_of_its_own_even_without_a_tick():
 @pytest.mark.parametrize("spacing", [1, 10])
 def test_swaps_too_small_to_move_the_price_still_move_the_tick_at_the_ends_of_words(spacing):
     """At a tick's own price a downward swap crosses it, even one unit that the fee swallows; so at a word's end."""
-    for seed in range(200):
-        rng = Random(seed)
-        first = rng.choice([-512, -256, 0, 256]) * spacing
-        stop = first + rng.choice([-1, 0, 1, 254, 255, 256]) * spacing
-        pool, reference = Pool(3000, spacing), Reference(3000, spacing, sqrt_ratio_at_tick(stop + rng.choice([-3, 3])))
-        pool.initialize(reference.price)
-        ranges = [(-4096 * spacing, 4096 * spacing)]
-        ranges += [(stop, stop + 2 * spacing), (stop - spacing, stop)][: rng.randrange(3)]
-        for lower, upper in ranges:
-            pool.mint(0, lower, upper, 10**15)
-            reference.change_liquidity(lower, upper, 10**15)
-        arrive = reference.price > sqrt_ratio_at_tick(stop)
-        calls = [(arrive, 10**25, sqrt_ratio_at_tick(stop) + rng.choice([-1, 0, 0, 0, 1]))]
-        calls += [
-            (down, amount, FAR[down])
-            for _ in range(4)
-            for down, amount in [(rng.random() < 0.5, rng.choice([1, -1, 2]))]
-        ]
-        for arguments in calls:
-            assert pool.swap(*arguments) == reference.swap(*arguments), (seed, arguments)
-            assert comparable(pool) == reference.state(), (seed, arguments)
+    everywhere, liquidity = (-4096 * spacing, 4096 * spacing), 10**15
+    for word, place, arrives_down, beside, ranges, amount in product(
+        (-256, 0), (-1, 0, 1, 254, 255, 256), (True, False), (-1, 0, 1), range(3), (1, 2, -1)
+    ):
+        stop = (word + place) * spacing
+        limit, start = sqrt_ratio_at_tick(stop) + beside, sqrt_ratio_at_tick(stop + (3 if arrives_down else -3))
+        pool, reference = Pool(3000, spacing), Reference(3000, spacing, start)
+        pool.initialize(start)
+        for lower, upper in [everywhere, (stop, stop + 2 * spacing), (stop - spacing, stop)][: 1 + ranges]:
+            pool.mint(0, lower, upper, liquidity)
+            reference.change_liquidity(lower, upper, liquidity)
+        swaps = [(arrives_down, 10**25, limit)] + [(down, amount, FAR[down]) for down in (True, False, False, True)]
+        for arguments in swaps:
+            assert pool.swap(*arguments) == reference.swap(*arguments), (stop, arguments)
+            assert comparable(pool) == reference.state(), (stop, arguments)
 
 
 def forget(pool: Pool) -> None:
@@ -558,6 +553,13 @@ def test_a_refused_call_says_why_in_the_contracts_words_and_changes_nothing(reas
         getattr(pool, name)(*arguments)
     assert refusal.value.reason == reason
     assert full_state(pool) == before
+
+
+def test_a_position_that_does_not_exist_is_all_zero_and_asking_makes_none():
+    pool = pool_at_one()
+    assert position_of(pool, "nobody", -60, 60) == [0, 0, 0, 0, 0]
+    assert pool.collect("nobody", -60, 60, 1, 1) == (0, 0)
+    assert list(pool.positions) == [("me", -600, 600)]
 
 
 @pytest.mark.parametrize(

@@ -361,7 +361,7 @@ def first_then(first, later):
 
 
 async def asleep(query: RebalanceQuery) -> None:
-    await asyncio.sleep(1)
+    await asyncio.sleep(1.6)
 
 
 def broken(query: RebalanceQuery):
@@ -387,7 +387,7 @@ def test_refusing_the_first_ask_costs_nothing_and_the_reason_is_shown(tmp_path, 
 
 
 def test_once_accepted_a_refusal_silence_or_nonsense_means_keep_and_is_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(validator, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(validator, "ASK_SECONDS", 0.8)
     later = {"refuses": lambda _: refuse("no more"), "sleeps": asleep, "breaks": broken, "lies": too_much}
     later |= {"babbles": lambda _: b"[]", "obeys": lambda query: query.current_positions}
     miners = {name: first_then(all_in, handler) for name, handler in later.items()}
@@ -410,7 +410,7 @@ def test_once_accepted_a_refusal_silence_or_nonsense_means_keep_and_is_scored(tm
 
 
 def test_an_invalid_first_answer_is_out_with_the_code_of_the_rule_it_breaks(tmp_path, monkeypatch):
-    monkeypatch.setattr(validator, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(validator, "ASK_SECONDS", 0.8)
 
     def one(lower, upper):
         return lambda query: [Position(lower, upper, 0, 0)]
@@ -523,9 +523,9 @@ def test_a_market_with_a_pace_gives_the_same_evidence_whenever_answers_arrive(tm
     subnet = play_subnet(
         tmp_path,
         {"a": slow, "b": keep},
-        [a_job(round_seconds=450, checkpoint_blocks=50)],
-        lambda: model(pace=250, head=FIRST_BLOCK + 400),
-        pace=250,
+        [a_job(round_seconds=150, checkpoint_blocks=25)],
+        lambda: model(pace=60, head=FIRST_BLOCK + 412),
+        pace=60,
     )
     assert subnet.codes() == ["scored"] and subnet.ranked()
     assert agrees(subnet.path, stored_rounds(subnet.path)[0])
@@ -652,7 +652,7 @@ def test_six_days_are_not_enough_for_a_live_round(tmp_path):
 
 
 def test_a_winner_that_refuses_or_is_gone_has_no_substitute_and_silence_in_a_live_round_is_keep(tmp_path, monkeypatch):
-    monkeypatch.setattr(validator, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(validator, "ASK_SECONDS", 0.8)
     starts = [FIRST_TIME + 900 * n for n in range(1, 6)]
 
     async def a(query):

@@ -1,0 +1,283 @@
+"""What keeps the programs from running is found, named with its value, and comes with its fix; nothing is changed.
+
+Run: `python -m pytest tests/test_doctor.py`. Ports, files and locks are real ones of this machine; versions, clocks and
+disks, which a test cannot have, are given. Read next: `doctor.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from subnets import ROOT, command, start, wait_for
+
+import doctor
+from chain import BLOCK_SECONDS
+from doctor import FAIL, OK, WARN, Finding
+from local import LocalChain
+from miner import build_parser
+from store import JOBS_SCHEMA, Store
+
+HOLD = (  # a process that has the databases open, as a validator has between two rounds
+    "import asyncio, sys; from store import Store\n"
+    "async def main():\n"
+    "    async with Store.open(sys.argv[1]) as store:\n"
+    "        await store.claim('held', 'yes'); print('open', flush=True); await asyncio.sleep(600)\n"
+    "asyncio.run(main())"
+)
+
+
+@pytest.fixture
+def database(tmp_path) -> Path:
+    """A jobs database as a validator leaves it, with its events database beside it."""
+
+    async def make() -> None:
+        async with Store.open(tmp_path / "validator.sqlite3") as store:
+            for n in range(200):
+                await store.claim(f"key {n}", "x" * 200)
+
+    asyncio.run(make())
+    return tmp_path / "validator.sqlite3"
+
+
+def change(path: Path, sql: str) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(sql)
+
+
+def checked(path: Path, newest: int | None = len(JOBS_SCHEMA)) -> list[Finding]:
+    return list(doctor.check_database("jobs database", path, newest))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Python and packages
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [((3, 10, 13), FAIL), ((3, 11, 0), OK), ((3, 12, 1), OK), ((3, 13, 9), OK), ((3, 14, 0), FAIL), ((4, 0, 0), FAIL)],
+)
+def test_python_is_one_of_three(version, level):
+    (found,) = doctor.check_python(version)
+    assert found.level == level and ".".join(map(str, version)) in found.what
+    assert level == OK or "python3.12 -m venv" in found.fix
+
+
+def test_the_packages_of_this_machine_are_those_that_are_needed():
+    found = list(doctor.check_packages(ROOT / "requirements.txt"))
+    assert [finding.level for finding in found] == [OK] * len(found) and len(found) >= 3
+
+
+@pytest.mark.parametrize(
+    ("installed", "level", "said"),
+    [
+        (None, FAIL, "is missing"),
+        ("11.2.9", FAIL, "11.2.9"),
+        ("11.3", OK, ""),
+        ("11.3.0", OK, ""),
+        ("11.20.1rc2", OK, ""),
+        ("12.0", FAIL, "12.0"),
+        ("12", FAIL, "12"),
+    ],
+)
+def test_a_package_that_is_missing_too_old_or_too_new_fails_with_the_command_that_mends_it(
+    monkeypatch, tmp_path, installed, level, said
+):
+    (tmp_path / "requirements.txt").write_text("# what we need\nbittensor>=11.3,<12  # keys\n\n")
+    monkeypatch.setattr(doctor, "_installed", lambda name: installed if name == "bittensor" else None)
+    (found,) = doctor.check_packages(tmp_path / "requirements.txt")
+    assert (
+        found.level == level
+        and said in found.what
+        and (level == OK or "pip install 'bittensor>=11.3,<12'" in found.fix)
+    )
+
+
+def test_web3_8_beside_bittensor_11_fails(monkeypatch, tmp_path):
+    (tmp_path / "requirements.txt").write_text("")
+    for versions, levels in (
+        ({"web3": "8.0.1", "bittensor": "11.3.0"}, [FAIL]),
+        ({"web3": "7.16.0", "bittensor": "11.3.0"}, []),
+        ({"bittensor": "11.3.0"}, []),
+    ):
+        monkeypatch.setattr(doctor, "_installed", versions.get)
+        assert [found.level for found in doctor.check_packages(tmp_path / "requirements.txt")] == levels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine
+
+
+def test_a_port_that_is_taken_is_a_warning():
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        (found,) = doctor.check_port(port)
+        assert found.level == WARN and str(port) in found.what and "--port 0" in found.fix
+    (found,) = doctor.check_port(port)
+    assert found.level == OK
+    assert build_parser().parse_args([]).port == doctor.DEFAULT_PORT
+
+
+def clock(tmp_path: Path, now: float, jump: float = 0.0) -> list[Finding]:
+    walls = iter((now, now + 0.1 + jump))
+    ticks = iter((5.0, 5.1))
+    options = {"wall": lambda: next(walls), "monotonic": lambda: next(ticks), "sleep": lambda _: None}
+    return list(doctor.check_clock(tmp_path / "chain.sqlite3", **options))
+
+
+def test_a_clock_in_the_past_fails_and_one_that_jumps_is_a_warning(tmp_path):
+    now = doctor.PLAUSIBLE_SINCE + 1e6
+    (found,) = clock(tmp_path, now)
+    assert found.level == OK and "not compared with a time server" in found.what
+    (found,) = clock(tmp_path, 86_400)
+    assert found.level == FAIL and "1970-01-02" in found.what and "timedatectl" in found.fix
+    for jump in (0.2, -0.2):
+        (found,) = clock(tmp_path, now, jump)
+        assert found.level == WARN and f"{jump:+.3f} s" in found.what
+
+
+def test_a_ledger_ahead_of_the_clock_is_a_warning(tmp_path):
+    now = doctor.PLAUSIBLE_SINCE + 1e6
+    block = int(now // BLOCK_SECONDS)
+
+    async def make() -> None:
+        async with LocalChain.open(tmp_path / "chain.sqlite3", "hot", "cold", genesis_block=block):
+            pass
+
+    asyncio.run(make())
+    assert [found.level for found in clock(tmp_path, now)] == [OK, OK]
+    _, found = clock(tmp_path, now - 1000)
+    assert found.level == WARN and "s ahead of the clock" in found.what and "market time" in found.fix
+    assert doctor.BLOCK_SECONDS == BLOCK_SECONDS
+
+
+def test_a_folder_that_is_not_there_yet_a_file_and_one_that_cannot_be_written(tmp_path):
+    assert [found.level for found in doctor.check_folder(tmp_path)] == [OK, OK]
+    found, _ = doctor.check_folder(tmp_path / "a" / "b")
+    assert found.level == OK and "can be made" in found.what and not (tmp_path / "a").exists()
+    (tmp_path / "file").write_text("")
+    (found,) = doctor.check_folder(tmp_path / "file" / "b")
+    assert found.level == FAIL and "is a file" in found.what
+    if sys.platform == "linux":  # where nobody can make a file, root included
+        found, _ = doctor.check_folder(Path("/proc/self"))
+        assert found.level == FAIL and "cannot be written" in found.what and "--dir" in found.fix
+
+
+def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
+    for free, level in ((50e6, FAIL), (1e9, WARN), (50e9, OK)):
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=int(free)))
+        found = list(doctor.check_folder(tmp_path))[-1]
+        assert found.level == level and f"{free / 1e9:.1f} GB free" in found.what
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The databases
+
+
+def test_a_whole_database_is_fine_and_stays_as_it_is(database):
+    before = database.read_bytes()
+    (found,) = checked(database)
+    assert found == Finding(OK, f"jobs database {database}: whole, schema version {len(JOBS_SCHEMA)}")
+    assert database.read_bytes() == before
+    (found,) = checked(database.with_name("other.sqlite3"))
+    assert found.level == OK and "not there yet" in found.what and not database.with_name("other.sqlite3").exists()
+
+
+def test_versions_older_newer_and_of_another_program(database):
+    (found,) = checked(database, len(JOBS_SCHEMA) + 1)
+    assert found.level == OK and f"the next start brings it to {len(JOBS_SCHEMA) + 1}" in found.what
+    change(database, f"PRAGMA user_version = {len(JOBS_SCHEMA) + 1}")
+    (found,) = checked(database)
+    assert found.level == FAIL and f"schema version {len(JOBS_SCHEMA) + 1}, this program knows" in found.what
+    (found,) = checked(database, None)
+    assert found.level == OK
+    change(database, "PRAGMA user_version = 0")
+    (found,) = checked(database)
+    assert found.level == FAIL and "another program" in found.what
+
+
+def test_a_damaged_page_and_a_file_that_is_no_database_fail(database):
+    data = bytearray(database.read_bytes())
+    for page in range(2, len(data) // 4096):
+        data[page * 4096 + 1 : page * 4096 + 60] = b"\xff" * 59
+    database.write_bytes(data)
+    (found,) = checked(database)
+    assert found.level == FAIL and ("damaged" in found.what or "malformed" in found.what) and "restore" in found.fix
+    assert "\n" not in found.what
+    database.write_text("these are notes" * 1000)
+    (found,) = checked(database)
+    assert found.level == FAIL and "not a database" in found.what
+
+
+def test_another_process_that_has_it_open_is_named_and_after_a_kill_its_log_is_mentioned(database):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, database], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        whole, used = checked(database)
+        assert whole.level == OK and used.level == WARN
+        if sys.platform == "linux":
+            assert f"in use by process {process.pid}" in used.what
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    (found,) = checked(database)
+    assert found.level == OK and "bytes of its log wait for the next start" in found.what
+    with closing(sqlite3.connect(database)) as db:  # nothing of it was lost by looking
+        assert db.execute("SELECT value FROM meta WHERE key = 'held'").fetchone() == ("yes",)
+
+
+def test_a_writer_in_the_middle_of_a_transaction_does_not_stop_the_doctor(database):
+    with closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO meta VALUES ('half', 'done')")
+        assert checked(database)[0].level == OK
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_the_command_exits_0_where_all_is_well_and_1_where_something_fails(tmp_path, database):
+    done = command("validator.py", "doctor", "--dir", tmp_path, "--port", 0)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and not done.stderr and lines[-1].startswith("0 FAIL, ")
+    assert all(line[:5].strip() in (OK, WARN) for line in lines[:-1])
+    for name in ("validator.sqlite3", "validator.events.sqlite3", "chain.sqlite3"):
+        assert any(name in line for line in lines)
+    change(database, "PRAGMA user_version = 99")
+    done = command("validator.py", "--dir", tmp_path, "doctor", "--port", 0)
+    assert done.returncode == 1 and "1 FAIL" in done.stdout and "update the program" in done.stdout
+    elsewhere = tmp_path / "elsewhere.sqlite3"
+    assert command("validator.py", "doctor", "--dir", tmp_path, "--db", elsewhere, "--port", 0).returncode == 0
+
+
+def test_it_runs_where_no_package_is_installed(tmp_path):
+    """`-S`: without site-packages, as on a machine where nobody has run pip yet."""
+    done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0)
+    assert done.returncode == 1 and not done.stderr
+    assert "FAIL package aiohttp is missing" in done.stdout and "pip install 'aiohttp" in done.stdout
+    assert "versions are not compared" in done.stdout
+
+
+def test_a_validator_at_work_is_found(tmp_path):
+    process = start("validator.py", "--dir", tmp_path / "local", "--no-miners", "--pace", 1, folder=tmp_path)
+    try:
+        path = tmp_path / "local" / "chain.sqlite3"
+        wait_for(
+            "a ledger", lambda: path.exists() and list(doctor.check_database("chain ledger", path, 1))[1:], process
+        )
+        found = list(doctor.examine(tmp_path / "local", tmp_path / "local" / "validator.sqlite3", 0))
+        used = [finding for finding in found if "validator.py" in finding.what]
+        assert {"jobs database", "chain ledger"} <= {finding.what.split(" /")[0] for finding in used}
+        assert FAIL not in {finding.level for finding in found} and all(finding.level == WARN for finding in used)
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,0 +1,191 @@
+"""The README says only what is so: its commands, options, files, imports and tests exist. No file names a machine.
+
+Run with `python -m pytest tests/test_readme.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import miner
+import validator
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.M | re.S)
+MODULES = {path.stem for path in ROOT.glob("*.py")}
+PACKAGES = {"aiohttp", "aiosqlite", "bittensor", "web3"}
+
+
+def table(heading: str) -> list[list[str]]:
+    """Rows of the table under a heading, without its head."""
+    section = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def commands() -> list[list[str]]:
+    """Every command in a fenced block, and every one in running text that begins with python or make."""
+    lines = [line.partition("#")[0] for block in BLOCKS for line in block.splitlines()]
+    lines += re.findall(r"`((?:python|make) [^`]+)`", README.replace("\n", " "))
+    return [words for line in lines if (words := shlex.split(line))]
+
+
+def help_of(program: str, *verbs: str) -> str:
+    ended = subprocess.run([sys.executable, program, *verbs, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, (program, verbs, ended.stderr)
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[tuple[str, ...], str]:
+    """What `--help` prints for every program that the README calls, and for its verbs that are called."""
+    found = {}
+    for program, *rest in (words[1:] for words in commands() if words[0] == "python"):
+        if program.startswith("bench/"):  # they take no options
+            found[program,] = ""
+        elif (program,) not in found:
+            found[program,] = help_of(program)
+        verb = rest[0] if rest and not rest[0].startswith("-") else ""
+        if verb and (program, verb) not in found and re.search(rf"[{{,]{verb}[,}}]|^ +{verb} ", found[program,], re.M):
+            found[program, verb] = help_of(program, verb)
+    return found
+
+
+def test_every_command_in_the_readme_exists_with_every_option_it_is_given(helps):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert len(commands()) > 5
+    for words in commands():
+        assert words[0] in ("python", "make"), words
+        if words[0] == "make":
+            for word in words[1:]:
+                name, assigned, _ = word.partition("=")
+                known = f"$({name})" in (ROOT / "Makefile").read_text() if assigned else name in targets
+                assert known, f"make has no {name}"
+            continue
+        program, *rest = words[1:]
+        assert (ROOT / program).is_file(), program
+        known = helps[program,] + helps.get((program, *rest[:1]), "")
+        for option in (word.partition("=")[0] for word in rest if word.startswith("--")):
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", known), (words, option)
+
+
+def test_every_option_that_the_readme_names_exists(helps):
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}
+    known = " ".join(helps.values())
+    assert named and not [option for option in named if not re.search(rf"{option}(?![\w-])", known)]
+
+
+def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [parser] + [inner for action in below for child in action.choices.values() for inner in parsers(child)]
+
+
+@pytest.mark.parametrize("program", [validator, miner])
+def test_help_explains_every_option_of_the_two_programs(program):
+    for parser in parsers(program.build_parser()):
+        assert parser.description or parser is not program.build_parser()
+        for action in parser._actions:
+            if not isinstance(action, argparse._SubParsersAction):
+                assert action.help and len(action.help) > 5, (parser.prog, action.option_strings)
+        for name in (name for action in parser._actions for name in action.option_strings):
+            assert name in parser.format_help()
+
+
+def test_the_file_table_is_the_tree():
+    listed = [name for row in table("Reading order") for name in re.findall(r"`(\w+)\.py`", row[0])]
+    assert sorted(listed) == sorted(MODULES)
+
+
+def imports_of(module: str) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_what_the_file_table_says_of_imports_is_so():
+    above: set[str] = set()
+    for names, _, claim in table("Reading order"):
+        for name in re.findall(r"`(\w+)\.py`", names):
+            found = imports_of(name) - {name}
+            ours, theirs = found & MODULES, found - MODULES - set(sys.stdlib_module_names)
+            named = set(re.findall(r"[a-z_0-9]+", claim))
+            if claim.startswith("standard library"):
+                allowed = {"recording"} if name == "sim" else set()  # its command line hands over
+                assert not theirs and ours <= allowed, (name, found)
+            elif "the above" in claim:
+                assert ours <= above and not theirs, (name, ours - above, theirs)
+            elif claim.startswith("all but"):
+                assert not ours & named, (name, ours & named)
+            elif claim:
+                assert named & PACKAGES == theirs & PACKAGES, (name, claim, theirs)
+                if not named & PACKAGES:
+                    assert ours <= named, (name, claim, ours)
+            above.add(name)
+
+
+def test_every_test_that_the_table_of_differences_names_exists():
+    rows = table("Where this differs from the seeds")
+    assert len(rows) >= 10
+    for row in rows:
+        assert len(row) == 4 and all(row), row
+        named = re.findall(r"`(test_\w+\.py)`", row[3])
+        assert named and all((ROOT / "tests" / name).is_file() for name in named), row
+
+
+def test_every_package_in_the_table_of_dependencies_is_required_and_imported():
+    required = (ROOT / "requirements.txt").read_text()
+    everywhere = set().union(*map(imports_of, MODULES))
+    for row in table("Dependencies"):
+        package = row[0].split()[0]
+        assert re.search(rf"^{package}\b", required, re.M) and package in everywhere
+
+
+def test_every_file_and_path_that_the_readme_names_exists():
+    missing = [
+        name
+        for name in re.findall(r"`([\w./-]+\.(?:py|txt|md|toml))`", README)
+        if not (ROOT / name).is_file() and not (ROOT / "tests" / name).is_file()
+    ]
+    assert not missing
+
+
+def test_reason_codes_targets_and_strategies_that_the_readme_names_exist():
+    for listed in re.findall(r"--strategy ([\w|]+)", README):
+        assert set(listed.split("|")) <= set(miner.STRATEGIES)
+    assert set(validator.REFERENCE_STRATEGIES) <= set(miner.STRATEGIES)
+
+
+def test_no_tracked_file_names_a_machine_its_folders_or_a_registry():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    places = r"(?<![\w.~$])/(?:work|root|home|tmp|mnt|Users)/"
+    hosts = r"pypi\.org|pythonhosted|npmjs\.|proxy\.golang|index[-_]url|localhost:\d{4}.*simple"
+    wrong = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path == Path(__file__).resolve() or not path.is_file():
+            continue
+        for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):
+            if re.search(f"{places}|{hosts}", line):
+                wrong.append(f"{name}:{number}: {line.strip()[:100]}")
+    assert not wrong
+
+
+def test_each_module_can_be_imported_without_doing_anything(capsys):
+    for name in sorted(MODULES):
+        importlib.import_module(name)
+    assert capsys.readouterr() == ("", "")
