@@ -29,7 +29,7 @@ from itertools import pairwise, repeat
 from operator import add, attrgetter, floordiv, sub
 
 from protocol import Position
-from recording import Event, Snapshot, apply_event, swap_calls
+from recording import Event, Snapshot, apply_event, swap_call
 from sim import (
     MASK_256,
     MAX_SQRT_RATIO,
@@ -687,7 +687,7 @@ def fork_replay(
         fork.mint(("fork", n), *position)
     for event in events:
         if event.kind == "swap":
-            call = swap_calls(event)[event.args[0]]
+            call = swap_call(event, event.args[0])
             past = fork.sqrt_price_x96 <= call[2] if call[0] else fork.sqrt_price_x96 >= call[2]
             if not past:
                 fork.swap(*call)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 FIRST_PYTHON, LAST_PYTHON = (3, 11), (3, 13)
 DEFAULT_PORT = 8091  # of miner.py
-LEAST_DISK_BYTES, GOOD_DISK_BYTES = 100 * 10**6, 2 * 10**9  # the README says what a day writes
+LEAST_DISK_BYTES, GOOD_DISK_BYTES = 100 * 10**6, 2 * 10**9  # two jobs and three miners write 11 MB a market day
 CLOCK_SAMPLE_SECONDS, CLOCK_DRIFT_SECONDS = 0.1, 0.05
 PLAUSIBLE_SINCE = 1_760_000_000  # October 2025, before this was written
 SIGNED_SECONDS = "10 s late or 2 s early"  # btauth: signatures outside of this are refused

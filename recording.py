@@ -58,20 +58,17 @@ class Event(NamedTuple):
     args: tuple
 
 
-def swap_calls(event: Event) -> dict[str, tuple[bool, int, int]]:
-    """The three calls that may be behind a swap event, by `how`: arguments for `Pool.swap`.
+def swap_call(event: Event, how: str) -> tuple[bool, int, int]:
+    """The call behind a swap event, were it of the kind `in`, `out` or `limit`: arguments for `Pool.swap`.
 
     The event tells the result, not the call, and the last unit of the fee depends on the call (v3-core issue 501).
     """
     _, amount0, amount1, sqrt_price_x96, _, _ = event.args
     zero_for_one = amount0 > 0 or amount1 < 0
-    amount_in, amount_out = (amount0, amount1) if zero_for_one else (amount1, amount0)
-    far = MIN_SQRT_RATIO + 1 if zero_for_one else MAX_SQRT_RATIO - 1
-    return {
-        "in": (zero_for_one, amount_in, far),
-        "limit": (zero_for_one, 2 * amount_in + 1, sqrt_price_x96),
-        "out": (zero_for_one, amount_out, far),
-    }
+    if how == "limit":
+        return zero_for_one, 2 * (amount0 if zero_for_one else amount1) + 1, sqrt_price_x96
+    amount = amount0 if zero_for_one == (how == "in") else amount1
+    return zero_for_one, amount, MIN_SQRT_RATIO + 1 if zero_for_one else MAX_SQRT_RATIO - 1
 
 
 class _CopiedOnRead(list):
@@ -91,12 +88,12 @@ def find_call(pool: Pool, event: Event) -> str:
         ReplayError: none of them gives the event's digits.
     """
     expected, tick = event.args[1:-1], event.args[-1]
-    calls, found = swap_calls(event), "refused"
+    found = "refused"
     for how in ("in", "out", "limit"):
         fork = copy.copy(pool)  # a swap changes numbers, and ticks: all else may be shared
         fork.legs, fork._marks = None, _CopiedOnRead(pool._marks)
         try:
-            amounts = fork.swap(*calls[how])
+            amounts = fork.swap(*swap_call(event, how))
         except PoolError:
             continue
         found = (*amounts, fork.sqrt_price_x96, fork.liquidity)
@@ -131,7 +128,7 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
                 else pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
             )
         else:
-            found = pool.swap(*swap_calls(event)[how or find_call(pool, event)])
+            found = pool.swap(*swap_call(event, how or find_call(pool, event)))
         if pool.sqrt_price_x96 != sqrt_price_x96:
             raise ReplayError(event, "sqrt_price_x96", sqrt_price_x96, pool.sqrt_price_x96)
         if found != (amount0, amount1):

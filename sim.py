@@ -166,7 +166,7 @@ class Tick:
         self.span_down = self.span_up = _NO_SPAN
 
 
-_NO_SPAN = (0,) * 8
+_NO_SPAN = (0, 0, 0, None)
 
 
 class PositionState:
@@ -215,7 +215,38 @@ class Pool:
     Source: v3-core UniswapV3Pool and its libraries, `reference` notes on formulas; judged by traces of the bytecode.
     """
 
+    # slots: a swap reads a dozen attributes; without them each read takes a fifth longer once a pool has been copied
+    __slots__ = (
+        "__dict__",
+        "_below",
+        "_epoch",
+        "_hi",
+        "_keep",
+        "_liquidity_x96",
+        "_lo",
+        "_lo_squared",
+        "_marks",
+        "_plain",
+        "_ratios",
+        "_tick",
+        "_word",
+        "_word_hi",
+        "_word_lo",
+        "fee",
+        "fee_growth_global0_x128",
+        "fee_growth_global1_x128",
+        "fee_protocol",
+        "legs",
+        "liquidity",
+        "max_liquidity_per_tick",
+        "positions",
+        "protocol_fees",
+        "sqrt_price_x96",
+        "tick_spacing",
+        "ticks",
+    )
     tick_class = Tick
+    _crosses = False  # whether `_cross` has anything to do
 
     def __init__(self, fee: int, tick_spacing: int):
         self.fee, self.tick_spacing = fee, tick_spacing
@@ -236,7 +267,8 @@ class Pool:
         self._ratios: list[int] = []  # and their prices
         self._below = -1  # index in _marks of the highest one at or below the tick
         self._liquidity_x96 = 0
-        self._word = 0  # first tick of the bitmap word that the tick lies in
+        self._word = 0  # first tick of the bitmap word that the tick lies in,
+        self._word_lo = self._word_hi = 0  # its price, and that of the word's last tick
         self._lo = self._hi = self._lo_squared = 0  # the cell, both ends excluded
 
     # -- reading
@@ -388,41 +420,68 @@ class Pool:
         if amount_specified > 0 and liquidity:
             net = amount_specified * self._keep // PIPS
             if zero_for_one:
-                liquidity_x96 = self._liquidity_x96
-                denominator = liquidity_x96 + net * price
-                end = -(-liquidity_x96 * price // denominator)
+                product = net * price
+                denominator = self._liquidity_x96 + product
+                move = product * price // denominator
+                end = price - move
                 if end < limit:
-                    end = limit
+                    end, move = limit, price - limit
                 if self._lo < end < price and limit > MIN_SQRT_RATIO and denominator < Q256:
                     if end == limit:
-                        net = -(liquidity_x96 * (end - price) // (price * end))
+                        net = -(-self._liquidity_x96 * move // (price * end))
                         amount_specified = net - -net * self.fee // self._keep
                     elif denominator > self._lo_squared:
-                        net = -(liquidity_x96 * (end - price) // (price * end))
+                        net = -(-self._liquidity_x96 * move // (price * end))
                     if self._plain:
                         growth = (amount_specified - net << 128) // liquidity
                         self.fee_growth_global0_x128 = self.fee_growth_global0_x128 + growth & MASK_256
                         self.sqrt_price_x96, self._tick = end, None
                     else:
                         self._advance(end, True, amount_specified - net)
-                    return amount_specified, -(liquidity * (price - end) >> 96)
+                    return amount_specified, -(liquidity * move >> 96)
             else:
-                end = price + (net << 96) // liquidity
+                move = (net << 96) // liquidity
+                end = price + move
                 if end > limit:
-                    end = limit
+                    end, move = limit, limit - price
                 if price < end < self._hi and limit < MAX_SQRT_RATIO:
                     if end == limit:
-                        net = -(liquidity * (price - end) >> 96)
+                        net = -(-liquidity * move >> 96)
                         amount_specified = net - -net * self.fee // self._keep
                     elif liquidity > Q96:
-                        net = -(liquidity * (price - end) >> 96)
+                        net = -(-liquidity * move >> 96)
                     if self._plain:
                         growth = (amount_specified - net << 128) // liquidity
                         self.fee_growth_global1_x128 = self.fee_growth_global1_x128 + growth & MASK_256
                         self.sqrt_price_x96, self._tick = end, None
                     else:
                         self._advance(end, False, amount_specified - net)
-                    return -(self._liquidity_x96 * (end - price) // (end * price)), amount_specified
+                    return -(self._liquidity_x96 * move // (end * price)), amount_specified
+        elif amount_specified < 0 and liquidity:
+            # exact output: not enough for all there is to the cell's end or the limit, by the contract's own trial
+            liquidity_x96 = self._liquidity_x96
+            if zero_for_one:
+                stop = max(self._lo, limit)
+                if MIN_SQRT_RATIO < limit < price and -amount_specified < liquidity * (price - stop) >> 96:
+                    end = price + (amount_specified << 96) // liquidity
+                    if stop < end:
+                        net = -(liquidity_x96 * (end - price) // (price * end))
+                        fee = -(-net * self.fee // self._keep)
+                        self._advance(end, True, fee)
+                        return net + fee, amount_specified
+            else:
+                stop = min(self._hi, limit)
+                if (
+                    price < limit < MAX_SQRT_RATIO
+                    and price < stop
+                    and -amount_specified < liquidity_x96 * (stop - price) // (stop * price)
+                ):
+                    end = -(-liquidity_x96 * price // (liquidity_x96 + amount_specified * price))
+                    if end < stop:
+                        net = -(liquidity * (price - end) >> 96)
+                        fee = -(-net * self.fee // self._keep)
+                        self._advance(end, False, fee)
+                        return amount_specified, net + fee
         return self._walk(zero_for_one, amount_specified, limit)
 
     def flash(self, amount0: int, amount1: int, tip0: int = 0, tip1: int = 0) -> tuple[int, int]:
@@ -473,7 +532,8 @@ class Pool:
         """Whether `tick` is the current tick, without a logarithm."""
         if self._tick is not None:
             return tick == self._tick
-        return _clamped_ratio(tick) <= self.sqrt_price_x96 < _clamped_ratio(tick + 1)
+        low, high = _ratios_around(tick)
+        return low <= self.sqrt_price_x96 < high
 
     def jump(self, sqrt_price_x96: int, tick: int, liquidity: int) -> None:
         """Take a recorded state over without trading: nothing moves, no fees grow, ticks on the way are crossed."""
@@ -583,7 +643,13 @@ class Pool:
 
     def _locate(self) -> None:
         """Find word and cell from the tick."""
-        self._word = (self.tick // self.tick_spacing // WORD_TICKS) * WORD_TICKS * self.tick_spacing
+        self._enter(self.tick // self.tick_spacing // WORD_TICKS * WORD_TICKS * self.tick_spacing)
+
+    def _enter(self, word: int) -> None:
+        """Move to the word that begins at a tick; set the cell."""
+        if word != self._word or not self._word_hi:
+            self._word, self._word_lo = word, _clamped_ratio(word)
+            self._word_hi = _clamped_ratio(word + (WORD_TICKS - 1) * self.tick_spacing)
         self._bound()
 
     def _bound(self) -> None:
@@ -592,11 +658,9 @@ class Pool:
         A step downwards ends at the first tick of the word, a step upwards at the last. Between the last tick of a word
         and the first of the next lies a cell of its own, from which upward steps already look into the next word.
         """
-        word, ratios, below = self._word, self._ratios, self._below
-        last = word + (WORD_TICKS - 1) * self.tick_spacing
-        lo, hi = _clamped_ratio(word), _clamped_ratio(last)
+        ratios, below, lo, hi = self._ratios, self._below, self._word_lo, self._word_hi
         if self.sqrt_price_x96 >= hi:
-            lo, hi = hi, _clamped_ratio(last + self.tick_spacing)
+            lo, hi = hi, _clamped_ratio(self._word + WORD_TICKS * self.tick_spacing)
         if below >= 0 and ratios[below] > lo:
             lo = ratios[below]
         if below + 1 < len(ratios) and ratios[below + 1] < hi:
@@ -643,8 +707,8 @@ class Pool:
     def _walk(self, zero_for_one: bool, amount_specified: int, limit: int) -> tuple[int, int]:
         """A swap step by step, from tick to tick and word end to word end, as the contract goes.
 
-        A whole step always moves the same amounts while its start, liquidity and fees are the same. They are kept on
-        the tick that it ends at: (start, liquidity, epoch; in with fee, out, growth, protocol's part, leg's fee).
+        A step from tick to tick always moves the same amounts while its start, liquidity and fees are the same. It is
+        kept on the tick that it ends at: (start, liquidity, epoch, what `_whole_step` says).
         """
         if not amount_specified:
             raise PoolError("AS")
@@ -654,14 +718,14 @@ class Pool:
             raise PoolError("SPL")
         exact_input, remaining, calculated, taken = amount_specified > 0, amount_specified, 0, 0
         marks, ratios, below, epoch, liquidity = self._marks, self._ratios, self._below, self._epoch, self.liquidity
-        growth0, growth1 = self.fee_growth_global0_x128, self.fee_growth_global1_x128
+        growth0, growth1, tick = self.fee_growth_global0_x128, self.fee_growth_global1_x128, self._tick
         word_size, last_of_word = WORD_TICKS * self.tick_spacing, (WORD_TICKS - 1) * self.tick_spacing
         # `edge`: where a step ends if no initialised tick comes first
-        edge = self._word if zero_for_one else self._word + last_of_word
-        if not zero_for_one and price >= _clamped_ratio(edge):
+        edge, edge_x96 = (self._word, self._word_lo) if zero_for_one else (self._word + last_of_word, self._word_hi)
+        if price >= edge_x96 and not zero_for_one:
             edge += word_size
-        edge_x96 = _clamped_ratio(edge)
-        recording, crossing = self.legs is not None, self._cross if type(self)._cross is not Pool._cross else None
+            edge_x96 = _clamped_ratio(edge)
+        recording, at_tick = self.legs is not None, False  # a first step from between the ticks will hardly come again
 
         while remaining and price != limit:
             mark, target, span = None, edge_x96, _NO_SPAN
@@ -676,14 +740,16 @@ class Pool:
                     span = mark.span_up
                 stop = target if target < limit else limit
 
-            if stop != target or span[0] != price or span[1] != liquidity or span[2] != epoch:
-                span = (price, liquidity, epoch, *self._whole_step(price, stop, zero_for_one))
-                if mark and stop == target:
+            if span[0] == price and stop == target and span[1] == liquidity and span[2] == epoch:
+                step = span[3]
+            else:
+                step = self._whole_step(price, stop, zero_for_one)
+                if at_tick and mark and stop == target:
                     if zero_for_one:
-                        mark.span_down = span
+                        mark.span_down = price, liquidity, epoch, step
                     else:
-                        mark.span_up = span
-            _, _, _, amount_in, amount_out, growth, protocol, leg_fee = span
+                        mark.span_up = price, liquidity, epoch, step
+            amount_in, amount_out, growth, protocol, leg_fee = step
             if remaining < amount_in if exact_input else -remaining < amount_out:
                 stop, amount_in, amount_out, growth, protocol, leg_fee = self._last_step(price, remaining, zero_for_one)
 
@@ -705,8 +771,8 @@ class Pool:
                 if mark:
                     mark.fee_growth_outside0_x128 = growth0 - mark.fee_growth_outside0_x128 & MASK_256
                     mark.fee_growth_outside1_x128 = growth1 - mark.fee_growth_outside1_x128 & MASK_256
-                    if crossing:
-                        crossing(mark, zero_for_one)
+                    if self._crosses:
+                        self._cross(mark, zero_for_one)
                     if zero_for_one:
                         liquidity -= mark.liquidity_net
                         below -= 1
@@ -714,25 +780,33 @@ class Pool:
                         liquidity += mark.liquidity_net
                         below += 1
                     self.liquidity = liquidity
-                self._tick = (mark.index if mark else edge) - zero_for_one
+                    tick = mark.index
+                else:
+                    tick = edge
+                if zero_for_one:
+                    tick -= 1
                 if target == edge_x96:
                     edge += -word_size if zero_for_one else word_size
                     edge_x96 = _clamped_ratio(edge)
+                at_tick = True
             elif stop != price:
-                self._tick = None
+                tick = None
             price = stop
 
-        self.sqrt_price_x96, self._below, self._liquidity_x96 = price, below, liquidity << 96
+        self.sqrt_price_x96, self._tick = price, tick
         if zero_for_one:
             self.fee_growth_global0_x128 = growth0 & MASK_256
-            self._word = edge
         else:
             self.fee_growth_global1_x128 = growth1 & MASK_256
-            edge -= last_of_word
-            self._word = edge if price >= _clamped_ratio(edge) else edge - word_size
+        if not self._lo < price < self._hi:
+            self._below, self._liquidity_x96 = below, liquidity << 96
+            if not zero_for_one:
+                edge -= last_of_word
+                if price < _clamped_ratio(edge):
+                    edge -= word_size
+            self._enter(edge)
         if taken:
             self._take(taken, zero_for_one)
-        self._bound()
         used = amount_specified - remaining
         return (used, calculated) if zero_for_one == exact_input else (calculated, used)
 
@@ -754,6 +828,11 @@ class Pool:
             net_in, amount_out = _step_amounts(liquidity, start, stop, zero_for_one)
             fee, amount_out = -(-net_in * self.fee // self._keep), -remaining
         return stop, net_in + fee, amount_out, *(self._split(fee, zero_for_one) if fee else (0, 0, 0))
+
+
+@lru_cache(maxsize=1 << 12)
+def _ratios_around(tick: int) -> tuple[int, int]:
+    return _clamped_ratio(tick), _clamped_ratio(tick + 1)
 
 
 def _clamped_ratio(tick: int) -> int:
@@ -826,6 +905,7 @@ class SlipstreamPool(Pool):
     """
 
     tick_class = SlipstreamTick
+    _crosses = True
 
     def __init__(self, fee: int, tick_spacing: int, unstaked_fee: int = 0, nft=0, gauge=1):
         super().__init__(fee, tick_spacing)

@@ -30,7 +30,8 @@ DAYS, ROUND_SECONDS, REACH_TICKS = 3, 900, 960
 
 async def measure(market, vault: str) -> None:
     print(
-        f"{market.label}; {DAYS} market days, rounds of {ROUND_SECONDS} s, vault {vault}, in {market.pair.token1.symbol}"
+        f"{market.label}; {DAYS} market days, rounds of {ROUND_SECONDS} s, vault {vault},"
+        f" in {market.pair.token1.symbol}"
     )
     unit, spacing = 10**market.pair.token1.decimals, market.pair.tick_spacing
     rows: dict[str, list] = {"PoL": [], "Balanced": []}

@@ -28,7 +28,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this folder, where `sim` would be this file
 
 from bench import evm
-from recording import RecordingError, apply_event, read_recording, swap_calls
+from recording import RecordingError, apply_event, read_recording, swap_call
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Pool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ def replay(name: str, target: int, target_ratio: None) -> Work:
     calls = []
     for event in recording.events:
         if event.kind == "swap":
-            calls.append(("swap", swap_calls(event)[event.args[0]]))
+            calls.append(("swap", swap_call(event, event.args[0])))
         else:
             owner, *arguments = event.args[:4]
             calls.append((event.kind, (numbers.setdefault(owner, len(numbers)), *arguments)))

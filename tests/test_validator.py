@@ -682,13 +682,13 @@ def weights(subnet) -> list[tuple]:
     return subnet.rows("SELECT code, block, next_block, uids, name FROM weights ORDER BY id")
 
 
-def first_block(subnet) -> int:
-    return block_at(FIRST_TIME)
+def test_before_anybody_was_scored_no_weights_are_set(tmp_path):
+    subnet = play_subnet(tmp_path, {"a": lambda _: refuse()}, [a_job()])
+    assert subnet.codes() == ["nobody_ranked"] and weights(subnet) == []
 
 
 def test_when_nobody_earns_everything_burns_to_the_owners_uid(tmp_path):
-    subnet = play_subnet(tmp_path, {"a": lambda _: refuse()}, [a_job()])
-    assert subnet.codes() == ["nobody_ranked"]
+    subnet = play_subnet(tmp_path, {"a": keep}, [a_job()])  # who only keeps is worth 0 above keep
     assert [(row[0], json.loads(row[3])) for row in weights(subnet)] == [("weights_set", {"0": "1"})]
     ledger = tmp_path / "chain.sqlite3"
     assert rows(ledger, "SELECT vector FROM weights") == [('{"0": 65535}',)]
