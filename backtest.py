@@ -656,7 +656,7 @@ def _conduct(mine: str, played: Sequence[Played], progress: _Progress) -> Iterat
         older = ", ".join(f"{count} of {name}" for name, count in copies.items())
         yield f"Copies: {older}; a book that repeats an older registration's counts as keep at best."
     if wrong := progress.wrong[mine]:
-        yield f"FAILED: {len(wrong)} of {progress.asks[mine]} answers, each became keep or came too late; first: {wrong[0]}."
+        yield f"FAILED: {len(wrong)} of {progress.asks[mine]} answers, each became keep or came too late: {wrong[0]}."
     yield f"The slowest answer of {mine} took {progress.slowest[mine]:.3f} s, the deadline is {ASK_SECONDS} s."
 
 

@@ -460,7 +460,7 @@ def read_recording(path: str | Path) -> Recording:
         stem = stem.with_suffix("") if stem.suffix == suffix else stem
     description, packed, plain = (Path(f"{stem}{end}") for end in (".json", ".events.csv.xz", ".events.csv"))
     try:
-        with lzma.open(packed) if packed.exists() else open(plain, "rb") as table:
+        with lzma.open(packed) if packed.exists() else plain.open("rb") as table:
             return parse_recording(stem.name, description.read_bytes(), table)
     except FileNotFoundError as error:
         raise RecordingError(

@@ -26,6 +26,7 @@ from books import CHUNK, SHARE_QUANTUM, Book, Tape, fork_replay, split_fee
 from protocol import Position
 from recording import Event, Recording, ReplayError, Snapshot, apply_event, read_recording
 from sim import (
+    MAX_SQRT_RATIO,
     MIN_SQRT_RATIO,
     PIPS,
     Q96,
@@ -846,6 +847,21 @@ def test_a_thin_book_equals_the_fork_within_a_millionth_on_real_swaps(recording_
         for ours, theirs in zip(book, fork, strict=True):
             assert abs(ours - theirs) * 10**6 <= theirs + 2 * 10**6 * len(ranges)
             assert theirs > 1000
+
+
+@pytest.mark.parametrize("liquidity", [10**12, 10**33])
+def test_a_fork_makes_no_swap_whose_limit_it_stands_at_or_has_passed(liquidity):
+    """Up by a little input, back down to a limit: with a book of 1e33 the input moves nothing, there is no way back."""
+    pool, events = Pool(3000, 10), []
+    pool.initialize(Q96)
+    pool.mint("crowd", -100, 100, 10**12)
+    moved = pool.copy()
+    up = moved.swap(False, 1000, MAX_SQRT_RATIO - 1)
+    events.append(Event(1, 0, 0, "swap", ("in", *up, moved.sqrt_price_x96, moved.liquidity, moved.tick)))
+    down = moved.swap(True, 10**6, Q96)
+    events.append(Event(1, 1, 0, "swap", ("limit", *down, Q96, moved.liquidity, moved.tick)))
+    fees = fork_replay(pool, events, [(-100, 100, liquidity)])
+    assert fees[0][1] > 0 and (fees[0][0] > 0) == (liquidity == 10**12)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
