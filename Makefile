@@ -24,6 +24,7 @@ bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/sim.py
 	$(RUN) bench/scoring.py
 	$(RUN) bench/wire.py
+	$(RUN) bench/memory.py
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .

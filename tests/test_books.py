@@ -22,7 +22,7 @@ import pytest
 from worlds import VAULT, World, random_desired, random_event, random_range, random_world
 
 import books
-from books import CHUNK, SHARE_QUANTUM, Book, Tape, fork_replay, split_fee
+from books import CHUNK, SHARE_QUANTUM, Book, Holding, Tape, fork_replay, split_fee
 from protocol import Position
 from recording import Event, Recording, ReplayError, Snapshot, apply_event, read_recording
 from sim import (
@@ -301,15 +301,16 @@ def tick_after(snapshot, past: History, block: int) -> int:
 
 
 class Stretch(NamedTuple):
-    """Between two changes of a book: its legs, its positions (lower, upper, liquidity), its tokens.
+    """Between two changes of a book: its legs, its positions, its idle tokens, the prices at which a block of it ended.
 
-    `price` is the one at which it began, `prices` all at which a block of it ended.
+    `held` is what it held when the stretch began, without fees: what it kept, exactly, before any rounding, and of what
+    it minted all that went in.
     """
 
     legs: list[Leg]
-    positions: list[tuple[int, int, int]]
+    holdings: list[Holding]
     idle: tuple[int, int]
-    price: int
+    held: list[Fraction]
     prices: list[int]
 
 
@@ -332,6 +333,17 @@ class Played(NamedTuple):
     changes: list[Change]
 
 
+def exactly(holdings: Sequence[Holding], price: int, tokens: tuple[int, int]) -> list[Fraction]:
+    """Tokens, and what positions consist of at a price, unrounded."""
+    total = [Fraction(token) for token in tokens]
+    for holding in holdings:
+        a, b = ratio(holding.tick_lower), ratio(holding.tick_upper)
+        p = min(max(price, a), b)
+        total[0] += Fraction((holding.liquidity << 96) * (b - p), b * p)
+        total[1] += Fraction(holding.liquidity * (p - a), Q96)
+    return total
+
+
 def play_book(world: World, tape: Tape, past: History) -> Played:
     """Let a random miner decide at up to four random blocks, from what it was shown a little earlier."""
     rng, snapshot = world.rng, world.snapshot
@@ -339,15 +351,14 @@ def play_book(world: World, tape: Tape, past: History) -> Played:
     blocks = sorted(rng.randint(snapshot.block, world.close_block) for _ in range(rng.choice([0, 1, 1, 2, 4])))
     if rng.random() < 0.7:
         blocks = [snapshot.block, *blocks]
-    since = snapshot.block
+    since, held = snapshot.block, exactly(book.holdings, snapshot.sqrt_price_x96, (book.idle0, book.idle1))
     for block in [*blocks, world.close_block]:
         asked = rng.randint(since, block)
         seen = book.at(asked)
         shown = seen.shown(tape.price_before(asked))
         tokens = tuple(a + f for a, f in zip(seen.amounts(tape.price_before(asked)), seen.fees(), strict=True))
         desired = random_desired(rng, world.pool, tape.price_before(asked), shown, tokens)
-        positions = [(h.tick_lower, h.tick_upper, h.liquidity) for h in book.holdings]
-        idle, walked = (book.idle0, book.idle1), book.at(block)
+        holdings, idle, walked = book.holdings, (book.idle0, book.idle1), book.at(block)
         price = tape.price_before(block)
         if block == world.close_block:
             book.walk(block)
@@ -359,11 +370,14 @@ def play_book(world: World, tape: Tape, past: History) -> Played:
         if changed:
             inside = [leg for leg in past.legs if since <= leg.block < block]
             prices = [p for at, p, _ in past.stops if since <= at < block]
-            stretches.append(Stretch(inside, positions, idle, tape.price_before(since), prices))
+            stretches.append(Stretch(inside, holdings, idle, held, prices))
             before = tuple(a + f for a, f in zip(walked.amounts(price), walked.fees(), strict=True))
             after = tuple(a + f for a, f in zip(book.amounts(price), book.fees(), strict=True))
             changes.append(Change(before, after, (book.idle0, book.idle1)))
-            since = block
+            closed = [w for w, h in zip(walked.holdings, holdings, strict=True) if h not in book.holdings]
+            given = [sum(w.amounts(price)[n] + w.fees()[n] for w in closed) for n in (0, 1)]
+            stake = tuple(i + g for i, g in zip(idle, given, strict=True))
+            since, held = block, exactly([h for h in holdings if h in book.holdings], price, stake)
     return Played(world, tape, book, slow, stretches, changes)
 
 
@@ -380,11 +394,12 @@ def played() -> list[Played]:
 
 def parts_in(stretch: Stretch) -> Iterable[tuple]:
     """Every part of every leg of a stretch: (leg, token, fee, lo, hi, others, the book's liquidity in it)."""
-    ticks = sorted({tick for lower, upper, _ in stretch.positions for tick in (lower, upper)})
+    ticks = sorted({tick for h in stretch.holdings for tick in (h.tick_lower, h.tick_upper)})
     for leg in stretch.legs:
         for fee, below, above, lo, hi, others in parts_of(leg, ticks):
             inside = below is not None and above is not None
-            held = sum(m for lower, upper, m in stretch.positions if inside and lower <= below and above <= upper)
+            around = [h for h in stretch.holdings if inside and h.tick_lower <= below and above <= h.tick_upper]
+            held = sum(holding.liquidity for holding in around)
             yield leg, 0 if leg.zero_for_one else 1, fee, lo, hi, others, held
 
 
@@ -491,16 +506,10 @@ def test_own_volume_on_moving_legs_no_book_earns_more_than_the_fee_rate_on_what_
 def test_no_free_lunch_without_fees_a_book_is_never_worth_more_than_holding_what_it_held(played):
     for seed, (_, _, _, _, stretches, _) in enumerate(played):
         for stretch in stretches:
-            held, now = [Fraction(stretch.idle[0]), Fraction(stretch.idle[1])], stretch.price
-            for lower, upper, liquidity in stretch.positions:  # exactly, before any rounding
-                a, b = ratio(lower), ratio(upper)
-                p = min(max(now, a), b)
-                held[0] += Fraction((liquidity << 96) * (b - p), b * p)
-                held[1] += Fraction(liquidity * (p - a), Q96)
             for price in stretch.prices:
-                amounts = [amounts_of(m, price, ratio(lo), ratio(up), False) for lo, up, m in stretch.positions]
+                amounts = [holding.amounts(price) for holding in stretch.holdings]
                 left = [stretch.idle[n] + sum(a[n] for a in amounts) for n in (0, 1)]
-                assert value_of(left, price) <= value_of(held, price), seed
+                assert value_of(left, price) <= value_of(stretch.held, price), seed
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -495,6 +495,37 @@ def test_the_best_fixed_range_is_searched_over_fifty_spacings_beyond_the_visited
     assert check_best(inputs, 50, (0,))["a range earns"]
 
 
+def test_the_ceiling_on_fees_is_never_below_what_a_range_earns():
+    """Exactly reached by a lone leg, and for no range so far above that many ranges would have to be scored."""
+    reached = 0
+    for seed in range(60):
+        inputs = random_inputs(95_000 + seed, miners=0)
+        tape = Tape(inputs.snapshot)
+        tape.feed(inputs.events)
+        prices = [sqrt_ratio_at_tick(tick) for tick in grid_of(inputs, 3)]
+        ceiling, last = rounds._FeeCeiling(tape, prices, len(tape.blocks)), len(tape.blocks)
+        for n, m in combinations(range(len(prices)), 2):
+            for liquidity in (1, *(run.liquidity * factor for run in tape.runs[:3] for factor in (1, 10**6))):
+                growth = tape.growth((prices[n], prices[m]), 1, liquidity, 0, last)
+                most = ceiling.fees(n, m, liquidity)
+                assert all(g * liquidity >> 128 <= fee for g, fee in zip(growth, most, strict=True)), seed
+                reached += any(0 < g * liquidity >> 128 == fee - 1 for g, fee in zip(growth, most, strict=True))
+    assert reached > 100
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_search_scores_few_of_the_many_ranges(target, monkeypatch):
+    monkeypatch.undo()
+    scored = []
+    monkeypatch.setattr(rounds, "score_outcome", lambda *args: scored.append(args) or score_outcome(*args))
+    inputs = one_round(market=market(swaps=40), settings=JobSettings(target=target))
+    tape = Tape(inputs.snapshot)
+    tape.feed(inputs.events)
+    tokens, close = Book(tape).initial, inputs.close_block + 30
+    assert best_fixed_range(tape, inputs.settings, tokens, close, tape.price_before(close))
+    assert len(grid_of(replace(inputs, close_block=close), 50)) > 100 and len(scored) < 50
+
+
 def test_at_the_end_of_the_scale_the_grid_ends_too(monkeypatch):
     monkeypatch.setattr(rounds, "HINDSIGHT_SPACINGS", 5)
     for tick in (sim.MIN_TICK + 30, sim.MAX_TICK - 30):
@@ -513,7 +544,7 @@ def live_round(seed: int, poke: bool) -> LiveInputs:
     """The vault closes its position in block 104 and mints another, on chain; the decision says the same."""
     rng, pool = Random(seed), market(swaps=0)[0].open()
     idle, events = (10**17, 10**17), []
-    pool.mint("crowd", -887270, 887270, 1)
+    pool.flash(0, 0, 10**9, 10**8)  # fees from before the round
     snapshot = Snapshot.of(pool, [(VAULT, -100, 100)], idle, 100, 1200, "synthetic", VAULT)
 
     def note(block: int, kind: str, args: tuple) -> None:
