@@ -214,7 +214,7 @@ class _Odd(int):
         lambda query: [None],
         lambda query: ["position"],
         lambda query: [Position(-600, 600, 1.5, 0)],
-        lambda query: [Position(-600, 600, Decimal(1), Fraction(1))],
+        lambda query: [Position(-600, 600, Decimal("1.5"), Fraction(1, 2))],
         lambda query: [Position(-600.0, 600, 1, 1)],
         lambda query: [Position(True, 600, 1, 1)],
         lambda query: [Position("-600", "600", 1, 1)],
@@ -230,7 +230,7 @@ class _Odd(int):
     ],
 )
 def test_a_strategy_that_fails_or_proposes_what_is_not_legal_keeps_what_it_has_and_says_so_in_the_log(wrong, caplog):
-    query = a_query(Random(3), 60, 120, 10)
+    query = _replace(a_query(Random(3), 60, 120, 10), inventory_remaining=Inventory(10**9, 10**9))
     said = answer(query, wrong, "wrong")
     assert said.accepted and said.desired_positions == query.current_positions and said.refusal_reason is None
     check_answer(decode(RebalanceAnswer, encode(said), MAX_ANSWER_BYTES), query)

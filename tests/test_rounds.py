@@ -39,7 +39,7 @@ from rounds import (
     play,
     play_live,
 )
-from scoring import CONTEXT, Outcome, score_outcome
+from scoring import CONTEXT, Outcome, penalty_factor, pol_score, score_outcome, smooth_max
 from sim import Q96, Pool, sqrt_ratio_at_tick, tick_at_sqrt_ratio
 
 D = Decimal
@@ -513,6 +513,24 @@ def test_the_ceiling_on_fees_is_never_below_what_a_range_earns():
     assert reached > 100
 
 
+def test_the_bound_on_a_pol_score_is_above_every_such_score_and_near_where_little_is_lost():
+    """Against `scoring`'s own penalty: the gain scaled by exp(-10 * loss), or a negative gain by its inverse."""
+    rng, near = Random(5), 0
+    for _ in range(2000):
+        tokens = [rng.choice([0, 1, rng.randint(1, 10**6), rng.randint(1, 10**30)]) for _ in "01"]
+        left = [have * rng.choice([0, 1, 2, rng.randint(900, 1000) / 1000]) for have in tokens]
+        final = [int(amount) for amount in left]
+        losses = [max(D(0), D(have - rest) / have) if have else D(0) for have, rest in zip(tokens, final, strict=True)]
+        gain = rng.randint(-(10**40), 10**40)
+        penalty = penalty_factor(smooth_max(*losses))
+        score, bound = pol_score(D(gain), penalty), rounds._pol_bound(gain, tokens, tuple(final))
+        assert bound >= score
+        if min(losses) == 0 and max(losses) < D("0.05"):
+            assert bound <= (gain * penalty if gain > 0 else gain / penalty) + abs(gain) * D("0.01")
+            near += max(losses) > 0
+    assert near > 100
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_search_scores_few_of_the_many_ranges(target, monkeypatch):
     monkeypatch.undo()
@@ -523,7 +541,8 @@ def test_the_search_scores_few_of_the_many_ranges(target, monkeypatch):
     tape.feed(inputs.events)
     tokens, close = Book(tape).initial, inputs.close_block + 30
     assert best_fixed_range(tape, inputs.settings, tokens, close, tape.price_before(close))
-    assert len(grid_of(replace(inputs, close_block=close), 50)) > 100 and len(scored) < 50
+    ranges = len(list(combinations(grid_of(replace(inputs, close_block=close), 50), 2)))
+    assert ranges > 5000 and len(scored) < ranges // 20
 
 
 def test_at_the_end_of_the_scale_the_grid_ends_too(monkeypatch):

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -180,6 +181,17 @@ def test_stored_rounds_recompute_to_the_last_digit_from_the_two_databases_alone(
         played = stored_rounds(path)
         assert len(played) == 6 and all(agrees(path, round_id) for round_id in played)
         assert standings(path) == stored_standings(path)
+
+
+def test_the_audit_agrees_with_every_stored_round_and_finds_one_changed_digit(model_run, tmp_path, capsys):
+    copy = shutil.copytree(model_run[0], tmp_path / "copy")
+    path = copy / "validator.sqlite3"
+    assert validator.main(["audit", "all", "--db", str(path)]) == 0
+    assert capsys.readouterr().out.endswith("12 rounds audited, 0 differ\n")
+    round_id = stored_rounds(path)[0]
+    write(path, 'UPDATE scores SET line = replace(line, \'"fees0":"\', \'"fees0":"1\') WHERE round_id = ?', round_id)
+    assert validator.main(["audit", round_id, "--db", str(path)]) == 1
+    assert "fees0" in capsys.readouterr().out
 
 
 def test_every_ask_is_kept_with_its_answer_and_what_follows_from_it(model_run):
