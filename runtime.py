@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import logging
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -48,6 +51,22 @@ def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[
         )
 
     return parse
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Inside, this process alone holds the lock file; the system frees it with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it; `what` says what it stands for.
+        OSError: it cannot be made.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: another process works with this {what}; stop it or choose another") from None
+        yield
 
 
 def run(work: Coroutine, log_level: str, user_errors: tuple[type[Exception], ...] = ()) -> int:

@@ -50,7 +50,7 @@ from protocol import (
 )
 from recording import RecordingError, ReplayError, read_recording
 from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, play_live
-from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, run
+from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, run
 from scoring import Standing
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
@@ -688,9 +688,9 @@ def build_parser() -> argparse.ArgumentParser:
     rounds.add_argument("--once", action="store_const", const=1, dest="rounds", help="the same as --rounds 1")
     rounds.add_argument(
         "--round-seconds",
-        type=number(1, DAY_SECONDS),
+        type=number(60, DAY_SECONDS),
         default=900,
-        help="length of a round in new local jobs (default: 900)",
+        help="length of a round in new local jobs, from 60 (default: 900)",
     )
     rounds.add_argument("--dry-run", action="store_true", help="compute and print weights, send none")
     rounds.add_argument(
@@ -727,19 +727,22 @@ def _amounts(text: str) -> tuple[int, int]:
 async def validate(options: argparse.Namespace) -> None:
     """Open everything that local mode plugs together, and work until it ends."""
     folder = Path(options.dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in [file for name in OWN_FILES for file in folder.glob(name)] if options.fresh else ():
-            file.unlink()
-    except OSError as error:
-        raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     hotkey, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
     print("LOCAL MODE: an embedded chain, development keys, miners on loopback. Nothing here is real money;")
     print("for a real network a later release takes --network and --wallet. Results follow, the log is on stderr.")
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_one(folder / "validator.lock", "--dir"))
+            for file in [file for name in OWN_FILES for file in folder.glob(name)] if options.fresh else ():
+                file.unlink()
+        except OSError as error:
+            raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
         store = await enter(Store.open(path))
+        if options.db:
+            stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
         jobs = await store.jobs()
         market = await _open_market(options, store)
         print(f"MARKET: {market.label}", flush=True)

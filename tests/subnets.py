@@ -89,9 +89,14 @@ def rows(path: Path, sql: str, *parameters: object) -> list[tuple]:
 
 
 def write(path: Path, sql: str, *parameters: object) -> None:
-    """A second connection changes something while the validator runs."""
+    """A second connection changes something."""
     with closing(sqlite3.connect(path, timeout=30)) as db, db:
         db.execute(sql, parameters)
+
+
+async def write_meanwhile(path: Path, sql: str, *parameters: object) -> None:
+    """The same while a subnet runs in this process, which goes on."""
+    await asyncio.to_thread(write, path, sql, *parameters)
 
 
 def listening(addresses: Sequence[str]) -> list[str]:

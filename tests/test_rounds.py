@@ -607,3 +607,5 @@ def test_a_live_round_executed_to_the_letter_is_scored_as_its_simulation(poke):
         (line,) = result.lines
         assert line.name == "a" and line.outcome.changes == 1 and any((line.outcome.fees0, line.outcome.fees1))
         assert play_live(replace(inputs, events=inputs.events[1:])).code == Code.VOID_CONTRADICTION
+        wrong = Event(CLOSE, 0, 0, "mint", ("x", 0, 1, 5, 0, 0))
+        assert line.rank == 1 and play_live(replace(inputs, events=(*inputs.events, wrong))) == result

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from subnets import ROOT, VAULT, a_job, command, cut_recording, keep, play_subnet, rows, swaps_between, write
 
+import runtime
 import validator
 from runtime import UserError, number, run
 
@@ -225,6 +226,31 @@ def test_a_vault_that_the_recording_does_not_have_is_one_line(capsys, tmp_path, 
     for vault in ("nonsense", "1:2", "nobody:-10:10", "background:193780:193790", "0:a:b"):
         code, error = mistake(capsys, "--dir", tmp_path / "local", "--events", path, f"--vault={vault}")
         assert code == 2 and vault in error
+
+
+def test_an_audit_of_what_is_not_there_or_no_evidence_is_one_line(capsys, tmp_path):
+    code, error = mistake(capsys, "audit", "all", "--db", tmp_path / "none.sqlite3")
+    assert code == 2 and "no database" in error and not (tmp_path / "none.sqlite3").exists()
+    play_subnet(tmp_path, {"a": keep}, [a_job()])
+    code, error = mistake(capsys, "audit", "job:evaluation:1", "--db", tmp_path / "validator.sqlite3")
+    assert code == 2 and "job:evaluation:1" in error
+    for content in ("{", "[]", '{"format": "alm-round/0"}'):
+        (tmp_path / "round.json").write_text(content)
+        code, error = mistake(capsys, "audit", tmp_path / "round.json")
+        assert code == 2 and ("round.json" in error or "alm-round/0" in error)
+
+
+def test_two_validators_never_work_with_the_same_folder_or_database(capsys, tmp_path):
+    one, other, path = tmp_path / "one", tmp_path / "other", tmp_path / "jobs.sqlite3"
+    options = ["--rounds", "1", "--no-miners"]
+    for held, arguments in ((one / "validator.lock", ["--dir", one, "--fresh"]), (f"{path}.lock", ["--db", path])):
+        one.mkdir(exist_ok=True)
+        with runtime.only_one(Path(held), "this test"):
+            said = f"{held}: another process works with this --{'dir' if arguments[0] == '--dir' else 'db'}"
+            code, error = mistake(capsys, *options, "--dir", other, *arguments)
+            assert code == 2 and error.startswith(said)
+    assert not any(one.glob("*.sqlite3"))
+    assert validator.main([*options, "--dir", str(one)]) == 0  # whoever held it is gone
 
 
 def test_fresh_forgets_the_local_subnet_and_nothing_else_in_the_folder(capsys, tmp_path):

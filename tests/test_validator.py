@@ -44,6 +44,7 @@ from subnets import (
     swaps_between,
     wait_for,
     write,
+    write_meanwhile,
 )
 
 import validator
@@ -443,7 +444,7 @@ def test_an_invalid_first_answer_is_out_with_the_code_of_the_rule_it_breaks(tmp_
     async def a_ghost(subnet, store, chain, market):
         await chain.register(hotkey_of("ghost"), "its coldkey")  # registered, never served
         await chain.register(hotkey_of("gone"), "its coldkey")
-        write(
+        await write_meanwhile(
             tmp_path / "chain.sqlite3", "UPDATE neurons SET address = '127.0.0.1:9' WHERE hotkey = ?", hotkey_of("gone")
         )
 
@@ -559,13 +560,15 @@ def test_a_round_ends_with_its_last_block_however_far_the_next_checkpoint_would_
 def test_jobs_are_switched_off_added_and_changed_while_it_runs(tmp_path):
     starts = [FIRST_TIME + 900 * n for n in range(1, 7)]
 
-    def a(query):
+    async def a(query):
         if (query.job_id, query.window_start_time) == ("one", starts[1]) and query.block_time < starts[1]:
             path = tmp_path / "validator.sqlite3"
             changed = encode(JobSettings.for_target("MaxFees", checkpoint_blocks=200)).decode()
-            write(path, "UPDATE jobs SET settings = ? WHERE job_id = 'one'", changed)
-            write(path, "UPDATE jobs SET active = 0 WHERE job_id = 'two'")
-            write(path, "INSERT INTO jobs SELECT 'new', vault, 1800, ?, 0, 1 FROM jobs WHERE job_id = 'one'", changed)
+            await write_meanwhile(path, "UPDATE jobs SET settings = ? WHERE job_id = 'one'", changed)
+            await write_meanwhile(path, "UPDATE jobs SET active = 0 WHERE job_id = 'two'")
+            await write_meanwhile(
+                path, "INSERT INTO jobs SELECT 'new', vault, 1800, ?, 0, 1 FROM jobs WHERE job_id = 'one'", changed
+            )
         return keep(query)
 
     subnet = play_subnet(tmp_path, {"a": a}, [a_job("one"), a_job("two", round_seconds=1800)], rounds=3)
@@ -581,9 +584,9 @@ def test_jobs_are_switched_off_added_and_changed_while_it_runs(tmp_path):
 
 
 def test_a_new_round_length_counts_from_the_next_multiple_of_it(tmp_path):
-    def a(query):
+    async def a(query):
         if query.window_start_time == FIRST_TIME + 900:
-            write(tmp_path / "validator.sqlite3", "UPDATE jobs SET round_seconds = 1200")
+            await write_meanwhile(tmp_path / "validator.sqlite3", "UPDATE jobs SET round_seconds = 1200")
         return keep(query)
 
     subnet = play_subnet(tmp_path, {"a": a}, [a_job()], rounds=3)
@@ -592,14 +595,14 @@ def test_a_new_round_length_counts_from_the_next_multiple_of_it(tmp_path):
 
 
 def test_a_job_whose_row_is_gone_is_off_and_one_for_an_unknown_vault_says_so_and_harms_no_other(tmp_path):
-    def a(query):
-        write(tmp_path / "validator.sqlite3", "DELETE FROM jobs WHERE job_id = 'gone'")
+    async def a(query):
+        await write_meanwhile(tmp_path / "validator.sqlite3", "DELETE FROM jobs WHERE job_id = 'gone'")
         return keep(query)
 
     jobs = [
         a_job("here"),
         a_job("gone", round_seconds=7200),
-        a_job("lost").__class__("lost", "who", 900, JobSettings()),
+        replace(a_job("lost"), vault="who"),
     ]
     subnet = play_subnet(tmp_path, {"a": a}, jobs, rounds=2)
     ended = subnet.rows("SELECT job_id, code, detail FROM rounds WHERE round_type = 'evaluation' ORDER BY round_id")
@@ -617,7 +620,7 @@ def ranked_before(days: int):
     async def prepare(subnet, *_):
         for n in range(1, days + 1):
             row = ("job", hotkey_of("a"), FIRST_TIME // DAY - 2 * n + 1)  # every other day
-            write(subnet.path, "INSERT INTO miner_participation VALUES (?, ?, ?)", *row)
+            await write_meanwhile(subnet.path, "INSERT INTO miner_participation VALUES (?, ?, ?)", *row)
 
     return prepare
 
@@ -674,7 +677,9 @@ def test_a_winner_that_refuses_or_is_gone_has_no_substitute_and_silence_in_a_liv
         if query.round_type == "live" and not first:
             return await asleep(query)
         if query.round_type == "evaluation" and query.window_start_time == starts[4] and not first:
-            write(tmp_path / "chain.sqlite3", "UPDATE neurons SET address = NULL WHERE hotkey = ?", hotkey_of("a"))
+            await write_meanwhile(
+                tmp_path / "chain.sqlite3", "UPDATE neurons SET address = NULL WHERE hotkey = ?", hotkey_of("a")
+            )
         return all_in(query, 400)
 
     job = a_job(target="MaxFees", live=True)
