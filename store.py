@@ -174,7 +174,7 @@ JOBS_SCHEMA = (
     CREATE TABLE predictions (         -- one row an ask
         round_id TEXT NOT NULL REFERENCES rounds,
         hotkey TEXT NOT NULL,
-        due_block INTEGER NOT NULL,    -- the checkpoint; the first ask of a round has its expected opening
+        due_block INTEGER NOT NULL,    -- the checkpoint; the first ask of a round has the opening
         query BLOB NOT NULL,           -- the bytes that were sent, zlib
         answer BLOB NOT NULL,          -- the bytes that came back, empty if none did
         signature TEXT NOT NULL,       -- the miner's, over answer and request; empty if there was none

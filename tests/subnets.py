@@ -63,12 +63,20 @@ def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess:
     )
 
 
-def start(*arguments: object, folder: Path) -> subprocess.Popen:
+class Process(subprocess.Popen):
+    """One that does not outlive its `with`, whatever a test finds."""
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+        super().__exit__(*error)
+
+
+def start(*arguments: object, folder: Path) -> Process:
     """Start one of the programs; its output goes to `PROGRAM.out` and `PROGRAM.err` in `folder`."""
     folder.mkdir(exist_ok=True)
     name = Path(str(arguments[0])).stem
     with open(folder / f"{name}.out", "ab") as out, open(folder / f"{name}.err", "ab") as err:
-        return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=out, stderr=err)
+        return Process([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=out, stderr=err)
 
 
 def wait_for(what: str, look: Callable[[], Any], process: subprocess.Popen | None = None) -> Any:

@@ -19,7 +19,7 @@ from random import Random
 
 import pytest
 from markets import magnitude
-from subnets import ROOT, a_job, hotkey_of, play_subnet
+from subnets import ROOT, Process, a_job, hotkey_of, play_subnet
 
 import miner
 from local import LocalChain
@@ -278,10 +278,10 @@ def a_ledger(folder: Path, *callers: tuple[str, int]) -> None:
     asyncio.run(make())
 
 
-def a_miner(folder: Path, *options: str, **streams) -> subprocess.Popen:
+def a_miner(folder: Path, *options: str, **streams) -> Process:
     """Start one; it ends when its standard input closes."""
     command = [sys.executable, "miner.py", "--dir", str(folder), "--port", "0", "--exit-with-parent", *options]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **streams)
+    return Process(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **streams)
 
 
 def mistake(capsys, *arguments: object) -> tuple[int, str]:
@@ -321,43 +321,39 @@ def test_a_port_in_use_or_an_address_of_nobody_is_one_line(capsys, tmp_path):
 
 def test_it_answers_who_may_call_refuses_who_may_not_and_ends_with_its_parent(tmp_path):
     a_ledger(tmp_path, ("rich", 5000), ("poor", 1))
-    process = a_miner(tmp_path, "--strategy", "wide", "--name", "m", stderr=subprocess.PIPE)
-    first, second = process.stdout.readline(), process.stdout.readline()
-    assert hotkey_of("m") in first and "strategy wide" in first and "uid " in first and "LOCAL" in second
-    url = f"http://{first.rsplit(' ', 1)[1].strip()}/rebalance"
     query = a_query(Random(6), 60, 120, 10)
-
-    async def asked():
-        async with client_session(4) as session:
-
-            def by(name, body):
-                key = local_keypair(f"{name}-hotkey")
-                return ask(
-                    session, url, body, keypair=key, receiver=hotkey_of("m"), total_seconds=30, max_reply_bytes=10**5
-                )
-
-            return [await by(name, encode(query)) for name in ("rich", "poor", "stranger")], await by("rich", b"{}")
-
-    (good, poor, stranger), malformed = asyncio.run(asked())
+    with a_miner(tmp_path, "--strategy", "wide", "--name", "m", stderr=subprocess.PIPE) as process:
+        first, second = process.stdout.readline(), process.stdout.readline()
+        url = f"http://{first.rsplit(' ', 1)[1].strip()}/rebalance"
+        (good, poor, stranger), malformed = asyncio.run(_asked(url, encode(query)))
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+        log = process.stderr.read()
+    assert hotkey_of("m") in first and "strategy wide" in first and "uid " in first and "LOCAL" in second
     assert good.code is Code.ACCEPTED
     assert decode(RebalanceAnswer, good.body, MAX_ANSWER_BYTES).desired_positions == tuple(miner.wide(query))
     assert "no_permit" in poor.detail and "not_registered" in stranger.detail
     assert malformed.code is Code.HTTP_STATUS and "malformed" in malformed.detail
-    process.stdin.close()
-    assert process.wait(timeout=60) == 0
-    log = process.stderr.read()
     assert "job:evaluation:900 block 100: 1 positions" in log and "Traceback" not in log
-    process.stdout.close()
-    process.stderr.close()
+
+
+async def _asked(url: str, body: bytes):
+    """The replies to three callers, and to one of them that says nothing sensible."""
+    async with client_session(4) as session:
+
+        def by(name, body):
+            keys = {"keypair": local_keypair(f"{name}-hotkey"), "receiver": hotkey_of("m")}
+            return ask(session, url, body, **keys, total_seconds=30, max_reply_bytes=10**5)
+
+        return [await by(name, body) for name in ("rich", "poor", "stranger")], await by("rich", b"{}")
 
 
 def test_registering_again_keeps_the_uid_and_moves_the_endpoint(tmp_path):
     a_ledger(tmp_path)
     shown = []
     for _ in range(2):
-        process = a_miner(tmp_path, stderr=subprocess.DEVNULL)
-        shown.append(process.stdout.readline().split(","))
-        process.terminate()
-        process.communicate()
-        assert process.returncode == 0
+        with a_miner(tmp_path, stderr=subprocess.DEVNULL) as process:
+            shown.append(process.stdout.readline().split(","))
+            process.terminate()
+            assert process.wait(timeout=60) == 0
     assert shown[0][:3] == shown[1][:3] and f"hotkey {hotkey_of('mine')}" in shown[0][1]

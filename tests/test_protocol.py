@@ -18,6 +18,9 @@ from random import Random
 import pytest
 
 from protocol import (
+    ASK_SECONDS,
+    FIRST_ASK_DEADLINE_SECONDS,
+    FIRST_ASK_LEAD_SECONDS,
     MAX_ANSWER_BYTES,
     MAX_POSITIONS,
     MAX_QUERY_BYTES,
@@ -204,6 +207,17 @@ def test_key_order_and_spaces_do_not_change_what_is_read():
     plain = to_plain(answer(Position(0, 10, 5, 6)))
     loose = json.dumps(dict(reversed(plain.items())), indent=4).encode()
     assert decode(RebalanceAnswer, loose, 10**6) == answer(Position(0, 10, 5, 6))
+
+
+def test_the_times_of_an_ask_are_the_designs():
+    """DESIGN, Timeline and Ask: the first leaves 75 s before the start and ends 15 s before it; 60 s in all, as any."""
+    assert (ASK_SECONDS, FIRST_ASK_LEAD_SECONDS, FIRST_ASK_DEADLINE_SECONDS) == (60, 75, 15)
+
+
+def test_messages_cannot_be_changed_once_made():
+    for message in (query(), answer(), Position(0, 1, 2, 3), Inventory(1, 2), JobSettings(), MinerMetadata("", "")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(message, dataclasses.fields(message)[0].name, 5)
 
 
 def test_the_settings_a_query_carries_are_the_seeds_unless_the_job_says_otherwise():

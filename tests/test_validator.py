@@ -291,10 +291,9 @@ def test_a_real_swap_of_unknown_call_voids_its_round_and_nobody_gains_or_loses(r
 
 def test_killed_in_the_middle_and_started_again_it_voids_what_was_open_and_applies_nothing_twice(model_run, tmp_path):
     folder, path = tmp_path / "local", tmp_path / "local" / "validator.sqlite3"
-    process = start("validator.py", "--dir", folder, "--days", 0, folder=tmp_path)
-    wait_for("four scored rounds", lambda: len(stored_rounds(path)) >= 4, process)
-    process.kill()
-    process.wait()
+    with start("validator.py", "--dir", folder, "--days", 0, folder=tmp_path) as process:
+        wait_for("four scored rounds", lambda: len(stored_rounds(path)) >= 4, process)
+        process.kill()
     wait_for("the miners' end", lambda: not listening(endpoints(folder)))
     with closing(sqlite3.connect(path)) as db:  # what a crash leaves is whole
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -324,10 +323,10 @@ def test_killed_in_the_middle_and_started_again_it_voids_what_was_open_and_appli
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_validator_and_miners_and_leaves_whole_databases(tmp_path, number):
     folder, path = tmp_path / "local", tmp_path / "local" / "validator.sqlite3"
-    process = start("validator.py", "--dir", folder, "--days", 0, folder=tmp_path)
-    wait_for("a scored round", lambda: stored_rounds(path), process)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 0
+    with start("validator.py", "--dir", folder, "--days", 0, folder=tmp_path) as process:
+        wait_for("a scored round", lambda: stored_rounds(path), process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 0
     assert len(endpoints(folder)) == 3 and not listening(endpoints(folder))
     log = (tmp_path / "validator.err").read_text()
     assert f"stopped by {number.name}" in log and "Traceback" not in log
@@ -339,20 +338,16 @@ def test_a_signal_ends_validator_and_miners_and_leaves_whole_databases(tmp_path,
 
 def test_a_miner_in_a_second_process_joins_the_running_subnet_and_appears_on_the_leaderboard(tmp_path):
     folder, path = tmp_path / "local", tmp_path / "local" / "validator.sqlite3"
-    running = [start("validator.py", "--dir", folder, "--days", 0, "--all-leaderboards", folder=tmp_path)]
-    try:
-        wait_for("a scored round", lambda: stored_rounds(path), running[0])
-        running.append(start("miner.py", "--name", "mine", "--port", 0, "--dir", folder, folder=tmp_path))
-        mine = hotkey_of("mine")
-        wait_for("its score", lambda: rows(path, "SELECT 1 FROM scores WHERE hotkey = ? LIMIT 1", mine), running[1])
-        shown = f"{mine[:6]}..{mine[-6:]}"
-        wait_for("its row", lambda: shown in (tmp_path / "validator.out").read_text(), running[0])
-        for process in reversed(running):
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 0
-    finally:
-        for process in running:
-            process.kill()
+    mine = hotkey_of("mine")
+    with start("validator.py", "--dir", folder, "--days", 0, "--all-leaderboards", folder=tmp_path) as subnet:
+        wait_for("a scored round", lambda: stored_rounds(path), subnet)
+        with start("miner.py", "--name", "mine", "--port", 0, "--dir", folder, folder=tmp_path) as newcomer:
+            wait_for("its score", lambda: rows(path, "SELECT 1 FROM scores WHERE hotkey = ? LIMIT 1", mine), newcomer)
+            shown = f"{mine[:6]}..{mine[-6:]}"
+            wait_for("its row", lambda: shown in (tmp_path / "validator.out").read_text(), subnet)
+            for process in (newcomer, subnet):
+                process.send_signal(signal.SIGINT)
+                assert process.wait(timeout=60) == 0
     assert f"hotkey {mine}" in (tmp_path / "miner.out").read_text() and "LOCAL" in (tmp_path / "miner.out").read_text()
     assert standings(path) == stored_standings(path)
 
