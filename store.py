@@ -237,6 +237,10 @@ JOBS_SCHEMA = (
     ) STRICT;
     CREATE INDEX rounds_by_job ON rounds (job_id, round_type, end_time)
     """,
+    """
+    -- ended: the end_time of the day's first such round
+    ALTER TABLE miner_participation ADD COLUMN ended INTEGER NOT NULL DEFAULT 0
+    """,
 )
 
 EVENTS_SCHEMA = (
@@ -287,6 +291,18 @@ class Prediction:
     detail: str
     effective_block: int | None
     response_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A round that began and has not ended; the columns of `rounds`."""
+
+    round_id: str
+    job_id: str
+    start_time: int
+    end_time: int
+    settings: str
+    rules_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,9 +358,9 @@ class Store:
     # -- a round
 
     async def begin_round(self, round_id: str, job: Job, round_type: str, start_time: int, rules_version: int) -> bool:
-        """Note that a round begins. Returns False if it was begun before: finished, or interrupted by a crash."""
+        """Note that a round begins, or goes on after a crash. Returns False if it has finished."""
         async with self._transaction(self._jobs):
-            cursor = await self._jobs.execute(
+            await self._jobs.execute(
                 "INSERT OR IGNORE INTO rounds (round_id, job_id, round_type, start_time, end_time, settings,"
                 " rules_version) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -357,7 +373,7 @@ class Store:
                     rules_version,
                 ),
             )
-            return cursor.rowcount == 1
+        return await self._value("SELECT code IS NULL FROM rounds WHERE round_id = ?", round_id) == 1
 
     async def add_predictions(self, predictions: Iterable[Prediction], entrants: Iterable[Entrant] = ()) -> None:
         """A checkpoint's asks with their answers, and at the first one who takes part."""
@@ -442,7 +458,9 @@ class Store:
                     (round_id, line.name, line.rank, str(line.score), canonical(to_json(line)).decode()),
                 )
                 await self._jobs.execute(
-                    "INSERT OR IGNORE INTO miner_participation VALUES (?, ?, ?)", (job_id, line.name, day)
+                    "INSERT OR IGNORE INTO miner_participation SELECT job_id, ?, ?, end_time FROM rounds"
+                    " WHERE round_id = ?",
+                    (line.name, day, round_id),
                 )
             for hotkey, standing in standings.items():
                 await self._jobs.execute(
@@ -470,9 +488,17 @@ class Store:
             )
 
     async def executions(self) -> list[dict]:
-        """All live decisions carried out, in order."""
-        rows = await self._rows("SELECT execution FROM live_executions ORDER BY block, vault")
+        """All live decisions carried out, in order: in one block by the round's end and job."""
+        rows = await self._rows(
+            "SELECT execution FROM live_executions JOIN rounds USING (round_id) ORDER BY block, end_time, job_id"
+        )
         return [json.loads(row["execution"]) for row in rows]
+
+    async def was_executed(self, round_id: str, block: int) -> bool:
+        """Whether a round's decision for this block was carried out."""
+        return bool(
+            await self._value("SELECT 1 FROM live_executions WHERE round_id = ? AND block = ?", round_id, block)
+        )
 
     async def add_weights(
         self,
@@ -584,21 +610,38 @@ class Store:
             "seal": json.loads(seal) if seal else None,
         }
 
-    async def interrupted(self) -> list[tuple[str, str]]:
-        """Rounds that began and never ended: (round_id, job_id)."""
-        rows = await self._rows("SELECT round_id, job_id FROM rounds WHERE code IS NULL ORDER BY start_time, round_id")
-        return [(row["round_id"], row["job_id"]) for row in rows]
+    async def interrupted(self) -> list[Begun]:
+        """Rounds that began and have not ended, oldest first."""
+        columns = ", ".join(field.name for field in fields(Begun))
+        rows = await self._rows(f"SELECT {columns} FROM rounds WHERE code IS NULL ORDER BY start_time, round_id")
+        return [Begun(*row) for row in rows]
 
-    async def last_start(self, job_id: str, round_type: str) -> int | None:
-        """Nominal start of a job's newest round."""
-        return await self._value(
-            "SELECT max(start_time) FROM rounds WHERE job_id = ? AND round_type = ?", job_id, round_type
-        )
+    async def predictions(self, round_id: str) -> dict[int, dict[str, Prediction]]:
+        """A round's asks so far, by due block and hotkey."""
+        asks: dict[int, dict[str, Prediction]] = {}
+        for row in await self._rows("SELECT * FROM predictions WHERE round_id = ? ORDER BY hotkey", (round_id,)):
+            ask = Prediction(*row)
+            ask = replace(ask, query=zlib.decompress(ask.query), code=Code(ask.code))
+            asks.setdefault(ask.due_block, {})[ask.hotkey] = ask
+        return asks
+
+    async def entrants(self, round_id: str) -> list[Entrant]:
+        """Who takes part in a round, by hotkey."""
+        rows = await self._rows("SELECT * FROM entrants WHERE round_id = ? ORDER BY hotkey", (round_id,))
+        return [Entrant(row["hotkey"], row["registered_block"], Decimal(row["combined"])) for row in rows]
+
+    async def newest_end(self, job_id: str) -> int | None:
+        """Nominal end of a job's newest round, finished or not."""
+        return await self._value("SELECT max(end_time) FROM rounds WHERE job_id = ?", job_id)
 
     async def resume_time(self, lead_seconds: int) -> int | None:
-        """Market time to go on from: the newest round's end less `lead_seconds`, or its start if interrupted."""
-        sql = "SELECT max(CASE WHEN code IS NULL THEN start_time ELSE end_time - ? END) FROM rounds"
+        """Market time to go on from: `lead_seconds` before the oldest interrupted round, else before the next one."""
+        sql = "SELECT coalesce(min(CASE WHEN code IS NULL THEN start_time END), max(end_time)) - ? FROM rounds"
         return await self._value(sql, lead_seconds)
+
+    async def last_end(self) -> int | None:
+        """When the newest round ended, market time."""
+        return await self._value("SELECT max(end_time) FROM rounds WHERE code IS NOT NULL")
 
     async def reputations(self, job_id: str) -> dict[str, Reputation]:
         """By hotkey, of one job."""
@@ -612,32 +655,39 @@ class Store:
             for row in rows
         }
 
-    async def days(self, job_id: str, hotkey: str) -> list[int]:
-        """UTC days on which a miner was ranked in a job."""
-        sql = "SELECT day FROM miner_participation WHERE job_id = ? AND hotkey = ? ORDER BY day"
-        return [row["day"] for row in await self._rows(sql, (job_id, hotkey))]
+    # the next four take the time for which they are asked: a round that is played again after a crash must not see what
+    # followed it
 
-    async def last_winner(self, job_id: str) -> str | None:
-        """Hotkey of the winner of the newest finished, non-void evaluation; None if there is none, or nobody ranked."""
+    async def days(self, job_id: str, hotkey: str, by: int) -> list[int]:
+        """UTC days on which a miner was ranked in a job, in rounds that ended by then."""
+        sql = "SELECT day FROM miner_participation WHERE job_id = ? AND hotkey = ? AND ended <= ? ORDER BY day"
+        return [row["day"] for row in await self._rows(sql, (job_id, hotkey, by))]
+
+    async def last_winner(self, job_id: str, by: int) -> str | None:
+        """Hotkey of the winner of the newest non-void evaluation that ended by then; None if it had none."""
         return await self._value(
-            "SELECT winner FROM rounds WHERE job_id = ? AND round_type = 'evaluation'"
+            "SELECT winner FROM rounds WHERE job_id = ? AND round_type = 'evaluation' AND end_time <= ?"
             " AND code IN ('scored', 'nobody_ranked') ORDER BY end_time DESC LIMIT 1",
             job_id,
+            by,
         )
 
-    async def ranked_since(self, job_id: str, since: int) -> tuple[int, dict[str, int]]:
+    async def ranked_since(self, job_id: str, since: int, by: int) -> tuple[int, dict[str, int]]:
         """How many non-void evaluations of a job ended after `since`, and in how many of them each miner ranked."""
-        ended = "job_id = ? AND round_type = 'evaluation' AND end_time > ? AND code IN ('scored', 'nobody_ranked')"
-        finished = await self._value(f"SELECT count(*) FROM rounds WHERE {ended}", job_id, since)
+        ended = (
+            "job_id = ? AND round_type = 'evaluation' AND end_time > ? AND end_time <= ?"
+            " AND code IN ('scored', 'nobody_ranked')"
+        )
+        finished = await self._value(f"SELECT count(*) FROM rounds WHERE {ended}", job_id, since, by)
         rows = await self._rows(
             f"SELECT hotkey, count(*) AS n FROM scores JOIN rounds USING (round_id) WHERE {ended} GROUP BY hotkey",
-            (job_id, since),
+            (job_id, since, by),
         )
         return finished, {row["hotkey"]: row["n"] for row in rows}
 
-    async def has_scored(self) -> bool:
-        """Whether any round was ever scored."""
-        return bool(await self._value("SELECT 1 FROM rounds WHERE code = 'scored' LIMIT 1"))
+    async def has_scored(self, by: int) -> bool:
+        """Whether any round that ended by then was scored."""
+        return bool(await self._value("SELECT 1 FROM rounds WHERE code = 'scored' AND end_time <= ? LIMIT 1", by))
 
     async def next_weights_block(self) -> int:
         """When the next attempt to set weights is due; 0 before the first."""

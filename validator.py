@@ -19,7 +19,8 @@ import json
 import logging
 import sys
 import time
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -31,7 +32,7 @@ import doctor
 import scoring
 from board import leaderboard, miner_name
 from books import Book, Tape
-from chain import Chain, ChainError, Next
+from chain import Chain, ChainError, Metagraph, Next, u16_weights
 from evidence import EvidenceError, audit, judge, seal
 from local import LocalChain, block_at, reference_miners
 from market import Block, Execution, Market, MarketEnded, MarketError, RecordedMarket
@@ -41,11 +42,13 @@ from protocol import (
     FIRST_ASK_DEADLINE_SECONDS,
     FIRST_ASK_LEAD_SECONDS,
     MAX_ANSWER_BYTES,
+    MAX_QUERY_BYTES,
     UINT128_MAX,
     Code,
     JobSettings,
     RebalanceAnswer,
     RebalanceQuery,
+    decode,
     encode,
 )
 from recording import RecordingError, ReplayError, read_recording
@@ -99,6 +102,10 @@ class _Playing:
         for hotkey in [hotkey for hotkey, decision in self.waiting.items() if decision.block <= block]:
             self.game.decide(self.waiting.pop(hotkey))
 
+    def recall(self, asks: dict[str, Prediction]) -> None:
+        """Take up one due block's answers that an earlier run of this round has stored."""
+        self.waiting |= {hotkey: _decision(ask) for hotkey, ask in asks.items() if ask.code is Code.ACCEPTED}
+
 
 class Validator:
     """The orchestrator: what it talks to, and one coroutine for each thing that goes on."""
@@ -117,43 +124,59 @@ class Validator:
         self._skips: set[tuple[str, Code]] = set()
         self._latest: dict[tuple[str, str], str] = {}  # leaderboards that were not printed
         self._open: dict[tuple, asyncio.Event] = {}  # rounds that run, by (end, job, type)
+        self._deciding: dict[tuple, asyncio.Event] = {}  # live rounds between a due block and what is done at it
+        self._idle: set[str] = set()  # jobs that start no more rounds
 
     # -- what goes on at once
 
     async def work(self) -> None:
         """Run all active jobs, watch for new ones, set weights; until stopped, or all rounds asked for are played."""
+        market = self.market
         if self.options.days:
-            self.until = (await self.market.head()).time + self.options.days * DAY_SECONDS
-        for round_id, job_id in await self.store.interrupted():
-            result = RoundResult(Code.VOID_INTERRUPTED, "the validator was stopped in this round")
-            await self.store.finish_round(round_id, job_id, result, None, 0, {}, 0)
-            log.warning("%s is void: %s", round_id, result.detail)
-        for round_id in await self.store.finished(unsealed_only=True):
-            await self._seal(round_id)
-        async with asyncio.TaskGroup() as tasks, self.market.participant():
+            self.until = (await market.block(market.first)).time + self.options.days * DAY_SECONDS
+        await self._take_up()
+        tick = -(-(await market.head()).time // SUPERVISE_SECONDS) * SUPERVISE_SECONDS
+        async with asyncio.TaskGroup() as tasks, market.participant():
             while True:
                 for job in await self.store.jobs():
                     task = self.running.get(job.job_id)
                     if job.active and not self._done(job.job_id) and (task is None or task.done()):
                         started = asyncio.Event()
+                        self._idle.discard(job.job_id)
                         self.running[job.job_id] = tasks.create_task(self._run_job(job.job_id, started))
                         await started.wait()
-                head = await self.market.head()
-                await self._turn((head.time + 1,))
                 try:
-                    if self.market.full_speed:
-                        await self.chain.advance_to(block_at(head.time))
-                    await self._weigh(head.time)
-                except ChainError as error:
-                    log.warning("the chain does not answer (%s); weights are tried again later", error)
-                if self.running and all(task.done() for task in self.running.values()):
-                    break
-                try:
-                    await self.market.reach_time(head.time + SUPERVISE_SECONDS)
+                    now = (await market.reach_time(tick)).time
                 except MarketEnded:
                     break
-        with suppress(ChainError):
-            await self._weigh((await self.market.head()).time)
+                await self._turn((now + 1,), self._open)
+                if self.running and self._idle >= self.running.keys() and not self._open:
+                    break
+                await self._weigh(now)
+                tick = (now // SUPERVISE_SECONDS + 1) * SUPERVISE_SECONDS
+        if ended := await self.store.last_end():
+            await self._weigh(ended)
+
+    async def _take_up(self) -> None:
+        """What an earlier run left open: rounds go on if their window lasts and nothing changed, else they are void."""
+        now, jobs = (await self.market.head()).time, {job.job_id: job for job in await self.store.jobs()}
+        for begun in await self.store.interrupted():
+            job, length = jobs.get(begun.job_id), begun.end_time - begun.start_time
+            if now >= begun.end_time:
+                why = "its window is over"
+            elif not job or not job.active:
+                why = "its job was switched off"
+            elif (begun.settings, length) != (encode(job.settings).decode(), job.round_seconds):
+                why = "its job was changed"
+            elif begun.rules_version != scoring.RULES_VERSION:
+                why = f"the rules are now version {scoring.RULES_VERSION}"
+            else:
+                log.info("%s was interrupted and goes on", begun.round_id)
+                continue
+            detail = f"the validator was stopped in this round, and {why}"
+            await self._void(begun.round_id, Code.VOID_INTERRUPTED, detail)
+        for round_id in await self.store.finished(unsealed_only=True):
+            await self._seal(round_id)
 
     def _done(self, job_id: str) -> bool:
         return self.options.rounds is not None and self.played.get(job_id, 0) >= self.options.rounds
@@ -162,30 +185,34 @@ class Validator:
         """Start one job's rounds, each `FIRST_ASK_LEAD_SECONDS` before its nominal start, while the job is active."""
         async with asyncio.TaskGroup() as rounds, self.market.participant():
             started.set()
-            start = 0
-            while not self._done(job_id):
-                if not (job := await self._job(job_id)):
-                    return
-                length, head = job.round_seconds, await self.market.head()
-                last = await self.store.last_start(job_id, "evaluation")
-                earliest = max(start, (last or 0) + length, head.time + FIRST_ASK_LEAD_SECONDS)
-                start = -(-earliest // length) * length
-                if start + length > self.until:
-                    return
-                try:
-                    await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
-                except MarketEnded:
-                    return
-                if not (job := await self._job(job_id)):
-                    return
-                if job.round_seconds != length:
-                    continue  # rounds start at multiples of their length
-                self.played[job_id] = self.played.get(job_id, 0) + 1
-                for play in (self._evaluation, self._live) if job.live else (self._evaluation,):
-                    entered = asyncio.Event()
-                    rounds.create_task(self._guarded(play, job, start, entered))
-                    await entered.wait()
-                start += length
+            await self._start_rounds(job_id, rounds)
+            self._idle.add(job_id)
+
+    async def _start_rounds(self, job_id: str, rounds: asyncio.TaskGroup) -> None:
+        interrupted = sorted({begun.start_time for begun in await self.store.interrupted() if begun.job_id == job_id})
+        after = await self.store.newest_end(job_id) or 0
+        while not self._done(job_id):
+            if not (job := await self._job(job_id)):
+                return
+            length, head = job.round_seconds, await self.market.head()
+            earliest = max(after, head.time + FIRST_ASK_LEAD_SECONDS)
+            start = interrupted.pop(0) if interrupted else -(-earliest // length) * length
+            if start + length > self.until:
+                return
+            try:
+                await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
+            except MarketEnded:
+                return
+            if not (job := await self._job(job_id)):
+                return
+            if job.round_seconds != length:
+                after = start
+                continue  # rounds start at multiples of their length
+            self.played[job_id], after = self.played.get(job_id, 0) + 1, max(after, start + length)
+            for play in (self._evaluation, self._live) if job.live else (self._evaluation,):
+                entered = asyncio.Event()
+                rounds.create_task(self._guarded(play, job, start, entered))
+                await entered.wait()
 
     async def _job(self, job_id: str) -> Job | None:
         """The job as its table has it now, None if it is not active."""
@@ -194,39 +221,50 @@ class Validator:
             log.info("job %s is switched off", job_id)
         return job
 
-    async def _turn(self, key: tuple) -> None:
-        """Wait for the open rounds before this (end, job, type): what follows from rounds follows in one order."""
-        while earlier := [over for other, over in self._open.items() if other < key]:
+    async def _turn(self, key: tuple, among: dict[tuple, asyncio.Event]) -> None:
+        """Wait for the rounds before this (end, job, type): what follows from rounds follows in one order.
+
+        Those waited for must not need market time any more: they are at or past their last block, or at this one.
+        """
+        while earlier := [over for other, over in among.items() if other < key]:
             await earlier[0].wait()
+
+    @contextmanager
+    def _listed(self, among: dict[tuple, asyncio.Event], key: tuple) -> Iterator[None]:
+        """Inside, others wait for this round in `_turn`."""
+        over = among[key] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del among[key]
+            over.set()
 
     async def _guarded(self, play, job: Job, start: int, entered: asyncio.Event) -> None:
         """One round; whatever goes wrong in it stays in it."""
         round_type = "evaluation" if play == self._evaluation else "live"
         round_id, key = f"{job.job_id}:{round_type}:{start}", (start + job.round_seconds, job.job_id, round_type)
-        over = self._open[key] = asyncio.Event()
         async with self.market.participant():
-            entered.set()
-            try:
-                if await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
-                    await play(job, round_id, start)
-            except (MarketEnded, MarketError, ChainError) as error:
-                await self._void(round_id, job, Code.VOID_INTERRUPTED, str(error))
-            except (ReplayError, PoolError) as error:
-                await self._void(round_id, job, Code.VOID_CONTRADICTION, str(error))
-            except (StoreError, BrokenPipeError):
-                raise  # without its memory, or its reader, the validator must not go on
-            except Exception as error:
-                log.exception("%s failed", round_id)
-                with suppress(AlreadyFinished):  # it failed after its result was stored
-                    await self._void(round_id, job, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
-            finally:
-                del self._open[key]
-                over.set()
+            with self._listed(self._open, key):
+                entered.set()
+                try:
+                    if await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
+                        await play(job, round_id, start)
+                except (MarketEnded, MarketError, ChainError) as error:
+                    await self._void(round_id, Code.VOID_INTERRUPTED, str(error))
+                except (ReplayError, PoolError) as error:
+                    await self._void(round_id, Code.VOID_CONTRADICTION, str(error))
+                except (StoreError, BrokenPipeError):
+                    raise  # without its memory, or its reader, the validator must not go on
+                except Exception as error:
+                    log.exception("%s failed", round_id)
+                    with suppress(AlreadyFinished):  # it failed after its result was stored
+                        await self._void(round_id, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
 
-    async def _void(self, round_id: str, job: Job, code: Code, detail: str, asked: int = 0) -> None:
-        await self._finish(round_id, job, RoundResult(code, detail), None, asked, {})
-        skipped, known = code.startswith("live"), (job.job_id, code) in self._skips
-        self._skips.add((job.job_id, code))
+    async def _void(self, round_id: str, code: Code, detail: str, asked: int = 0) -> None:
+        await self._finish(round_id, RoundResult(code, detail), None, asked, {})
+        skip = round_id.rsplit(":", 2)[0], code
+        skipped, known = code.startswith("live"), skip in self._skips
+        self._skips.add(skip)
         log.log(
             logging.DEBUG if skipped and known else logging.INFO if skipped else logging.WARNING,
             "%s: %s, %s%s",
@@ -239,14 +277,14 @@ class Validator:
     async def _finish(
         self,
         round_id: str,
-        job: Job,
         result: RoundResult,
         close: Block | None,
         asked: int,
         standings: dict[str, Standing],
     ) -> None:
         number, day = (close.number, close.time // DAY_SECONDS) if close else (None, 0)
-        await self.store.finish_round(round_id, job.job_id, result, number, asked, standings, day)
+        job_id = round_id.rsplit(":", 2)[0]
+        await self.store.finish_round(round_id, job_id, result, number, asked, standings, day)
         await self._seal(round_id)
 
     async def _seal(self, round_id: str) -> None:
@@ -257,47 +295,48 @@ class Validator:
     # -- a round
 
     async def _evaluation(self, job: Job, round_id: str, start: int) -> None:
-        """All miners, simulated."""
+        """All miners, simulated. What an earlier run of this round has stored is not asked again."""
         market, end = self.market, start + job.round_seconds
+        stored = await self.store.predictions(round_id)
 
         # observe
         head = await market.head()
-        if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:  # who is asked now would know the opening price
-            return await self._void(round_id, job, Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
-        shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+        if not stored and head.time >= start - FIRST_ASK_DEADLINE_SECONDS:  # who is asked now would know the opening
+            return await self._void(round_id, Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
         peers = {peer.hotkey: peer for peer in await self._peers()}
-        reputations = await self.store.reputations(job.job_id)
 
         # ask
-        query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
-        asked = await self._ask_all(dict.fromkeys(peers, query), peers, self._patience(query.deadline - head.time))
+        if not stored:
+            shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+            query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
+            said = await self._ask_all(dict.fromkeys(peers, query), peers, self._patience(query.deadline - head.time))
         await market.reach_time(start)
         opening = await market.first_block_at(start)
-        accepted = {hotkey: answer for hotkey, (_, code, _, answer) in asked.items() if code is Code.ACCEPTED}
-        entrants = [
-            Entrant(
-                hotkey,
-                peers[hotkey].registered_block,
-                reputations[hotkey].standing.combined(job.settings.reputation) if hotkey in reputations else Decimal(0),
-            )
-            for hotkey in accepted
-        ]
-        await self.store.add_predictions(
-            [
-                _prediction(round_id, hotkey, opening.number, query, *asked[hotkey][:3], opening.number)
-                for hotkey in asked
-            ],
-            entrants,
-        )
+        if not stored:
+            await self._turn((start + 1,), self._open)  # reputations before a round are those after all that ended
+            reputations = await self.store.reputations(job.job_id)
+            asked = [_prediction(round_id, h, opening.number, query, *said[h][:3], opening.number) for h in said]
+            entrants = [
+                Entrant(
+                    ask.hotkey,
+                    peers[ask.hotkey].registered_block,
+                    _standing(reputations, ask.hotkey).combined(job.settings.reputation),
+                )
+                for ask in asked
+                if ask.code is Code.ACCEPTED
+            ]
+            await self.store.add_predictions(asked, entrants)
+            stored = await self.store.predictions(round_id)
+        first, entrants = stored.pop(opening.number, {}), await self.store.entrants(round_id)
 
         # simulate
         snapshot = await market.snapshot(job.vault, opening.number)
         await self.store.open_window(round_id, self.pool, snapshot)
         game, fed = Round(job.settings, snapshot), opening.number
-        for hotkey, answer in accepted.items():
-            game.enter(hotkey)
-            game.decide(Decision(hotkey, opening.number, query.current_positions, answer.desired_positions))
         playing = _Playing(job, round_id, start, game, peers)
+        for entrant in entrants:
+            game.enter(entrant.hotkey)
+            game.decide(_decision(first[entrant.hotkey]))
         due, asks = opening.number, []
         try:
             while True:
@@ -307,9 +346,10 @@ class Validator:
                     break
                 fed = await self._feed(game, fed, head.number)
                 playing.act(head.number)
-                queries = {}
-                for hotkey in accepted:
-                    if hotkey not in playing.busy and hotkey not in playing.waiting:
+                before, queries = stored.pop(due, {}), {}
+                playing.recall(before)
+                if head.number < due + job.settings.checkpoint_blocks:  # else the validator was away at this block
+                    for hotkey in sorted(game.books.keys() - playing.busy - playing.waiting.keys() - before.keys()):
                         book = game.books[hotkey].at(head.number + 1)
                         queries[hotkey] = await self._query(
                             job, round_id, "evaluation", start, book, head, book.changes
@@ -326,21 +366,22 @@ class Validator:
         close = await market.first_block_at(end)
         await self._feed(game, fed, close.number - 1)
         playing.act(close.number - 1)
+        for due in sorted(stored):  # the window ended while the round was taken up again
+            playing.recall(stored[due])
+            playing.act(close.number - 1)
 
         # score
         result = await asyncio.to_thread(game.finish, close.number, entrants)
 
         # store
-        await self._turn((end, job.job_id, "evaluation"))
+        await self._turn((end, job.job_id, "evaluation"), self._open)
         reputations = await self.store.reputations(job.job_id)
         standings = {
             line.name: scoring.update_eval(_standing(reputations, line.name), line.score, result.keep.score)
             for line in result.lines
         }
-        await self._finish(round_id, job, result, close, len(asked), standings)
-        await self._show(
-            job, round_id, result, {hotkey: (code, detail) for hotkey, (_, code, detail, _) in asked.items()}
-        )
+        await self._finish(round_id, result, close, len(first), standings)
+        await self._show(job, round_id, result, {ask.hotkey: (ask.code, ask.detail) for ask in first.values()})
 
     async def _reach(self, due: int, end: int) -> Block:
         """Wait for a block, or for the close where the market knows that it comes first; returns the head."""
@@ -375,60 +416,75 @@ class Validator:
         await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
 
     async def _live(self, job: Job, round_id: str, start: int) -> None:
-        """The proven winner, on the vault itself."""
+        """The proven winner, on the vault itself. What an earlier run of this round has stored is not done again."""
         market, end = self.market, start + job.round_seconds
-        head = await market.head()
-        hotkey = await self.store.last_winner(job.job_id)
-        if not market.executes:
-            return await self._void(round_id, job, Code.LIVE_READ_ONLY_MARKET, "what happened has happened")
-        if not hotkey:
-            return await self._void(round_id, job, Code.LIVE_NO_WINNER, "no evaluation has finished with a winner yet")
-        if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:
-            return await self._void(round_id, job, Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
-        eligible, days = scoring.live_eligible(await self.store.days(job.job_id, hotkey), head.time // DAY_SECONDS)
-        if not eligible:
-            window, needed = scoring.LIVE_WINDOW_DAYS, scoring.LIVE_MIN_DAYS
-            detail = f"{hotkey} was ranked on {days} of the last {window} days, {needed} are needed"
-            return await self._void(round_id, job, Code.LIVE_NOT_ELIGIBLE, detail)
+        head, stored = await market.head(), await self.store.predictions(round_id)
+        if stored:
+            hotkey = next(iter(stored[min(stored)]))
+        else:
+            hotkey = await self.store.last_winner(job.job_id, head.time)
+            if not market.executes:
+                return await self._void(round_id, Code.LIVE_READ_ONLY_MARKET, "what happened has happened")
+            if not hotkey:
+                detail = "no evaluation has finished with a winner yet"
+                return await self._void(round_id, Code.LIVE_NO_WINNER, detail)
+            if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:
+                detail = f"block {head.number} came too late to ask"
+                return await self._void(round_id, Code.VOID_INTERRUPTED, detail)
+            days = await self.store.days(job.job_id, hotkey, head.time)
+            eligible, count = scoring.live_eligible(days, head.time // DAY_SECONDS)
+            if not eligible:
+                window, needed = scoring.LIVE_WINDOW_DAYS, scoring.LIVE_MIN_DAYS
+                detail = f"{hotkey} was ranked on {count} of the last {window} days, {needed} are needed"
+                return await self._void(round_id, Code.LIVE_NOT_ELIGIBLE, detail)
         peers = {peer.hotkey: peer for peer in await self._peers() if peer.hotkey == hotkey}
-        if not peers:
-            return await self._void(
-                round_id, job, Code.LIVE_WINNER_GONE, f"{hotkey} is not registered or has no endpoint"
-            )
 
         # observe, ask
-        shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
-        query = await self._query(job, round_id, "live", start, shown, head, 0)
-        patience = self._patience(query.deadline - head.time)
-        reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, patience))[hotkey]
+        if not stored:
+            if not peers:
+                detail = f"{hotkey} is not registered or has no endpoint"
+                return await self._void(round_id, Code.LIVE_WINNER_GONE, detail)
+            shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+            query = await self._query(job, round_id, "live", start, shown, head, 0)
+            said = await self._ask_all({hotkey: query}, peers, self._patience(query.deadline - head.time))
         await market.reach_time(start)
-        opening = await market.first_block_at(start)
-        if not answer:
-            await self.store.add_predictions(
-                [_prediction(round_id, hotkey, opening.number, query, reply, code, detail, None)]
-            )
-            return await self._void(round_id, job, code, f"{hotkey}: {detail}", asked=1)
 
         # simulate: here the market itself does
-        snapshot = await market.snapshot(job.vault, opening.number)
-        await self.store.open_window(round_id, self.pool, snapshot)
-        decisions, changes, due = [], 0, opening.number
+        key, decisions, changes = (end, job.job_id), [], 0
+        with self._listed(self._deciding, key):
+            opening = await market.first_block_at(start)
+            if not stored:
+                acts = (await market.head()).number + 1
+                ask = _prediction(round_id, hotkey, opening.number, query, *said[hotkey][:3], acts)
+                await self.store.add_predictions([ask])  # first: a decision is carried out at most once
+                stored = {opening.number: {hotkey: ask}}
+            ask = stored[opening.number][hotkey]
+            if ask.code is not Code.ACCEPTED:
+                return await self._void(round_id, ask.code, f"{hotkey}: {ask.detail}", asked=1)
+            snapshot = await market.snapshot(job.vault, opening.number)
+            await self.store.open_window(round_id, self.pool, snapshot)
+            decisions.append(_decision(ask))
+            changes += await self._execute(job, round_id, key, decisions[-1])
+        due = opening.number
         while True:
-            acts = (await market.head()).number + 1
-            if answer:
-                decisions.append(Decision(hotkey, acts, query.current_positions, answer.desired_positions))
-                changes += await self._execute(job, round_id, query, answer)
-            await self.store.add_predictions(
-                [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)]
-            )
             due += job.settings.checkpoint_blocks
             head = await self._reach(due, end)
             if head.time >= end:
                 break
-            shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
-            query = await self._query(job, round_id, "live", start, shown, head, changes)
-            patience = self._patience(end - head.time)
-            reply, code, detail, answer = (await self._ask_all({hotkey: query}, peers, patience))[hotkey]
+            with self._listed(self._deciding, key):
+                ask = stored.get(due, {}).get(hotkey)
+                if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
+                    shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+                    query = await self._query(job, round_id, "live", start, shown, head, changes)
+                    reply, code, detail, answer = (
+                        await self._ask_all({hotkey: query}, peers, self._patience(end - head.time))
+                    )[hotkey]
+                    acts = (await market.head()).number + 1
+                    ask = _prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)
+                    await self.store.add_predictions([ask])
+                if ask and ask.code is Code.ACCEPTED:
+                    decisions.append(_decision(ask))
+                    changes += await self._execute(job, round_id, key, decisions[-1])
 
         close = await market.first_block_at(end)
         events = await market.events(opening.number, close.number - 1)
@@ -442,16 +498,18 @@ class Validator:
             log.warning("%s: %s, %s", round_id, result.code, result.detail)
 
         # store
-        await self._turn((end, job.job_id, "live"))
+        await self._turn((end, job.job_id, "live"), self._open)
         standing = _standing(await self.store.reputations(job.job_id), hotkey)
         standings = {line.name: scoring.update_live(standing, line.score, result.keep.score) for line in result.lines}
-        await self._finish(round_id, job, result, close, 1, standings)
+        await self._finish(round_id, result, close, 1, standings)
         await self._show(job, round_id, result, {})
 
-    async def _execute(self, job: Job, round_id: str, query: RebalanceQuery, answer: RebalanceAnswer) -> bool:
-        """Carry an answer out on the market, unless it changes nothing; returns whether it did."""
-        closing, mint, keep = list(query.current_positions), [], []
-        for position in answer.desired_positions:
+    async def _execute(self, job: Job, round_id: str, key: tuple, decision: Decision) -> bool:
+        """Carry a decision out on the market, unless it changes nothing or was carried out; returns if it changes."""
+        if self.market.full_speed:  # in one block in one order
+            await self._turn(key, self._deciding)
+        closing, mint, keep = list(decision.shown), [], []
+        for position in decision.desired:
             if position in closing:
                 closing.remove(position)
                 keep.append((position.tick_lower, position.tick_upper))
@@ -459,9 +517,10 @@ class Validator:
                 mint.append((position.tick_lower, position.tick_upper, position.allocation0, position.allocation1))
         if not closing and not mint:
             return False
-        close = [(position.tick_lower, position.tick_upper) for position in closing]
-        execution = await self.market.execute(job.vault, keep, close, mint)
-        await self.store.add_execution(round_id, execution.block, job.vault, to_json(execution))
+        if not await self.store.was_executed(round_id, decision.block):
+            close = [(position.tick_lower, position.tick_upper) for position in closing]
+            execution = await self.market.execute(job.vault, keep, close, mint)
+            await self.store.add_execution(round_id, decision.block, job.vault, to_json(execution))
         return True
 
     # -- asking
@@ -492,7 +551,7 @@ class Validator:
             body = bodies.get(id(query)) or bodies.setdefault(id(query), encode(query))
             reply = await ask(
                 self.session,
-                peers[hotkey].url,
+                peers[hotkey].url if hotkey in peers else "no endpoint",
                 body,
                 keypair=self.keypair,
                 receiver=hotkey,
@@ -524,14 +583,21 @@ class Validator:
 
     async def _weigh(self, now: int) -> None:
         """Turn reputations into weights when they are due, and note how it went."""
-        block = await self.chain.block()
-        if block < await self.store.next_weights_block():
+        try:
+            if self.market.full_speed:
+                await self.chain.advance_to(block_at(now))
+            await self._set_weights(now, block_at(now) if self.market.full_speed else await self.chain.block())
+        except ChainError as error:
+            log.warning("the chain does not answer (%s); weights are tried again later", error)
+
+    async def _set_weights(self, now: int, block: int) -> None:
+        if block < await self.store.next_weights_block() or not await self.store.has_scored(now):
             return
         jobs = [job for job in await self.store.jobs() if job.active]
         metagraph = await self.chain.metagraph()
         shares = []
         for job in jobs:
-            finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS)
+            finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
             reputations = await self.store.reputations(job.job_id)
             candidates = [
                 scoring.Candidate(
@@ -545,8 +611,6 @@ class Validator:
             ]
             shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
         burn_uid = metagraph.burn_uid()
-        if not await self.store.has_scored():
-            return  # nothing to say yet
         if burn_uid is None:
             detail, due = "the owner has no neuron to burn to", block + WEIGHTS_RETRY_BLOCKS
             await self.store.add_weights(now, block, {}, {}, Code.WEIGHTS_REJECTED, "NoBurnUid", detail, due)
@@ -556,6 +620,8 @@ class Validator:
         uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
         if self.options.dry_run:
             code, name, detail, due = Code.WEIGHTS_DRY_RUN, "", "", block + WEIGHTS_INTERVAL_BLOCKS
+        elif await self._stand_already(metagraph, uids, block):
+            code, name, detail, due = Code.WEIGHTS_SET, "", "", block + WEIGHTS_INTERVAL_BLOCKS
         else:
             outcome = await self.chain.set_weights(uids, WEIGHTS_VERSION_KEY)
             waiting = outcome.next is Next.WAIT_BLOCKS
@@ -572,6 +638,13 @@ class Validator:
             shown,
             f" ({name}: {detail})" if name else "",
             due,
+        )
+
+    async def _stand_already(self, metagraph: Metagraph, uids: dict[int, Decimal], block: int) -> bool:
+        """Whether the chain took this very vector at this block, and the validator was stopped before it noted that."""
+        own = metagraph.by_hotkey(self.chain.hotkey)
+        return bool(
+            own and own.last_update_block == block and await self.chain.weights_of(own.uid) == u16_weights(uids)
         )
 
     # -- showing
@@ -638,6 +711,13 @@ def _prediction(
         effective if code is Code.ACCEPTED else None,
         reply.elapsed_seconds,
     )
+
+
+def _decision(ask: Prediction) -> Decision:
+    """What an accepted answer says."""
+    query = decode(RebalanceQuery, ask.query, MAX_QUERY_BYTES)
+    answer = decode(RebalanceAnswer, ask.answer, MAX_ANSWER_BYTES)
+    return Decision(ask.hotkey, ask.effective_block, query.current_positions, answer.desired_positions)
 
 
 def _execution(plain: dict) -> Execution:

@@ -26,7 +26,7 @@ from rounds import Entrant, Line, RoundResult
 from scoring import Outcome, Standing, score_outcome, update_eval
 from store import EVENTS_SCHEMA, JOBS_SCHEMA, Prediction, Store, StoreError, connect, to_json, transaction
 
-START = 1_767_226_500
+START, LATE = 1_767_226_500, 2**40  # of the first round; after everything
 
 
 def using(path: Path, work, **options):
@@ -306,7 +306,7 @@ def test_a_reader_never_sees_half_of_another_tasks_transaction(path):
         async def reader():
             seen = []
             while len(seen) < 200 and not writing.done():
-                _, ranked = await memory.ranked_since("job", 0)
+                _, ranked = await memory.ranked_since("job", 0, LATE)
                 seen.append(ranked)
             return seen
 
@@ -393,10 +393,10 @@ def test_a_result_that_cannot_be_stored_leaves_the_round_open_and_no_trace(path)
         twice = a_result("alice", "alice")
         with pytest.raises(sqlite3.IntegrityError):
             await memory.finish_round(round_id, "job", twice, 7, 2, {"alice": Standing()}, 5)
-        assert await memory.interrupted() == [(round_id, "job")]
-        assert await memory.reputations("job") == {} and await memory.days("job", "alice") == []
+        assert [begun.round_id for begun in await memory.interrupted()] == [round_id]
+        assert await memory.reputations("job") == {} and await memory.days("job", "alice", LATE) == []
         await memory.finish_round(round_id, "job", a_result("alice"), 7, 1, {"alice": Standing()}, 5)
-        assert await memory.interrupted() == [] and await memory.days("job", "alice") == [5]
+        assert await memory.interrupted() == [] and await memory.days("job", "alice", LATE) == [5]
 
     using(path, work)
 
@@ -440,24 +440,32 @@ def test_evaluations_and_live_rounds_are_counted_apart(path):
 
 def test_the_questions_that_orchestration_asks(path):
     async def work(memory):
-        assert await memory.last_start("job", "evaluation") is None and await memory.resume_time(75) is None
-        assert await memory.last_winner("job") is None and await memory.next_weights_block() == 0
-        assert await memory.ranked_since("job", 0) == (0, {})
+        assert await memory.newest_end("job") is await memory.last_end() is await memory.resume_time(75) is None
+        assert await memory.last_winner("job", LATE) is None and await memory.next_weights_block() == 0
+        assert await memory.ranked_since("job", 0, LATE) == (0, {})
         await a_round(memory, 0, "alice", "bob")
         await a_round(memory, 1, "bob")
-        assert await memory.has_scored() and await memory.last_winner("job") == "bob"
+        assert await memory.has_scored(LATE) and await memory.last_winner("job", LATE) == "bob"
         void = await a_round(memory, 3, finish=False)
-        assert await memory.interrupted() == [(void, "job")]
-        assert await memory.resume_time(75) == START + 3 * 900  # an interrupted round: from its start
+        (begun,) = await memory.interrupted()
+        assert (begun.round_id, begun.start_time, begun.end_time) == (void, START + 2700, START + 3600)
+        assert await memory.begin_round(void, a_job(), "evaluation", START + 2700, 1)  # it goes on
+        assert await memory.resume_time(75) == START + 3 * 900 - 75  # before the ask of an interrupted round
+        assert await memory.newest_end("job") == START + 3600 and await memory.last_end() == START + 1800
         await memory.finish_round(void, "job", RoundResult(Code.VOID_GAP, "why"), None, 0, {}, 0)
-        assert await memory.resume_time(75) == START + 4 * 900 - 75  # a finished one: before the next one's ask
-        assert await memory.last_start("job", "evaluation") == START + 2700
-        assert await memory.last_start("job", "live") is None
-        assert await memory.last_winner("job") == "bob"  # a void round has no say
+        assert await memory.resume_time(75) == START + 4 * 900 - 75  # else of the next one
+        assert await memory.newest_end("job") == await memory.last_end() == START + 3600
+        assert await memory.last_winner("job", LATE) == "bob"  # a void round has no say
         await a_round(memory, 2)
-        assert await memory.last_winner("job") is None  # in the newest one nobody was ranked
-        assert await memory.ranked_since("job", 0) == (3, {"alice": 1, "bob": 2})  # the void one does not count
-        assert await memory.ranked_since("job", START + 900) == (2, {"bob": 1})  # its end is not after that
+        assert await memory.last_winner("job", LATE) is None  # in the newest one nobody was ranked
+        assert await memory.ranked_since("job", 0, LATE) == (3, {"alice": 1, "bob": 2})  # the void one does not count
+        assert await memory.ranked_since("job", START + 900, LATE) == (2, {"bob": 1})  # its end is not after that
+        # as it was at a time: who asks then does not see what followed
+        assert not await memory.has_scored(START + 899) and await memory.has_scored(START + 900)
+        assert await memory.last_winner("job", START + 900) == "alice"
+        assert await memory.last_winner("job", START + 899) is None
+        assert await memory.ranked_since("job", 0, START + 900) == (1, {"alice": 1, "bob": 1})
+        assert await memory.days("job", "bob", START + 899) == [] != await memory.days("job", "bob", START + 900)
         assert await memory.counts() == {
             "evaluation nobody_ranked": 1,
             "evaluation scored": 2,

@@ -1,0 +1,174 @@
+"""Killed at any moment and started again, a validator's databases end as if nothing had happened.
+
+A validator with two jobs, live rounds and scripted miners runs in a forked process that kills itself with SIGKILL, at a
+commit or at a random moment; a second process goes on to the end. Then every row of the jobs database, the events and
+the chain's ledger must equal an undisturbed run's, but for signatures, nonces, seals, measured times and ports.
+
+    ALM_KILLS=all python -m pytest tests/test_resume.py       every commit point and 200 random moments (some minutes)
+
+Without ALM_KILLS some of both are tried, others at each run; a failing one is named and can be tried alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+import traceback
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import aiosqlite
+import pytest
+from subnets import a_job, accept, hotkey_of, keep, play_subnet, refuse, rows, write_meanwhile
+
+from model import FIRST_TIME
+from protocol import Position
+from store import Store
+from validator import _open_market, build_parser
+
+ALL = os.environ.get("ALM_KILLS") == "all"
+UNTIL = FIRST_TIME + 4 * 900
+DAY = 86_400
+LEFT_OUT = {  # by table: what cannot be the same twice
+    "predictions": {"signature", "nonce", "response_seconds"},
+    "rounds": {"seal"},
+    "neurons": {"address"},
+}
+
+
+def mover(query):
+    """Another range at every ask, so that books, executions and scores depend on each of them."""
+    step = query.tick_spacing * (20 + query.block_number // 75 % 7 * 5)
+    middle = query.tick // query.tick_spacing * query.tick_spacing
+    return accept([Position(middle - step, middle + step, *query.holdings())])
+
+
+def moody(query):
+    """Refuses some rounds, and answers nonsense at some checkpoints."""
+    if query.window_start_time % 1800 and not query.rebalances_so_far and query.round_type == "evaluation":
+        return refuse()
+    return b"{}" if query.block_number % 4 == 0 else mover(query)
+
+
+MINERS = {"a": mover, "b": keep, "c": moody}
+JOBS = (
+    replace(a_job("one", "Balanced", live=True, checkpoint_blocks=100), vault="vault-balanced"),
+    replace(a_job("two", "MaxFees", live=True, checkpoint_blocks=150, round_seconds=600), vault="vault-pol"),
+)
+
+
+def play(folder: Path) -> None:
+    """Work until the end of the last round; an earlier run in this folder goes on."""
+
+    async def prepare(subnet, *_):
+        subnet.validator.until = UNTIL
+        for n in range(1, 8):  # so that live rounds are played
+            for job in JOBS:
+                for name in MINERS:
+                    row = job.job_id, hotkey_of(name), FIRST_TIME // DAY - n
+                    sql = "INSERT OR IGNORE INTO miner_participation VALUES (?, ?, ?, 0)"
+                    await write_meanwhile(subnet.path, sql, *row)
+
+    play_subnet(folder, MINERS, JOBS, asyncio.run(_market(folder)), prepare, rounds=None)
+
+
+async def _market(folder: Path):
+    """The model where `validator.py` takes it up."""
+    async with Store.open(folder / "validator.sqlite3") as store:
+        market = await _open_market(build_parser().parse_args(["--seed", "5", "--days", "0"]), store)
+    return lambda: market
+
+
+def forked(work) -> int:
+    """Run `work` in a process of its own; returns its exit status."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def everything(folder: Path) -> dict[str, list]:
+    """All rows of all databases, in order, without what cannot be the same twice."""
+    found = {}
+    for file in sorted(folder.glob("*.sqlite3")):
+        with closing(sqlite3.connect(file)) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                names = [name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")]
+                columns = [name for name in names if name not in LEFT_OUT.get(table, ())]
+                found[f"{file.stem}.{table}"] = sorted(
+                    db.execute(f"SELECT {', '.join(columns)} FROM {table}"), key=repr
+                )
+    return found
+
+
+def counted(folder: Path, kill_after: int | None = None, kill_seconds: float | None = None) -> None:
+    """Play, and note how many commits it took; or die after so many, or after so long."""
+    commit, done = aiosqlite.Connection.commit, 0
+
+    async def commits(connection):
+        nonlocal done
+        await commit(connection)
+        done += 1
+        if done == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    aiosqlite.Connection.commit = commits
+    if kill_seconds is not None:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, kill_seconds)
+    play(folder)
+    (folder / "commits").write_text(str(done))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[dict, int, float]:
+    """What an undisturbed run leaves, its commits, and its seconds."""
+    folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    assert forked(lambda: counted(folder)) == 0
+    seconds, found = time.monotonic() - began, everything(folder)
+    codes = {code for _, code in rows(folder / "validator.sqlite3", "SELECT round_type, code FROM rounds")}
+    assert codes == {"scored", "live_no_winner"} and len(found["validator.live_executions"]) > 5
+    assert len(found["validator.weights"]) == 1 and len(found["chain.weights"]) == 1
+    return found, int((folder / "commits").read_text()), seconds
+
+
+def goes_on_to_the_same_end(folder: Path, expected: dict[str, list]) -> None:
+    assert forked(lambda: play(folder)) == 0
+    found = everything(folder)
+    for table in expected:
+        assert found[table] == expected[table], table
+    assert found.keys() == expected.keys()
+
+
+def test_killed_at_a_commit_and_started_again_it_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
+    expected, commits, _ = undisturbed
+    points = range(1, commits + 1) if ALL else sorted(random.sample(range(1, commits + 1), 30))
+    for point in points:
+        folder = tmp_path / f"commit-{point}"
+        folder.mkdir()
+        assert os.WTERMSIG(forked(lambda at=point, where=folder: counted(where, at))) == signal.SIGKILL
+        goes_on_to_the_same_end(folder, expected)
+        shutil.rmtree(folder)
+
+
+def test_killed_at_any_moment_and_again_while_it_goes_on_it_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
+    expected, _, seconds = undisturbed
+    for n in range(200 if ALL else 15):
+        folder = tmp_path / f"moment-{n}"
+        folder.mkdir()
+        for _ in range(2):
+            forked(lambda where=folder: counted(where, kill_seconds=random.uniform(0.01, seconds)))
+        goes_on_to_the_same_end(folder, expected)
+        shutil.rmtree(folder)
