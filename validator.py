@@ -7,7 +7,9 @@
     python validator.py doctor                              what is needed to run, each with its fix
 
 Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh. Evaluation
-and live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom.
+and live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom. After a crash it runs
+again, with what the database has of it in place of asking: a market in memory goes back to the first ask of the oldest
+round that was open, a market that did not wait finds the round where it now is.
 Read first: `protocol.py`, `rounds.py`. Read next: `store.py` (what is kept), `miner.py` (the other end of the wire).
 """
 
@@ -753,7 +755,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     market.add_argument("--seed", type=int, default=98, help="of the market model (default: 98)")
     market.add_argument(
-        "--days", type=number(0), help="stop after this many market days, 0 never (default: 7 on the model)"
+        "--days",
+        type=number(0),
+        help="stop so many days after the market's first block, 0 never (default: 7 on the model)",
     )
     market.add_argument(
         "--pace",

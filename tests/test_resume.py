@@ -21,15 +21,30 @@ import time
 import traceback
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import aiosqlite
 import pytest
-from subnets import a_job, accept, hotkey_of, keep, play_subnet, refuse, rows, write_meanwhile
+from subnets import (
+    Subnet,
+    a_job,
+    accept,
+    hotkey_of,
+    keep,
+    model,
+    play_subnet,
+    rebuilt,
+    refuse,
+    rows,
+    stored_lines,
+    write,
+    write_meanwhile,
+)
 
-from model import FIRST_TIME
+from model import FIRST_BLOCK, FIRST_TIME
 from protocol import Position
-from store import Store
+from store import Store, to_json
 from validator import _open_market, build_parser
 
 ALL = os.environ.get("ALM_KILLS") == "all"
@@ -49,6 +64,11 @@ def mover(query):
     return accept([Position(middle - step, middle + step, *query.holdings())])
 
 
+def by_turns(query):
+    """Moves in every second round only, so that the winners change."""
+    return mover(query) if query.window_start_time % 1800 else keep(query)
+
+
 def moody(query):
     """Refuses some rounds, and answers nonsense at some checkpoints."""
     if query.window_start_time % 1800 and not query.rebalances_so_far and query.round_type == "evaluation":
@@ -56,7 +76,7 @@ def moody(query):
     return b"{}" if query.block_number % 4 == 0 else mover(query)
 
 
-MINERS = {"a": mover, "b": keep, "c": moody}
+MINERS = {"a": by_turns, "b": keep, "c": moody}
 JOBS = (
     replace(a_job("one", "Balanced", live=True, checkpoint_blocks=100), vault="vault-balanced"),
     replace(a_job("two", "MaxFees", live=True, checkpoint_blocks=150, round_seconds=600), vault="vault-pol"),
@@ -139,7 +159,9 @@ def undisturbed(tmp_path_factory) -> tuple[dict, int, float]:
     assert forked(lambda: counted(folder)) == 0
     seconds, found = time.monotonic() - began, everything(folder)
     codes = {code for _, code in rows(folder / "validator.sqlite3", "SELECT round_type, code FROM rounds")}
-    assert codes == {"scored", "live_no_winner"} and len(found["validator.live_executions"]) > 5
+    assert codes == {"scored", "live_no_winner"} and len(found["validator.live_executions"]) >= 3
+    winners = rows(folder / "validator.sqlite3", "SELECT DISTINCT winner FROM rounds WHERE job_id = 'two'")
+    assert len(winners) == 3  # with the none of the first live rounds
     assert len(found["validator.weights"]) == 1 and len(found["chain.weights"]) == 1
     return found, int((folder / "commits").read_text()), seconds
 
@@ -172,3 +194,68 @@ def test_killed_at_any_moment_and_again_while_it_goes_on_it_ends_as_if_nothing_h
             forked(lambda where=folder: counted(where, kill_seconds=random.uniform(0.01, seconds)))
         goes_on_to_the_same_end(folder, expected)
         shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where time does not wait
+
+
+OPENING, CHECKPOINT = FIRST_BLOCK + 450, 100
+
+
+def stopped(folder: Path, at: int) -> str:
+    """A round whose validator is killed while it asks miner `a` at this block; returns the round's id."""
+
+    def a(query):
+        if query.block_number == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return mover(query)
+
+    job = a_job(checkpoint_blocks=CHECKPOINT)
+    status = forked(lambda: play_subnet(folder, {"a": a, "b": keep}, [job]))
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    ((round_id,),) = rows(folder / "validator.sqlite3", "SELECT round_id FROM rounds WHERE code IS NULL")
+    return round_id
+
+
+def test_where_time_does_not_wait_it_goes_on_with_what_is_stored_and_skips_what_it_missed(tmp_path):
+    round_id = stopped(tmp_path, OPENING + 3 * CHECKPOINT)
+    stored = Subnet(tmp_path).asks("a")
+    assert [due for *_, due in stored] == [OPENING, OPENING + 100, OPENING + 200]
+    later = partial(model, head=OPENING + 425, pace=50)  # the third checkpoint is missed, the fourth is late, not lost
+    subnet = play_subnet(tmp_path, {"a": mover, "b": keep}, market=later, pace=50)
+    assert subnet.codes() == ["scored"]
+    asks = [ask for ask in subnet.asks("a") if ask[3] < OPENING + 450]
+    assert asks[:3] == stored and [due for *_, due in asks[3:]] == [OPENING + 400]
+    assert asks[3][0] == "accepted" and OPENING + 425 < asks[3][2] < OPENING + 450
+    assert {query.round_id for query in subnet.asked["b"] if query.block_number < OPENING + 425} == set()
+    assert {line.name: line for line in rebuilt(subnet.path, round_id).lines}.keys() == {hotkey_of("a"), hotkey_of("b")}
+    for line in rebuilt(subnet.path, round_id).lines:
+        assert to_json(line) == stored_lines(subnet.path, round_id)[line.name]
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "head", "change", "why"),
+    [
+        (OPENING + 100, OPENING + 450, "", "its window is over"),
+        (OPENING + 100, OPENING + 150, "active = 0", "its job was switched off"),
+        (OPENING + 100, OPENING + 150, "round_seconds = 1800", "its job was changed"),
+        (OPENING + 100, OPENING + 150, "settings = replace(settings, 'PoL', 'MaxFees')", "its job was changed"),
+        (OPENING - 37, OPENING + 1, "", "came too late to ask"),
+    ],
+)
+def test_a_round_that_cannot_go_on_is_void_and_says_why(tmp_path, killed_at, head, change, why):
+    round_id = stopped(tmp_path, killed_at)
+    if change:
+        write(tmp_path / "validator.sqlite3", f"UPDATE jobs SET {change}")
+
+    async def prepare(subnet, store, *_):
+        subnet.validator.until = FIRST_TIME + 1800  # no further rounds
+        await store.put_job(a_job("another"))  # without any job it would wait for one
+
+    market = partial(model, head=head, pace=50)
+    subnet = play_subnet(tmp_path, {"a": mover, "b": keep}, market=market, prepare=prepare, pace=50)
+    ((code, detail),) = subnet.rows("SELECT code, detail FROM rounds WHERE round_id = ?", round_id)
+    assert code == "void_interrupted" and detail.endswith(why)
+    assert subnet.rows("SELECT * FROM scores") == subnet.rows("SELECT * FROM miner_scores") == []
+    assert subnet.rows("SELECT * FROM rounds WHERE seal IS NULL") == []
