@@ -508,7 +508,8 @@ class Validator:
 
     async def _execute(self, job: Job, round_id: str, key: tuple, decision: Decision) -> bool:
         """Carry a decision out on the market, unless it changes nothing or was carried out; returns if it changes."""
-        if self.market.full_speed:  # in one block in one order
+        if self.market.full_speed:  # in one order within a block, once all that woke with it have listed themselves
+            await asyncio.sleep(0)
             await self._turn(key, self._deciding)
         closing, mint, keep = list(decision.shown), [], []
         for position in decision.desired:
