@@ -13,6 +13,7 @@ import time
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from bittensor import http_auth
 from bittensor.sp_core import CRYPTO_ED25519, CRYPTO_SR25519, Keypair
@@ -319,7 +320,7 @@ def test_a_request_shows_nothing_but_what_is_needed():
 
     assert ask_peer(behave).code is Code.ACCEPTED
     auth = {f"X-Bittensor-{name}" for name in ("Version", "Hotkey", "Receiver", "Nonce", "Signature")}
-    assert set(names) == auth | {"Host", "Content-Type", "Content-Length", "Accept-Encoding"}
+    assert set(names) == auth | {"Host", "Content-Type", "Content-Length", "Accept-Encoding", "Connection"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -866,15 +867,81 @@ def test_a_byte_at_a_time_is_cut_at_the_total_deadline(stage):
     assert ask_peer(behave, total_seconds=60).code is Code.ACCEPTED if stage == "body" else True
 
 
-@pytest.mark.parametrize("flood", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
-def test_silence_and_endless_interim_replies_meet_the_deadline(flood):
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_silence_and_a_few_interim_replies_meet_the_deadline(interim):
     async def behave(reader, writer, headers, body):
         while True:
-            writer.write(flood * 100)
+            writer.write(interim)
             await writer.drain()
             await asyncio.sleep(0.01)
 
     assert ask_peer(behave, total_seconds=0.3).code is Code.TIMEOUT
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+CHUNKED = f"{JSON}\n{SIG}\nTransfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "detail"),
+    [
+        (b"", INTERIM * 100, "more than 16384 bytes before an answer"),
+        (raw(CHUNKED, b"2;"), b"x" * 4096, "more than 131072 bytes with headers and framing"),
+        (raw(CHUNKED), b"1\r\nx\r\n" * 1000, "more than 131072 bytes with headers and framing"),
+    ],
+)
+def test_endless_framing_is_cut_off_though_no_answer_grows_too_long(first, then, detail):
+    async def behave(reader, writer, headers, body):
+        writer.write(first)
+        while True:
+            writer.write(then)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    got = ask_peer(behave, total_seconds=10)
+    assert (got.code, got.detail) == (Code.REPLY_TOO_LARGE, detail)
+
+
+@pytest.mark.parametrize("pause_seconds", [0, 0.1])
+def test_replies_behind_the_answer_are_not_parsed(pause_seconds, monkeypatch):
+    """Neither in the answer's own packets nor later: 100,000 would be parsed and kept, at every ask."""
+    parsed, feed = [], aiohttp.client_proto.ResponseHandler.feed_data
+    monkeypatch.setattr(
+        aiohttp.client_proto.ResponseHandler,
+        "feed_data",
+        lambda *arguments: parsed.append(1) or feed(*arguments),
+    )
+
+    async def behave(reader, writer, headers, body):
+        writer.write(signed_reply(headers, body))
+        await asyncio.sleep(pause_seconds)
+        for _ in range(1000):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" * 100)
+            await writer.drain()
+
+    async def main():
+        async with peer(behave) as port, wire.client_session(1) as session:
+            reply = await ask(port, session)
+            await asyncio.sleep(2 * pause_seconds)
+            return reply
+
+    code = asyncio.run(main()).code
+    assert code is Code.ACCEPTED or (not pause_seconds and code is Code.REPLY_TOO_LARGE)
+    assert len(parsed) < 300
+
+
+def test_a_long_answer_in_two_byte_chunks_is_taken_whole_also_when_the_peer_hangs_up_at_once():
+    answer = bytes(range(33, 127)) * 150
+
+    async def behave(reader, writer, headers, body):
+        head, _, whole = signed_reply(headers, body, answer=answer).partition(b"\r\n\r\n")
+        head = head.replace(f"Content-Length: {len(answer)}".encode(), b"Transfer-Encoding: chunked")
+        chunks = b"".join(b"2\r\n" + whole[n : n + 2] + b"\r\n" for n in range(0, len(whole), 2))
+        writer.write(head + b"\r\n\r\n" + chunks + b"0\r\n\r\n")
+        writer.close()
+
+    got = ask_peer(behave)
+    assert got.code is Code.ACCEPTED and got.body == answer
 
 
 @pytest.mark.parametrize("cut", [0, 1, 12, 40, -len(ANSWER) - 2, -len(ANSWER), -1])
