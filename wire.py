@@ -568,7 +568,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
 
 
 class _Server:
-    """One request's way, cheapest check first: address rate, headers, body, signature, gate, hotkey rate, handler."""
+    """One request's way, cheapest check first: receiver, address rate, headers, body, signature, gate, rate, handler."""
 
     def __init__(
         self, keypair: Any, gate: Gate, routes: Mapping[str, Handler], limits: Limits, clock: Callable[[], float]
@@ -583,6 +583,10 @@ class _Server:
     async def respond(self, request: web.Request) -> web.Response:
         """The answer, or the refusal that says why not."""
         try:
+            # A validator asks every published endpoint. Who publishes this one as theirs must not spend its rate here.
+            receiver = request.headers.get(http_auth.HEADER_RECEIVER, self.hotkey)
+            if receiver != self.hotkey and _HOTKEY.fullmatch(receiver):
+                raise ProtocolError(Code.AUTH_RECEIVER, f"the request is for {receiver}, here is {self.hotkey}")
             if not self.addresses.take(_address_key(request.remote or "")):
                 raise ProtocolError(
                     Code.RATE_LIMITED, f"more than {self.limits.address_per_second:g} requests/s from here"
@@ -702,6 +706,13 @@ def _verify(
             nonce_store=nonces,
             **_crypto_argument(http_auth.verify),
         )
+    except http_auth.StaleRequest:
+        ahead = (int(headers[http_auth.HEADER_NONCE]) - time.time_ns()) / 1e9
+        if ahead > 0:
+            off = f"{ahead:.1f} s ahead of the server's clock, at most {MAX_SKEW_SECONDS:g}: the two clocks differ"
+        else:
+            off = f"{-ahead:.1f} s old by the server's clock, at most {MAX_AGE_SECONDS:g}: late, or the clocks differ"
+        raise ProtocolError(Code.AUTH_STALE, f"the request is {off}; set both by NTP") from None
     except http_auth.AuthError as error:
         raise ProtocolError(_AUTH_CODES.get(type(error), Code.AUTH_SIGNATURE), str(error)) from None
     payload = http_auth.build_payload(

@@ -404,6 +404,25 @@ def test_old_and_future_requests_are_stale():
     assert refusal(signed(age_seconds=-wire.MAX_SKEW_SECONDS - 5)) == (401, "auth_stale")
 
 
+@pytest.mark.parametrize(
+    ("age_seconds", "told"),
+    [(12.34, "12.3 s old by the server's clock, at most 10"), (-8, "8.0 s ahead of the server's clock, at most 5")],
+)
+def test_a_stale_request_is_told_that_clocks_differ_and_by_how_much(age_seconds, told, monkeypatch):
+    headers = signed()
+    now = int(headers["X-Bittensor-Nonce"]) + int(age_seconds * 1e9)
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    with pytest.raises(ProtocolError) as error:
+        wire._verify(headers, QUERY, "/rebalance", BOB.ss58_address, None)
+    assert error.value.code is Code.AUTH_STALE
+    assert told in error.value.detail and "clocks differ" in error.value.detail and "NTP" in error.value.detail
+
+
+@pytest.mark.parametrize("clock_off_seconds", [-3, 3])
+def test_a_clock_three_seconds_off_is_no_reason_to_refuse(clock_off_seconds):
+    assert refusal(signed(age_seconds=clock_off_seconds), QUERY + b" ") == (401, "auth_signature")  # fresh enough
+
+
 def test_a_request_is_served_once_and_each_server_remembers_for_itself():
     async def main():
         headers = signed()
@@ -618,6 +637,18 @@ def test_too_many_requests_are_refused_until_time_passes(limits):
             assert [(await ask(port, session)).code for _ in range(2)] == [Code.ACCEPTED, Code.HTTP_STATUS]
 
     asyncio.run(main())
+
+
+def test_requests_for_another_hotkey_do_not_spend_the_callers_rate():
+    """Whoever publishes this address as their own has every validator ask here too."""
+
+    async def main():
+        async with miner(address_burst=1, address_per_second=0.0, max_reading=0) as port:
+            replies = [await ask(port, receiver=EVE) for _ in range(5)]
+            assert {reply.detail[:18] for reply in replies} == {"401 auth_receiver:"}
+            return (await ask(port)).detail
+
+    assert asyncio.run(main()).startswith("503 busy")  # past the rate
 
 
 def test_strangers_cannot_spend_a_callers_rate():
