@@ -568,7 +568,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
 
 
 class _Server:
-    """One request's way, cheapest check first: receiver, address rate, headers, body, signature, gate, rate, handler."""
+    """One request's way, cheapest check first: receiver, rates, headers, body, signature, gate, handler."""
 
     def __init__(
         self, keypair: Any, gate: Gate, routes: Mapping[str, Handler], limits: Limits, clock: Callable[[], float]
