@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 from subnets import (
+    DEADLINE_SECONDS,
     ROOT,
     Handler,
     Subnet,
@@ -96,11 +97,11 @@ class Peers:
         self.honest = self.own = ""  # addresses of an honest miner and of the validator
         self._servers: dict[str, asyncio.Server] = {}
         self._loop, self._ready = asyncio.new_event_loop(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Peers:
         self._thread.start()
-        self._ready.wait()
+        assert self._ready.wait(DEADLINE_SECONDS)
         return self
 
     def __exit__(self, *error: object) -> None:
