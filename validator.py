@@ -55,7 +55,7 @@ from protocol import (
 )
 from recording import RecordingError, ReplayError, read_recording
 from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, play_live
-from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, run
+from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, raise_file_limit, run
 from scoring import Standing
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
@@ -67,7 +67,6 @@ SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
 WEIGHTS_INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
 WEIGHTS_RETRY_BLOCKS = 25
 WEIGHTS_VERSION_KEY = 1000
-MAX_PEERS = 256
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
@@ -811,6 +810,7 @@ def _amounts(text: str) -> tuple[int, int]:
 
 async def validate(options: argparse.Namespace) -> None:
     """Open everything that local mode plugs together, and work until it ends."""
+    raise_file_limit()
     folder = Path(options.dir)
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     hotkey, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
@@ -856,7 +856,7 @@ async def validate(options: argparse.Namespace) -> None:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
                 await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
             names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
-        session = await enter(client_session(MAX_PEERS))
+        session = await enter(client_session(0))
         validator = Validator(store, chain, market, session, hotkey, options, names)
         await validator.work()
         validator.print_latest()

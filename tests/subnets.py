@@ -257,7 +257,7 @@ def play_subnet(
                 await enter(_served(name, handler, subnet.asked[name], chain, ledger, wallet[0]))
             for job in jobs:
                 await store.put_job(job)
-            session = await enter(client_session(64))
+            session = await enter(client_session(0))
             subnet.validator = Validator(
                 store,
                 chain,

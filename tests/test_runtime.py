@@ -263,3 +263,9 @@ def test_fresh_forgets_the_local_subnet_and_nothing_else_in_the_folder(capsys, t
     assert "seed 6" in capsys.readouterr().out and VAULT not in str(
         rows(tmp_path / "validator.sqlite3", "SELECT vault FROM jobs WHERE vault = 'vault'")
     )
+
+
+def test_a_process_may_raise_its_limit_of_open_files_to_what_the_system_allows():
+    code = "import resource as r, runtime; r.setrlimit(7, (64, 512)); print(runtime.raise_file_limit(), r.getrlimit(7))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[0] == "512 (512, 512)", done.stderr
