@@ -273,7 +273,7 @@ class AlertRules:
         self._failures[kind] += 1
         if outcome.next != Next.NOTHING and self._failures[kind] < FAILURES_IN_A_ROW:
             return {}
-        return {kind: f"{kind} failed, {self._failures[kind]} in a row: {outcome.name} {outcome.detail}"}
+        return {kind: f"{kind} failed, {self._failures[kind]} in a row: {outcome.detail or outcome.name}"}
 
     def _tell(self, now: float) -> Iterator[Alert]:
         for kind, text in self._troubles.items():

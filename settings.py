@@ -407,19 +407,21 @@ def read_password(options: argparse.Namespace) -> str | None:
 
 
 def _read_private(path: Path) -> bytes:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
+
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+        with open(path, "rb", opener=opener) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise UserError(f"password file {path} is no regular file; use --password-command for anything else")
+            # systemd guards its credentials with an ACL, which shows as permission for the group
+            by_systemd = os.environ.get("CREDENTIALS_DIRECTORY") == str(path.parent)
+            if mode & 0o077 and not by_systemd:
+                raise UserError(f"password file {path} can be read by others; run: chmod 600 {path}")
+            return file.read(MAX_PASSWORD_BYTES + 1)
     except OSError as error:
         raise UserError(f"password file {path}: {error.strerror}") from None
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"password file {path} is no regular file; use --password-command for anything else")
-        # systemd guards its credentials with an ACL, which shows as permission for the group
-        by_systemd = os.environ.get("CREDENTIALS_DIRECTORY") == str(path.parent)
-        if status.st_mode & 0o077 and not by_systemd:
-            raise UserError(f"password file {path} can be read by others; run: chmod 600 {path}")
-        return file.read(MAX_PASSWORD_BYTES + 1)
 
 
 def _output_of(command: str) -> bytes:
