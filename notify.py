@@ -13,7 +13,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -71,8 +71,8 @@ class Reply(NamedTuple):
 class Notifier:
     """Sends messages one after the other in a task of its own; made by `Notifier.open`."""
 
-    def __init__(self, webhook: Secret | None, sender: str, kind_seconds: float, clock: Callable[[], float]):
-        self._webhook, self._sender, self._kind_seconds, self._clock = webhook, sender, kind_seconds, clock
+    def __init__(self, webhook: Secret | None, sender: str):
+        self._webhook, self._sender = webhook, sender
         self._pending: dict[str, tuple[str, int]] = {}  # by kind: the newest text, how many before it were left out
         self._not_before: dict[str, float] = {}  # by kind
         self._paused_until = 0.0
@@ -82,22 +82,14 @@ class Notifier:
 
     @classmethod
     @asynccontextmanager
-    async def open(
-        cls,
-        webhook: Secret | None,
-        sender: str,
-        kind_seconds: float = KIND_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> AsyncIterator[Notifier]:
+    async def open(cls, webhook: Secret | None, sender: str) -> AsyncIterator[Notifier]:
         """A notifier for the time of an `async with`; at its end what is still waiting has CLOSE_SECONDS.
 
         Args:
             webhook: None: messages are only logged.
             sender: stands before each message: which program, hotkey, subnet.
-            kind_seconds: between two messages of one kind.
-            clock: seconds that never go back.
         """
-        notifier = cls(webhook, sender, kind_seconds, clock)
+        notifier = cls(webhook, sender)
         if webhook is None:
             yield notifier
             return
@@ -117,7 +109,7 @@ class Notifier:
         """Log a message and have it sent; returns at once and never raises. Call it in the event loop's thread.
 
         Args:
-            kind: at most one message of a kind goes out in `kind_seconds`; of those that come meanwhile the newest
+            kind: at most one message of a kind goes out in KIND_SECONDS; of those that come meanwhile the newest
                 follows, so that the last state is always told.
             text: plain; what Slack would take for markup is escaped.
         """
@@ -138,21 +130,22 @@ class Notifier:
                     return
                 await self._sleep(None)
                 continue
-            wait = max(self._not_before.get(kind, 0.0), self._paused_until) - self._clock()
+            wait = max(self._not_before.get(kind, 0.0), self._paused_until) - time.monotonic()
             if wait > 0 and not self._closing:
                 await self._sleep(wait)
                 continue
             text, left_out = self._pending.pop(kind)
             note = f" ({left_out} earlier messages of this kind were left out)" if left_out else ""
             reply = await post(session, self._webhook, f"{self._sender}: {text}{note}")
-            now = self._clock()
+            now = time.monotonic()
             if reply.again_seconds is None:
                 self._failures = 0
                 self._paused_until = now + GAP_SECONDS
                 self._not_before = {name: at for name, at in self._not_before.items() if at > now}
-                self._not_before[kind] = now + self._kind_seconds
+                self._not_before[kind] = now + KIND_SECONDS
             else:
-                self._pending.setdefault(kind, (text, left_out))  # unless there is a newer one by now
+                newer, more = self._pending.get(kind, (text, -1))
+                self._pending[kind] = newer, left_out + more + 1
                 retry = min(FIRST_RETRY_SECONDS * 2**self._failures, LAST_RETRY_SECONDS)
                 self._failures = min(self._failures + 1, 10)
                 self._paused_until = now + max(retry, reply.again_seconds)
@@ -183,11 +176,11 @@ async def post(session: aiohttp.ClientSession, webhook: Secret, text: str) -> Re
     escaped = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     try:
         async with session.post(webhook.reveal(), json={"text": escaped}, allow_redirects=False) as response:
+            if 200 <= response.status < 300:
+                return Reply()
             body = (await response.content.read(MAX_REPLY_BYTES)).decode("ascii", "replace")
     except Exception as error:  # whatever a server does to the client: a message may be lost, the program may not
         return Reply(f"did not answer ({type(error).__name__})", 0.0)
-    if 200 <= response.status < 300:
-        return Reply()
     problem = f"answered {response.status} {body!r}"
     if response.status == 429 or response.status >= 500:
         asked = response.headers.get("Retry-After", "")

@@ -20,6 +20,7 @@ import pytest
 from subnets import ROOT
 
 import settings
+from notify import NOTIFY_SETTINGS
 from runtime import Parser, UserError
 from settings import (
     CHAIN_SETTINGS,
@@ -424,3 +425,20 @@ def test_a_password_command_runs_without_a_shell_and_without_secrets(parsed, mon
     )
     options = parse_options(build_parser(), ["--netuid", "1", "--password-command", command])
     assert read_password(options) == "$(id) ; None"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The README
+
+
+def test_the_readmes_table_is_the_settings_as_they_are():
+    section = (ROOT / "README.md").read_text().split("## Options and environment\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
+    listed = {tuple(re.findall(r"`([A-Z_]+)`", names)): (flags, default) for flags, names, default in rows}
+    for setting in (*CHAIN_SETTINGS, *NOTIFY_SETTINGS):
+        flags, default = listed.pop(setting.env)
+        dotted = [flag for flag in setting.flags if "_" not in flag.partition(".")[0]]
+        assert re.findall(r"`(--\S+)`", flags) == dotted, setting.name
+        shown = re.findall(r"`(.+)`", default)
+        assert shown == (["finney"] if setting.name == "network" else [setting.default] if setting.default else [])
+    assert set(listed) == {()}  # the log's
