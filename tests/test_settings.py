@@ -411,6 +411,8 @@ def test_a_password_command_that_hangs_ends_with_its_children_at_the_deadline(pa
     mark = tmp_path / "child"
     hangs = f"sh -c 'sleep 600 & echo $! > {mark}; echo hunter2; wait'"
     assert "did not end within 0.5 s" in refused(parsed, f"--password-command {shlex.quote(hangs)}")
+    drips = "sh -c 'while :; do printf x; sleep 0.02; done'"
+    assert "did not end within 0.5 s" in refused(parsed, f"--password-command {shlex.quote(drips)}")
     child = Path(f"/proc/{mark.read_text().strip()}/stat")
     deadline = time.monotonic() + 20
     while child.exists() and child.read_text().split()[2] != "Z":
