@@ -307,7 +307,7 @@ def test_registration_permit_and_stake_are_what_the_chain_says(tmp_path):
     """On the embedded chain, which speaks the same protocol as the real one."""
 
     async def look(folder: Path, *registered: tuple[str, str, int]) -> list[Finding]:
-        async with LocalChain.open(folder / "chain.sqlite3", "hot", "cold") as chain:
+        async with LocalChain.open(folder / "chain.sqlite3", "hot", "cold", genesis_block=1000) as chain:
             for hotkey, coldkey, stake in registered:
                 await chain.register(hotkey, coldkey, stake)
             return await doctor.check_chain(chain, "embedded")
