@@ -295,9 +295,12 @@ def test_a_wallet_is_found_with_its_addresses_and_a_wrong_name_or_password_fails
         assert wallet.level == FAIL and said in wallet.what and "hunter2" not in str(wallet) and wallet.fix
 
 
-def test_a_key_that_others_can_read_is_a_warning_with_the_command_that_mends_it(monkeypatch, wallets):
-    hot, cold = wallets / "alice" / "hotkeys" / "hot", wallets / "alice" / "coldkey"
-    assert list(doctor.check_key_files(hot, cold, wallets / "none")) == []
+def test_a_key_that_others_can_read_is_a_warning_with_the_command_that_mends_it(tmp_path):
+    hot, cold = tmp_path / "hot", tmp_path / "cold"
+    for path in (hot, cold):
+        path.write_text("{}")
+        path.chmod(0o600)
+    assert list(doctor.check_key_files(hot, cold, tmp_path / "none")) == []
     hot.chmod(0o644)
     (found,) = doctor.check_key_files(cold, hot)
     assert found == Finding(WARN, f"key file {hot} can be read by others", f"chmod 600 {hot}")
