@@ -30,6 +30,7 @@ from chain import (
     Metagraph,
     Neuron,
     Next,
+    Pool,
     WeightParams,
     Weights,
     WriteCode,
@@ -358,6 +359,13 @@ class LocalChain:
         async with self._at_head():
             return await self._stake(hotkey, coldkey)
 
+    async def free_balance(self) -> None:
+        """None: there are no fees."""
+
+    async def pools(self, block: int | None = None) -> dict[int, Pool]:
+        """None: alpha is not traded here."""
+        return {}
+
     # -- writes
 
     @_outcome
@@ -413,7 +421,9 @@ class LocalChain:
         await self._move(origin_hotkey, dest_hotkey, self.coldkey, amount_rao)
 
     @_outcome
-    async def transfer_stake(self, hotkey: str, dest_coldkey: str, amount_rao: int) -> None:
+    async def transfer_stake(
+        self, hotkey: str, dest_coldkey: str, amount_rao: int, dest_hotkey: str | None = None
+    ) -> None:
         """See `chain.Chain.transfer_stake`.
 
         Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`,
@@ -421,7 +431,7 @@ class LocalChain:
 
         Source: subtensor `validate_stake_transition`; its minimum within a subnet is that of earlier runtimes.
         """
-        await self._move(hotkey, hotkey, dest_coldkey, amount_rao)
+        await self._move(hotkey, dest_hotkey or hotkey, dest_coldkey, amount_rao)
 
     async def _move(self, origin_hotkey: str, dest_hotkey: str, dest_coldkey: str, amount_rao: int) -> None:
         async with self._at_head() as subnet:

@@ -51,6 +51,7 @@ class Code(StrEnum):
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
     NO_ENDPOINT = "no_endpoint"
+    ADDRESS_REFUSED = "address_refused"  # a published address that is not public, on a real network
     HTTP_STATUS = "http_status"
     REDIRECT = "redirect"
     CONTENT_TYPE = "content_type"
