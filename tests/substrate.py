@@ -123,7 +123,8 @@ class Node:
             of a storage item. A fault is an exception to raise, or `hang`; at `submit` also `lost before` and `lost
             after` (the connection drops in flight, the extrinsic not landing or landing), `hang after`, `pool: TEXT`
             (the node refuses it), `watch: STATUS` (it lands, but the watch says so) and `dispatch: NAME`.
-        connections, closed, submitted: how many there were.
+        connections, closed, submitted: how many there were; `most_at_once`: submissions in flight at the same time.
+        periods: for how many blocks each submission was signed.
     """
 
     def __init__(self, netuid: int = 98, block: int = 1000, owner: tuple[str, str] = ("", ""), **rules: Any):
@@ -133,7 +134,8 @@ class Node:
         self.plain: dict[bytes, tuple] = {}
         self.faults: dict[str, list] = defaultdict(list)
         self.unknown: set[str] = set()
-        self.connections = self.closed = self.submitted = self.reads = 0
+        self.periods: list[int] = []
+        self.connections = self.closed = self.submitted = self.in_flight = self.most_at_once = 0
 
     def substrate(self) -> FakeSubstrate:
         """A new connection, as `BittensorChain.open(substrate=...)` takes it."""
@@ -432,7 +434,6 @@ class Connection:
 
     async def _reading(self, *points: str) -> None:
         assert self._open, "a call after the connection was closed"
-        self._node.reads += 1
         await asyncio.sleep(0)
         await self._fault(*points, "read")
 
@@ -492,7 +493,7 @@ class Connection:
             call=call,
             signer=who,
             nonce=self._nonces[who],
-            expires=self._node.state.block + era["period"],
+            period=era["period"],
             payload=payload,
             signature=keypair.sign(payload),
             crypto_type=keypair.crypto_type,
@@ -501,9 +502,18 @@ class Connection:
     def clear_nonce_cache_for_account(self, address: str) -> None:
         self._nonces.pop(address, None)
 
-    async def submit_extrinsic(self, signed: Any, *, wait_for_inclusion: bool, wait_for_finalization: bool) -> Any:
+    async def submit_extrinsic(self, signed: Any, **waits: bool) -> InclusionReport:
         node = self._node
-        node.submitted += 1
+        node.submitted, node.in_flight = node.submitted + 1, node.in_flight + 1
+        node.periods.append(signed.period)
+        node.most_at_once = max(node.most_at_once, node.in_flight)
+        try:
+            await asyncio.sleep(0.001)
+            return await self._include(node, signed, **waits)
+        finally:
+            node.in_flight -= 1
+
+    async def _include(self, node: Node, signed: Any, wait_for_inclusion: bool, wait_for_finalization: bool) -> Any:
         assert verify(signed.payload, signed.signature, signed.signer, signed.crypto_type)
         assert wait_for_inclusion and wait_for_finalization, "a write is over when it is final"
         fault = await self._fault("submit") or ""
@@ -520,7 +530,6 @@ class Connection:
             why = "is outdated" if signed.nonce < node.state.nonces[signed.signer] else "will be valid in the future"
             raise SubstrateRequestException({"error": {"code": 1010, "message": f"Transaction {why}"}})
         node.advance()
-        assert node.state.block <= signed.expires
         node.state.nonces[signed.signer] += 1
         node.state.free[payer] -= FEE_RAO
         error = None
