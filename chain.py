@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 import bittensor as bt
 from bittensor.keyfiles import Keyfile
-from bittensor.settings import resolve_endpoint
+from bittensor.settings import NETWORKS
 from bittensor.sp_core import CRYPTO_SR25519, KeyfileError, WrongPasswordError, ss58_decode, ss58_encode
 
 BLOCK_SECONDS = 12  # Bittensor's block time
@@ -293,7 +293,8 @@ class Chain(Protocol):
         ...
 
     async def stake(self, hotkey: str, coldkey: str) -> int:
-        """Rao that `coldkey` has on `hotkey` in this subnet."""
+        """Rao that `coldkey` has on `hotkey` in this subnet; on Bittensor, shares of a pool, rounded down: a move of n
+        rao may show as n - 1 at its destination."""
         ...
 
     async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
@@ -483,8 +484,8 @@ class BittensorChain:
 
     Writes wait until they are final. A write fails in one of three ways: before the key signed, it certainly did not
     happen; refused by the chain, it did not either; after signing without a word from the chain its fate is unknown,
-    until `ERA_BLOCKS` blocks have passed and it can no longer land. What the chain would refuse only later, when a
-    commit is revealed, is checked before: stake, permit, version key, lengths.
+    until so many blocks have passed (the outcome's `wait_blocks`) that it can no longer land. What the chain would
+    refuse only later, when a commit is revealed, is checked before: stake, permit, version key, lengths.
     """
 
     def __init__(self, make_client: Callable[[], Any], netuid: int, wallet: Wallet, read_seconds, write_seconds):
@@ -532,10 +533,10 @@ class BittensorChain:
                 return bt.Client(endpoint, fallback_endpoints=[], archive_endpoints=[])
             return bt.Client(network)
 
-        try:
-            resolve_endpoint(endpoint or network)
-        except ValueError as error:
-            raise ChainError(_one_line(error)) from None
+        if endpoint and not endpoint.startswith(("ws://", "wss://")):  # it may hold an access token: not shown
+            raise ChainError("the endpoint does not begin with ws:// or wss://")
+        if not endpoint and network not in NETWORKS:
+            raise ChainError(f"no network {network!r}; it is one of {', '.join(NETWORKS)}, or give an endpoint")
         chain = cls(make_client, netuid, wallet, deadline_seconds, write_deadline_seconds)
         try:
             await chain.block()
@@ -847,12 +848,13 @@ class BittensorChain:
             certain: it was certainly not applied: not signed, refused at the door, or failed inside a block.
             wait_blocks: what "too fast" asks for.
         """
-        code, name = _code(error), getattr(error, "name", None) or type(error).__name__
+        code, name = _code(error), (isinstance(error, bt.ChainError) and error.name) or type(error).__name__
         detail = f"no answer within {self._write_seconds:g} s" if isinstance(error, TimeoutError) else str(error)
         detail = " ".join(f"{name}: {detail}".split())[:MAX_DETAIL_CHARS]
         following, wait = Next.NOTHING, 0
         if not certain:
-            following, wait = Next.READ_STATE_FIRST, ERA_BLOCKS
+            late = math.ceil(self._write_seconds / BLOCK_SECONDS)  # it may have been signed long after `_head`
+            following, wait = Next.READ_STATE_FIRST, ERA_BLOCKS + late
         elif isinstance(error, bt.RpcPolicyError):
             following, wait = Next.WAIT_BLOCKS, _blocks(error.retry_after)
         elif code is WriteCode.RATE_LIMITED or name == "ExhaustsResources":
@@ -917,8 +919,8 @@ _OWN_REFUSALS = {"ValueError": WriteCode.INVALID_ARGUMENT, "ColdkeyLocked": Writ
 
 def _code(error: Exception) -> WriteCode:
     """The kind of an exception: the SDK's code where it has one; an argument that it or we would not take."""
-    if code := getattr(error, "code", None):
-        return next((known for known in WriteCode if known == code.value), WriteCode.UNKNOWN)
+    if isinstance(error, bt.ChainError | bt.PolicyError):
+        return next((known for known in WriteCode if known == error.code.value), WriteCode.UNKNOWN)
     invalid = isinstance(error, ChainError | bt.BittensorError) and not isinstance(error, _LOST)
     return WriteCode.INVALID_ARGUMENT if invalid else WriteCode.UNKNOWN
 
