@@ -95,7 +95,9 @@ class Code(StrEnum):
     # weights
     WEIGHTS_SET = "weights_set"
     WEIGHTS_DRY_RUN = "weights_dry_run"
+    WEIGHTS_COMMITTED = "weights_committed"
     WEIGHTS_TOO_SOON = "weights_too_soon"
+    WEIGHTS_UNKNOWN = "weights_unknown"
     WEIGHTS_REJECTED = "weights_rejected"
 
 

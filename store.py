@@ -306,6 +306,16 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt to set weights: at which block of the subnet's chain, how it ended, what was sent, the next try."""
+
+    block: int
+    code: Code
+    uids: dict[int, Decimal]
+    next_block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reputation:
     """A miner's standing in one job, and how many rounds made it."""
 
@@ -689,9 +699,18 @@ class Store:
         """Whether any round that ended by then was scored."""
         return bool(await self._value("SELECT 1 FROM rounds WHERE code = 'scored' AND end_time <= ? LIMIT 1", by))
 
-    async def next_weights_block(self) -> int:
-        """When the next attempt to set weights is due; 0 before the first."""
-        return await self._value("SELECT next_block FROM weights ORDER BY id DESC LIMIT 1") or 0
+    async def last_weights(self) -> Attempt | None:
+        """The newest attempt to set weights."""
+        rows = await self._rows("SELECT block, code, uids, next_block FROM weights ORDER BY id DESC LIMIT 1")
+        for row in rows:
+            uids = {int(uid): Decimal(part) for uid, part in json.loads(row["uids"]).items()}
+            return Attempt(row["block"], Code(row["code"]), uids, row["next_block"])
+        return None
+
+    async def weights_noted(self) -> int:
+        """The subnet chain's block of the newest attempt that the chain took; 0 before the first."""
+        taken = "('weights_set', 'weights_committed')"
+        return await self._value(f"SELECT max(block) FROM weights WHERE code IN {taken}") or 0
 
     async def counts(self) -> dict[str, int]:
         """How many rounds ended with which code, for the closing summary."""

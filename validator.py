@@ -34,11 +34,12 @@ import doctor
 import scoring
 from board import leaderboard, miner_name
 from books import Book, Tape
-from chain import Chain, ChainError, Metagraph, Next, u16_weights
+from chain import BLOCK_SECONDS, BittensorChain, Chain, ChainError, load_wallet
 from evidence import EvidenceError, audit, judge, seal
 from local import LocalChain, block_at, reference_miners
 from market import Block, Execution, Market, MarketEnded, MarketError, RecordedMarket
 from model import ModelMarket
+from notify import AlertRules, Notifier, add_notify_options, day_before, summary_due
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,
@@ -57,16 +58,14 @@ from recording import RecordingError, ReplayError, read_recording
 from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, play_live
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, raise_file_limit, run
 from scoring import Standing
+from settings import add_chain_options, add_logging_options, is_local, parse_options, read_password, settings_lines
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
+from weights import INTERVAL_BLOCKS, Weigher
 from wire import Reply, WireError, ask, client_session, local_keypair
 
 DAY_SECONDS = 86_400
-RANKED_WINDOW_SECONDS = DAY_SECONDS  # who was ranked in half of this window's rounds shares the weights
 SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
-WEIGHTS_INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
-WEIGHTS_RETRY_BLOCKS = 25
-WEIGHTS_VERSION_KEY = 1000
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
@@ -116,6 +115,10 @@ class Validator:
     ):
         self.store, self.chain, self.market, self.session, self.keypair = store, chain, market, session, keypair
         self.options = options
+        self.public_only = False  # on a real network: miners' addresses are refused unless they are public
+        self.notifier: Notifier | None = None
+        self.alerts = AlertRules(time.monotonic(), INTERVAL_BLOCKS * BLOCK_SECONDS)
+        self.weigher = Weigher(store, chain, options.dry_run)
         self.pool = market.pair.pool_address
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
@@ -559,6 +562,7 @@ class Validator:
                 receiver=hotkey,
                 total_seconds=seconds,
                 max_reply_bytes=MAX_ANSWER_BYTES,
+                public_only=self.public_only,
             )
             if reply.code is not Code.ACCEPTED:
                 return reply, reply.code, reply.detail, None
@@ -584,70 +588,36 @@ class Validator:
     # -- weights
 
     async def _weigh(self, now: int) -> None:
-        """Turn reputations into weights when they are due, and note how it went."""
+        """Set weights if they are due, and tell the operator of what is wrong, on a chain that is somebody's."""
+        registered = permit = outcome = None
         try:
             if self.market.full_speed:
                 await self.chain.advance_to(block_at(now))
-            await self._set_weights(now, block_at(now) if self.market.full_speed else await self.chain.block())
+            outcome = await self.weigher.weigh(now, block_at(now) if self.market.full_speed else await self.chain.block())
+            if self.notifier:
+                own = (await self.chain.metagraph()).by_hotkey(self.keypair.ss58_address)
+                registered, permit = own is not None, bool(own and own.permit)
+            answered = True
         except ChainError as error:
             log.warning("the chain does not answer (%s); weights are tried again later", error)
+            answered = False
+        if self.notifier:
+            seen = {"chain": answered, "registered": registered, "permit": permit, "weights": outcome}
+            for alert in self.alerts.observe(time.monotonic(), **seen):
+                self.notifier.notify(*alert)
+            await self._summarise()
 
-    async def _set_weights(self, now: int, block: int) -> None:
-        if block < await self.store.next_weights_block() or not await self.store.has_scored(now):
-            return
-        jobs = [job for job in await self.store.jobs() if job.active]
-        metagraph = await self.chain.metagraph()
-        shares = []
-        for job in jobs:
-            finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
-            reputations = await self.store.reputations(job.job_id)
-            candidates = [
-                scoring.Candidate(
-                    hotkey,
-                    reputations[hotkey].standing.combined(job.settings.reputation),
-                    rounds,
-                    metagraph.by_hotkey(hotkey).registered_block,
-                )
-                for hotkey, rounds in ranked.items()
-                if metagraph.by_hotkey(hotkey)
-            ]
-            shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
-        burn_uid = metagraph.burn_uid()
-        if burn_uid is None:
-            detail, due = "the owner has no neuron to burn to", block + WEIGHTS_RETRY_BLOCKS
-            await self.store.add_weights(now, block, {}, {}, Code.WEIGHTS_REJECTED, "NoBurnUid", detail, due)
-            log.warning("%s at block %d: %s; next try at block %d", Code.WEIGHTS_REJECTED, block, detail, due)
-            return
-        vector = scoring.weight_vector([(Decimal(1), shares)])
-        uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
-        if self.options.dry_run:
-            code, name, detail, due = Code.WEIGHTS_DRY_RUN, "", "", block + WEIGHTS_INTERVAL_BLOCKS
-        elif await self._stand_already(metagraph, uids, block):
-            code, name, detail, due = Code.WEIGHTS_SET, "", "", block + WEIGHTS_INTERVAL_BLOCKS
-        else:
-            outcome = await self.chain.set_weights(uids, WEIGHTS_VERSION_KEY)
-            waiting = outcome.next is Next.WAIT_BLOCKS
-            code = Code.WEIGHTS_SET if outcome.ok else Code.WEIGHTS_TOO_SOON if waiting else Code.WEIGHTS_REJECTED
-            wait = WEIGHTS_INTERVAL_BLOCKS if outcome.ok else outcome.wait_blocks if waiting else WEIGHTS_RETRY_BLOCKS
-            name, detail, due = outcome.name, outcome.detail, block + max(1, wait)
-        await self.store.add_weights(now, block, vector, uids, code, name, detail, due)
-        shown = ", ".join(f"uid {uid} {float(weight):.3f}" for uid, weight in uids.items())
-        log.log(
-            logging.WARNING if code is Code.WEIGHTS_REJECTED else logging.INFO,
-            "%s at block %d: %s%s; next try at block %d",
-            code,
-            block,
-            shown,
-            f" ({name}: {detail})" if name else "",
-            due,
-        )
-
-    async def _stand_already(self, metagraph: Metagraph, uids: dict[int, Decimal], block: int) -> bool:
-        """Whether the chain took this very vector at this block, and the validator was stopped before it noted that."""
-        own = metagraph.by_hotkey(self.chain.hotkey)
-        return bool(
-            own and own.last_update_block == block and await self.chain.weights_of(own.uid) == u16_weights(uids)
-        )
+    async def _summarise(self) -> None:
+        """The daily summary, at the first look after 00:00 UTC."""
+        last = await self.store.recall("last summary") or day_before(time.time())
+        day = summary_due(time.time(), last)
+        if day:
+            counts = await self.store.counts(int(time.time()) - DAY_SECONDS)
+            rounds = ", ".join(f"{count} {what}" for what, count in counts.items()) or "no round ended"
+            attempt = await self.store.last_weights()
+            weights = f"{attempt.code} at block {attempt.block}, next at {attempt.next_block}" if attempt else "none yet"
+            self.notifier.notify("summary", f"{day}: {rounds}; weights: {weights}")
+        await self.store.remember("last summary", day or last)
 
     # -- showing
 
