@@ -19,32 +19,28 @@ The object is canonical JSON (`protocol.canonical`: sorted keys, no spaces, ASCI
     scores, baselines                    rounds.Line of every miner by rank, and of keep, hold and best
     seal                                 the sha256 of each part, signed by the validator
 
-The audit names a part by its path, `scores[0].line.terms.fees`. First it looks at shape and seal: whatever was changed
-after the validator signed is named by its part. Then it believes nothing of the seal: it verifies every miner's
+The audit names a part by its path, as `scores[0].line.terms.fees`. First it looks at shape and seal: whatever was
+changed after the validator signed is named by its part. Then it believes nothing of the seal: it verifies every miner's
 signature, judges each answer again, rebuilds every book and what each query must have shown, plays the round, and
-compares all lines. So a validator that seals a falsehood is caught too, as far as this table says:
+compares all lines. So a validator that seals a falsehood of its own is caught too, as far as this table says
+(`tests/test_evidence.py` holds every field against it, both ways):
 
-    part                                          a falsehood in it, sealed by the validator itself
-    format, rules_version                         refused by name
-    round.*, but as below; scores; baselines;     always caught: each follows from the rest
-      executions
-    an answered ask: query, answer, signature,    always caught: the miner has signed them
-      nonce, hotkey, code, detail
-    any ask: due_block                            caught if the query could not have been due there
-    an ask without an answer: query               caught in all that follows from the round and from its book, or
-                                                  that another ask of this round or head shows differently
-    round.close_block, snapshot, events,          caught if a digit of a replayed event, a query or a score depends
-      effective_block, entrants' registered_block   on it; snapshot and events are public: any node of the chain has
-      and combined                                  them
-    market, validator without any answer          attributable: the seal proves who said so
-    an ask without an answer: hotkey, nonce,      attributable
-      code, detail
-    response_seconds                              attributable
-    why a round was skipped or broke off:         attributable
-      code, detail
+    a falsehood in                                     sealed by the validator itself is
+    format, rules_version                              refused by name
+    round, scores, baselines, executions               always caught in a round that came to its close
+    an answered ask, but for its response_seconds      always caught: the miner has signed query and answer
+    the query of an ask without an answer              caught wherever it says what follows from the round, from the
+                                                       miner's book, or what another query of that block says too
+    snapshot, events, effective_block, entrants'       caught if a digit of a score, a query or the replay depends on
+      registered_block and combined; leaving out         it. Snapshot and events are the chain's: any node has them
+      an answered ask
+    market, response_seconds, nonce and detail of      attributable: the seal proves who said so
+      an ask without an answer
+    why and when a round was skipped, void or          attributable, unless it is a swap of unknown call, an empty
+      interrupted; its pool and settings if nobody       vault, or the live miner's own first answer: these are
+      was asked                                          recomputed
 
-What the audit cannot see at all is what is not there: who was never asked, and an answer that the validator says never
-came. That is what the miner's own log is for.
+What is not there cannot be seen: who was never asked, and an answer that the validator says never came.
 Read next: `rounds.py`.
 """
 
@@ -55,13 +51,13 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from books import Tape
+from books import Holding, Tape
 from market import Execution
 from protocol import (
     ASK_SECONDS,
@@ -74,6 +70,7 @@ from protocol import (
     Code,
     Inventory,
     JobSettings,
+    Position,
     ProtocolError,
     RebalanceAnswer,
     RebalanceQuery,
@@ -89,7 +86,7 @@ from protocol import (
 from recording import Event, ReplayError, Snapshot
 from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, play, play_live
 from scoring import RULES_VERSION
-from sim import MAX_TICK, PIPS, PoolError
+from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
 from store import to_json
 from wire import sign_statement, verify_answer, verify_statement
 
@@ -235,7 +232,7 @@ def audit(evidence: Any) -> list[str]:
         parts = _parts(evidence)
     except _MALFORMED as error:
         return [*problems, _said(error)]
-    for check in (_check_round, _check_asks, _check_queries, _check_shown, _check_executions, _check_result):
+    for check in CHECKS:
         try:
             for problem in check(parts):
                 problems.append(problem)
@@ -300,7 +297,7 @@ def _check_seal(evidence: dict[str, Any]) -> Iterator[str]:
     found, sealed = dict(_digests(evidence)), evidence["seal"]["digests"]
     if not verify_statement(evidence["validator"], SEAL_SCHEME, canonical(sealed), evidence["seal"]["signature"]):
         yield "seal.signature: not the validator's over these digests"
-    for path in sorted(found.keys() | sealed.keys()):
+    for path in found | sealed:
         if found.get(path) != sealed.get(path):
             yield f"{_name(path)}: is not what the validator sealed"
 
@@ -361,6 +358,8 @@ class _Parts:
 def _parts(evidence: dict[str, Any]) -> _Parts:
     """Raises one of `_MALFORMED`, naming the part."""
     snapshot, events, asks = None, [], []
+    if evidence["snapshot"] is None and evidence["round"]["close_block"] is not None:
+        raise ValueError("snapshot: null, and the round has a close_block")
     if evidence["snapshot"] is not None:
         snapshot = from_plain(Snapshot, evidence["snapshot"], "snapshot")
         if not (0 <= snapshot.fee < PIPS and 0 < snapshot.tick_spacing <= MAX_TICK):
@@ -383,6 +382,8 @@ def _parts(evidence: dict[str, Any]) -> _Parts:
 def event_args(kind: str, args: list[str]) -> tuple:
     """Event arguments from their decimal strings; calls and owners stay text."""
     textual = kind in ("swap", "mint", "burn", "collect")
+    if kind == "swap" and args[0] not in ("in", "out", "limit", "?"):
+        raise ValueError(f"{_shown(args[0])} is no call of a swap")
     return tuple(arg if textual and n == 0 else _integer(arg) for n, arg in enumerate(args))
 
 
@@ -433,11 +434,30 @@ def _check_round(parts: _Parts) -> Iterator[str]:
         yield from _differences("round.opening_block", opening, snapshot.block)
         yield from _differences("round.opening_hash", row["opening_hash"], snapshot.block_hash)
         yield from _differences("snapshot", evidence["snapshot"], to_plain(snapshot))
+        yield from _check_pool(snapshot)
         if not start <= snapshot.block_time < end:
             yield f"snapshot.block_time: {snapshot.block_time}, the round is from {start} to {end}"
         if parts.played and not opening < close:
             yield f"round.close_block: {close}, it opened at {opening}"
         yield from _check_events(parts)
+
+
+def _check_pool(snapshot: Snapshot) -> Iterator[str]:
+    """Price, tick, liquidity and the initialised ticks are those of one pool."""
+    price, tick, liquidity, sum_of_nets = snapshot.sqrt_price_x96, snapshot.tick, 0, 0
+    if not (MIN_TICK <= tick < MAX_TICK and sqrt_ratio_at_tick(tick) <= price <= sqrt_ratio_at_tick(tick + 1)):
+        yield f"snapshot.tick: {tick} is not at sqrt_price_x96 {price}"
+    yield from _ordered("snapshot.ticks", [mark.index for mark in snapshot.ticks])
+    for n, mark in enumerate(snapshot.ticks):
+        net = _integer(mark.liquidity_net)
+        sum_of_nets += net
+        liquidity += net if mark.index <= tick else 0
+        if mark.index % snapshot.tick_spacing or not MIN_TICK <= mark.index <= MAX_TICK:
+            yield f"snapshot.ticks[{n}].index: {mark.index} cannot be initialised"
+        if mark.liquidity_gross < abs(net) or (mark.liquidity_gross - net) % 2:
+            yield f"snapshot.ticks[{n}].liquidity_gross: {mark.liquidity_gross} with a net of {net}"
+    if sum_of_nets or liquidity != snapshot.liquidity:
+        yield f"snapshot.liquidity: {snapshot.liquidity}, the ticks give {liquidity} and leave {sum_of_nets} at the end"
 
 
 def _check_end(parts: _Parts) -> Iterator[str]:
@@ -446,8 +466,6 @@ def _check_end(parts: _Parts) -> Iterator[str]:
     if parts.played:
         if code not in (*PLAYED, Code.VOID_CONTRADICTION):
             yield f"round.code: {_shown(code)}, such a round has no close_block"
-        if parts.snapshot is None:
-            yield "snapshot: null, the round has a close_block"
         return
     ended = {"winner": None, "swaps": 0, "asked": 0}
     if parts.live and len(parts.asks) == 1 and parts.snapshot is None and code not in BROKEN:
@@ -560,7 +578,7 @@ def _check_queries(parts: _Parts) -> Iterator[str]:
     for ask in parts.asks:
         query, other = ask.query, parts.asks[0].query
         same = at_head.setdefault(query.block_number, query)
-        if ask.first and not parts.live:  # one for all; the market before the opening is not in the evidence
+        if ask.first and query != same:  # one for all; the market before the opening is not in the evidence
             yield from _differences(f"{ask.path}.query", to_plain(query), to_plain(same))
         deadline = query.block_time + ASK_SECONDS
         again = replace(
@@ -586,7 +604,8 @@ def _check_queries(parts: _Parts) -> Iterator[str]:
             settings=parts.settings,
             version=PROTOCOL_VERSION,
         )
-        yield from _differences(f"{ask.path}.query", to_plain(query), to_plain(again))
+        if again != query:
+            yield from _differences(f"{ask.path}.query", to_plain(query), to_plain(again))
     if len({ask.query.block_number for ask in parts.asks if ask.first}) > 1:
         yield "asks: the first asks show different blocks"
 
@@ -610,9 +629,10 @@ def _check_shown(parts: _Parts) -> Iterator[str]:
             game.decide(waiting.popleft())
         pool, price = game.tape.pool, game.tape.price_before(head + 1)
         again = replace(query, sqrt_price_x96=price, tick=pool.tick, liquidity=pool.liquidity, fee=pool.fee)
-        if parts.live:  # what the vault holds is the chain's to say, not a book's
+        if parts.live:
             done = sum(execution["block"] <= head for execution in parts.evidence["executions"])
-            again = replace(again, rebalances_so_far=done)
+            vault = {} if game.tape.unknown_swaps else _vault_shown(game.tape, query)
+            again = replace(again, **vault, rebalances_so_far=done)
         elif ask.hotkey in game.books:
             book = game.books[ask.hotkey].at(head + 1)
             again = replace(
@@ -624,6 +644,21 @@ def _check_shown(parts: _Parts) -> Iterator[str]:
             )
         if again != query:
             yield from _differences(f"{ask.path}.query", to_plain(query), to_plain(again))
+
+
+def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
+    """What a live query shows of the vault, as its own events left it; in which order positions are listed is free."""
+    held = [Holding(*key[1:], tape.pool.position(*key).liquidity) for key in tape.vault_keys]
+    price = tape.pool.sqrt_price_x96
+    shown = tuple(Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in held if h.liquidity)
+    if sorted(map(astuple, shown)) == sorted(map(astuple, query.current_positions)):
+        shown = query.current_positions
+    fees = tape.vault_holds()[1]
+    return {
+        "current_positions": shown,
+        "inventory_remaining": Inventory(*tape.idle),
+        "uncollected_fees": Inventory(*fees),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -648,9 +683,11 @@ def plan(query: RebalanceQuery, answer: RebalanceAnswer) -> tuple[list, list, li
 def _check_executions(parts: _Parts) -> Iterator[str]:
     """Each answer of a live round that changes something was carried out, and the vault's own events say the same."""
     executions = parts.evidence["executions"]
+    if parts.played and parts.row["code"] == Code.VOID_CONTRADICTION:
+        return  # the events say nothing for certain
     if not (parts.live and parts.played):
         if executions and not (parts.live and parts.row["code"] in BROKEN):
-            yield f"executions: a {parts.row['round_type']} round that ended with {_shown(parts.row['code'])} has none"
+            yield f"executions: {len(executions)} in a round that has none"
         return
     plans = [(ask, *plan(ask.query, ask.answer)) for ask in parts.asks if ask.answer]
     plans = [found for found in plans if found[2] or found[3]]
@@ -663,10 +700,9 @@ def _check_executions(parts: _Parts) -> Iterator[str]:
             tape.feed([events.popleft()])
         before, own = tape.idle, []
         while events and events[0].block == block:
-            event = events.popleft()
-            tape.feed([event])
-            if event.kind in ("mint", "burn", "collect") and event.args[0] == parts.snapshot.vault_owner:
-                own.append(event)
+            own.append(events.popleft())
+        tape.feed(own)
+        own = [e for e in own if e.kind in ("mint", "burn", "collect") and e.args[0] == parts.snapshot.vault_owner]
         released, fees, paid = (
             tuple(sum(event.args[side] for event in own if event.kind == kind) for side in (-2, -1))
             for kind in ("burn", "collect", "mint")
@@ -742,3 +778,6 @@ def _shown(value: Any) -> str:
 
 def _name(key: Any) -> str:
     return _shown(key)[:60]
+
+
+CHECKS = (_check_round, _check_asks, _check_queries, _check_shown, _check_executions, _check_result)  # after the seal's
