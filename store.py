@@ -546,7 +546,7 @@ class Store:
         return [row["round_id"] for row in rows]
 
     async def evidence(self, round_id: str) -> dict:
-        """A finished round as `evidence.py` describes it.
+        """A finished round as `evidence.py` describes it; damaged columns come as they are, for the audit to name.
 
         Raises:
             StoreError: there is no such round, or it has not finished.
@@ -558,27 +558,28 @@ class Store:
             )
         row = dict(rows[0])
         meta = {r["key"]: r["value"] for r in await self._rows("SELECT * FROM meta")}
-        summary, vault_state = json.loads(row.pop("summary")), row.pop("vault_state")
+        summary, vault_state = _as_json(row.pop("summary")), _as_json(row.pop("vault_state"))
         seal, rules_version = row.pop("seal"), row.pop("rules_version")
-        snapshot, events = None, []
-        if vault_state:
+        swaps = summary.pop("swaps", None) if isinstance(summary, dict) else None
+        snapshot, events = vault_state, []
+        if isinstance(vault_state, dict):
             found = await self._event_rows(
-                "SELECT body FROM snapshots WHERE pool = ? AND block = ?", (meta["pool"], row["opening_block"])
+                "SELECT body FROM snapshots WHERE pool = ? AND block = ?", (meta.get("pool"), row["opening_block"])
             )
-            pool = json.loads(zlib.decompress(found[0]["body"]))
-            snapshot = json.loads(vault_state) | {"ticks": pool["ticks"]}
+            pool = _as_json(_inflated(found[0]["body"])) if found else None
+            snapshot = vault_state | {"ticks": pool.get("ticks") if isinstance(pool, dict) else pool}
         if row["close_block"]:
             events = [
-                [str(e["block"]), str(e["log_index"]), str(e["time"]), e["kind"], json.loads(e["args"])]
+                [str(e["block"]), str(e["log_index"]), str(e["time"]), e["kind"], _as_json(e["args"])]
                 for e in await self._event_rows(
                     "SELECT * FROM events WHERE pool = ? AND block >= ? AND block < ? ORDER BY block, log_index",
-                    (meta["pool"], row["opening_block"], row["close_block"]),
+                    (meta.get("pool"), row["opening_block"], row["close_block"]),
                 )
             ]
         asks = [
             dict(ask)
             | {
-                "query": base64.b64encode(zlib.decompress(ask["query"])).decode(),
+                "query": base64.b64encode(_inflated(ask["query"])).decode(),
                 "answer": base64.b64encode(ask["answer"]).decode(),
                 "nonce": str(ask["nonce"]),
                 "response_seconds": f"{ask['response_seconds']:.6f}",
@@ -594,20 +595,22 @@ class Store:
         scores = await self._rows(
             "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", (round_id,)
         )
+        executions = await self._rows(
+            "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,)
+        )
         return {
             "format": "alm-round/1",
             "rules_version": rules_version,
-            "validator": meta["validator"],
-            "market": meta["market"],
-            "pool": meta["pool"],
-            "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps")},
+            **{name: meta.get(name) for name in ("validator", "market", "pool")},
+            "round": row | {"settings": _as_json(row["settings"]), "swaps": swaps},
             "snapshot": snapshot,
             "events": events,
             "asks": asks,
             "entrants": entrants,
-            "scores": [dict(s) | {"line": json.loads(s["line"])} for s in scores],
+            "executions": [dict(e) | {"execution": _as_json(e["execution"])} for e in executions],
+            "scores": [dict(s) | {"line": _as_json(s["line"])} for s in scores],
             "baselines": summary,
-            "seal": json.loads(seal) if seal else None,
+            "seal": _as_json(seal),
         }
 
     async def interrupted(self) -> list[Begun]:
@@ -729,6 +732,22 @@ def _job(row: sqlite3.Row) -> Job:
     except ProtocolError as error:
         raise StoreError(f"job {row['job_id']}: {error.detail}; correct its row in the table jobs") from error
     return Job(row["job_id"], row["vault"], row["round_seconds"], settings, bool(row["live"]), bool(row["active"]))
+
+
+def _as_json(text: str | bytes | None):
+    """What a column holds; text that is not JSON as it is."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text if isinstance(text, str) else text.decode("ascii", "backslashreplace")
+
+
+def _inflated(blob: bytes) -> bytes:
+    """What a compressed column holds; bytes that were not compressed as they are."""
+    try:
+        return zlib.decompress(blob)
+    except zlib.error:
+        return blob
 
 
 def to_json(value):

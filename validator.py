@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import sys
 import time
@@ -36,6 +35,7 @@ from board import leaderboard, miner_name
 from books import Book, Tape
 from chain import Chain, ChainError, Metagraph, Next, u16_weights
 from evidence import EvidenceError, audit, judge, seal
+from evidence import read as read_evidence
 from local import LocalChain, block_at, reference_miners
 from market import Block, Execution, Market, MarketEnded, MarketError, RecordedMarket
 from model import ModelMarket
@@ -788,7 +788,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | doctor")
     audits = commands.add_parser(
-        "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs"
+        "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs or is refused"
     )
     audits.add_argument(
         "rounds_or_files", nargs="+", metavar="ROUND|FILE", help="stored rounds, exported files, or all"
@@ -865,7 +865,7 @@ async def validate(options: argparse.Namespace) -> None:
 
 async def run_audit(options: argparse.Namespace) -> int:
     """Audit stored rounds and exported files, one line each."""
-    wrong = 0
+    wrong, refused = 0, 0
     async with AsyncExitStack() as stack:
         store, names = None, []
         for name in options.rounds_or_files:
@@ -878,27 +878,22 @@ async def run_audit(options: argparse.Namespace) -> int:
                 store = await stack.enter_async_context(Store.open(options.audit_db))
             names.extend(await store.finished() if name == "all" else [name])
         for name in names:
-            if Path(name).is_file():
-                evidence = _read_evidence(Path(name))
-            else:
-                evidence = await store.evidence(name)
-            problems = await asyncio.to_thread(audit, evidence)
+            try:
+                if Path(name).is_file():
+                    evidence = await asyncio.to_thread(read_evidence, Path(name))
+                else:
+                    evidence = await store.evidence(name)
+                problems = await asyncio.to_thread(audit, evidence)
+            except EvidenceError as error:
+                refused += 1
+                print(f"{name}: cannot be audited: {error}")
+                continue
             wrong += bool(problems)
             print(f"{name}: " + ("every digit agrees" if not problems else f"{len(problems)} differences"))
             for problem in problems:
                 print(f"  {problem}")
-    print(f"{len(names)} rounds audited, {wrong} differ")
-    return EXIT_FAILED if wrong else EXIT_OK
-
-
-def _read_evidence(path: Path) -> dict:
-    try:
-        evidence = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}; is it what `python store.py export ROUND` wrote?") from error
-    if not isinstance(evidence, dict):
-        raise UserError(f"{path}: not an object; is it what `python store.py export ROUND` wrote?")
-    return evidence
+    print(f"{len(names) - refused} rounds audited, {wrong} differ" + (f", {refused} not audited" if refused else ""))
+    return EXIT_FAILED if wrong or refused else EXIT_OK
 
 
 async def _open_market(options: argparse.Namespace, store: Store) -> Market:
@@ -950,7 +945,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     if options.command == "doctor":
         return doctor.report(options)
-    problems = (RecordingError, MarketError, StoreError, ChainError, WireError, EvidenceError)
+    problems = (RecordingError, MarketError, StoreError, ChainError, WireError)
     return run(run_audit(options) if options.command == "audit" else validate(options), options.log_level, problems)
 
 
