@@ -48,6 +48,7 @@ from protocol import (
     RebalanceQuery,
     encode,
 )
+from receipts import issuing
 from recording import RecordingError, ReplayError, read_recording
 from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, play_live
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, run
@@ -63,11 +64,12 @@ WEIGHTS_INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
 WEIGHTS_RETRY_BLOCKS = 25
 WEIGHTS_VERSION_KEY = 1000
 MAX_PEERS = 256
+LOCAL_HOST = "127.0.0.1"
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
-OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "miner-*.log")  # what --fresh removes from the folder
+OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # what --fresh removes
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
 
 log = logging.getLogger("validator")
@@ -112,6 +114,7 @@ class Validator:
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
         self.names = names
+        self.on_sealed = lambda evidence: None  # told of each round's evidence once it is stored and sealed
         self.until = sys.maxsize  # no round ends after this market time
         self._shown: set[tuple] = set()
         self._skips: set[tuple[str, Code]] = set()
@@ -251,8 +254,9 @@ class Validator:
 
     async def _seal(self, round_id: str) -> None:
         """Sign the evidence; a crash before this leaves a finished round unsealed, and the next start seals it."""
-        evidence = await self.store.evidence(round_id)
-        await self.store.add_seal(round_id, (await asyncio.to_thread(seal, evidence, self.keypair))["seal"])
+        evidence = await asyncio.to_thread(seal, await self.store.evidence(round_id), self.keypair)
+        await self.store.add_seal(round_id, evidence["seal"])
+        self.on_sealed(evidence)
 
     # -- a round
 
@@ -701,6 +705,11 @@ def build_parser() -> argparse.ArgumentParser:
     local.add_argument("--db", metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
     local.add_argument("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
     local.add_argument("--no-miners", action="store_true", help="start no reference miners")
+    local.add_argument(
+        "--port",
+        type=number(0, 65535),
+        help="where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)",
+    )
     add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | doctor")
     audits = commands.add_parser(
@@ -773,6 +782,7 @@ async def validate(options: argparse.Namespace) -> None:
             names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
         session = await enter(client_session(MAX_PEERS))
         validator = Validator(store, chain, market, session, hotkey, options, names)
+        validator.on_sealed = (await enter(issuing(path, chain, hotkey, LOCAL_HOST, options.port))).post
         await validator.work()
         validator.print_latest()
         await _farewell(store, chain, path, folder, names)
