@@ -70,7 +70,7 @@ POSTS, POST_SECONDS = 16, 5.0  # posts at once; the deadline of one
 MAX_ROUNDS = 16  # whose receipts are not signed yet; of further ones they are not posted
 MAX_WAITING = 4 * PAGE_RECEIPTS  # receipts that wait for one miner; further ones are not posted
 MAX_POST_REPLY_BYTES = 1024
-DRAIN_SECONDS = 2.0  # how long the end of the validator waits for posts
+DRAIN_SECONDS = 3.0  # how long the end of the validator waits for posts
 REST = 3  # after a page the server rests so many times as long as it took: fetching takes a quarter of a core at most
 SERVER_LIMITS = Limits(handler_seconds=10.0, max_handling=16, hotkey_per_second=10.0)
 
@@ -327,14 +327,14 @@ class Issuer:
 
     async def _post(self, hotkey: str) -> None:
         """Post what waits for one miner, a page at a time; the first failure gives all of it up."""
-        waiting = self._waiting[hotkey]
+        waiting, page = self._waiting[hotkey], []
         try:
             while waiting:
                 page = _fitting(waiting, PAGE_RECEIPTS)
                 del waiting[: len(page)]
                 body = canonical({"receipts": page})
                 if len(body) > PAGE_BYTES:  # one long receipt
-                    self.unposted += 1
+                    self.unposted, page = self.unposted + 1, []
                     continue
                 async with self._slots:
                     reply = await ask(
@@ -347,10 +347,11 @@ class Issuer:
                         max_reply_bytes=MAX_POST_REPLY_BYTES,
                     )
                 if reply.code is not Code.ACCEPTED:
-                    self.unposted += len(page) + len(waiting)
                     log.debug("receipts for %s: %s %s", hotkey, reply.code, reply.detail)
                     return
+                page = []
         finally:
+            self.unposted += len(page) + len(waiting)
             del self._waiting[hotkey]
 
     async def refresh(self) -> None:
@@ -364,12 +365,11 @@ class Issuer:
         until = time.monotonic() + DRAIN_SECONDS
         while self._tasks and (left := until - time.monotonic()) > 0:  # a task that signs starts others that post
             await asyncio.wait(self._tasks, timeout=left)
-        self.unposted += sum(map(len, self._waiting.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.unposted:
-            log.info("at least %d receipts did not reach their miners, who can fetch them", self.unposted)
+            log.info("%d receipts did not reach their miners, who can fetch them", self.unposted)
 
     async def answer(self, caller: str, body: bytes) -> bytes:
         """Handle a signed request of one miner about itself.
