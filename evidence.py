@@ -84,7 +84,7 @@ from protocol import (
     to_plain,
 )
 from recording import Event, ReplayError, Snapshot
-from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, play, play_live
+from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, plan, play, play_live
 from scoring import RULES_VERSION
 from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
 from store import to_json
@@ -98,7 +98,7 @@ MAX_SHOWN_CHARS = 120  # of a value in a message
 PLAYED = (Code.SCORED, Code.NOBODY_RANKED, Code.VOID_UNKNOWN_SWAP, Code.EMPTY_VAULT)  # these ends are recomputed
 BROKEN = (Code.VOID_INTERRUPTED, Code.VOID_CONTRADICTION, Code.VOID_GAP)  # a round that may have no close
 SKIPPED = (Code.LIVE_NO_WINNER, Code.LIVE_NOT_ELIGIBLE, Code.LIVE_WINNER_GONE, Code.LIVE_READ_ONLY_MARKET)
-SILENT = (  # what an ask without an answer may have ended with; KEPT too, when the miner is committed
+SILENT = (  # what an ask without an answer may have ended with; of a committed miner it is KEPT for one of these
     Code.TIMEOUT,
     Code.UNREACHABLE,
     Code.NO_ENDPOINT,
@@ -540,8 +540,9 @@ def _check_answer(validator: str, ask: _Ask) -> Iterator[str]:
     if not body:
         if stored["signature"]:
             yield f"{path}.signature: there is no answer that it could be over"
-        if stored["code"] not in (*SILENT, Code.KEPT):
-            yield f"{path}.code: {_shown(stored['code'])} without an answer"
+        why = stored["code"] if ask.first else stored["detail"].partition(":")[0]
+        if stored["code"] not in (*SILENT, Code.KEPT) or why not in SILENT:
+            yield f"{path}.code: {_shown(stored['code'])}, {_shown(stored['detail'])} without an answer"
         return
     signed = verify_answer(
         request_digest=digest(base64.b64decode(stored["query"])),
@@ -554,10 +555,16 @@ def _check_answer(validator: str, ask: _Ask) -> Iterator[str]:
     if not signed:
         yield f"{path}.signature: not {_shown(ask.hotkey)}'s over this answer to this query"
     code, detail, _ = judge(body, ask.query)
-    if stored["code"] not in (code, Code.KEPT) or (stored["code"] == Code.KEPT and code is Code.ACCEPTED):
+    code, detail = (code, detail) if ask.first else kept(code, detail)
+    if stored["code"] != code:
         yield f"{path}.code: {_shown(stored['code'])}, the answer's bytes say {code}"
     if stored["detail"] != detail:
         yield f"{path}.detail: {_shown(stored['detail'])}, the answer's bytes say {_shown(detail)}"
+
+
+def kept(code: Code, detail: str) -> tuple[Code, str]:
+    """Once a miner takes part, an answer that is not accepted means *keep*; the detail begins with the code of why."""
+    return (code, detail) if code is Code.ACCEPTED else (Code.KEPT, f"{code}: {detail}")
 
 
 def judge(body: bytes, query: RebalanceQuery) -> tuple[Code, str, RebalanceAnswer | None]:
@@ -665,21 +672,6 @@ def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
 # What came of it
 
 
-def plan(query: RebalanceQuery, answer: RebalanceAnswer) -> tuple[list, list, list]:
-    """What an accepted answer wants of the vault: ranges to keep, ranges to close, (range, most of each token) to mint.
-
-    Of equal positions each one asked for keeps one.
-    """
-    closing, keep, mint = list(query.current_positions), [], []
-    for position in answer.desired_positions:
-        if position in closing:
-            closing.remove(position)
-            keep.append((position.tick_lower, position.tick_upper))
-        else:
-            mint.append((position.tick_lower, position.tick_upper, position.allocation0, position.allocation1))
-    return keep, [(position.tick_lower, position.tick_upper) for position in closing], mint
-
-
 def _check_executions(parts: _Parts) -> Iterator[str]:
     """Each answer of a live round that changes something was carried out, and the vault's own events say the same."""
     executions = parts.evidence["executions"]
@@ -689,7 +681,8 @@ def _check_executions(parts: _Parts) -> Iterator[str]:
         if executions and not (parts.live and parts.row["code"] in BROKEN):
             yield f"executions: {len(executions)} in a round that has none"
         return
-    plans = [(ask, *plan(ask.query, ask.answer)) for ask in parts.asks if ask.answer]
+    asks = [ask for ask in parts.asks if ask.answer]
+    plans = [(ask, *plan(ask.query.current_positions, ask.answer.desired_positions)) for ask in asks]
     plans = [found for found in plans if found[2] or found[3]]
     if len(plans) != len(executions):
         yield f"executions: {len(executions)} items, {len(plans)} answers change something"

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import aiosqlite
 
-from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, encode
+from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, digest, encode
 from recording import Event, Snapshot
 from rounds import Entrant, RoundResult
 from scoring import Standing
@@ -703,6 +703,79 @@ class Store:
             " GROUP BY what ORDER BY what"
         )
         return {row["what"]: row["n"] for row in rows}
+
+    # -- questions for receipts, see `receipts.py`
+
+    async def asked_rounds(self, hotkey: str, after: int, scan: int) -> tuple[list[tuple[int, str]], int | None]:
+        """Sealed rounds in which a miner was asked, in the order in which they began, a part at a time.
+
+        Args:
+            after: 0, or where the part before ended.
+            scan: rounds to look through.
+
+        Returns:
+            (position, round_id) of each, and where this part ends; None when nothing comes after it.
+        """
+        rows = await self._rows(
+            "SELECT rowid AS position, round_id, seal IS NOT NULL AND EXISTS (SELECT 1 FROM predictions p"
+            " WHERE p.round_id = rounds.round_id AND hotkey = ?) AS asked"
+            " FROM rounds WHERE rowid > ? ORDER BY rowid LIMIT ?",
+            (hotkey, after, scan),
+        )
+        found = [(row["position"], row["round_id"]) for row in rows if row["asked"]]
+        return found, rows[-1]["position"] if len(rows) == scan else None
+
+    async def evidence_about(self, round_id: str, hotkey: str) -> tuple[dict, str] | None:
+        """What a sealed round's evidence says of one miner that was asked, without reading the rest.
+
+        Returns:
+            The evidence with this miner's asks, entrant and score; of other scores only their number; without snapshot,
+            events and seal. And the sha256 of the sealed digests. None if there is no such round or ask.
+        """
+        rows = await self._rows(
+            "SELECT *, json_extract(seal, '$.digests') AS digests FROM rounds WHERE round_id = ? AND seal IS NOT NULL",
+            (round_id,),
+        )
+        asks = await self._rows(
+            "SELECT * FROM predictions WHERE round_id = ? AND hotkey = ? ORDER BY due_block", (round_id, hotkey)
+        )
+        if not rows or not asks:
+            return None
+        row, meta = rows[0], {r["key"]: r["value"] for r in await self._rows("SELECT * FROM meta")}
+        evidence = {
+            **{name: meta[name] for name in ("validator", "market", "pool")},
+            "rules_version": row["rules_version"],
+            "round": dict(row) | {"settings": json.loads(row["settings"])},
+            "asks": [
+                dict(ask)
+                | {
+                    "query": base64.b64encode(zlib.decompress(ask["query"])).decode(),
+                    "answer": base64.b64encode(ask["answer"]).decode(),
+                    "nonce": str(ask["nonce"]),
+                    "response_seconds": f"{ask['response_seconds']:.6f}",
+                }
+                for ask in asks
+            ],
+            "entrants": [
+                dict(entrant)
+                for entrant in await self._rows(
+                    "SELECT * FROM entrants WHERE round_id = ? AND hotkey = ?", (round_id, hotkey)
+                )
+            ],
+            "scores": [
+                {"hotkey": score["hotkey"], "line": score["own"] and json.loads(score["own"])}
+                for score in await self._rows(
+                    "SELECT hotkey, CASE hotkey WHEN ? THEN line END AS own FROM scores WHERE round_id = ?",
+                    (hotkey, round_id),
+                )
+            ],
+            "baselines": json.loads(row["summary"]),
+        }
+        return evidence, digest(row["digests"].encode())
+
+    async def ranked_ever(self) -> set[str]:
+        """Hotkeys that have a reputation in any job."""
+        return {row["hotkey"] for row in await self._rows("SELECT DISTINCT hotkey FROM miner_scores")}
 
     @asynccontextmanager
     async def _transaction(self, db: aiosqlite.Connection) -> AsyncIterator[None]:

@@ -327,7 +327,7 @@ def test_a_signal_ends_validator_and_miners_and_leaves_whole_databases(tmp_path,
         wait_for("a scored round", lambda: stored_rounds(path), process)
         process.send_signal(number)
         assert process.wait(timeout=60) == 0
-    assert len(endpoints(folder)) == 3 and not listening(endpoints(folder))
+    assert len(endpoints(folder)) == 4 and not listening(endpoints(folder))  # three miners and the validator's own
     log = (tmp_path / "validator.err").read_text()
     assert f"stopped by {number.name}" in log and "Traceback" not in log
     for file in folder.glob("*.sqlite3"):
