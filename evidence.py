@@ -537,9 +537,7 @@ def _check_asks(parts: _Parts) -> Iterator[str]:
 
 def _check_answer(validator: str, ask: _Ask) -> Iterator[str]:
     path, stored, body = ask.path, ask.stored, ask.body
-    if not body:
-        if stored["signature"]:
-            yield f"{path}.signature: there is no answer that it could be over"
+    if not body and not stored["signature"]:
         why = stored["code"] if ask.first else stored["detail"].partition(":")[0]
         if stored["code"] not in (*SILENT, Code.KEPT) or why not in SILENT:
             yield f"{path}.code: {_shown(stored['code'])}, {_shown(stored['detail'])} without an answer"
@@ -675,12 +673,12 @@ def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
 def _check_executions(parts: _Parts) -> Iterator[str]:
     """Each answer of a live round that changes something was carried out, and the vault's own events say the same."""
     executions = parts.evidence["executions"]
-    if parts.played and parts.row["code"] == Code.VOID_CONTRADICTION:
-        return  # the events say nothing for certain
     if not (parts.live and parts.played):
         if executions and not (parts.live and parts.row["code"] in BROKEN):
             yield f"executions: {len(executions)} in a round that has none"
         return
+    if parts.row["code"] == Code.VOID_CONTRADICTION:
+        return  # the events say nothing for certain
     asks = [ask for ask in parts.asks if ask.answer]
     plans = [(ask, *plan(ask.query.current_positions, ask.answer.desired_positions)) for ask in asks]
     plans = [found for found in plans if found[2] or found[3]]

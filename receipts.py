@@ -44,7 +44,6 @@ from typing import Any
 import aiohttp
 
 from chain import Chain, ChainError
-from evidence import SCORED_CODES
 from protocol import (
     MAX_QUERY_BYTES,
     Code,
@@ -206,7 +205,7 @@ def problems(said: dict[str, Any], evidence: dict[str, Any] | None = None) -> It
         if accepted != (asked["effective_block"] is not None) or (accepted and not asked["answer"]):
             yield f"asks[{n}]: {asked['code']}, but an answer acts if and only if it came and was accepted"
     entered = asks[0]["code"] == Code.ACCEPTED
-    if (line is not None) != (entered and row["code"] in SCORED_CODES):
+    if (line is not None) != (entered and row["code"] in (Code.SCORED, Code.NOBODY_RANKED)):
         yield (
             f"line: {'none' if line is None else 'a score'} in a round that ended with {row['code']},"
             f" the first answer being {asks[0]['code']}"

@@ -83,7 +83,7 @@ class Played:
             for name in ("moves", "changes"):  # one of them wins, and soon manages the vault
                 for n in range(1, 7):
                     row = "fees", hotkey_of(name), FIRST_TIME // 86_400 - n
-                    await write_meanwhile(subnet.path, "INSERT INTO miner_participation VALUES (?, ?, ?)", *row)
+                    await write_meanwhile(subnet.path, "INSERT INTO miner_participation VALUES (?, ?, ?, 0)", *row)
 
         jobs = [
             a_job("pol", rebalance_cost=1000, min_in_range=Decimal("0.5")),
