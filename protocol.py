@@ -80,6 +80,10 @@ class Code(StrEnum):
     BUSY = "busy"
     HANDLER_FAILED = "handler_failed"
     NOT_FOUND = "not_found"
+    # a receipt, as its miner saw it
+    RECEIPT_SIGNATURE = "receipt_signature"
+    RECEIPT_FOREIGN = "receipt_foreign"
+    RECEIPTS_FULL = "receipts_full"
     # a round
     SCORED = "scored"
     EMPTY_VAULT = "empty_vault"

@@ -3,10 +3,10 @@
     weigher = Weigher(store, chain, dry_run=False)
     outcome = await weigher.weigh(now, block)          # None: nothing was due
 
-An attempt ends in one row of the table `weights`: its code, the chain's name of the error, and the block of the next
-try. What may pass by itself is tried again (`WriteOutcome.next` says when), what only a person can mend as well, for that
-costs nothing: both chains refuse it before anything is signed. Who is told is the caller's matter. Under commit-reveal a
-vector is committed first and read back once it should have been revealed.
+An attempt ends in one row of the table `weights`: its code, the chain's name of the error, the block of the next try.
+What may pass by itself is tried again when `WriteOutcome.next` says; what only a person can mend as well, which costs
+nothing, for both chains refuse it before anything is signed. Under commit-reveal a vector is committed first, and read
+back once it should have been revealed. Who is told of all this is the caller's matter.
 Read next: `chain.py` (`WriteOutcome`), `scoring.py` (`job_shares`, `weight_vector`), `notify.py`.
 """
 

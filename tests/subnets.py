@@ -118,7 +118,7 @@ def listening(addresses: Sequence[str]) -> list[str]:
 
 
 def endpoints(folder: Path) -> list[str]:
-    """The miners' addresses, as the ledger has them."""
+    """The addresses of the miners and of the validator, as the ledger has them."""
     return [address for (address,) in rows(folder / "chain.sqlite3", "SELECT address FROM neurons WHERE address != ''")]
 
 

@@ -732,14 +732,17 @@ def test_a_hostile_first_answer_is_stored_and_shown_with_its_reason(from_the_fir
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_hostile_later_answer_means_keep_and_its_reason_is_stored(from_the_second_ask, name):
-    subnet, _, _ = from_the_second_ask
+def test_a_hostile_later_answer_means_keep_and_its_reason_is_stored_and_shown(from_the_second_ask, name):
+    subnet, shown, _ = from_the_second_ask
     first, *later = subnet.asks(name)
     assert first[0] == "accepted" and len(later) == 2
-    expected = Code.ACCEPTED if ATTACKS[name].code is Code.ACCEPTED else Code.KEPT
+    attack = ATTACKS[name]
+    expected, why = (attack.code, "") if attack.code is Code.ACCEPTED else (Code.KEPT, f"{attack.code}: ")
     for code, detail, acts, _ in later:
-        assert code == expected and re.fullmatch(ATTACKS[name].detail, detail), (code, detail)
+        assert code == expected and re.fullmatch(f"{why}(?:{attack.detail})", detail), (code, detail)
         assert (acts is None) == (code == Code.KEPT)
+        who = miner_name(hotkey_of(name), {hotkey_of(name): name})
+        assert (f"   kept what it had: {who}: 2 asks, last {later[-1][1]}\n" in shown) == (code == Code.KEPT)
     lines = stored_lines(subnet.path, ROUND)
     assert lines[hotkey_of(name)]["outcome"] == lines["keep"]["outcome"]
 
@@ -841,7 +844,11 @@ def test_a_miner_that_is_slow_once_loses_only_that_decision(tmp_path, monkeypatc
     monkeypatch.setattr(validator, "ASK_SECONDS", PATIENCE_SECONDS)
     miners = {**HONEST_MINERS, "unlucky": scripted(narrow, asleep, narrow)}
     subnet = play_subnet(tmp_path, miners, [a_job(target="Balanced")])
-    assert [ask[:2] for ask in subnet.asks("unlucky")] == [("accepted", ""), ("kept", LATE), ("accepted", "")]
+    assert [ask[:2] for ask in subnet.asks("unlucky")] == [
+        ("accepted", ""),
+        ("kept", f"timeout: {LATE}"),
+        ("accepted", ""),
+    ]
     assert unlucky_digits(subnet) == without_that_moment and audits(subnet, capsys)
 
 
