@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 import bittensor as bt
 from bittensor.keyfiles import Keyfile
-from bittensor.settings import resolve_endpoint
+from bittensor.settings import NETWORKS
 from bittensor.sp_core import CRYPTO_SR25519, KeyfileError, WrongPasswordError, ss58_decode, ss58_encode
 
 BLOCK_SECONDS = 12  # Bittensor's block time
@@ -293,7 +293,8 @@ class Chain(Protocol):
         ...
 
     async def stake(self, hotkey: str, coldkey: str) -> int:
-        """Rao that `coldkey` has on `hotkey` in this subnet."""
+        """Rao that `coldkey` has on `hotkey` in this subnet; on Bittensor, shares of a pool, rounded down: a move of n
+        rao may show as n - 1 at its destination."""
         ...
 
     async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
@@ -381,6 +382,8 @@ class Wallet:
 
 def load_wallet(name: str, hotkey: str, path: str, password: str | None = None, need_coldkey: bool = False) -> Wallet:
     """Read a wallet of the usual layout (`PATH/NAME/hotkeys/HOTKEY`); never asks at the terminal.
+
+    Decrypting takes a second or more for each key, by design: call it before the event loop's work begins.
 
     Args:
         name, hotkey: of the wallet and of its hotkey, as `btcli wallet list` shows them.
@@ -481,8 +484,8 @@ class BittensorChain:
 
     Writes wait until they are final. A write fails in one of three ways: before the key signed, it certainly did not
     happen; refused by the chain, it did not either; after signing without a word from the chain its fate is unknown,
-    until `ERA_BLOCKS` blocks have passed and it can no longer land. What the chain would refuse only later, when a
-    commit is revealed, is checked before: stake, permit, version key, lengths.
+    until so many blocks have passed (the outcome's `wait_blocks`) that it can no longer land. What the chain would
+    refuse only later, when a commit is revealed, is checked before: stake, permit, version key, lengths.
     """
 
     def __init__(self, make_client: Callable[[], Any], netuid: int, wallet: Wallet, read_seconds, write_seconds):
@@ -530,10 +533,10 @@ class BittensorChain:
                 return bt.Client(endpoint, fallback_endpoints=[], archive_endpoints=[])
             return bt.Client(network)
 
-        try:
-            resolve_endpoint(endpoint or network)
-        except ValueError as error:
-            raise ChainError(_one_line(error)) from None
+        if endpoint and not endpoint.startswith(("ws://", "wss://")):  # it may hold an access token: not shown
+            raise ChainError("the endpoint does not begin with ws:// or wss://")
+        if not endpoint and network not in NETWORKS:
+            raise ChainError(f"no network {network!r}; it is one of {', '.join(NETWORKS)}, or give an endpoint")
         chain = cls(make_client, netuid, wallet, deadline_seconds, write_deadline_seconds)
         try:
             await chain.block()
@@ -572,7 +575,12 @@ class BittensorChain:
 
     async def weight_params(self, hotkey: str, mechid: int = 0) -> WeightParams:
         async def read(client: Any) -> WeightParams:
-            return await self._weight_params(await client.at(), hotkey, mechid)
+            params = await self._weight_params(client, hotkey, mechid)
+            if not params.commit_reveal:
+                return params
+            epochs = await client.weights.timelocked_weight_commits(netuid=self.netuid, mechid=mechid)
+            unrevealed = sum(commit["hotkey"] == hotkey for commits in epochs.values() for commit in commits)
+            return replace(params, unrevealed_commits=unrevealed)
 
         return await self._read("weight parameters", read)
 
@@ -638,7 +646,7 @@ class BittensorChain:
                 vector = u16_weights(weights)
             except ValueError as error:
                 raise _Refused("ValueError", error) from None
-            await self._check_weights(await client.at(), vector, version_key, mechid)
+            await self._check_weights(client, vector, version_key, mechid)
             return bt.SetWeights(self.netuid, weights=vector, mechid=mechid, version_key=version_key)
 
         return await self._write(prepare)
@@ -718,40 +726,39 @@ class BittensorChain:
             ),
         )
 
-    async def _weight_params(self, at: Any, hotkey: str, mechid: int) -> WeightParams:
+    async def _weight_params(self, client: Any, hotkey: str, mechid: int) -> WeightParams:
         storage, index = bt.storage.SubtensorModule, self._index(mechid)
         limit, fewest, largest, key, hidden, uid, updates = await asyncio.gather(
-            at.query(storage.WeightsSetRateLimit, [self.netuid]),
-            at.query(storage.MinAllowedWeights, [self.netuid]),
-            at.query(storage.MaxWeightsLimit, [self.netuid]),
-            at.query(storage.WeightsVersionKey, [self.netuid]),
-            at.query(storage.CommitRevealWeightsEnabled, [self.netuid]),
-            at.query(storage.Uids, [self.netuid, hotkey]),
-            at.query(storage.LastUpdate, [index]),
+            client.query(storage.WeightsSetRateLimit, [self.netuid]),
+            client.query(storage.MinAllowedWeights, [self.netuid]),
+            client.query(storage.MaxWeightsLimit, [self.netuid]),
+            client.query(storage.WeightsVersionKey, [self.netuid]),
+            client.query(storage.CommitRevealWeightsEnabled, [self.netuid]),
+            client.query(storage.Uids, [self.netuid, hotkey]),
+            client.query(storage.LastUpdate, [index]),
         )
-        pending = await at.weights.timelocked_weight_commits(netuid=self.netuid, mechid=mechid) if hidden else {}
-        known = uid is not None and int(uid) < len(updates or ())
+        if uid is not None:
+            updates = [*(updates or ()), *[0] * (int(uid) + 1)]  # a mechanism just added has no list yet: 0 is never
         return WeightParams(
             rate_limit_blocks=int(limit or 0),
             min_allowed_weights=int(fewest or 0),
             max_weight=U16_MAX if largest is None else int(largest),
             version_key=int(key or 0),
             commit_reveal=bool(hidden),
-            last_update_block=int(updates[int(uid)]) if known else None,
-            unrevealed_commits=sum(commit["hotkey"] == hotkey for commits in pending.values() for commit in commits),
+            last_update_block=None if uid is None else int(updates[int(uid)]),
         )
 
-    async def _check_weights(self, at: Any, vector: dict[int, int], version_key: int, mechid: int) -> None:
+    async def _check_weights(self, client: Any, vector: dict[int, int], version_key: int, mechid: int) -> None:
         """Raise `_Refused` for what the chain would refuse, now or at the reveal."""
         storage = bt.storage.SubtensorModule
         count, threshold, graph = await asyncio.gather(
-            at.query(storage.MechanismCountCurrent, [self.netuid]),
-            at.query(storage.StakeThreshold),
-            self._metagraph(at),
+            client.query(storage.MechanismCountCurrent, [self.netuid]),
+            client.query(storage.StakeThreshold),
+            self._metagraph(await client.at()),
         )
         if not 0 <= mechid < (count := int(count or 1)):
             raise _Refused("MechanismDoesNotExist", f"mechid {mechid}, the subnet has {count}")
-        params, me = await self._weight_params(at, self.hotkey, mechid), graph.by_hotkey(self.hotkey)
+        params, me = await self._weight_params(client, self.hotkey, mechid), graph.by_hotkey(self.hotkey)
         if me is None or params.last_update_block is None:
             raise _Refused("HotKeyNotRegisteredInSubNet", f"hotkey {self.hotkey} on netuid {self.netuid}")
         is_owner, only_itself = self.hotkey == graph.owner_hotkey, list(vector) == [me.uid]
@@ -841,12 +848,13 @@ class BittensorChain:
             certain: it was certainly not applied: not signed, refused at the door, or failed inside a block.
             wait_blocks: what "too fast" asks for.
         """
-        code, name = _code(error), getattr(error, "name", None) or type(error).__name__
+        code, name = _code(error), (isinstance(error, bt.ChainError) and error.name) or type(error).__name__
         detail = f"no answer within {self._write_seconds:g} s" if isinstance(error, TimeoutError) else str(error)
         detail = " ".join(f"{name}: {detail}".split())[:MAX_DETAIL_CHARS]
         following, wait = Next.NOTHING, 0
         if not certain:
-            following, wait = Next.READ_STATE_FIRST, ERA_BLOCKS
+            late = math.ceil(self._write_seconds / BLOCK_SECONDS)  # it may have been signed long after `_head`
+            following, wait = Next.READ_STATE_FIRST, ERA_BLOCKS + late
         elif isinstance(error, bt.RpcPolicyError):
             following, wait = Next.WAIT_BLOCKS, _blocks(error.retry_after)
         elif code is WriteCode.RATE_LIMITED or name == "ExhaustsResources":
@@ -860,7 +868,10 @@ class BittensorChain:
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Any]:
         """The open client, or a new one; when it fails or does not answer in time, the next call dials anew."""
-        line = self._line = self._line or _Line(asyncio.create_task(self._dial()))
+        if self._line is None:
+            self._line = _Line(asyncio.create_task(self._dial()))
+            self._line.dialing.add_done_callback(lambda task: task.cancelled() or task.exception())  # it is seen here
+        line = self._line
         line.users += 1
         try:
             yield await asyncio.shield(line.dialing)  # a deadline stops the call, not the dialing: the SDK ends that
@@ -908,8 +919,8 @@ _OWN_REFUSALS = {"ValueError": WriteCode.INVALID_ARGUMENT, "ColdkeyLocked": Writ
 
 def _code(error: Exception) -> WriteCode:
     """The kind of an exception: the SDK's code where it has one; an argument that it or we would not take."""
-    if code := getattr(error, "code", None):
-        return WriteCode(code.value)
+    if isinstance(error, bt.ChainError | bt.PolicyError):
+        return next((known for known in WriteCode if known == error.code.value), WriteCode.UNKNOWN)
     invalid = isinstance(error, ChainError | bt.BittensorError) and not isinstance(error, _LOST)
     return WriteCode.INVALID_ARGUMENT if invalid else WriteCode.UNKNOWN
 
