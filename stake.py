@@ -490,6 +490,7 @@ async def follow(
         except (sqlite3.Error, StoreError) as error:
             log.warning("the journal: %s; the daily summary waits", error)
         if once:
+            log.info("nothing else to do for %d blocks", result.wait_blocks)
             return EXIT_FAILED if result.problem else EXIT_OK
         await asyncio.sleep(min(max(poll_seconds, result.wait_blocks * BLOCK_SECONDS), poll_seconds * longest_polls))
 
