@@ -43,6 +43,10 @@ class ChainError(Exception):
     """The chain did not answer, or cannot do what was asked; the message says what, why and the fix, in one line."""
 
 
+class NoSuchSubnet(ChainError):
+    """The network has no subnet with this netuid: no retry helps."""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is read
 
@@ -151,6 +155,22 @@ class Pool:
     tao_in_rao: int
     alpha_in_rao: int
     alpha_out_rao: int
+
+
+@dataclass(frozen=True, slots=True)
+class StakeMove:
+    """One stake move or transfer by this coldkey that the chain applied, as its own events record it.
+
+    Attributes:
+        extrinsic: `BLOCK-INDEX`, as explorers show it; no two moves have the same.
+        dest_coldkey: who owns the stake now; the mover itself when only the hotkey changed.
+    """
+
+    extrinsic: str
+    block: int
+    origin_hotkey: str
+    dest_hotkey: str
+    dest_coldkey: str
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -319,6 +339,15 @@ class Chain(Protocol):
         """The pools of all subnets by netuid, at one block; a chain without pools has none."""
         ...
 
+    async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
+        """What this coldkey moved and transferred in these blocks, both included, in order: what became of a write
+        whose fate is unknown.
+
+        Raises:
+            ChainError: also when the node no longer has one of these blocks.
+        """
+        ...
+
     async def serve(self, host: str, port: int) -> WriteOutcome:
         """Publish where this hotkey's server is reached.
 
@@ -439,6 +468,29 @@ def check_address(text: str) -> str:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no detail"
     return f"{type(error).__name__}: {text[:MAX_DETAIL_CHARS]}"
+
+
+def _stake_move(block: int, record: Mapping[str, Any], netuid: int, coldkey: str) -> StakeMove | None:
+    """The move or transfer within the subnet by this coldkey that an event tells of, else None."""
+    event = record.get("event") or record
+    name, values = event.get("event_id"), event.get("attributes")
+    if event.get("module_id") != "SubtensorModule" or not values:
+        return None
+    if name == "StakeMoved":
+        owner, origin, origin_netuid, dest, dest_netuid, _ = values
+        new_owner = owner
+    elif name == "StakeTransferred":
+        owner, new_owner, origin, origin_netuid, dest_netuid, _ = values
+        dest = origin
+    elif name == "StakeAndHotkeyTransferred":
+        owner, new_owner = values["origin_coldkey"], values["destination_coldkey"]
+        origin, dest = values["origin_hotkey"], values["destination_hotkey"]
+        origin_netuid, dest_netuid = values["origin_netuid"], values["destination_netuid"]
+    else:
+        return None
+    if owner != coldkey or not int(origin_netuid) == int(dest_netuid) == netuid:
+        return None
+    return StakeMove(f"{block}-{record.get('extrinsic_idx')}", block, origin, dest, new_owner)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -597,6 +649,22 @@ class BittensorChain:
 
         return await self._read("stake", read)
 
+    async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
+        """See `chain.Chain.stake_moves`. Two requests a block; a node that prunes has the last 256, an archive has all.
+
+        Source: subtensor's events; those of older runtimes name no second hotkey in a transfer.
+        """
+        found = []
+        for number in range(from_block, to_block + 1):
+
+            async def read(client: Any, number: int = number) -> list:
+                return await client.query(bt.storage.System.Events, [], block=number)
+
+            for record in await self._read(f"events of block {number}", read) or ():
+                if move := _stake_move(number, record, self.netuid, self.coldkey):
+                    found.append(move)
+        return found
+
     async def free_balance(self) -> int:
         async def read(client: Any) -> int:
             return (await client.balances.get(self.coldkey)).rao
@@ -703,7 +771,7 @@ class BittensorChain:
     async def _metagraph(self, at: Any) -> Metagraph:
         graph = await at.subnets.metagraph(self.netuid, commitments=False)
         if graph is None:
-            raise ChainError(f"netuid {self.netuid} does not exist on this network")
+            raise NoSuchSubnet(f"netuid {self.netuid} does not exist on this network")
         self._head = max(self._head, graph.block)
         return Metagraph(
             netuid=self.netuid,

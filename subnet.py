@@ -78,7 +78,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         print("a real network: --netuid N and a wallet, see README. Results follow, the log is on stderr.")
     else:
         _check_real(options)
-        wallet = await asyncio.to_thread(_wallet, options)
+        wallet = await asyncio.to_thread(wallet_of, options)
         keypair = wallet.hotkey
         print(f"NETUID {options.netuid}, DRY RUN: nothing is sent to the chain. The log is on stderr.")
         print(*settings_lines(options), sep="\n")
@@ -116,8 +116,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         else:
             where = {"network": options.network or "", "endpoint": options.chain_endpoint}
             chain = await enter(BittensorChain.open(**where, netuid=options.netuid, wallet=wallet))
-            if (await chain.metagraph()).by_hotkey(chain.hotkey) is None:
-                raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {options.netuid}; do that first")
+            await _require_registered(chain, options.netuid)
         for job in [] if jobs else _first_jobs(market, options.round_seconds):
             await store.put_job(job)
         if local and not options.no_miners:
@@ -139,8 +138,39 @@ def _check_real(options: argparse.Namespace) -> None:
         options.pace = 1.0
 
 
-def _wallet(options: argparse.Namespace) -> Wallet:
+def wallet_of(options: argparse.Namespace) -> Wallet:
+    """The wallet that the options name, without its coldkey; may take a while. Raises `UserError`, `ChainError`."""
     return load_wallet(options.wallet, options.wallet_hotkey, options.wallet_path, read_password(options))
+
+
+@asynccontextmanager
+async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]]:
+    """A miner's chain and hotkey: of the local subnet in `options.dir`, or of a real network.
+
+    Raises:
+        UserError: there is no such subnet, or the hotkey is not registered on the real one.
+        ChainError: the wallet or the chain cannot be used.
+    """
+    if not is_local(options):
+        wallet = await asyncio.to_thread(wallet_of, options)
+        where = {"network": options.network or "", "endpoint": options.chain_endpoint}
+        async with BittensorChain.open(**where, netuid=options.netuid, wallet=wallet) as chain:
+            await _require_registered(chain, options.netuid)
+            yield chain, wallet.hotkey
+        return
+    ledger = Path(options.dir) / "chain.sqlite3"
+    if not ledger.exists():
+        raise UserError(
+            f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
+        )
+    keypair, coldkey = (local_keypair(f"{options.name}-{kind}") for kind in ("hotkey", "coldkey"))
+    async with LocalChain.open(ledger, keypair.ss58_address, coldkey.ss58_address) as chain:
+        yield chain, keypair
+
+
+async def _require_registered(chain: Chain, netuid: int) -> None:
+    if (await chain.metagraph()).by_hotkey(chain.hotkey) is None:
+        raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {netuid}; do that first")
 
 
 async def open_market(options: argparse.Namespace, store: Store) -> Market:

@@ -94,6 +94,7 @@ class State:
     weights: dict = field(default_factory=dict)  # (storage index, uid) -> [(uid, u16), ...]
     updates: dict = field(default_factory=dict)  # (storage index, uid) -> block
     commits: dict = field(default_factory=lambda: defaultdict(list))  # (storage index, epoch) -> [Commit, ...]
+    events: list = field(default_factory=list)  # of this block, as the SDK decodes them
 
     def __deepcopy__(self, memo: dict) -> State:
         copied = {name: copy.copy(value) for name, value in vars(self).items()}
@@ -151,6 +152,7 @@ class Node:
         for _ in range(blocks):
             self.history[self.state.block] = copy.deepcopy(self.state)
             self.state.block += 1
+            self.state.events = []
             tempo = self.state.rules.tempo
             if tempo and self.state.block >= self.state.last_epoch + tempo:
                 self._epoch()
@@ -264,6 +266,8 @@ class Node:
         self, signer, origin_hotkey, destination_hotkey, origin_netuid, destination_netuid, alpha_amount
     ) -> None:
         self._shift(signer, signer, origin_hotkey, destination_hotkey, alpha_amount)
+        values = (signer, origin_hotkey, origin_netuid, destination_hotkey, destination_netuid, alpha_amount // 2)
+        self._event("StakeMoved", values)
 
     def _transfer_stake(
         self, signer, destination_coldkey, hotkey, origin_netuid, destination_netuid, alpha_amount
@@ -271,6 +275,8 @@ class Node:
         if not self.state.rules.transfers_allowed:
             raise Failed("TransferDisallowed")
         self._shift(signer, destination_coldkey, hotkey, hotkey, alpha_amount)
+        values = (signer, destination_coldkey, hotkey, origin_netuid, destination_netuid, alpha_amount // 2)
+        self._event("StakeTransferred", values)
 
     def _transfer_stake_and_hotkey(
         self,
@@ -285,6 +291,20 @@ class Node:
         if not self.state.rules.transfers_allowed:
             raise Failed("TransferDisallowed")
         self._shift(signer, destination_coldkey, origin_hotkey, destination_hotkey, alpha_amount)
+        values = {
+            "origin_coldkey": signer,
+            "destination_coldkey": destination_coldkey,
+            "origin_hotkey": origin_hotkey,
+            "destination_hotkey": destination_hotkey,
+            "origin_netuid": origin_netuid,
+            "destination_netuid": destination_netuid,
+        }
+        self._event("StakeAndHotkeyTransferred", values)
+
+    def _event(self, name: str, attributes: Any) -> None:
+        event = {"module_id": "SubtensorModule", "event_id": name, "attributes": attributes}
+        self.state.events.append({"extrinsic_idx": 1, "event": event})
+        self.state.events.append({"extrinsic_idx": 1, "event": {"module_id": "System", "event_id": "ExtrinsicSuccess"}})
 
     def _shift(self, origin: str, destination: str, hotkey: str, dest_hotkey: str, rao: int) -> None:
         state = self.state
@@ -305,6 +325,8 @@ class Node:
         rules, n = state.rules, len(state.uids)
         if (module, item) == ("System", "Account"):
             return {"data": {"free": state.free[params[0]], "reserved": 0, "frozen": 0}}
+        if (module, item) == ("System", "Events"):
+            return state.events
         found = {
             "CommitRevealWeightsEnabled": lambda _: rules.commit_reveal,
             "LastEpochBlock": lambda _: state.last_epoch,

@@ -353,6 +353,35 @@ def test_two_mechanisms_have_their_own_vectors_and_rate_limits(in_world):
     in_world(main, mechanism_count=2, weights_rate_limit_blocks=10)
 
 
+def test_the_chain_has_a_record_of_each_stake_move_and_of_no_refused_one(in_world):
+    async def main(world, v):
+        await world.register("a")
+        b = await world.chain("b")
+        begin = await v.block()
+        assert (await v.move_stake(hot("v"), hot("a"), 9 * TAO)).ok
+        await world.advance(1)
+        assert (await v.transfer_stake(hot("a"), cold("b"), 5 * TAO)).ok
+        assert not (await v.transfer_stake(hot("a"), cold("b"), 99 * TAO)).ok
+        assert (await v.transfer_stake(hot("a"), cold("b"), 4 * TAO, hot("v"))).ok
+        await world.advance(3)
+        moves = await v.stake_moves(begin, await v.block())
+        ends = [(move.origin_hotkey, move.dest_hotkey, move.dest_coldkey) for move in moves]
+        assert ends == [
+            (hot("v"), hot("a"), cold("v")),
+            (hot("a"), hot("a"), cold("b")),
+            (hot("a"), hot("v"), cold("b")),
+        ]
+        assert len({move.extrinsic for move in moves}) == 3
+        assert all(move.extrinsic.startswith(f"{move.block}-") for move in moves)
+        assert await v.stake_moves(moves[1].block, moves[1].block) == [
+            move for move in moves if move.block == moves[1].block
+        ]
+        assert await v.stake_moves(moves[-1].block + 1, await v.block()) == []
+        assert await b.stake_moves(begin, await v.block()) == []  # another coldkey's
+
+    in_world(main)
+
+
 def test_stake_moves_between_hotkeys_and_transfers_between_coldkeys_to_the_rao(in_world):
     async def main(world, v):
         await world.register("agg", 1)
