@@ -321,9 +321,8 @@ async def _report(options: argparse.Namespace) -> int:
             if known and validator not in known and not options.url:
                 continue  # a neuron with a permit may be a miner
             try:
-                print(
-                    f"{await fetch(book, url, validator, keypair, not (local or options.url))} receipts fetched from {url}"
-                )
+                count = await fetch(book, url, validator, keypair, public_only=not (local or options.url))
+                print(f"{count} receipts fetched from {url}")
             except ProtocolError as error:
                 log.warning("%s: %s", url, error)
                 failed |= bool(options.url) or error.code not in GONE
