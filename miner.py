@@ -39,6 +39,7 @@ from protocol import (
     encode,
 )
 from runtime import Parser, UserError, number, run
+from status import MINER_PORT, MinerStatus, add_options, serve_miner
 from store import StoreError
 from wire import Gate, Limits, WireError, build_app, local_keypair, serve
 
@@ -147,12 +148,16 @@ def respond(
 
 
 def answer(
-    query: RebalanceQuery, strategy: Callable[[RebalanceQuery], list[Position] | Refusal], name: str
+    query: RebalanceQuery,
+    strategy: Callable[[RebalanceQuery], list[Position] | Refusal],
+    name: str,
+    failed: Callable[[RebalanceQuery, Exception], None] = lambda query, error: None,
 ) -> RebalanceAnswer:
-    """As `respond`, but a strategy that fails, or proposes what is not legal, keeps what it has."""
+    """As `respond`, but what fails or is not legal is told to `failed`, and the answer keeps what there is."""
     try:
         return respond(query, strategy, name)
-    except Exception:  # whatever a strategy does wrong, an honest keep is the better answer
+    except Exception as error:  # whatever a strategy does wrong, an honest keep is the better answer
+        failed(query, error)
         log.exception("%s failed on %s at block %d; answering: keep", name, query.round_id, query.block_number)
         return RebalanceAnswer(True, None, query.current_positions, MinerMetadata(VERSION, name))
 
@@ -171,8 +176,9 @@ async def mine(options: argparse.Namespace) -> None:
         return {neuron.hotkey: (neuron.permit, neuron.stake_rao) for neuron in neurons}, time.monotonic()
 
     async def rebalance(caller: str, body: bytes) -> bytes:
-        query = decode(RebalanceQuery, body, MAX_QUERY_BYTES)
-        said = answer(query, strategy, options.strategy)
+        query, began = decode(RebalanceQuery, body, MAX_QUERY_BYTES), time.monotonic()
+        said = answer(query, strategy, options.strategy, shown.failed)
+        shown.note(caller, query, said, time.monotonic() - began)
         kept = said.desired_positions == query.current_positions
         log.info(
             "%s block %d: %s",
@@ -189,11 +195,14 @@ async def mine(options: argparse.Namespace) -> None:
     async with AsyncExitStack() as stack:
         chain = await stack.enter_async_context(LocalChain.open(ledger, hotkey.ss58_address, coldkey.ss58_address))
         callers, read_at = await read_callers()  # before anybody can ask
+        shown = MinerStatus(lambda: (len(callers), time.monotonic() - read_at), hotkey.ss58_address, options)
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         app = build_app(keypair=hotkey, gate=gate, routes={"/rebalance": rebalance}, limits=LOCAL_LIMITS)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
         uid = await chain.register(hotkey.ss58_address, coldkey.ss58_address)
         outcome = await chain.serve(options.host, port)
+        shown.joined(uid, (await chain.metagraph()).netuid, f"{options.host}:{port}")
+        await stack.enter_async_context(serve_miner(shown, options))
         if not outcome.ok:
             raise UserError(f"the chain refused the endpoint {options.host}:{port}: {outcome.name} {outcome.detail}")
         print(
@@ -233,6 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--port", type=number(0, 65535), default=8091, help="port to listen on, 0 for any free one (default: 8091)"
     )
     parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr")
+    add_options(parser.add_argument, MINER_PORT)
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
     backtest.add_options(parser)
     return parser

@@ -32,6 +32,7 @@ import aiohttp
 
 import doctor
 import scoring
+import status
 from board import leaderboard, miner_name
 from books import Book, Tape
 from chain import Chain, ChainError, Metagraph, Next, u16_weights
@@ -59,6 +60,7 @@ from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, r
 from scoring import Standing
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
+from views import NotShown
 from wire import Reply, WireError, ask, client_session, local_keypair
 
 DAY_SECONDS = 86_400
@@ -786,8 +788,9 @@ def build_parser() -> argparse.ArgumentParser:
     local.add_argument("--db", metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
     local.add_argument("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
     local.add_argument("--no-miners", action="store_true", help="start no reference miners")
+    status.add_options(local.add_argument, status.VALIDATOR_PORT)
     add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | doctor")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | report | doctor")
     audits = commands.add_parser(
         "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs"
     )
@@ -797,6 +800,12 @@ def build_parser() -> argparse.ArgumentParser:
     audits.add_argument(
         "--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds"
     )
+    reports = commands.add_parser("report", help="write jobs, leaderboards and rounds as one self-contained HTML file")
+    reports.add_argument(
+        "rounds_shown", nargs="*", metavar="ROUND", help="whose panels to draw (default: each job's newest)"
+    )
+    reports.add_argument("-o", "--output", default="report.html", help="the file (default: report.html)")
+    reports.add_argument("--db", dest="report_db", default="local/validator.sqlite3", help="jobs database")
     doctor.add_options(commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 on a FAIL"))
     return parser
 
@@ -857,6 +866,7 @@ async def validate(options: argparse.Namespace) -> None:
                 await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
             names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
         session = await enter(client_session(MAX_PEERS))
+        await enter(status.serve_validator(path, chain, market, hotkey.ss58_address, names, options))
         validator = Validator(store, chain, market, session, hotkey, options, names)
         await validator.work()
         validator.print_latest()
@@ -889,6 +899,17 @@ async def run_audit(options: argparse.Namespace) -> int:
                 print(f"  {problem}")
     print(f"{len(names)} rounds audited, {wrong} differ")
     return EXIT_FAILED if wrong else EXIT_OK
+
+
+async def write_report(options: argparse.Namespace) -> None:
+    """Write the status page's contents as one file that needs no server, and name it."""
+    names = {local_keypair(f"{name}-hotkey").ss58_address: name for name in REFERENCE_STRATEGIES}
+    text = await status.report(Path(options.report_db), options.rounds_shown, names)
+    try:
+        Path(options.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"-o {options.output}: {error.strerror}; choose another file") from error
+    print(f"REPORT: {options.output}, {len(text) // 1000} kB, one file; open it in any browser")
 
 
 def _read_evidence(path: Path) -> dict:
@@ -950,8 +971,9 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     if options.command == "doctor":
         return doctor.report(options)
-    problems = (RecordingError, MarketError, StoreError, ChainError, WireError, EvidenceError)
-    return run(run_audit(options) if options.command == "audit" else validate(options), options.log_level, problems)
+    problems = (RecordingError, MarketError, StoreError, ChainError, WireError, EvidenceError, NotShown)
+    work = {"audit": run_audit, "report": write_report}.get(options.command, validate)
+    return run(work(options), options.log_level, problems)
 
 
 if __name__ == "__main__":
