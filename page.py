@@ -351,9 +351,9 @@ class Pages:
         text += _table(head, rows) if rows else "<p class=mute>No miner has been ranked yet.</p>"
         return text + (f"<p class=mute>and {more} more, in the round and in /jobs</p>" if more > 0 else "")
 
-    def round_link(self, row: Mapping[str, Any]) -> str:
-        """A round's time, linked."""
-        text = f"{datetime.fromtimestamp(row['start_time'], UTC):%Y-%m-%d %H:%M}"
+    def round_link(self, row: Mapping[str, Any], text: str = "") -> str:
+        """A round, by its time or a text, linked."""
+        text = text or f"{datetime.fromtimestamp(row['start_time'], UTC):%Y-%m-%d %H:%M}"
         return f'<a href="{html.escape(round_url(row["round_id"]))}">{text}</a>' if self.links else text
 
     def recent(self, rounds: Mapping[str, Any], before: str | None = None) -> str:
@@ -372,8 +372,14 @@ class Pages:
 
     # -- a round
 
-    def round(self, seen: Mapping[str, Any], panels: Mapping[str, Any] | str, anchor: str = "") -> str:
-        """A round with the four panels of one book, its table, and why miners are missing; `panels` may say why not."""
+    def round(self, seen: Mapping[str, Any], panels: Mapping[str, Any] | str, whole: bool = True) -> str:
+        """A round with the four figures of one book, its table, and why miners are missing.
+
+        Args:
+            seen: `views.Reader.round`.
+            panels: what is drawn, or why nothing is.
+            whole: all books and reasons; else the first `BOARD_ROWS` books, and no reasons.
+        """
         row, api = seen["round"], _api("rounds", seen["round"]["round_id"])
         num = self.numbers(seen).under(api)
         lines = self._lines(seen, num)
@@ -388,7 +394,7 @@ class Pages:
             ("asked", num("round/asked", row["asked"])),
         ]
         text = (
-            f"<h2{f' id={anchor}' if anchor else ''}>{shown(row['job_id'])}, {row['round_type']}"
+            f"<h2>{shown(row['job_id'])}, {row['round_type']}"
             f" {begin:%Y-%m-%d %H:%M} to {end:%H:%M} {_tag(row['code'])}</h2>"
         )
         text += _facts(facts, loose=True) + (f"<p>{shown(row['detail'])}</p>" if row["detail"] else "")
@@ -396,10 +402,15 @@ class Pages:
             text += f'<p class="notice">No panels: {shown(panels)}</p>'
         else:
             text += self.panels(seen, panels, lines)
+        if not whole:
+            first = [*lines][:BOARD_ROWS]
+            lines = {name: line for name, line in lines.items() if name in first or name in BASELINES}
         if lines:
             text += self._scores(seen, lines, panels["miner"] if isinstance(panels, Mapping) else "")
+        if len(seen["scores"]) > len(lines):
+            text += f"<p>{self.round_link(row, 'all books of this round')}</p>"
         link = f'<nav><a href="{html.escape(api[:-1])}">all evidence as JSON</a></nav>' if self.links else ""
-        return text + self._reasons(seen) + link
+        return text + (self._reasons(seen) if whole else "") + link
 
     def _lines(self, seen: Mapping[str, Any], num: Numbers) -> dict[str, Any]:
         found = {

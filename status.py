@@ -421,7 +421,7 @@ class ValidatorStatus:
 
         def main() -> str:
             parts = [pages.board(*board) for board in boards]
-            parts += [pages.round(newest, drawn)] if newest else []
+            parts += [pages.round(newest, drawn, whole=False)] if newest else []
             return pages.facts(status) + "".join(parts) + pages.recent(rounds)
 
         return await _html(partial(self._document, pages, status, main))
