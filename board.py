@@ -5,7 +5,7 @@ Only shows; nothing here decides anything. Read next: `scoring.py`, where each c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -28,6 +28,7 @@ def leaderboard(
     result: RoundResult,
     reputations: Mapping[str, Reputation],
     asked: Mapping[str, tuple[Code, str]],
+    missed: Mapping[str, Sequence[str]],
     names: Mapping[str, str],
 ) -> str:
     """One round as a table.
@@ -37,6 +38,7 @@ def leaderboard(
         pair, job, round_id, result: what was played.
         reputations: after the round, by hotkey.
         asked: code and detail of each first ask, by hotkey; those not accepted are listed below the table.
+        missed: why later asks had no accepted answer and meant *keep*, by hotkey.
         names: what to call hotkeys that are known here.
 
     Returns:
@@ -65,6 +67,10 @@ def leaderboard(
         for hotkey, (code, detail) in asked.items()
         if code is not Code.ACCEPTED
     ]
+    for hotkey, reasons in missed.items():
+        out.append(
+            f"   kept what it had: {miner_name(hotkey, names)}: {len(reasons)} asks, last {reasons[-1]}".rstrip()
+        )
     if result.best and result.best.range_:
         out.append(f"   best fixed range in hindsight: ticks {result.best.range_[0]} to {result.best.range_[1]}")
     return "\n".join([*head, *table, *out])

@@ -4,40 +4,73 @@
     python validator.py audit round.json            # recompute it anywhere: exit 0 only if every digit agrees
     python validator.py audit ROUND                 # the same from the database; `audit all` takes every stored round
 
-The object (format `alm-round/1`; integers that may be large are decimal strings):
+The object is canonical JSON (`protocol.canonical`: sorted keys, no spaces, ASCII) and a final newline. Format
+`alm-round/1`; `SHAPE` below says of which type each part is, integers that may be large are decimal strings:
 
-    format, rules_version, validator     what this is, by which rules, whose
+    format, rules_version, validator     what this is, by which rules, whose (hotkey)
     market, pool                         as the validator's database names them
-    round                                the row: id, job, type, times, settings, code, detail, winner, blocks
-    snapshot                             recording.Snapshot before the opening's first event
-    events                               [block, log_index, time, kind, [args]] to the close
-    asks                                 each ask: query and raw answer (base64), the miner's signature over both,
-                                         nonce, code, detail, the block at which it acted
+    round                                the row: id, job, type, times, settings, code, detail, winner, blocks, swaps
+    snapshot                             recording.Snapshot before the opening's first event; null if it did not open
+    events                               [block, log_index, time, kind, [args]] from the opening to before the close
+    asks                                 by due block and hotkey: query and raw answer (base64), the miner's signature
+                                         over both, nonce, code, detail, the block at which it acted
     entrants                             who accepted, with registration block and reputation before the round
-    scores, baselines                    rounds.Line of every miner, and of keep, hold and best
+    executions                           live decisions carried out on the vault: market.Execution
+    scores, baselines                    rounds.Line of every miner by rank, and of keep, hold and best
     seal                                 the sha256 of each part, signed by the validator
 
-The audit verifies the seal and every miner's signature, decodes and checks each answer again, rebuilds every book and
-what each query must have shown, plays the round, and compares all lines. What it must take on the validator's word,
-which the seal makes attributable: that the snapshot and events are the chain's, who was asked, when answers arrived,
-and the entrants' registration blocks and reputations.
+The audit names a part by its path, as `scores[0].line.terms.fees`. First it looks at shape and seal: whatever was
+changed after the validator signed is named by its part. Then it believes nothing of the seal: it verifies every miner's
+signature, judges each answer again, rebuilds every book and what each query must have shown, plays the round, and
+compares all lines. So a validator that seals a falsehood of its own is caught too, as far as this table says
+(`tests/test_evidence.py` holds every field against it, both ways):
+
+    a falsehood in                                     sealed by the validator itself is
+    format, rules_version                              refused by name
+    round, scores, baselines, executions               always caught in a round that came to its close
+    an answered ask, but for its response_seconds      always caught: the miner has signed query and answer
+    the query of an ask without an answer              caught wherever it says what follows from the round, from the
+                                                       miner's book, or what another query of that block says too
+    snapshot, events, effective_block, entrants'       caught if a digit of a score, a query or the replay depends on
+      registered_block and combined; leaving out         it. Snapshot and events are the chain's: any node has them
+      an answered ask
+    market, response_seconds, nonce and detail of      attributable: the seal proves who said so
+      an ask without an answer
+    why and when a round was skipped, void or          attributable, unless it is a swap of unknown call, an empty
+      interrupted; its pool and settings if nobody       vault, or the live miner's own first answer: these are
+      was asked                                          recomputed
+
+What is not there cannot be seen: who was never asked, and an answer that the validator says never came.
 Read next: `rounds.py`.
 """
 
 from __future__ import annotations
 
 import base64
+import re
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
+from books import Holding, Tape
+from market import Execution
 from protocol import (
+    ASK_SECONDS,
+    FIRST_ASK_DEADLINE_SECONDS,
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
     MAX_TEXT_CHARS,
+    PROTOCOL_VERSION,
+    ROUND_TYPES,
     Code,
     Inventory,
     JobSettings,
+    Position,
     ProtocolError,
     RebalanceAnswer,
     RebalanceQuery,
@@ -46,17 +79,86 @@ from protocol import (
     decode,
     digest,
     from_plain,
+    human_price,
+    parse_json,
+    to_plain,
 )
 from recording import Event, ReplayError, Snapshot
-from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, RoundResult, play, play_live
+from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, plan, play, play_live
 from scoring import RULES_VERSION
-from sim import PoolError
+from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
 from store import to_json
 from wire import sign_statement, verify_answer, verify_statement
 
 FORMAT = "alm-round/1"
 SEAL_SCHEME = "alm-seal/1"
-SCORED_CODES = (Code.SCORED, Code.NOBODY_RANKED)
+MAX_EVIDENCE_BYTES = 512 << 20  # 256 miners, 24 checkpoints, the longest answers
+MAX_MALFORMED = 100  # so many malformed parts are named; the rest adds nothing
+MAX_SHOWN_CHARS = 120  # of a value in a message
+PLAYED = (Code.SCORED, Code.NOBODY_RANKED, Code.VOID_UNKNOWN_SWAP, Code.EMPTY_VAULT)  # these ends are recomputed
+BROKEN = (Code.VOID_INTERRUPTED, Code.VOID_CONTRADICTION, Code.VOID_GAP)  # a round that may have no close
+SKIPPED = (Code.LIVE_NO_WINNER, Code.LIVE_NOT_ELIGIBLE, Code.LIVE_WINNER_GONE, Code.LIVE_READ_ONLY_MARKET)
+SILENT = (  # what an ask without an answer may have ended with; of a committed miner it is KEPT for one of these
+    Code.TIMEOUT,
+    Code.UNREACHABLE,
+    Code.NO_ENDPOINT,
+    Code.HTTP_STATUS,
+    Code.REDIRECT,
+    Code.CONTENT_TYPE,
+    Code.REPLY_TOO_LARGE,
+    Code.REPLY_SIGNATURE,
+)
+
+SHAPE = {  # a list of one: any number of them; "?": or null; "object" and "list": looked at elsewhere
+    "format": "text",
+    "rules_version": "number",
+    "validator": "text",
+    "market": "text",
+    "pool": "text",
+    "round": {
+        "round_id": "text",
+        "job_id": "text",
+        "round_type": "text",
+        "start_time": "number",
+        "end_time": "number",
+        "settings": "object",
+        "opening_block": "number?",
+        "opening_hash": "text?",
+        "close_block": "number?",
+        "code": "text",
+        "detail": "text",
+        "winner": "text?",
+        "asked": "number",
+        "swaps": "number",
+    },
+    "snapshot": "object?",
+    "events": [("digits", "digits", "digits", "text", ["text"])],
+    "asks": [
+        {
+            "round_id": "text",
+            "hotkey": "text",
+            "due_block": "number",
+            "query": "base64",
+            "answer": "base64",
+            "signature": "text",
+            "nonce": "digits",
+            "code": "text",
+            "detail": "text",
+            "effective_block": "number?",
+            "response_seconds": "seconds",
+        }
+    ],
+    "entrants": [{"round_id": "text", "hotkey": "text", "registered_block": "number", "combined": "decimal"}],
+    "executions": [{"block": "number", "vault": "text", "execution": "object"}],
+    "scores": "list",
+    "baselines": "object",
+    "seal": {"digests": "object", "signature": "text"},
+}
+_DIGITS = re.compile(r"0|-?[1-9][0-9]{0,77}", re.ASCII)
+_SECONDS = re.compile(r"[0-9]{1,12}\.[0-9]{6}", re.ASCII)
+_SPELLING = {"number": "a JSON integer", "digits": "an integer as a decimal string", "decimal": "a number as a string"}
+_ABSENT = "(absent)"
+_MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ReplayError, PoolError)
 
 
 class EvidenceError(Exception):
@@ -75,73 +177,392 @@ def _digests(evidence: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, part in evidence.items():
         if name == "seal":
             continue
-        members = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
-        yield name, digest(canonical(part if not members else len(part)))
-        for key, member in members:
-            yield f"{name}[{key}]", digest(canonical(member))
+        members = {}
+        if isinstance(part, dict):
+            members = {f"{name}.{key}": member for key, member in part.items()}
+        elif isinstance(part, list):
+            members = {f"{name}[{n}]": member for n, member in enumerate(part)}
+        yield name, digest(canonical(len(members) if members else part))
+        for path, member in members.items():
+            yield path, digest(canonical(member))
 
 
-def audit(evidence: dict[str, Any]) -> list[str]:
+def read(path: Path) -> Any:
+    """An exported round: strict JSON, of limited size; what it says is for `audit` to check.
+
+    Raises:
+        EvidenceError: the file cannot be read, or is not what `python store.py export ROUND` writes.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_EVIDENCE_BYTES:
+            raise EvidenceError(f"{size} bytes, at most {MAX_EVIDENCE_BYTES}")
+        return parse_json(path.read_bytes(), MAX_EVIDENCE_BYTES)
+    except ProtocolError as error:
+        raise EvidenceError(f"{error.detail}; is it what `python store.py export ROUND` wrote?") from error
+    except OSError as error:
+        raise EvidenceError(f"{error.strerror}; name a file that can be read") from error
+
+
+def audit(evidence: Any) -> list[str]:
     """Recompute a round from its evidence.
 
     Args:
         evidence: parsed JSON of the format above, from anywhere.
 
     Returns:
-        What differs, each named; empty when everything agrees to the last digit.
+        What differs, each as `path: what`; empty when everything agrees to the last digit.
 
     Raises:
         EvidenceError: another format, or rules that this version does not have.
     """
+    if not isinstance(evidence, dict):
+        raise EvidenceError(f"not an object, this program audits {FORMAT}")
     if evidence.get("format") != FORMAT:
-        raise EvidenceError(f"format {evidence.get('format')!r}, this program audits {FORMAT}")
-    if evidence.get("rules_version") != RULES_VERSION:
-        found = evidence.get("rules_version")
-        raise EvidenceError(f"rules version {found!r}, this program has {RULES_VERSION}: use the release that has them")
+        raise EvidenceError(f"format {_shown(evidence.get('format'))}, this program audits {FORMAT}")
+    rules_version = evidence.get("rules_version")
+    if type(rules_version) is not int or rules_version != RULES_VERSION:
+        found = _shown(rules_version)
+        raise EvidenceError(f"rules version {found}, this program has {RULES_VERSION}: use the release that has them")
+    if problems := list(islice(_malformed(evidence, SHAPE, ""), MAX_MALFORMED)):
+        return problems
+    problems = []
     try:
-        return list(_check_seal(evidence)) + list(_check_asks(evidence)) + list(_check_scores(evidence))
-    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
-        return [f"malformed: {type(error).__name__}: {error}"]
+        problems.extend(_check_seal(evidence))
+        parts = _parts(evidence)
+    except _MALFORMED as error:
+        return [*problems, _said(error)]
+    for check in CHECKS:
+        try:
+            for problem in check(parts):
+                problems.append(problem)
+        except _MALFORMED as error:
+            problems.append(f"{check.__name__.removeprefix('_check_')}: cannot be recomputed: {_said(error)}")
+    return problems
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shape and seal
+
+
+def _malformed(value: Any, shape: Any, path: str) -> Iterator[str]:
+    """Every part that is not of its type, missing, or unknown."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            yield f"{path}: {_shown(value)}, an object is expected"
+            return
+        for key in [*shape, *sorted(value.keys() - shape.keys(), key=str)]:
+            at = f"{path}.{_name(key)}".lstrip(".")
+            if key not in shape or key not in value:
+                yield f"{at}: " + ("missing" if key in shape else "unknown")
+            else:
+                yield from _malformed(value[key], shape[key], at)
+    elif isinstance(shape, list | tuple):
+        if not isinstance(value, list) or (isinstance(shape, tuple) and len(value) != len(shape)):
+            what = f"a list of {len(shape)}" if isinstance(shape, tuple) else "a list"
+            yield f"{path}: {_shown(value)}, {what} is expected"
+            return
+        for n, item in enumerate(value):
+            yield from _malformed(item, shape[n if isinstance(shape, tuple) else 0], f"{path}[{n}]")
+    elif not (shape.endswith("?") and value is None) and not _is(value, shape.rstrip("?")):
+        yield f"{path}: {_shown(value)}, {_SPELLING.get(shape.rstrip('?'), shape)} is expected"
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is of one of the kinds in `SHAPE`, in its one spelling."""
+    types = {"number": int, "object": dict, "list": list}
+    if type(value) is not types.get(kind, str):  # not isinstance: True is an int
+        return False
+    match kind:
+        case "number":
+            return abs(value) < 2**63
+        case "digits":
+            return bool(_DIGITS.fullmatch(value))
+        case "seconds":
+            return bool(_SECONDS.fullmatch(value))
+        case "decimal":
+            try:
+                return len(value) < 200 and str(number := Decimal(value)) == value and number.is_finite()
+            except ArithmeticError:
+                return False
+        case "base64":
+            try:
+                return base64.b64encode(base64.b64decode(value, validate=True)).decode() == value
+            except ValueError:
+                return False
+    return True
 
 
 def _check_seal(evidence: dict[str, Any]) -> Iterator[str]:
     found, sealed = dict(_digests(evidence)), evidence["seal"]["digests"]
     if not verify_statement(evidence["validator"], SEAL_SCHEME, canonical(sealed), evidence["seal"]["signature"]):
         yield "seal.signature: not the validator's over these digests"
-    for path in sorted(found.keys() | sealed.keys()):
+    for path in found | sealed:
         if found.get(path) != sealed.get(path):
-            yield f"{path}: is not what the validator sealed"
+            yield f"{_name(path)}: is not what the validator sealed"
 
 
-def _check_asks(evidence: dict[str, Any]) -> Iterator[str]:
-    """Each answer is the miner's, and its code follows from its bytes."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One ask; `path` names it in messages, `answer` is what was accepted."""
+
+    path: str
+    stored: dict[str, Any]
+    query: RebalanceQuery
+    body: bytes
+    answer: RebalanceAnswer | None
+
+    @property
+    def hotkey(self) -> str:
+        return self.stored["hotkey"]
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the round's first ask, before the opening."""
+        return self.query.block_time < self.query.window_start_time
+
+    def decision(self) -> Decision:
+        shown, desired = self.query.current_positions, self.answer.desired_positions
+        return Decision(self.hotkey, self.stored["effective_block"], shown, desired)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Evidence of the right shape, as objects."""
+
+    evidence: dict[str, Any]
+    row: dict[str, Any]
+    settings: JobSettings
+    snapshot: Snapshot | None
+    events: tuple[Event, ...]
+    asks: list[_Ask]
+
+    @property
+    def live(self) -> bool:
+        return self.row["round_type"] == "live"
+
+    @property
+    def played(self) -> bool:
+        """Whether it came to its close, so that there is something to compute."""
+        return self.row["close_block"] is not None
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple(ask.decision() for ask in self.asks if ask.answer)
+
+
+def _parts(evidence: dict[str, Any]) -> _Parts:
+    """Raises one of `_MALFORMED`, naming the part."""
+    snapshot, events, asks = None, [], []
+    if evidence["snapshot"] is None and evidence["round"]["close_block"] is not None:
+        raise ValueError("snapshot: null, and the round has a close_block")
+    if evidence["snapshot"] is not None:
+        snapshot = from_plain(Snapshot, evidence["snapshot"], "snapshot")
+        if not (0 <= snapshot.fee < PIPS and 0 < snapshot.tick_spacing <= MAX_TICK):
+            raise ValueError(f"snapshot.fee, tick_spacing: {snapshot.fee}, {snapshot.tick_spacing} are no pool's")
+    for n, (block, log_index, time, kind, args) in enumerate(evidence["events"]):
+        with _named(f"events[{n}]"):
+            events.append(Event(int(block), int(log_index), int(time), kind, event_args(kind, args)))
     for n, ask in enumerate(evidence["asks"]):
-        query, answer = (base64.b64decode(ask[name], validate=True) for name in ("query", "answer"))
-        if not answer:
-            if ask["code"] in (Code.ACCEPTED, Code.REFUSED):
-                yield f"asks[{n}]: {ask['code']} without an answer"
-            continue
-        signed = verify_answer(
-            request_digest=digest(query),
-            nonce=int(ask["nonce"]),
-            validator_hotkey=evidence["validator"],
-            miner_hotkey=ask["hotkey"],
-            body=answer,
-            signature=ask["signature"],
-        )
-        if not signed:
-            yield f"asks[{n}].signature: not {ask['hotkey']}'s over this answer to this query"
-        asked = decode(RebalanceQuery, query, MAX_QUERY_BYTES)
-        code, detail, _ = judge(answer, asked)
-        acts = ask["effective_block"]
-        if (ask["code"] == Code.ACCEPTED) != (acts is not None):
-            yield f"asks[{n}].effective_block: {acts}, an answer acts if and only if it is accepted"
-        elif acts is not None and not (asked.block_time < asked.window_start_time or acts > asked.block_number):
-            yield f"asks[{n}].effective_block: {acts} is not after block {asked.block_number}, which the query shows"
-        if ask["code"] not in (code, Code.KEPT) or (ask["code"] == Code.KEPT and code is Code.ACCEPTED):
-            yield f"asks[{n}].code: {ask['code']}, the answer's bytes say {code}"
-        if ask["detail"] != detail:
-            yield f"asks[{n}].detail: {ask['detail']!r}, the answer's bytes say {detail!r}"
+        body, answer = base64.b64decode(ask["answer"]), None
+        with _named(f"asks[{n}].query"):
+            query = decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES)
+        if ask["effective_block"] is not None:
+            with _named(f"asks[{n}].answer"):
+                answer = decode(RebalanceAnswer, body, MAX_ANSWER_BYTES)
+        asks.append(_Ask(f"asks[{n}]", ask, query, body, answer))
+    settings = from_plain(JobSettings, evidence["round"]["settings"], "round.settings")
+    return _Parts(evidence, evidence["round"], settings, snapshot, tuple(events), asks)
+
+
+def event_args(kind: str, args: list[str]) -> tuple:
+    """Event arguments from their decimal strings; calls and owners stay text."""
+    textual = kind in ("swap", "mint", "burn", "collect")
+    if kind == "swap" and args[0] not in ("in", "out", "limit", "?"):
+        raise ValueError(f"{_shown(args[0])} is no call of a swap")
+    return tuple(arg if textual and n == 0 else _integer(arg) for n, arg in enumerate(args))
+
+
+def _integer(text: str) -> int:
+    if not _DIGITS.fullmatch(text):
+        raise ValueError(f"{_shown(text)} is no integer")
+    return int(text)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Errors inside begin with the path."""
+    try:
+        yield
+    except _MALFORMED as error:
+        raise ValueError(f"{path}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """An error as part of a message."""
+    return error.detail if isinstance(error, ProtocolError) else f"{_shown(str(error) or type(error).__name__)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The round
+
+
+def _check_round(parts: _Parts) -> Iterator[str]:
+    """Names, times and blocks fit together, and how it ended allows for what came of it."""
+    evidence, row, snapshot = parts.evidence, parts.row, parts.snapshot
+    start, end, opening, close = (row[name] for name in ("start_time", "end_time", "opening_block", "close_block"))
+    if row["round_type"] not in ROUND_TYPES:
+        yield f"round.round_type: {_shown(row['round_type'])}, one of {', '.join(ROUND_TYPES)} is expected"
+    yield from _differences("round.round_id", row["round_id"], f"{row['job_id']}:{row['round_type']}:{start}")
+    if not start < end or start % (end - start):
+        yield f"round.end_time: {start} to {end}, a round starts at a multiple of its length"
+    yield from _differences("round.settings", row["settings"], to_plain(parts.settings))
+    for name in ("asks", "entrants"):
+        for n, item in enumerate(evidence[name]):
+            yield from _differences(f"{name}[{n}].round_id", item["round_id"], row["round_id"])
+    yield from _ordered("asks", [(ask["due_block"], ask["hotkey"]) for ask in evidence["asks"]])
+    yield from _ordered("entrants", [entrant["hotkey"] for entrant in evidence["entrants"]])
+    yield from _ordered("executions", [execution["block"] for execution in evidence["executions"]])
+    yield from _check_end(parts)
+    if (snapshot is None) != (opening is None) or (opening is None) != (row["opening_hash"] is None):
+        yield f"round.opening_block, opening_hash: {opening}, {'a' if snapshot else 'no'} snapshot"
+    elif snapshot:
+        yield from _differences("round.opening_block", opening, snapshot.block)
+        yield from _differences("round.opening_hash", row["opening_hash"], snapshot.block_hash)
+        yield from _differences("snapshot", evidence["snapshot"], to_plain(snapshot))
+        yield from _check_pool(snapshot)
+        if not start <= snapshot.block_time < end:
+            yield f"snapshot.block_time: {snapshot.block_time}, the round is from {start} to {end}"
+        if parts.played and not opening < close:
+            yield f"round.close_block: {close}, it opened at {opening}"
+        yield from _check_events(parts)
+
+
+def _check_pool(snapshot: Snapshot) -> Iterator[str]:
+    """Price, tick, liquidity and the initialised ticks are those of one pool."""
+    price, tick, liquidity, sum_of_nets = snapshot.sqrt_price_x96, snapshot.tick, 0, 0
+    if not (MIN_TICK <= tick < MAX_TICK and sqrt_ratio_at_tick(tick) <= price <= sqrt_ratio_at_tick(tick + 1)):
+        yield f"snapshot.tick: {tick} is not at sqrt_price_x96 {price}"
+    yield from _ordered("snapshot.ticks", [mark.index for mark in snapshot.ticks])
+    for n, mark in enumerate(snapshot.ticks):
+        net = _integer(mark.liquidity_net)
+        sum_of_nets += net
+        liquidity += net if mark.index <= tick else 0
+        if mark.index % snapshot.tick_spacing or not MIN_TICK <= mark.index <= MAX_TICK:
+            yield f"snapshot.ticks[{n}].index: {mark.index} cannot be initialised"
+        if mark.liquidity_gross < abs(net) or (mark.liquidity_gross - net) % 2:
+            yield f"snapshot.ticks[{n}].liquidity_gross: {mark.liquidity_gross} with a net of {net}"
+    if sum_of_nets or liquidity != snapshot.liquidity:
+        yield f"snapshot.liquidity: {snapshot.liquidity}, the ticks give {liquidity} and leave {sum_of_nets} at the end"
+
+
+def _check_end(parts: _Parts) -> Iterator[str]:
+    """A round ends in one of few ways; before its close nothing comes of it."""
+    evidence, row, code = parts.evidence, parts.row, parts.row["code"]
+    if parts.played:
+        if code not in (*PLAYED, Code.VOID_CONTRADICTION):
+            yield f"round.code: {_shown(code)}, such a round has no close_block"
+        return
+    ended = {"winner": None, "swaps": 0, "asked": 0}
+    if parts.live and len(parts.asks) == 1 and parts.snapshot is None and code not in BROKEN:
+        ask = parts.asks[0].stored  # it ended with its first ask
+        ended |= {"code": ask["code"], "detail": f"{ask['hotkey']}: {ask['detail']}", "asked": 1}
+        if ask["code"] == Code.ACCEPTED:
+            yield "round.code: accepted, and yet nothing came of it"
+    elif code in PLAYED:
+        yield f"round.close_block: null, a round that ended with {code} has one"
+    elif code not in BROKEN and not (parts.live and code in SKIPPED):
+        yield f"round.code: {_shown(code)}, no {_shown(row['round_type'])} round ends so"
+    yield from _differences("round", {name: row[name] for name in ended}, ended)
+    for name in ("scores", "baselines", "events"):
+        if evidence[name]:
+            yield f"{name}: a round that ended before its close has none"
+
+
+def _check_events(parts: _Parts) -> Iterator[str]:
+    snapshot, events, last = parts.snapshot, parts.events, None
+    yield from _ordered("events", [(event.block, event.log_index) for event in events])
+    for n, event in enumerate(events):
+        if not snapshot.block <= event.block < parts.row["close_block"]:
+            yield f"events[{n}]: block {event.block} is not of the round"
+        block, time = (last.block, last.time) if last else (snapshot.block, snapshot.block_time)
+        if not time <= event.time < parts.row["end_time"] or (event.block == block and event.time != time):
+            yield f"events[{n}]: time {event.time} in block {event.block}, block {block} was at {time}"
+        last = event
+
+
+def _ordered(name: str, keys: list) -> Iterator[str]:
+    """In order, and none of them twice."""
+    for n, (one, other) in enumerate(pairwise(keys), 1):
+        if not one < other:
+            yield f"{name}[{n}]: out of order, or there twice"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The asks
+
+
+def _check_asks(parts: _Parts) -> Iterator[str]:
+    """Each answer is the miner's, its code follows from its bytes, and it was asked for when it was due."""
+    evidence, opening, asks = parts.evidence, parts.row["opening_block"], parts.asks
+    entered = {entrant["hotkey"] for entrant in evidence["entrants"]}
+    for ask in asks:
+        path, code, due, acts = ask.path, *(ask.stored[name] for name in ("code", "due_block", "effective_block"))
+        head = ask.query.block_number
+        yield from _check_answer(evidence["validator"], ask)
+        if (code == Code.ACCEPTED) != (acts is not None):
+            yield f"{path}.effective_block: {acts}, an answer acts if and only if it is accepted"
+        elif acts is not None and ask.first and not parts.live:
+            yield from _differences(f"{path}.effective_block", acts, opening)
+        elif acts is not None and not acts > max(head, opening or 0):
+            yield f"{path}.effective_block: {acts} is not after block {head}, which the query shows"
+        if code == Code.KEPT if ask.first else code not in (Code.ACCEPTED, Code.KEPT):
+            yield f"{path}.code: {_shown(code)} {'at a first ask' if ask.first else 'from a miner that is committed'}"
+        if ask.hotkey != asks[0].hotkey if parts.live else not ask.first and ask.hotkey not in entered:
+            yield f"{path}.hotkey: {_shown(ask.hotkey)} is not in the round"
+        since = due - opening if opening is not None else 0
+        if since if ask.first else not 0 < since <= head - opening or since % parts.settings.checkpoint_blocks:
+            yield f"{path}.due_block: {due}, the round opened at {opening}, the query shows block {head}"
+    accepted = set() if parts.live else {ask.hotkey for ask in asks if ask.first and ask.answer}
+    for n, entrant in enumerate(evidence["entrants"]):
+        if entrant["hotkey"] not in accepted:
+            yield f"entrants[{n}].hotkey: {_shown(entrant['hotkey'])} did not accept a first ask"
+    for hotkey in sorted(accepted - entered):
+        yield f"entrants: {_shown(hotkey)} accepted the first ask and is not among them"
+
+
+def _check_answer(validator: str, ask: _Ask) -> Iterator[str]:
+    path, stored, body = ask.path, ask.stored, ask.body
+    if not body and not stored["signature"]:
+        why = stored["code"] if ask.first else stored["detail"].partition(":")[0]
+        if stored["code"] not in (*SILENT, Code.KEPT) or why not in SILENT:
+            yield f"{path}.code: {_shown(stored['code'])}, {_shown(stored['detail'])} without an answer"
+        return
+    signed = verify_answer(
+        request_digest=digest(base64.b64decode(stored["query"])),
+        nonce=int(stored["nonce"]),
+        validator_hotkey=validator,
+        miner_hotkey=ask.hotkey,
+        body=body,
+        signature=stored["signature"],
+    )
+    if not signed:
+        yield f"{path}.signature: not {_shown(ask.hotkey)}'s over this answer to this query"
+    code, detail, _ = judge(body, ask.query)
+    code, detail = (code, detail) if ask.first else kept(code, detail)
+    if stored["code"] != code:
+        yield f"{path}.code: {_shown(stored['code'])}, the answer's bytes say {code}"
+    if stored["detail"] != detail:
+        yield f"{path}.detail: {_shown(stored['detail'])}, the answer's bytes say {_shown(detail)}"
+
+
+def kept(code: Code, detail: str) -> tuple[Code, str]:
+    """Once a miner takes part, an answer that is not accepted means *keep*; the detail begins with the code of why."""
+    return (code, detail) if code is Code.ACCEPTED else (Code.KEPT, f"{code}: {detail}")
 
 
 def judge(body: bytes, query: RebalanceQuery) -> tuple[Code, str, RebalanceAnswer | None]:
@@ -156,101 +577,198 @@ def judge(body: bytes, query: RebalanceQuery) -> tuple[Code, str, RebalanceAnswe
     return Code.ACCEPTED, "", answer
 
 
-def _check_scores(evidence: dict[str, Any]) -> Iterator[str]:
-    """Play the round again and compare every line; a void or skipped round must have no scores."""
-    row = evidence["round"]
-    if row["code"] not in (*SCORED_CODES, Code.VOID_CONTRADICTION, Code.VOID_UNKNOWN_SWAP, Code.EMPTY_VAULT):
-        if evidence["scores"] or evidence["baselines"]:
-            yield f"scores: a round that ended with {row['code']} has none"
-        return
-    if row["close_block"] is None:  # it broke off: there is nothing to compute, and nothing may have come of it
-        if evidence["scores"] or evidence["baselines"]:
-            yield f"scores: a round that broke off with {row['code']} has none"
-        return
-    settings = from_plain(JobSettings, row["settings"])
-    snapshot = from_plain(Snapshot, evidence["snapshot"])
-    events = tuple(Event(*map(int, e[:3]), e[3], event_args(e[3], e[4])) for e in evidence["events"])
-    decisions, queries = [], []
-    for ask in evidence["asks"]:
-        if ask["effective_block"] is None:
-            continue
-        query = decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES)
-        answer = decode(RebalanceAnswer, base64.b64decode(ask["answer"]), MAX_ANSWER_BYTES)
-        queries.append(query)
-        decisions.append(
-            Decision(ask["hotkey"], int(ask["effective_block"]), query.current_positions, answer.desired_positions)
+def _check_queries(parts: _Parts) -> Iterator[str]:
+    """Every query is of this round, and says what the others of the round, and of its block, say."""
+    row, at_head = parts.row, {}
+    for ask in parts.asks:
+        query, other = ask.query, parts.asks[0].query
+        same = at_head.setdefault(query.block_number, query)
+        if ask.first and query != same:  # one for all; the market before the opening is not in the evidence
+            yield from _differences(f"{ask.path}.query", to_plain(query), to_plain(same))
+        deadline = query.block_time + ASK_SECONDS
+        again = replace(
+            query,
+            job_id=row["job_id"],
+            round_id=row["round_id"],
+            round_type=row["round_type"],
+            pair_address=parts.evidence["pool"],
+            sn_liquidity_manager_address=other.sn_liquidity_manager_address,
+            chain_id=other.chain_id,
+            token0=other.token0,
+            token1=other.token1,
+            tick_spacing=other.tick_spacing,
+            block_hash=same.block_hash,
+            block_time=same.block_time,
+            window_start_block=same.window_start_block,
+            window_end_block=same.window_end_block,
+            window_start_time=row["start_time"],
+            window_end_time=row["end_time"],
+            deadline=min(deadline, row["start_time"] - FIRST_ASK_DEADLINE_SECONDS) if ask.first else deadline,
+            current_price=human_price(query.sqrt_price_x96, other.token0.decimals, other.token1.decimals),
+            rebalances_so_far=0 if ask.first else query.rebalances_so_far,
+            settings=parts.settings,
+            version=PROTOCOL_VERSION,
         )
-    close_block = int(row["close_block"])
-    if row["round_type"] == "live":
-        result = play_live(LiveInputs(settings, snapshot, close_block, events, row["winner"], tuple(decisions)))
+        if again != query:
+            yield from _differences(f"{ask.path}.query", to_plain(query), to_plain(again))
+    if len({ask.query.block_number for ask in parts.asks if ask.first}) > 1:
+        yield "asks: the first asks show different blocks"
+
+
+def _check_shown(parts: _Parts) -> Iterator[str]:
+    """Every later query showed the market, and the miner its own book, as they then stood: advance from ask to ask."""
+    if not parts.played:
+        return
+    game, events = Round(parts.settings, parts.snapshot), deque(parts.events)
+    for entrant in parts.evidence["entrants"]:
+        game.enter(entrant["hotkey"])
+    waiting = deque(sorted((d for d in parts.decisions if d.hotkey in game.books), key=lambda decision: decision.block))
+    for ask in sorted((ask for ask in parts.asks if not ask.first), key=lambda ask: ask.query.block_number):
+        query, head = ask.query, ask.query.block_number
+        try:
+            while events and events[0].block <= head:
+                game.feed([events.popleft()])
+        except (ReplayError, PoolError):
+            return  # then the round is void, which is looked at with its result
+        while waiting and waiting[0].block <= head:
+            game.decide(waiting.popleft())
+        pool, price = game.tape.pool, game.tape.price_before(head + 1)
+        again = replace(query, sqrt_price_x96=price, tick=pool.tick, liquidity=pool.liquidity, fee=pool.fee)
+        if parts.live:
+            done = sum(execution["block"] <= head for execution in parts.evidence["executions"])
+            vault = {} if game.tape.unknown_swaps else _vault_shown(game.tape, query)
+            again = replace(again, **vault, rebalances_so_far=done)
+        elif ask.hotkey in game.books:
+            book = game.books[ask.hotkey].at(head + 1)
+            again = replace(
+                again,
+                current_positions=tuple(book.shown(price)),
+                inventory_remaining=Inventory(book.idle0, book.idle1),
+                uncollected_fees=Inventory(*book.fees()),
+                rebalances_so_far=book.changes,
+            )
+        if again != query:
+            yield from _differences(f"{ask.path}.query", to_plain(query), to_plain(again))
+
+
+def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
+    """What a live query shows of the vault, as its own events left it; in which order positions are listed is free."""
+    held = [Holding(*key[1:], tape.pool.position(*key).liquidity) for key in tape.vault_keys]
+    price = tape.pool.sqrt_price_x96
+    shown = tuple(Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in held if h.liquidity)
+    if sorted(map(astuple, shown)) == sorted(map(astuple, query.current_positions)):
+        shown = query.current_positions
+    fees = tape.vault_holds()[1]
+    return {
+        "current_positions": shown,
+        "inventory_remaining": Inventory(*tape.idle),
+        "uncollected_fees": Inventory(*fees),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What came of it
+
+
+def _check_executions(parts: _Parts) -> Iterator[str]:
+    """Each answer of a live round that changes something was carried out, and the vault's own events say the same."""
+    executions = parts.evidence["executions"]
+    if not (parts.live and parts.played):
+        if executions and not (parts.live and parts.row["code"] in BROKEN):
+            yield f"executions: {len(executions)} in a round that has none"
+        return
+    if parts.row["code"] == Code.VOID_CONTRADICTION:
+        return  # the events say nothing for certain
+    asks = [ask for ask in parts.asks if ask.answer]
+    plans = [(ask, *plan(ask.query.current_positions, ask.answer.desired_positions)) for ask in asks]
+    plans = [found for found in plans if found[2] or found[3]]
+    if len(plans) != len(executions):
+        yield f"executions: {len(executions)} items, {len(plans)} answers change something"
+    tape, events = Tape(parts.snapshot), deque(parts.events)
+    for n, ((ask, keep, close, mint), stored) in enumerate(zip(plans, executions, strict=False)):
+        block, acts = stored["block"], ask.stored["effective_block"]
+        while events and events[0].block < block:
+            tape.feed([events.popleft()])
+        before, own = tape.idle, []
+        while events and events[0].block == block:
+            own.append(events.popleft())
+        tape.feed(own)
+        own = [e for e in own if e.kind in ("mint", "burn", "collect") and e.args[0] == parts.snapshot.vault_owner]
+        released, fees, paid = (
+            tuple(sum(event.args[side] for event in own if event.kind == kind) for side in (-2, -1))
+            for kind in ("burn", "collect", "mint")
+        )
+        minted = [event.args[1:4] for event in own if event.kind == "mint"]
+        vault = ask.query.sn_liquidity_manager_address
+        again = Execution(block, vault, keep, close, mint, before, released, fees, paid, tape.idle, minted)
+        yield from _differences(f"executions[{n}].vault", stored["vault"], vault)
+        yield from _differences(f"executions[{n}].execution", stored["execution"], to_json(again))
+        if block < acts:
+            yield f"executions[{n}].block: {block}, the answer acts from {acts} on"
+
+
+def _check_result(parts: _Parts) -> Iterator[str]:
+    """Play the round again and compare how it ended and every line."""
+    if not parts.played:
+        return
+    row, settings, close = parts.row, parts.settings, parts.row["close_block"]
+    if parts.live:
+        hotkey = parts.asks[0].hotkey if parts.asks else ""
+        result = play_live(LiveInputs(settings, parts.snapshot, close, parts.events, hotkey, parts.decisions))
     else:
         entrants = tuple(
-            Entrant(e["hotkey"], int(e["registered_block"]), Decimal(e["combined"])) for e in evidence["entrants"]
+            Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in parts.evidence["entrants"]
         )
-        accepted = {d.hotkey for d in decisions if d.block == snapshot.block}
-        if accepted != {entrant.hotkey for entrant in entrants}:
-            yield "entrants: not those whose first answer was accepted"
-        inputs = RoundInputs(settings, snapshot, close_block, events, entrants, tuple(decisions))
-        result = play(inputs)
-        yield from _check_queries(evidence, inputs)
-    yield from _compare(evidence, result)
+        result = play(RoundInputs(settings, parts.snapshot, close, parts.events, entrants, parts.decisions))
+    ended = {
+        "code": str(result.code),
+        "detail": result.detail,
+        "winner": result.lines[0].name if result.lines else None,
+        "asked": sum(ask.first for ask in parts.asks),
+        "swaps": result.swaps,
+    }
+    yield from _differences("round", {name: row[name] for name in ended}, ended)
+    scores = [
+        {"hotkey": line.name, "rank": line.rank, "score": str(line.score), "line": to_json(line)}
+        for line in result.lines
+    ]
+    yield from _differences("scores", parts.evidence["scores"], scores)
+    baselines = {name: to_json(line) for name in ("keep", "hold", "best") if (line := getattr(result, name))}
+    yield from _differences("baselines", parts.evidence["baselines"], baselines)
 
 
-def _compare(evidence: dict[str, Any], result: RoundResult) -> Iterator[str]:
-    row = evidence["round"]
-    if row["code"] != result.code:
-        yield f"round[code]: {row['code']}, recomputed {result.code} {result.detail}"
-    if row["winner"] != (result.lines[0].name if result.lines else None):
-        yield f"round[winner]: {row['winner']}, recomputed {result.lines[0].name if result.lines else None}"
-    for score in evidence["scores"]:
-        for name in ("rank", "score"):
-            if str(score[name]) != score["line"][name]:
-                yield f"scores of {score['hotkey']}: {name} is {score[name]}, the line says {score['line'][name]}"
-    found = {score["hotkey"]: score["line"] for score in evidence["scores"]} | evidence["baselines"]
-    lines = {line.name: line for line in result.lines}
-    again = lines | {name: line for name in ("keep", "hold", "best") if (line := getattr(result, name))}
-    for name in sorted(found.keys() | again.keys()):
-        stored, recomputed = found.get(name), to_json(again[name]) if name in again else None
-        if stored != recomputed:
-            yield f"scores of {name}: " + "; ".join(_differences(stored, recomputed, ""))
+# ---------------------------------------------------------------------------------------------------------------------
+# Naming what differs
 
 
-def _differences(stored: Any, recomputed: Any, path: str) -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(recomputed, dict):
-        for key in sorted(stored.keys() | recomputed.keys()):
-            yield from _differences(stored.get(key), recomputed.get(key), f"{path}.{key}" if path else key)
-    elif stored != recomputed:
-        yield f"{path or 'line'} is {stored}, recomputed {recomputed}"
+def _differences(path: str, stored: Any, again: Any) -> Iterator[str]:
+    """Where two plain values differ, by path; 1, true and "1" are three things."""
+    if isinstance(stored, dict) and isinstance(again, dict):
+        for key in sorted(stored.keys() | again.keys(), key=str):
+            yield from _differences(f"{path}.{_name(key)}", stored.get(key, _ABSENT), again.get(key, _ABSENT))
+    elif isinstance(stored, list) and isinstance(again, list):
+        if len(stored) != len(again):
+            yield f"{path}: {len(stored)} items, recomputed {len(again)}"
+        for n, (one, other) in enumerate(zip(stored, again, strict=False)):
+            yield from _differences(f"{path}[{n}]", one, other)
+    elif stored != again or type(stored) is not type(again):
+        yield f"{path}: {_shown(stored)}, recomputed {_shown(again)}"
 
 
-def _check_queries(evidence: dict[str, Any], inputs: RoundInputs) -> Iterator[str]:
-    """Every later query showed the miner its own book, as it then stood."""
-    game = Round(inputs.settings, inputs.snapshot)
-    try:
-        game.feed(inputs.events)
-    except (ReplayError, PoolError):
-        return
-    for entrant in inputs.entrants:
-        game.enter(entrant.hotkey)
-    asked: dict[str, list[tuple[int, RebalanceQuery]]] = {}
-    for n, ask in enumerate(evidence["asks"]):
-        query = decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES)
-        if ask["hotkey"] in game.books and query.block_number >= inputs.snapshot.block:
-            asked.setdefault(ask["hotkey"], []).append((n, query))
-    for hotkey, queries in asked.items():
-        waiting = sorted((d for d in inputs.decisions if d.hotkey == hotkey), key=lambda decision: decision.block)
-        for n, query in sorted(queries, key=lambda pair: pair[1].block_number):
-            head = query.block_number
-            while waiting and waiting[0].block <= head:
-                game.decide(waiting.pop(0))
-            book, price = game.books[hotkey].at(head + 1), game.tape.price_before(head + 1)
-            shown = query.current_positions, query.inventory_remaining, query.uncollected_fees, query.sqrt_price_x96
-            again = tuple(book.shown(price)), Inventory(book.idle0, book.idle1), Inventory(*book.fees()), price
-            if shown != again or query.rebalances_so_far != book.changes:
-                yield f"asks[{n}].query: {hotkey} was not shown its own book after block {head}"
+def _shown(value: Any) -> str:
+    """A value for a message: evidence comes from anywhere, and messages go to terminals."""
+    if isinstance(value, str):
+        value = value if value.isascii() and value.isprintable() else ascii(value)[1:-1]
+    elif isinstance(value, dict | list):
+        value = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    elif type(value) is int and abs(value) >= 10**100:  # past 4300 digits Python refuses to spell it
+        value = "an integer of more than 100 digits"
+    text = "null" if value is None else str(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
-def event_args(kind: str, args: list[str]) -> tuple:
-    """Event arguments from their decimal strings; calls and owners stay text."""
-    textual = kind in ("swap", "mint", "burn", "collect")
-    return tuple(arg if textual and n == 0 else int(arg) for n, arg in enumerate(args))
+def _name(key: Any) -> str:
+    return _shown(key)[:60]
+
+
+CHECKS = (_check_round, _check_asks, _check_queries, _check_shown, _check_executions, _check_result)  # after the seal's

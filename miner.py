@@ -4,6 +4,7 @@
     python miner.py --strategy wide          with one of the reference strategies below
     python miner.py --check                  one simulated round: what is wrong with your strategy, or its score
     python miner.py --backtest               many rounds: skill or luck?  Both also take --events RECORDING
+    python miner.py receipts                 what validators signed about your scores: fetched, verified, listed
 
 Everything below `propose` works unchanged: the signed server, who may call, registration, the safe answer when your
 code fails. Read next: `protocol.py` (what you are asked and may answer), `scoring.py` (what you are paid for).
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import backtest
+import receipt_book
 from chain import ChainError
 from local import LocalChain
 from protocol import (
@@ -197,7 +199,10 @@ async def mine(options: argparse.Namespace) -> None:
         callers, read_at = await read_callers()  # before anybody can ask
         shown = MinerStatus(lambda: (len(callers), time.monotonic() - read_at), hotkey.ss58_address, options)
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
-        app = build_app(keypair=hotkey, gate=gate, routes={"/rebalance": rebalance}, limits=LOCAL_LIMITS)
+        path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
+        book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
+        routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
+        app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
         uid = await chain.register(hotkey.ss58_address, coldkey.ss58_address)
         outcome = await chain.serve(options.host, port)
@@ -245,11 +250,16 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(parser.add_argument, MINER_PORT)
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
     backtest.add_options(parser)
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="receipts")
+    help_ = "fetch, verify and list what validators signed about your scores; exit 1 if any is wrong"
+    receipt_book.add_options(commands.add_parser("receipts", help=help_, description=help_))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    if options.command == "receipts":
+        return receipt_book.command(options)
     if options.check or options.backtest is not None:
         return backtest.main(options, STRATEGIES, respond)
     return run(mine(options), options.log_level, (ChainError, StoreError, WireError))

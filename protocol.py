@@ -79,6 +79,10 @@ class Code(StrEnum):
     BUSY = "busy"
     HANDLER_FAILED = "handler_failed"
     NOT_FOUND = "not_found"
+    # a receipt, as its miner saw it
+    RECEIPT_SIGNATURE = "receipt_signature"
+    RECEIPT_FOREIGN = "receipt_foreign"
+    RECEIPTS_FULL = "receipts_full"
     # a round
     SCORED = "scored"
     EMPTY_VAULT = "empty_vault"
@@ -265,6 +269,17 @@ class RebalanceQuery:
     deadline: int
     settings: JobSettings
     version: str = PROTOCOL_VERSION
+
+    def __post_init__(self):
+        """A miner divides by the spacing and raises ten to the decimals: whoever asks is not trusted with that."""
+        problems = (
+            (0 < self.tick_spacing <= MAX_TICK, f"tick_spacing {self.tick_spacing}: 1 to {MAX_TICK}"),
+            (MIN_TICK <= self.tick <= MAX_TICK, f"tick {self.tick}: {MIN_TICK} to {MAX_TICK}"),
+            *((0 <= n <= 255, f"decimals {n}: 0 to 255") for n in (self.token0.decimals, self.token1.decimals)),
+        )
+        for fine, problem in problems:
+            if not fine:
+                raise ProtocolError(Code.MALFORMED, f"query {problem}")
 
     def holdings(self) -> tuple[int, int]:
         """All that an answer may spend: idle tokens, uncollected fees, and what closing every position releases."""

@@ -132,6 +132,21 @@ class RoundResult:
     swaps: int = 0
 
 
+def plan(shown: Iterable[Position], desired: Iterable[Position]) -> tuple[list, list, list]:
+    """What a decision wants of a vault: ranges to keep, ranges to close, (range, most of each token) to mint.
+
+    Of equal positions each one asked for keeps one.
+    """
+    closing, keep, mint = list(shown), [], []
+    for position in desired:
+        if position in closing:
+            closing.remove(position)
+            keep.append((position.tick_lower, position.tick_upper))
+        else:
+            mint.append((position.tick_lower, position.tick_upper, position.allocation0, position.allocation1))
+    return keep, [(position.tick_lower, position.tick_upper) for position in closing], mint
+
+
 def build_query(
     job: Any, pair: Any, round_id: str, round_type: str, start: int, book: Book, head: Any, past: Any, changes: int
 ) -> RebalanceQuery:

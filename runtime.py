@@ -15,6 +15,7 @@ import fcntl
 import logging
 import math
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -67,6 +68,16 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{path}: another process works with this {what}; stop it or choose another") from None
         yield
+
+
+def raise_file_limit() -> int:
+    """Let this process open as many files and connections as the system allows it; returns how many.
+
+    An ask to each of 256 miners in several jobs at once is more than the usual 1,024 of a login allow.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def run(work: Coroutine, log_level: str, user_errors: tuple[type[Exception], ...] = ()) -> int:

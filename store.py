@@ -27,7 +27,7 @@ from pathlib import Path
 
 import aiosqlite
 
-from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, encode
+from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, digest, encode
 from recording import Event, Snapshot
 from rounds import Entrant, RoundResult
 from scoring import Standing
@@ -595,7 +595,7 @@ class Store:
         return [row["round_id"] for row in rows]
 
     async def evidence(self, round_id: str) -> dict:
-        """A finished round as `evidence.py` describes it.
+        """A finished round as `evidence.py` describes it; damaged columns come as they are, for the audit to name.
 
         Raises:
             Pruned: its evidence was dropped.
@@ -611,27 +611,28 @@ class Store:
             raise Pruned(f"round {round_id}: was pruned with all that ended by {day:%Y-%m-%d %H:%M} UTC; scores remain")
         row = dict(rows[0])
         meta = {r["key"]: r["value"] for r in await self._rows("SELECT * FROM meta")}
-        summary, vault_state = json.loads(row.pop("summary")), row.pop("vault_state")
+        summary, vault_state = _as_json(row.pop("summary")), _as_json(row.pop("vault_state"))
         seal, rules_version = row.pop("seal"), row.pop("rules_version")
-        snapshot, events = None, []
-        if vault_state:
+        swaps = summary.pop("swaps", None) if isinstance(summary, dict) else None
+        snapshot, events = vault_state, []
+        if isinstance(vault_state, dict):
             found = await self._event_rows(
-                "SELECT body FROM snapshots WHERE pool = ? AND block = ?", (meta["pool"], row["opening_block"])
+                "SELECT body FROM snapshots WHERE pool = ? AND block = ?", (meta.get("pool"), row["opening_block"])
             )
-            pool = json.loads(zlib.decompress(found[0]["body"]))
-            snapshot = json.loads(vault_state) | {"ticks": pool["ticks"]}
+            pool = _as_json(_inflated(found[0]["body"])) if found else None
+            snapshot = vault_state | {"ticks": pool.get("ticks") if isinstance(pool, dict) else pool}
         if row["close_block"]:
             events = [
-                [str(e["block"]), str(e["log_index"]), str(e["time"]), e["kind"], json.loads(e["args"])]
+                [str(e["block"]), str(e["log_index"]), str(e["time"]), e["kind"], _as_json(e["args"])]
                 for e in await self._event_rows(
                     "SELECT * FROM events WHERE pool = ? AND block >= ? AND block < ? ORDER BY block, log_index",
-                    (meta["pool"], row["opening_block"], row["close_block"]),
+                    (meta.get("pool"), row["opening_block"], row["close_block"]),
                 )
             ]
         asks = [
             dict(ask)
             | {
-                "query": base64.b64encode(zlib.decompress(ask["query"])).decode(),
+                "query": base64.b64encode(_inflated(ask["query"])).decode(),
                 "answer": base64.b64encode(ask["answer"]).decode(),
                 "nonce": str(ask["nonce"]),
                 "response_seconds": f"{ask['response_seconds']:.6f}",
@@ -647,20 +648,22 @@ class Store:
         scores = await self._rows(
             "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", (round_id,)
         )
+        executions = await self._rows(
+            "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,)
+        )
         return {
             "format": "alm-round/1",
             "rules_version": rules_version,
-            "validator": meta["validator"],
-            "market": meta["market"],
-            "pool": meta["pool"],
-            "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps")},
+            **{name: meta.get(name) for name in ("validator", "market", "pool")},
+            "round": row | {"settings": _as_json(row["settings"]), "swaps": swaps},
             "snapshot": snapshot,
             "events": events,
             "asks": asks,
             "entrants": entrants,
-            "scores": [dict(s) | {"line": json.loads(s["line"])} for s in scores],
+            "executions": [dict(e) | {"execution": _as_json(e["execution"])} for e in executions],
+            "scores": [dict(s) | {"line": _as_json(s["line"])} for s in scores],
             "baselines": summary,
-            "seal": json.loads(seal) if seal else None,
+            "seal": _as_json(seal),
         }
 
     async def interrupted(self) -> list[Begun]:
@@ -754,6 +757,81 @@ class Store:
         )
         return {row["what"]: row["n"] for row in rows}
 
+    # -- questions for receipts, see `receipts.py`
+
+    async def asked_rounds(self, hotkey: str, after: int, scan: int) -> tuple[list[tuple[int, str]], int | None]:
+        """Sealed rounds, not pruned, in which a miner was asked, in the order in which they began, a part at a time.
+
+        Args:
+            after: 0, or where the part before ended.
+            scan: rounds to look through.
+
+        Returns:
+            (position, round_id) of each, and where this part ends; None when nothing comes after it.
+        """
+        rows = await self._rows(
+            "SELECT rowid AS position, round_id, seal IS NOT NULL AND EXISTS (SELECT 1 FROM predictions p"
+            " WHERE p.round_id = rounds.round_id AND hotkey = ?)"
+            " AND round_id NOT IN (SELECT round_id FROM pruned) AS asked"
+            " FROM rounds WHERE rowid > ? ORDER BY rowid LIMIT ?",
+            (hotkey, after, scan),
+        )
+        found = [(row["position"], row["round_id"]) for row in rows if row["asked"]]
+        return found, rows[-1]["position"] if len(rows) == scan else None
+
+    async def evidence_about(self, round_id: str, hotkey: str) -> tuple[dict, str] | None:
+        """What a sealed round's evidence says of one miner that was asked, without reading the rest.
+
+        Returns:
+            The evidence with this miner's asks, entrant and score; of other scores only their number; without snapshot,
+            events and seal. And the sha256 of the sealed digests. None if there is no such round or ask, or it was pruned.
+        """
+        rows = await self._rows(
+            "SELECT *, json_extract(seal, '$.digests') AS digests FROM rounds WHERE round_id = ? AND seal IS NOT NULL"
+            " AND round_id NOT IN (SELECT round_id FROM pruned)",
+            (round_id,),
+        )
+        asks = await self._rows(
+            "SELECT * FROM predictions WHERE round_id = ? AND hotkey = ? ORDER BY due_block", (round_id, hotkey)
+        )
+        if not rows or not asks:
+            return None
+        row, meta = rows[0], {r["key"]: r["value"] for r in await self._rows("SELECT * FROM meta")}
+        evidence = {
+            **{name: meta[name] for name in ("validator", "market", "pool")},
+            "rules_version": row["rules_version"],
+            "round": dict(row) | {"settings": json.loads(row["settings"])},
+            "asks": [
+                dict(ask)
+                | {
+                    "query": base64.b64encode(zlib.decompress(ask["query"])).decode(),
+                    "answer": base64.b64encode(ask["answer"]).decode(),
+                    "nonce": str(ask["nonce"]),
+                    "response_seconds": f"{ask['response_seconds']:.6f}",
+                }
+                for ask in asks
+            ],
+            "entrants": [
+                dict(entrant)
+                for entrant in await self._rows(
+                    "SELECT * FROM entrants WHERE round_id = ? AND hotkey = ?", (round_id, hotkey)
+                )
+            ],
+            "scores": [
+                {"hotkey": score["hotkey"], "line": score["own"] and json.loads(score["own"])}
+                for score in await self._rows(
+                    "SELECT hotkey, CASE hotkey WHEN ? THEN line END AS own FROM scores WHERE round_id = ?",
+                    (hotkey, round_id),
+                )
+            ],
+            "baselines": json.loads(row["summary"]),
+        }
+        return evidence, digest(row["digests"].encode())
+
+    async def ranked_ever(self) -> set[str]:
+        """Hotkeys that have a reputation in any job."""
+        return {row["hotkey"] for row in await self._rows("SELECT DISTINCT hotkey FROM miner_scores")}
+
     @asynccontextmanager
     async def _transaction(self, db: aiosqlite.Connection) -> AsyncIterator[None]:
         with _as_store_errors(self._path):
@@ -782,6 +860,22 @@ def _job(row: sqlite3.Row) -> Job:
     except ProtocolError as error:
         raise StoreError(f"job {row['job_id']}: {error.detail}; correct its row in the table jobs") from error
     return Job(row["job_id"], row["vault"], row["round_seconds"], settings, bool(row["live"]), bool(row["active"]))
+
+
+def _as_json(text: str | bytes | None):
+    """What a column holds; text that is not JSON as it is."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text if isinstance(text, str) else text.decode("ascii", "backslashreplace")
+
+
+def _inflated(blob: bytes) -> bytes:
+    """What a compressed column holds; bytes that were not compressed as they are."""
+    try:
+        return zlib.decompress(blob)
+    except zlib.error:
+        return blob
 
 
 def to_json(value):

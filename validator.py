@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -36,7 +35,8 @@ import status
 from board import leaderboard, miner_name
 from books import Book, Tape
 from chain import Chain, ChainError, Metagraph, Next, u16_weights
-from evidence import EvidenceError, audit, judge, seal
+from evidence import EvidenceError, audit, judge, kept, seal
+from evidence import read as read_evidence
 from local import LocalChain, block_at, reference_miners
 from market import Block, Execution, Market, MarketEnded, MarketError, RecordedMarket
 from model import ModelMarket
@@ -54,9 +54,10 @@ from protocol import (
     decode,
     encode,
 )
+from receipts import issuing
 from recording import RecordingError, ReplayError, read_recording
-from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, play_live
-from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, run
+from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, plan, play_live
+from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, raise_file_limit, run
 from scoring import Standing
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
@@ -69,12 +70,12 @@ SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
 WEIGHTS_INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
 WEIGHTS_RETRY_BLOCKS = 25
 WEIGHTS_VERSION_KEY = 1000
-MAX_PEERS = 256
+LOCAL_HOST = "127.0.0.1"
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
-OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "miner-*.log")  # what --fresh removes from the folder
+OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # what --fresh removes
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
 
 log = logging.getLogger("validator")
@@ -89,9 +90,16 @@ class Peer:
     registered_block: int
 
 
+class _Contradiction(Exception):
+    """The market's events contradict the replay: (the block after the last one fed, what contradicts)."""
+
+
 @dataclass(slots=True)
 class _Playing:
-    """An evaluation round in progress: `busy` miners have an open ask, `waiting` answers do not act yet."""
+    """An evaluation round in progress.
+
+    `busy` miners have an open ask, `waiting` answers do not act yet, `missed` says why later asks meant *keep*.
+    """
 
     job: Job
     round_id: str
@@ -100,15 +108,20 @@ class _Playing:
     peers: dict[str, Peer]
     busy: set[str] = field(default_factory=set)
     waiting: dict[str, Decision] = field(default_factory=dict)
+    missed: dict[str, list[str]] = field(default_factory=dict)
 
     def act(self, block: int) -> None:
         """Let the answers act whose block has come; everything before it has been fed."""
         for hotkey in [hotkey for hotkey, decision in self.waiting.items() if decision.block <= block]:
             self.game.decide(self.waiting.pop(hotkey))
 
-    def recall(self, asks: dict[str, Prediction]) -> None:
-        """Take up one due block's answers that an earlier run of this round has stored."""
-        self.waiting |= {hotkey: _decision(ask) for hotkey, ask in asks.items() if ask.code is Code.ACCEPTED}
+    def take(self, asks: Iterable[Prediction]) -> None:
+        """Take in a due block's answers, of now or stored by an earlier run of this round."""
+        for row in asks:
+            if row.code is Code.ACCEPTED:
+                self.waiting[row.hotkey] = _decision(row)
+            else:
+                self.missed.setdefault(row.hotkey, []).append(row.detail)
 
 
 class Validator:
@@ -123,6 +136,7 @@ class Validator:
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
         self.names = names
+        self.on_sealed = lambda evidence: None  # told of each round's evidence once it is stored and sealed
         self.until = sys.maxsize  # no round ends after this market time
         self._shown: set[tuple] = set()
         self._skips: set[tuple[str, Code]] = set()
@@ -255,8 +269,10 @@ class Validator:
                         await play(job, round_id, start)
                 except (MarketEnded, MarketError, ChainError) as error:
                     await self._void(round_id, Code.VOID_INTERRUPTED, str(error))
-                except (ReplayError, PoolError) as error:
-                    await self._void(round_id, Code.VOID_CONTRADICTION, str(error))
+                except _Contradiction as error:
+                    close_block, detail = error.args
+                    first = min((await self.store.predictions(round_id)).items())[1]
+                    await self._void(round_id, Code.VOID_CONTRADICTION, detail, len(first), close_block)
                 except (StoreError, BrokenPipeError):
                     raise  # without its memory, or its reader, the validator must not go on
                 except Exception as error:
@@ -264,8 +280,10 @@ class Validator:
                     with suppress(AlreadyFinished):  # it failed after its result was stored
                         await self._void(round_id, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
 
-    async def _void(self, round_id: str, code: Code, detail: str, asked: int = 0) -> None:
-        await self._finish(round_id, RoundResult(code, detail), None, asked, {})
+    async def _void(
+        self, round_id: str, code: Code, detail: str, asked: int = 0, close_block: int | None = None
+    ) -> None:
+        await self._finish(round_id, RoundResult(code, detail), close_block, asked, {})
         skip = round_id.rsplit(":", 2)[0], code
         skipped, known = code.startswith("live"), skip in self._skips
         self._skips.add(skip)
@@ -282,19 +300,20 @@ class Validator:
         self,
         round_id: str,
         result: RoundResult,
-        close: Block | None,
+        close_block: int | None,
         asked: int,
         standings: dict[str, Standing],
+        day: int = 0,
     ) -> None:
-        number, day = (close.number, close.time // DAY_SECONDS) if close else (None, 0)
         job_id = round_id.rsplit(":", 2)[0]
-        await self.store.finish_round(round_id, job_id, result, number, asked, standings, day)
+        await self.store.finish_round(round_id, job_id, result, close_block, asked, standings, day)
         await self._seal(round_id)
 
     async def _seal(self, round_id: str) -> None:
         """Sign the evidence; a crash before this leaves a finished round unsealed, and the next start seals it."""
-        evidence = await self.store.evidence(round_id)
-        await self.store.add_seal(round_id, (await asyncio.to_thread(seal, evidence, self.keypair))["seal"])
+        evidence = await asyncio.to_thread(seal, await self.store.evidence(round_id), self.keypair)
+        await self.store.add_seal(round_id, evidence["seal"])
+        self.on_sealed(evidence)
 
     # -- a round
 
@@ -351,7 +370,7 @@ class Validator:
                 fed = await self._feed(game, fed, head.number)
                 playing.act(head.number)
                 before, queries = stored.pop(due, {}), {}
-                playing.recall(before)
+                playing.take(before.values())
                 if head.number < due + job.settings.checkpoint_blocks:  # else the validator was away at this block
                     for hotkey in sorted(game.books.keys() - playing.busy - playing.waiting.keys() - before.keys()):
                         book = game.books[hotkey].at(head.number + 1)
@@ -371,7 +390,7 @@ class Validator:
         await self._feed(game, fed, close.number - 1)
         playing.act(close.number - 1)
         for due in sorted(stored):  # the window ended while the round was taken up again
-            playing.recall(stored[due])
+            playing.take(stored[due].values())
             playing.act(close.number - 1)
 
         # score
@@ -384,8 +403,9 @@ class Validator:
             line.name: scoring.update_eval(_standing(reputations, line.name), line.score, result.keep.score)
             for line in result.lines
         }
-        await self._finish(round_id, result, close, len(first), standings)
-        await self._show(job, round_id, result, {ask.hotkey: (ask.code, ask.detail) for ask in first.values()})
+        await self._finish(round_id, result, close.number, len(first), standings, close.time // DAY_SECONDS)
+        asked = {ask.hotkey: (ask.code, ask.detail) for ask in first.values()}
+        await self._show(job, round_id, result, asked, playing.missed)
 
     async def _reach(self, due: int, end: int) -> Block:
         """Wait for a block, or for the close where the market knows that it comes first; returns the head."""
@@ -397,7 +417,10 @@ class Validator:
         """Give the round the events of some blocks, and keep them; returns the next block."""
         events = await self.market.events(first, last)
         await self.store.add_events(self.pool, events)  # first: if they contradict the replay, they are the proof
-        game.feed(events)
+        try:
+            game.feed(events)
+        except (ReplayError, PoolError) as error:
+            raise _Contradiction(last + 1, str(error)) from error
         return last + 1
 
     async def _checkpoint(self, playing: _Playing, due: int, head: Block, queries: dict[str, RebalanceQuery]) -> None:
@@ -406,14 +429,11 @@ class Validator:
 
         async def one(hotkey: str, query: RebalanceQuery) -> None:
             try:
-                reply, code, detail, answer = (await self._ask_all({hotkey: query}, playing.peers, patience))[hotkey]
+                reply, code, detail, _ = (await self._ask_all({hotkey: query}, playing.peers, patience))[hotkey]
                 acts = await self._effective_block(head)
-                await self.store.add_predictions(
-                    [_prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)]
-                )
-                if answer:
-                    shown, desired = query.current_positions, answer.desired_positions
-                    playing.waiting[hotkey] = Decision(hotkey, acts, shown, desired)
+                ask = _prediction(round_id, hotkey, due, query, reply, *kept(code, detail), acts)
+                await self.store.add_predictions([ask])
+                playing.take([ask])
             finally:
                 playing.busy.discard(hotkey)
 
@@ -454,7 +474,7 @@ class Validator:
         await market.reach_time(start)
 
         # simulate: here the market itself does
-        key, decisions, changes = (end, job.job_id), [], 0
+        key, decisions, missed, changes = (end, job.job_id), [], [], 0
         with self._listed(self._deciding, key):
             opening = await market.first_block_at(start)
             if not stored:
@@ -469,27 +489,29 @@ class Validator:
             await self.store.open_window(round_id, self.pool, snapshot)
             decisions.append(_decision(ask))
             changes += await self._execute(job, round_id, key, decisions[-1])
-        due = opening.number
+        due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS
         while True:
             due += job.settings.checkpoint_blocks
-            head = await self._reach(due, end)
-            if head.time >= end:
+            head = await self._reach(due, next_ask)
+            if head.time >= next_ask:  # who is asked from now on for the next round is shown this vault
                 break
             with self._listed(self._deciding, key):
                 ask = stored.get(due, {}).get(hotkey)
                 if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
                     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
                     query = await self._query(job, round_id, "live", start, shown, head, changes)
-                    reply, code, detail, answer = (
-                        await self._ask_all({hotkey: query}, peers, self._patience(end - head.time))
-                    )[hotkey]
+                    said = await self._ask_all({hotkey: query}, peers, self._patience(end - head.time))
+                    reply, code, detail, _ = said[hotkey]
                     acts = (await market.head()).number + 1
-                    ask = _prediction(round_id, hotkey, due, query, reply, code if answer else Code.KEPT, detail, acts)
+                    ask = _prediction(round_id, hotkey, due, query, reply, *kept(code, detail), acts)
                     await self.store.add_predictions([ask])
                 if ask and ask.code is Code.ACCEPTED:
                     decisions.append(_decision(ask))
                     changes += await self._execute(job, round_id, key, decisions[-1])
+                elif ask:
+                    missed.append(ask.detail)
 
+        await market.reach_time(end)
         close = await market.first_block_at(end)
         events = await market.events(opening.number, close.number - 1)
         await self.store.add_events(self.pool, events)
@@ -505,25 +527,18 @@ class Validator:
         await self._turn((end, job.job_id, "live"), self._open)
         standing = _standing(await self.store.reputations(job.job_id), hotkey)
         standings = {line.name: scoring.update_live(standing, line.score, result.keep.score) for line in result.lines}
-        await self._finish(round_id, result, close, 1, standings)
-        await self._show(job, round_id, result, {})
+        await self._finish(round_id, result, close.number, 1, standings, close.time // DAY_SECONDS)
+        await self._show(job, round_id, result, {}, {hotkey: missed} if missed else {})
 
     async def _execute(self, job: Job, round_id: str, key: tuple, decision: Decision) -> bool:
         """Carry a decision out on the market, unless it changes nothing or was carried out; returns if it changes."""
         if self.market.full_speed:  # in one order within a block, once all that woke with it have listed themselves
             await asyncio.sleep(0)
             await self._turn(key, self._deciding)
-        closing, mint, keep = list(decision.shown), [], []
-        for position in decision.desired:
-            if position in closing:
-                closing.remove(position)
-                keep.append((position.tick_lower, position.tick_upper))
-            else:
-                mint.append((position.tick_lower, position.tick_upper, position.allocation0, position.allocation1))
-        if not closing and not mint:
+        keep, close, mint = plan(decision.shown, decision.desired)
+        if not close and not mint:
             return False
         if not await self.store.was_executed(round_id, decision.block):
-            close = [(position.tick_lower, position.tick_upper) for position in closing]
             execution = await self.market.execute(job.vault, keep, close, mint)
             await self.store.add_execution(round_id, decision.block, job.vault, to_json(execution))
         return True
@@ -654,7 +669,14 @@ class Validator:
 
     # -- showing
 
-    async def _show(self, job: Job, round_id: str, result: RoundResult, asked: dict[str, tuple[Code, str]]) -> None:
+    async def _show(
+        self,
+        job: Job,
+        round_id: str,
+        result: RoundResult,
+        asked: dict[str, tuple[Code, str]],
+        missed: dict[str, list[str]],
+    ) -> None:
         """A line for every round in the log; on stdout a leaderboard for the first round of each market day."""
         winner = result.lines[0] if result.lines else None
         log.info(
@@ -677,6 +699,7 @@ class Validator:
             result,
             await self.store.reputations(job.job_id),
             asked,
+            missed,
             self.names,
         )
         day = (job_id, round_type, int(start) // DAY_SECONDS)
@@ -788,11 +811,16 @@ def build_parser() -> argparse.ArgumentParser:
     local.add_argument("--db", metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
     local.add_argument("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
     local.add_argument("--no-miners", action="store_true", help="start no reference miners")
+    local.add_argument(
+        "--port",
+        type=number(0, 65535),
+        help="where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)",
+    )
     status.add_options(local.add_argument, status.VALIDATOR_PORT)
     add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | report | doctor")
     audits = commands.add_parser(
-        "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs"
+        "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs or is refused"
     )
     audits.add_argument(
         "rounds_or_files", nargs="+", metavar="ROUND|FILE", help="stored rounds, exported files, or all"
@@ -820,6 +848,7 @@ def _amounts(text: str) -> tuple[int, int]:
 
 async def validate(options: argparse.Namespace) -> None:
     """Open everything that local mode plugs together, and work until it ends."""
+    raise_file_limit()
     folder = Path(options.dir)
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     hotkey, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
@@ -865,9 +894,10 @@ async def validate(options: argparse.Namespace) -> None:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
                 await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
             names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
-        session = await enter(client_session(MAX_PEERS))
+        session = await enter(client_session(0))
         await enter(status.serve_validator(path, chain, market, hotkey.ss58_address, names, options))
         validator = Validator(store, chain, market, session, hotkey, options, names)
+        validator.on_sealed = (await enter(issuing(path, chain, hotkey, LOCAL_HOST, options.port))).post
         await validator.work()
         validator.print_latest()
         await _farewell(store, chain, path, folder, names)
@@ -875,7 +905,7 @@ async def validate(options: argparse.Namespace) -> None:
 
 async def run_audit(options: argparse.Namespace) -> int:
     """Audit stored rounds and exported files, one line each."""
-    wrong = 0
+    wrong, refused = 0, 0
     async with AsyncExitStack() as stack:
         store, names = None, []
         for name in options.rounds_or_files:
@@ -888,17 +918,22 @@ async def run_audit(options: argparse.Namespace) -> int:
                 store = await stack.enter_async_context(Store.open(options.audit_db))
             names.extend(await store.finished() if name == "all" else [name])
         for name in names:
-            if Path(name).is_file():
-                evidence = _read_evidence(Path(name))
-            else:
-                evidence = await store.evidence(name)
-            problems = await asyncio.to_thread(audit, evidence)
+            try:
+                if Path(name).is_file():
+                    evidence = await asyncio.to_thread(read_evidence, Path(name))
+                else:
+                    evidence = await store.evidence(name)
+                problems = await asyncio.to_thread(audit, evidence)
+            except EvidenceError as error:
+                refused += 1
+                print(f"{name}: cannot be audited: {error}")
+                continue
             wrong += bool(problems)
             print(f"{name}: " + ("every digit agrees" if not problems else f"{len(problems)} differences"))
             for problem in problems:
                 print(f"  {problem}")
-    print(f"{len(names)} rounds audited, {wrong} differ")
-    return EXIT_FAILED if wrong else EXIT_OK
+    print(f"{len(names) - refused} rounds audited, {wrong} differ" + (f", {refused} not audited" if refused else ""))
+    return EXIT_FAILED if wrong or refused else EXIT_OK
 
 
 async def write_report(options: argparse.Namespace) -> None:
@@ -910,16 +945,6 @@ async def write_report(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"-o {options.output}: {error.strerror}; choose another file") from error
     print(f"REPORT: {options.output}, {len(text) // 1000} kB, one file; open it in any browser")
-
-
-def _read_evidence(path: Path) -> dict:
-    try:
-        evidence = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {error}; is it what `python store.py export ROUND` wrote?") from error
-    if not isinstance(evidence, dict):
-        raise UserError(f"{path}: not an object; is it what `python store.py export ROUND` wrote?")
-    return evidence
 
 
 async def _open_market(options: argparse.Namespace, store: Store) -> Market:
@@ -971,7 +996,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     if options.command == "doctor":
         return doctor.report(options)
-    problems = (RecordingError, MarketError, StoreError, ChainError, WireError, EvidenceError, NotShown)
+    problems = (RecordingError, MarketError, StoreError, ChainError, WireError, NotShown)
     work = {"audit": run_audit, "report": write_report}.get(options.command, validate)
     return run(work(options), options.log_level, problems)
 

@@ -19,10 +19,10 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import aiohttp
@@ -36,14 +36,17 @@ from protocol import MAX_QUERY_BYTES, Code, ProtocolError, canonical, digest, pa
 
 ANSWER_SCHEME = "alm-answer/1"
 ANSWER_HEADER = "X-Alm-Answer"
-MAX_AGE_SECONDS, MAX_SKEW_SECONDS = 10.0, 2.0  # btauth's defaults: how old, and how far ahead, a nonce may be
+MAX_AGE_SECONDS = 10.0  # btauth's default: how old a nonce may be
+MAX_SKEW_SECONDS = 5.0  # and how far ahead; btauth's 2 s would cost a server whose clock is 3 s slow every round
 NONCE_RETENTION_SECONDS = 2 * (MAX_AGE_SECONDS + MAX_SKEW_SECONDS)
 MAX_HEADER_BYTES, MAX_HEADERS = 4096, 64  # one header line; lines
 MAX_REFUSAL_BYTES = 2048  # what is read of a peer's refusal
+MAX_HEAD_BYTES = 16 * 1024  # what is parsed of a peer's reply to an ask before its headers are complete
+MAX_CONNECTION_BYTES = 128 * 1024  # all that is taken of a peer in one ask: headers, chunk frames, answer
+SLICE_BYTES = 4096
 MAX_DETAIL_CHARS = 200
 READ_BUFFER_BYTES = 16 * 1024
 IDLE_SECONDS = 15.0  # server: a connection without a complete request header for this long is closed
-CLIENT_KEEPALIVE_SECONDS = 4.0  # less than common servers' 5 s, so that a request never meets a connection just closed
 LINGER_SECONDS = 2.0  # how long a refused body is still read, so that the peer sees the refusal and not a reset
 SHUTDOWN_SECONDS = 5.0
 
@@ -194,14 +197,16 @@ class Reply:
 def client_session(limit: int) -> aiohttp.ClientSession:
     """A client for `ask`: no cookies, no proxies from the environment, no decompression, small buffers.
 
+    Every ask has a connection of its own: what a peer sends on an idle one would be parsed and kept.
     Use it as `async with client_session(n) as session`.
 
     Args:
-        limit: connections open at once. An ask that waits for one spends its deadline, so slow peers would cost the
-            others: give it at least the number of simultaneous asks.
+        limit: connections open at once, 0 for any number. An ask that waits for one spends its deadline, so slow peers
+            would cost the others: give it at least the number of simultaneous asks.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=CLIENT_KEEPALIVE_SECONDS),
+        connector=aiohttp.TCPConnector(limit=limit, force_close=True),
+        response_class=_Response,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),  # ask() has the only deadline
         headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
@@ -213,6 +218,76 @@ def client_session(limit: int) -> aiohttp.ClientSession:
         max_field_size=MAX_HEADER_BYTES,
         max_headers=MAX_HEADERS,
     )
+
+
+class _Meter(asyncio.Protocol):
+    """Stands between a connection and aiohttp: feeds it small slices, one each turn of the event loop, and cuts off.
+
+    aiohttp bounds headers and buffers, but parses whatever has arrived at once, and as many messages as there are in
+    it: endless interim replies (100 Continue), or replies nobody asked for behind the first, would fill the memory and
+    keep the loop busy until nobody is heard in time. Between two slices the reader sees that its reply is complete.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, inner: Any, transport: asyncio.Transport):
+        self.response, self.inner, self.transport = response, inner, transport
+        self.pause_writing, self.resume_writing = inner.pause_writing, inner.resume_writing
+        self.waiting, self.taken, self.fed, self.over = bytearray(), 0, 0, ""
+        self.lost: Callable[[], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        self.taken += len(data)
+        if self.taken > MAX_CONNECTION_BYTES:
+            return self._cut(f"more than {MAX_CONNECTION_BYTES} bytes with headers and framing")
+        feeding = bool(self.waiting)
+        self.waiting += data
+        if not feeding:
+            self._feed()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = partial(self.inner.connection_lost, error)
+        if not self.waiting:
+            self.lost()
+
+    def _feed(self) -> None:
+        if self.response.closed:  # nobody reads any more
+            self.waiting.clear()
+        if piece := bytes(self.waiting[:SLICE_BYTES]):
+            self.inner.data_received(piece)
+        self.fed += len(piece)
+        if self.response.status is None and self.fed > MAX_HEAD_BYTES:
+            self._cut(f"more than {MAX_HEAD_BYTES} bytes before an answer")
+        del self.waiting[:SLICE_BYTES]
+        if self.waiting:
+            asyncio.get_running_loop().call_soon(self._feed)
+        elif self.lost:
+            self.lost()
+
+    def _cut(self, why: str) -> None:
+        self.over = self.over or why
+        self.waiting.clear()
+        self.transport.abort()
+
+
+class _Response(aiohttp.ClientResponse):
+    """A response that is metered from its first byte."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        self.meter = _Meter(self, connection.protocol, connection.transport)
+        connection.transport.set_protocol(self.meter)
+        with self.metered():
+            await super().start(connection)
+        return self
+
+    @contextmanager
+    def metered(self) -> Iterator[None]:
+        """Says why the connection was lost, when it was the meter."""
+        try:
+            yield
+        except (aiohttp.ClientError, OSError):
+            if not self.meter.over:
+                raise
+        if self.meter.over:
+            raise ProtocolError(Code.REPLY_TOO_LARGE, self.meter.over)
 
 
 async def ask(
@@ -288,28 +363,34 @@ async def _post(
     """Body and signature header of the reply to one POST; ProtocolError when the reply is not what it should be."""
     response = await session.post(target, data=body, headers=headers, allow_redirects=False)
     try:
-        status, told = response.status, response.headers
-        if 300 <= status < 400:
-            raise ProtocolError(Code.REDIRECT, f"{status} to {told.get('Location', 'nowhere')}")
-        if status != 200:
-            refusal = await _read(response.content, MAX_REFUSAL_BYTES)
-            raise ProtocolError(Code.HTTP_STATUS, f"{status} {_refusal_text(refusal or b'')}".rstrip())
-        if response.content_type != "application/json":
-            raise ProtocolError(Code.CONTENT_TYPE, f"{told.get('Content-Type', 'none')}, not application/json")
-        if told.get("Content-Encoding", "identity") != "identity":
-            raise ProtocolError(Code.CONTENT_TYPE, f"compressed with {told['Content-Encoding']}")
-        signatures = told.getall(ANSWER_HEADER, [])
-        if len(signatures) != 1:
-            raise ProtocolError(Code.REPLY_SIGNATURE, f"{len(signatures)} headers {ANSWER_HEADER}, one is expected")
-        declared = response.content_length or 0
-        if declared > max_reply_bytes:
-            raise ProtocolError(Code.REPLY_TOO_LARGE, f"{declared} bytes declared, at most {max_reply_bytes}")
-        answer = await _read(response.content, max_reply_bytes)
-        if answer is None:
-            raise ProtocolError(Code.REPLY_TOO_LARGE, f"more than {max_reply_bytes} bytes")
-        return answer, signatures[0]
+        with response.metered():
+            taken = await _take(response, max_reply_bytes)
+        return taken
     finally:
-        response.close()  # after a complete answer the connection is already back in the pool
+        response.close()
+
+
+async def _take(response: _Response, max_reply_bytes: int) -> tuple[bytes, str]:
+    status, told = response.status, response.headers
+    if 300 <= status < 400:
+        raise ProtocolError(Code.REDIRECT, f"{status} to {told.get('Location', 'nowhere')}")
+    if status != 200:
+        refusal = await _read(response.content, MAX_REFUSAL_BYTES)
+        raise ProtocolError(Code.HTTP_STATUS, f"{status} {_refusal_text(refusal or b'')}".rstrip())
+    if response.content_type != "application/json":
+        raise ProtocolError(Code.CONTENT_TYPE, f"{told.get('Content-Type', 'none')}, not application/json")
+    if told.get("Content-Encoding", "identity") != "identity":
+        raise ProtocolError(Code.CONTENT_TYPE, f"compressed with {told['Content-Encoding']}")
+    signatures = told.getall(ANSWER_HEADER, [])
+    if len(signatures) != 1:
+        raise ProtocolError(Code.REPLY_SIGNATURE, f"{len(signatures)} headers {ANSWER_HEADER}, one is expected")
+    declared = response.content_length or 0
+    if declared > max_reply_bytes:
+        raise ProtocolError(Code.REPLY_TOO_LARGE, f"{declared} bytes declared, at most {max_reply_bytes}")
+    answer = await _read(response.content, max_reply_bytes)
+    if answer is None:
+        raise ProtocolError(Code.REPLY_TOO_LARGE, f"more than {max_reply_bytes} bytes")
+    return answer, signatures[0]
 
 
 async def _read(stream: aiohttp.StreamReader, max_bytes: int) -> bytes | None:
@@ -487,7 +568,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
 
 
 class _Server:
-    """One request's way, cheapest check first: address rate, headers, body, signature, gate, hotkey rate, handler."""
+    """One request's way, cheapest check first: receiver, rates, headers, body, signature, gate, handler."""
 
     def __init__(
         self, keypair: Any, gate: Gate, routes: Mapping[str, Handler], limits: Limits, clock: Callable[[], float]
@@ -502,6 +583,10 @@ class _Server:
     async def respond(self, request: web.Request) -> web.Response:
         """The answer, or the refusal that says why not."""
         try:
+            # A validator asks every published endpoint. Who publishes this one as theirs must not spend its rate here.
+            receiver = request.headers.get(http_auth.HEADER_RECEIVER, self.hotkey)
+            if receiver != self.hotkey and _HOTKEY.fullmatch(receiver):
+                raise ProtocolError(Code.AUTH_RECEIVER, f"the request is for {receiver}, here is {self.hotkey}")
             if not self.addresses.take(_address_key(request.remote or "")):
                 raise ProtocolError(
                     Code.RATE_LIMITED, f"more than {self.limits.address_per_second:g} requests/s from here"
@@ -621,6 +706,13 @@ def _verify(
             nonce_store=nonces,
             **_crypto_argument(http_auth.verify),
         )
+    except http_auth.StaleRequest:
+        ahead = (int(headers[http_auth.HEADER_NONCE]) - time.time_ns()) / 1e9
+        if ahead > 0:
+            off = f"{ahead:.1f} s ahead of the server's clock, at most {MAX_SKEW_SECONDS:g}: the two clocks differ"
+        else:
+            off = f"{-ahead:.1f} s old by the server's clock, at most {MAX_AGE_SECONDS:g}: late, or the clocks differ"
+        raise ProtocolError(Code.AUTH_STALE, f"the request is {off}; set both by NTP") from None
     except http_auth.AuthError as error:
         raise ProtocolError(_AUTH_CODES.get(type(error), Code.AUTH_SIGNATURE), str(error)) from None
     payload = http_auth.build_payload(

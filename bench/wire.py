@@ -59,7 +59,7 @@ async def serve_miners() -> None:
 
 
 async def measure(ports: list[int], rounds: int) -> None:
-    """Ask every miner `rounds` times on kept connections, then a tenth as often on new ones, and print the rates."""
+    """Ask every miner `rounds` times, each ask on a connection of its own as always, and print the rate."""
     validator = keypair_of("validator")
     peers = [(f"http://127.0.0.1:{p}/rebalance", keypair_of(f"miner{n}").ss58_address) for n, p in enumerate(ports)]
 
@@ -81,14 +81,8 @@ async def measure(ports: list[int], rounds: int) -> None:
         async with wire.client_session(MINERS) as session:
             await asyncio.gather(*(ask_one(session, url, hotkey, times) for url, hotkey in peers))
 
-    async def ask_all_anew(times: int) -> None:
-        for _ in range(times):
-            await ask_all(1)
-
     await ask_all(10)  # warm up
-    few = max(1, rounds // 10)
-    print_rate("signed asks, kept connections", await timed(ask_all(rounds)), rounds * MINERS)
-    print_rate("signed asks, new connections", await timed(ask_all_anew(few)), few * MINERS)
+    print_rate("signed asks", await timed(ask_all(rounds)), rounds * MINERS)
 
 
 async def timed(work) -> tuple[float, float]:

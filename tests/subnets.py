@@ -118,7 +118,7 @@ def listening(addresses: Sequence[str]) -> list[str]:
 
 
 def endpoints(folder: Path) -> list[str]:
-    """The miners' addresses, as the ledger has them."""
+    """The addresses of the miners and of the validator, as the ledger has them."""
     return [address for (address,) in rows(folder / "chain.sqlite3", "SELECT address FROM neurons WHERE address != ''")]
 
 
@@ -257,7 +257,7 @@ def play_subnet(
                 await enter(_served(name, handler, subnet.asked[name], chain, ledger, wallet[0]))
             for job in jobs:
                 await store.put_job(job)
-            session = await enter(client_session(64))
+            session = await enter(client_session(0))
             subnet.validator = Validator(
                 store,
                 chain,

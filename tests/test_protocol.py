@@ -89,6 +89,23 @@ def query(**changes) -> RebalanceQuery:
     return RebalanceQuery(**(fields | changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tick_spacing": 0}, "tick_spacing 0: 1 to 887272"),
+        ({"tick_spacing": -60}, "tick_spacing -60: 1 to 887272"),
+        ({"tick": 10**19}, "tick 10000000000000000000: -887272 to 887272"),
+        ({"token1": Token("", "EVIL", 10**19)}, "decimals 10000000000000000000: 0 to 255"),
+        ({"token0": Token("", "EVIL", -1)}, "decimals -1: 0 to 255"),
+    ],
+)
+def test_a_query_that_nobody_can_compute_with_is_malformed_for_the_miner_that_gets_it(changes, told):
+    data = json.loads(encode(query())) | {name: to_plain(value) for name, value in changes.items()}
+    with pytest.raises(ProtocolError) as error:
+        decode(RebalanceQuery, canonical(data), MAX_QUERY_BYTES)
+    assert (error.value.code, error.value.detail) == (Code.MALFORMED, f"query {told}")
+
+
 def answer(*positions: Position, accepted: bool = True) -> RebalanceAnswer:
     return RebalanceAnswer(accepted, None, positions, MinerMetadata("1", "wide"))
 
@@ -147,6 +164,7 @@ def random_query(rng: Random) -> RebalanceQuery:
         for field in dataclasses.fields(RebalanceQuery)
         if field.type in ("str", "int")
     }
+    changes |= {"tick": rng.randint(MIN_TICK, MAX_TICK), "tick_spacing": rng.randint(1, MAX_TICK)}
     return query(
         **changes,
         current_positions=tuple(random_position(rng) for _ in range(rng.randint(0, 10))),

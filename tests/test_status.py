@@ -755,6 +755,9 @@ def test_pruned_rounds_keep_their_scores_and_say_so_and_the_others_their_audits(
             for round_id in old:
                 with pytest.raises(Pruned, match=f"round {round_id}: was pruned with all that ended by"):
                     await store.evidence(round_id)
+                assert await store.evidence_about(round_id, hotkey_of("mover")) is None
+            listed, _ = await store.asked_rounds(hotkey_of("mover"), 0, 100)
+            assert [round_id for _, round_id in listed if round_id not in kept] == [] and listed
             for round_id in kept:
                 assert audit(await store.evidence(round_id)) == []
 

@@ -327,7 +327,7 @@ def test_a_signal_ends_validator_and_miners_and_leaves_whole_databases(tmp_path,
         wait_for("a scored round", lambda: stored_rounds(path), process)
         process.send_signal(number)
         assert process.wait(timeout=60) == 0
-    assert len(endpoints(folder)) == 3 and not listening(endpoints(folder))
+    assert len(endpoints(folder)) == 4 and not listening(endpoints(folder))  # three miners and the validator's own
     log = (tmp_path / "validator.err").read_text()
     assert f"stopped by {number.name}" in log and "Traceback" not in log
     for file in folder.glob("*.sqlite3"):
@@ -405,7 +405,11 @@ def test_once_accepted_a_refusal_silence_or_nonsense_means_keep_and_is_scored(tm
     assert codes.pop("obeys") == ["accepted"] * 3
     assert set(map(tuple, codes.values())) == {("accepted", "kept", "kept")}
     details = {name: subnet.asks(name)[1][1] for name in miners}
-    assert details["refuses"] == "no more" and "no complete answer" in details["sleeps"] and "500" in details["breaks"]
+    assert (
+        details["refuses"] == "refused: no more"
+        and "no complete answer" in details["sleeps"]
+        and "500" in details["breaks"]
+    )
     assert "declared" in details["lies"] and "an object is expected" in details["babbles"]
     lines = stored_lines(subnet.path, "job:evaluation:1767226500")
     own = [lines[hotkey_of(name)] for name in miners]

@@ -13,6 +13,7 @@ import time
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from bittensor import http_auth
 from bittensor.sp_core import CRYPTO_ED25519, CRYPTO_SR25519, Keypair
@@ -319,7 +320,7 @@ def test_a_request_shows_nothing_but_what_is_needed():
 
     assert ask_peer(behave).code is Code.ACCEPTED
     auth = {f"X-Bittensor-{name}" for name in ("Version", "Hotkey", "Receiver", "Nonce", "Signature")}
-    assert set(names) == auth | {"Host", "Content-Type", "Content-Length", "Accept-Encoding"}
+    assert set(names) == auth | {"Host", "Content-Type", "Content-Length", "Accept-Encoding", "Connection"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -401,6 +402,25 @@ def test_the_signature_covers_body_target_sender_and_receiver():
 def test_old_and_future_requests_are_stale():
     assert refusal(signed(age_seconds=wire.MAX_AGE_SECONDS + 1)) == (401, "auth_stale")
     assert refusal(signed(age_seconds=-wire.MAX_SKEW_SECONDS - 5)) == (401, "auth_stale")
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "told"),
+    [(12.34, "12.3 s old by the server's clock, at most 10"), (-8, "8.0 s ahead of the server's clock, at most 5")],
+)
+def test_a_stale_request_is_told_that_clocks_differ_and_by_how_much(age_seconds, told, monkeypatch):
+    headers = signed()
+    now = int(headers["X-Bittensor-Nonce"]) + int(age_seconds * 1e9)
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    with pytest.raises(ProtocolError) as error:
+        wire._verify(headers, QUERY, "/rebalance", BOB.ss58_address, None)
+    assert error.value.code is Code.AUTH_STALE
+    assert told in error.value.detail and "clocks differ" in error.value.detail and "NTP" in error.value.detail
+
+
+@pytest.mark.parametrize("clock_off_seconds", [-3, 3])
+def test_a_clock_three_seconds_off_is_no_reason_to_refuse(clock_off_seconds):
+    assert refusal(signed(age_seconds=clock_off_seconds), QUERY + b" ") == (401, "auth_signature")  # fresh enough
 
 
 def test_a_request_is_served_once_and_each_server_remembers_for_itself():
@@ -617,6 +637,18 @@ def test_too_many_requests_are_refused_until_time_passes(limits):
             assert [(await ask(port, session)).code for _ in range(2)] == [Code.ACCEPTED, Code.HTTP_STATUS]
 
     asyncio.run(main())
+
+
+def test_requests_for_another_hotkey_do_not_spend_the_callers_rate():
+    """Whoever publishes this address as their own has every validator ask here too."""
+
+    async def main():
+        async with miner(address_burst=1, address_per_second=0.0, max_reading=0) as port:
+            replies = [await ask(port, receiver=EVE) for _ in range(5)]
+            assert {reply.detail[:18] for reply in replies} == {"401 auth_receiver:"}
+            return (await ask(port)).detail
+
+    assert asyncio.run(main()).startswith("503 busy")  # past the rate
 
 
 def test_strangers_cannot_spend_a_callers_rate():
@@ -866,15 +898,81 @@ def test_a_byte_at_a_time_is_cut_at_the_total_deadline(stage):
     assert ask_peer(behave, total_seconds=60).code is Code.ACCEPTED if stage == "body" else True
 
 
-@pytest.mark.parametrize("flood", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
-def test_silence_and_endless_interim_replies_meet_the_deadline(flood):
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_silence_and_a_few_interim_replies_meet_the_deadline(interim):
     async def behave(reader, writer, headers, body):
         while True:
-            writer.write(flood * 100)
+            writer.write(interim)
             await writer.drain()
             await asyncio.sleep(0.01)
 
     assert ask_peer(behave, total_seconds=0.3).code is Code.TIMEOUT
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+CHUNKED = f"{JSON}\n{SIG}\nTransfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "detail"),
+    [
+        (b"", INTERIM * 100, "more than 16384 bytes before an answer"),
+        (raw(CHUNKED, b"2;"), b"x" * 4096, "more than 131072 bytes with headers and framing"),
+        (raw(CHUNKED), b"1\r\nx\r\n" * 1000, "more than 131072 bytes with headers and framing"),
+    ],
+)
+def test_endless_framing_is_cut_off_though_no_answer_grows_too_long(first, then, detail):
+    async def behave(reader, writer, headers, body):
+        writer.write(first)
+        while True:
+            writer.write(then)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    got = ask_peer(behave, total_seconds=10)
+    assert (got.code, got.detail) == (Code.REPLY_TOO_LARGE, detail)
+
+
+@pytest.mark.parametrize("pause_seconds", [0, 0.1])
+def test_replies_behind_the_answer_are_not_parsed(pause_seconds, monkeypatch):
+    """Neither in the answer's own packets nor later: 100,000 would be parsed and kept, at every ask."""
+    parsed, feed = [], aiohttp.client_proto.ResponseHandler.feed_data
+    monkeypatch.setattr(
+        aiohttp.client_proto.ResponseHandler,
+        "feed_data",
+        lambda *arguments: parsed.append(1) or feed(*arguments),
+    )
+
+    async def behave(reader, writer, headers, body):
+        writer.write(signed_reply(headers, body))
+        await asyncio.sleep(pause_seconds)
+        for _ in range(1000):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" * 100)
+            await writer.drain()
+
+    async def main():
+        async with peer(behave) as port, wire.client_session(1) as session:
+            reply = await ask(port, session)
+            await asyncio.sleep(2 * pause_seconds)
+            return reply
+
+    code = asyncio.run(main()).code
+    assert code is Code.ACCEPTED or (not pause_seconds and code is Code.REPLY_TOO_LARGE)
+    assert len(parsed) < 300
+
+
+def test_a_long_answer_in_two_byte_chunks_is_taken_whole_also_when_the_peer_hangs_up_at_once():
+    answer = bytes(range(33, 127)) * 150
+
+    async def behave(reader, writer, headers, body):
+        head, _, whole = signed_reply(headers, body, answer=answer).partition(b"\r\n\r\n")
+        head = head.replace(f"Content-Length: {len(answer)}".encode(), b"Transfer-Encoding: chunked")
+        chunks = b"".join(b"2\r\n" + whole[n : n + 2] + b"\r\n" for n in range(0, len(whole), 2))
+        writer.write(head + b"\r\n\r\n" + chunks + b"0\r\n\r\n")
+        writer.close()
+
+    got = ask_peer(behave)
+    assert got.code is Code.ACCEPTED and got.body == answer
 
 
 @pytest.mark.parametrize("cut", [0, 1, 12, 40, -len(ANSWER) - 2, -len(ANSWER), -1])
