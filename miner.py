@@ -197,19 +197,21 @@ async def mine(options: argparse.Namespace) -> None:
     async with AsyncExitStack() as stack:
         chain = await stack.enter_async_context(LocalChain.open(ledger, hotkey.ss58_address, coldkey.ss58_address))
         callers, read_at = await read_callers()  # before anybody can ask
-        shown = MinerStatus(lambda: (len(callers), time.monotonic() - read_at), hotkey.ss58_address, options)
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
+        shown = MinerStatus(
+            lambda: (len(callers), time.monotonic() - read_at), book.newest, hotkey.ss58_address, options
+        )
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
         uid = await chain.register(hotkey.ss58_address, coldkey.ss58_address)
         outcome = await chain.serve(options.host, port)
-        shown.joined(uid, (await chain.metagraph()).netuid, f"{options.host}:{port}")
-        await stack.enter_async_context(serve_miner(shown, options))
         if not outcome.ok:
             raise UserError(f"the chain refused the endpoint {options.host}:{port}: {outcome.name} {outcome.detail}")
+        shown.joined(uid, (await chain.metagraph()).netuid, f"{options.host}:{port}")
+        await stack.enter_async_context(serve_miner(shown, options))
         print(
             f"miner {options.name}: uid {uid}, hotkey {hotkey.ss58_address}, strategy {options.strategy},"
             f" {options.host}:{port}"

@@ -588,8 +588,8 @@ class Pages:
 # A miner's own page
 
 
-def miner_process(status: Mapping[str, Any]) -> str:
-    """What a miner knows of itself."""
+def miner_process(status: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """What a miner knows of itself: what it was asked and answered, and what validators signed about its scores."""
     num, health = Numbers("/status#"), status["health"]
     state = '<span class="tag good live">healthy</span>' if health["ok"] else '<span class="tag bad live">behind</span>'
     problems = "".join(f'<p class="notice">{shown(problem)}</p>' for problem in health["problems"])
@@ -626,4 +626,26 @@ def miner_process(status: Mapping[str, Any]) -> str:
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = ("round", "block", "age", "ms", "answer", "asked by")
     asks = _table(head, rows) if rows else "<p class=mute>Nobody has asked yet.</p>"
-    return document("ALM miner", header, f"{facts}<h2>Newest asks</h2>{asks}", script=True)
+    return document("ALM miner", header, f"{facts}{_signed(status, scores)}<h2>Newest asks</h2>{asks}", script=True)
+
+
+def _signed(status: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    rows = []
+    for n, row in enumerate(scores["rounds"]):
+        num = Numbers.of(status["pair"]).under(f"/scores#/rounds/{n}")
+        cells = [shown(row["round_id"]), _tag(row["code"])]
+        if line := row["line"]:
+            cells += [
+                num("rank", row["rank"]),
+                num("ranked", row["ranked"]),
+                num.base("line/score", line["score"], True),
+            ]
+            cells += [num.base(f"line/terms/{t}", line["terms"][t]) for t in ("fees", "drift", "divergence", "costs")]
+            cells.append(num("line/terms/in_range", line["terms"]["in_range"], "percent", "1"))
+            cells += [num.base(f"baselines/{b}", row["baselines"][b]) for b in BASELINES]
+        cells += [""] * (13 - len(cells)) + [shown(miner_name(row["validator"], {}))]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = ("round", "result", "rank", "of", "score", "fees", "drift", "divergence", "costs", "in range", *BASELINES)
+    unit = shown(Numbers.of(status["pair"]).symbol1 or "base units")
+    text = f"<h2>Newest scores, as validators signed them <span class=mute>in {unit}</span></h2>"
+    return text + (_table((*head, "signed by"), rows) if rows else "<p class=mute>No receipt has come yet.</p>")

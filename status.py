@@ -8,10 +8,11 @@
     GET /rounds                the newest rounds; /rounds/ID all of a round's evidence; /panels/ID?miner= what is drawn
     GET /scores/HOTKEY         a miner's rounds: every term, rank, reason codes, keep, hold and best beside them
 
-`python validator.py` serves it at port 8081 and `python miner.py` (/, /health, /status, /metrics) at 8080, on loopback
-unless told otherwise. Lists come in pages of 50 rounds: `next` is the `?before=` of the next one. Nothing here can
-change anything: the databases are opened for reading only. Names that are not this machine's are refused, so that no
-web page can read it through a name of its own; at most `MAX_AT_ONCE` answers are made at once.
+`python validator.py` serves it at port 8081 and `python miner.py` (/, /health, /status, /metrics, /scores: what
+validators signed) at 8080, on loopback unless told otherwise. Lists come in pages of 50 rounds: `next` is the `?before=`
+of the next one. Nothing here can change anything: the databases are opened for reading only. Names that are not this
+machine's are refused, so that no web page can read it through a name of its own; at most `MAX_AT_ONCE` answers are made
+at once.
 Read first: `views.py`. Read next: `page.py`.
 """
 
@@ -23,7 +24,7 @@ import ipaddress
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -35,7 +36,7 @@ import page
 from chain import BLOCK_SECONDS, Chain, ChainError
 from market import Market, MarketEnded, MarketError
 from page import Pages, document
-from protocol import PROTOCOL_VERSION, RebalanceAnswer, RebalanceQuery, canonical
+from protocol import PROTOCOL_VERSION, RebalanceAnswer, RebalanceQuery, canonical, to_plain
 from runtime import number
 from scoring import RULES_VERSION
 from store import StoreError
@@ -526,6 +527,7 @@ class MinerStatus:
 
     Args:
         callers: how many may call, and how old the list is in seconds.
+        receipts: so many of the newest statements that validators signed about its scores.
         hotkey: the miner's.
         options: `name` and `strategy`.
         network: what to call the chain.
@@ -535,17 +537,25 @@ class MinerStatus:
     def __init__(
         self,
         callers: Callable[[], tuple[int, float]],
+        receipts: Callable[[int], Awaitable[list[Mapping[str, Any]]]],
         hotkey: str,
         options: Any,
         network: str = "local",
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._callers, self._clock = callers, clock
+        self._callers, self._receipts, self._clock = callers, receipts, clock
         self._who = {"network": network, "name": options.name, "hotkey": hotkey, "strategy": options.strategy}
         self._asks: deque[dict[str, Any]] = deque(maxlen=KEPT_ASKS)
         self._answers: Counter[str] = Counter()
         self._last_error = ""
-        self.routes = {"/": self.page, "/health": self.health, "/status": self.status, "/metrics": self.metrics}
+        self._pair: dict[str, Any] | None = None
+        self.routes = {
+            "/": self.page,
+            "/health": self.health,
+            "/status": self.status,
+            "/metrics": self.metrics,
+            "/scores": self.scores,
+        }
 
     def joined(self, uid: int, netuid: int, address: str) -> None:
         """Where it is, once it is."""
@@ -556,6 +566,7 @@ class MinerStatus:
         kept = said.desired_positions == query.current_positions
         kind = "refused" if not said.accepted else "keep" if kept else "changed"
         self._answers[kind] += 1
+        self._pair = {"token0": to_plain(query.token0), "token1": to_plain(query.token1)}
         text = f"refused: {said.refusal_reason}" if kind == "refused" else kind
         self._asks.appendleft(
             {
@@ -585,6 +596,7 @@ class MinerStatus:
         return self._who | {
             "version": version(),
             "health": {"ok": not problems, "problems": problems},
+            "pair": self._pair,
             "callers": count,
             "callers_age_seconds": int(age),
             "answers": dict(self._answers),
@@ -631,7 +643,21 @@ class MinerStatus:
 
     async def page(self, request: web.Request) -> web.Response:
         """`/`."""
-        return await _html(partial(page.miner_process, self.now()))
+        return await _html(partial(page.miner_process, self.now(), await self._scores()))
+
+    async def scores(self, request: web.Request) -> web.Response:
+        """`/scores`."""
+        return await _json(await self._scores())
+
+    async def _scores(self) -> dict[str, Any]:
+        names = ("round_id", "code", "start_time")
+        rounds = [
+            {name: said["round"][name] for name in names}
+            | {"validator": said["validator"], "rank": said["line"] and said["line"]["rank"]}
+            | {name: said[name] for name in ("ranked", "line", "baselines")}
+            for said in await self._receipts(KEPT_ASKS)
+        ]
+        return {"rounds": rounds}
 
 
 @asynccontextmanager

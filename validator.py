@@ -60,7 +60,7 @@ from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResul
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, raise_file_limit, run
 from scoring import Standing
 from sim import PoolError
-from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
+from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError, to_json
 from views import NotShown
 from wire import Reply, WireError, ask, client_session, local_keypair
 
@@ -924,7 +924,7 @@ async def run_audit(options: argparse.Namespace) -> int:
                 else:
                     evidence = await store.evidence(name)
                 problems = await asyncio.to_thread(audit, evidence)
-            except EvidenceError as error:
+            except (EvidenceError, Pruned) as error:
                 refused += 1
                 print(f"{name}: cannot be audited: {error}")
                 continue
