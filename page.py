@@ -57,7 +57,7 @@ a { color: var(--accent); text-decoration: none }
 a:hover { text-decoration: underline }
 .mute, figcaption, th, dt, footer { color: var(--mute) }
 .good { color: var(--good) } .bad { color: var(--bad) } .warn { color: var(--warn) }
-.n, td, dd { font-variant-numeric: tabular-nums }
+.n, td, dd { font-variant-numeric: tabular-nums } .n { white-space: nowrap }
 bdi { overflow-wrap: anywhere }
 code { font: 12px/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere }
 .tag { border: 1px solid var(--line); border-radius: 3px; padding: 0 5px; font-size: 12px; color: var(--mute);
@@ -310,7 +310,7 @@ class Pages:
         whole: bool = False,
     ) -> str:
         """A job and its miners: reputation, and the newest evaluation beside it."""
-        num, rules = Numbers.of(self.pair), job["settings"]
+        num, rules = self.numbers(seen), job["settings"]
         flags = [f"target {rules['target']}", f"rounds of {job['round_seconds'] // 60} min"]
         flags += ["live" if job["live"] else "no live rounds"] + ([] if job["active"] else ["switched off"])
         last, own = {}, None
@@ -434,12 +434,12 @@ class Pages:
             apart_figure(panels, num),
             inventory_figure(panels, num),
         )
-        live = ""
+        live, other = "", " Another book's name leads to its own figures." if self.links else ""
         if seen["round"]["round_type"] == "live":
             live = " A live round: the score is from what the vault really held, the curves are simulated."
         return (
-            f"<p>Of {self.name(panels['miner'])}<span class=mute>; another book's name below leads to its own."
-            f'{live}</span></p><div class="panels">{"".join(figures)}</div>'
+            f"<p>Of {self.name(panels['miner'])}.<span class=mute>{other}{live}</span></p>"
+            f'<div class="panels">{"".join(figures)}</div>'
         )
 
     def _scores(self, seen: Mapping[str, Any], lines: Mapping[str, Any], chosen: str) -> str:
@@ -505,9 +505,10 @@ class Pages:
         text = f"<h2>{shown(miner_name(hotkey, self.names))}</h2><p><code>{shown(hotkey)}</code></p>"
         if says:
             text += f"<p class=mute>It calls itself {shown(says['model_info'])}, version {shown(says['version'])}.</p>"
-        rows = []
+        keep = next((row["keep"] for row in scores["rounds"] if row["keep"]), None)
+        rows, sizes = [], self.numbers({"baselines": {"keep": keep}})
         for job, place, line in standings:
-            num = Numbers.of(self.pair).under(f"{_api('jobs', job['job_id'])}/standings/{place}")
+            num = sizes.under(f"{_api('jobs', job['job_id'])}/standings/{place}")
             cells = [num.base(f"combined_{kind}", line[f"combined_{kind}"], True) for kind in ("excess", "seed")]
             cells += [num(name, line[name]) for name in ("evaluations", "lives", "days")]
             rows.append(
@@ -630,9 +631,10 @@ def miner_process(status: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
 
 
 def _signed(status: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    rows = []
+    line = next((row["line"] for row in scores["rounds"] if row["line"]), None)
+    rows, sizes = [], Numbers.of(status["pair"], line["terms"]["initial_value"] if line else None)
     for n, row in enumerate(scores["rounds"]):
-        num = Numbers.of(status["pair"]).under(f"/scores#/rounds/{n}")
+        num = sizes.under(f"/scores#/rounds/{n}")
         cells = [shown(row["round_id"]), _tag(row["code"])]
         if line := row["line"]:
             cells += [
@@ -646,6 +648,6 @@ def _signed(status: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
         cells += [""] * (13 - len(cells)) + [shown(miner_name(row["validator"], {}))]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = ("round", "result", "rank", "of", "score", "fees", "drift", "divergence", "costs", "in range", *BASELINES)
-    unit = shown(Numbers.of(status["pair"]).symbol1 or "base units")
+    unit = shown(sizes.symbol1 or "base units")
     text = f"<h2>Newest scores, as validators signed them <span class=mute>in {unit}</span></h2>"
     return text + (_table((*head, "signed by"), rows) if rows else "<p class=mute>No receipt has come yet.</p>")

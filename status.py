@@ -9,8 +9,8 @@
     GET /scores/HOTKEY         a miner's rounds: every term, rank, reason codes, keep, hold and best beside them
 
 `python validator.py` serves it at port 8081 and `python miner.py` (/, /health, /status, /metrics, /scores: what
-validators signed) at 8080, on loopback unless told otherwise. Lists come in pages of 50 rounds: `next` is the `?before=`
-of the next one. Nothing here can change anything: the databases are opened for reading only. Names that are not this
+validators signed) at 8080, on loopback unless told otherwise. Lists come 50 rounds at a time: `next` is the next one's
+`?before=`. Nothing here can change anything: the databases are opened for reading only. Names that are not this
 machine's are refused, so that no web page can read it through a name of its own; at most `MAX_AT_ONCE` answers are made
 at once.
 Read first: `views.py`. Read next: `page.py`.
@@ -573,7 +573,7 @@ class MinerStatus:
                 "caller": caller,
                 "round_id": query.round_id,
                 "block": query.block_number,
-                "answer": f"{len(said.desired_positions)} positions" if kind == "changed" else text,
+                "answer": f"{len(said.desired_positions)} position(s)" if kind == "changed" else text,
                 "milliseconds": f"{seconds * 1000:.1f}",
                 "at": self._clock(),
             }
@@ -706,7 +706,8 @@ async def report(path: Path, round_ids: list[str], names: Mapping[str, str]) -> 
                 for score in seen["scores"][1 : page.BOARD_ROWS]:
                     other = await drawing.of(seen, score["hotkey"])
                     inside = pages.panels(seen, other)
-                    parts.append(f"<details><summary>rank {score['rank']}: panels</summary>{inside}</details>")
+                    name = pages.name(score["hotkey"])
+                    parts.append(f"<details><summary>{name}, rank {score['rank']}</summary>{inside}</details>")
         parts.append(pages.recent(listed))
         counts = ", ".join(f"{count} {page.shown(what)}" for what, count in (await reader.counts()).items())
         header = f"<h1>ALM validator, report</h1> {page.shown(meta['market'])}"

@@ -784,7 +784,7 @@ class Store:
 
         Returns:
             The evidence with this miner's asks, entrant and score; of other scores only their number; without snapshot,
-            events and seal. And the sha256 of the sealed digests. None if there is no such round or ask, or it is pruned.
+            events and seal. And the sha256 of the sealed digests. None if there is no such ask, or it was pruned.
         """
         rows = await self._rows(
             "SELECT *, json_extract(seal, '$.digests') AS digests FROM rounds WHERE round_id = ? AND seal IS NOT NULL"

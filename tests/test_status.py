@@ -722,7 +722,7 @@ def test_a_miner_shows_what_it_was_asked_what_it_said_and_how_its_strategy_faile
 
             said = json.loads(await get("/status"))
             assert said["answers"] == {"keep": 2, "changed": 1, "failed": 1, "refused": 1}
-            assert [ask["answer"][:11] for ask in said["asks"]] == ["refused: <s", "keep", "1 positions", "keep"]
+            assert [ask["answer"][:11] for ask in said["asks"]] == ["refused: <s", "keep", "1 position(", "keep"]
             assert said["asks"][0]["age_seconds"] == 7 and said["asks"][1]["milliseconds"] == "12.5"
             assert said["last_error"].startswith(f"{queries[2].round_id} block {queries[2].block_number}: ValueError")
             text = await get("/")
