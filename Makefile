@@ -16,6 +16,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
 demo: $(VENV)/runtime
 	NETUID= $(RUN) validator.py --fresh --dir local/demo $(if $(EVENTS),--events $(EVENTS),--round-seconds 3600) $(ARGS)
+	$(RUN) validator.py report --db local/demo/validator.sqlite3 -o local/demo/report.html
 
 test: $(VENV)/dev
 	$(RUN) -m pytest -q $(ARGS)
@@ -25,6 +26,7 @@ bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/scoring.py
 	$(RUN) bench/wire.py
 	$(RUN) bench/memory.py
+	$(RUN) bench/status.py
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .

@@ -683,6 +683,7 @@ async def reference_miners(strategies: Sequence[str], folder: Path) -> AsyncIter
                     sys.executable,
                     str(program),
                     *("--strategy", strategy, "--name", strategy, "--dir", str(folder), "--port", "0"),
+                    *("--status-port", "0"),
                     "--exit-with-parent",
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,

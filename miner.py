@@ -42,6 +42,7 @@ from protocol import (
 )
 from runtime import Parser, UserError, number, run
 from settings import add_chain_options, add_logging_options, is_local, parse_options
+from status import MINER_PORT, MinerStatus, add_options, serve_miner
 from store import StoreError
 from subnet import joined
 from wire import Gate, Limits, WireError, build_app, serve
@@ -151,12 +152,16 @@ def respond(
 
 
 def answer(
-    query: RebalanceQuery, strategy: Callable[[RebalanceQuery], list[Position] | Refusal], name: str
+    query: RebalanceQuery,
+    strategy: Callable[[RebalanceQuery], list[Position] | Refusal],
+    name: str,
+    failed: Callable[[RebalanceQuery, Exception], None] = lambda query, error: None,
 ) -> RebalanceAnswer:
-    """As `respond`, but a strategy that fails, or proposes what is not legal, keeps what it has."""
+    """As `respond`, but what fails or is not legal is told to `failed`, and the answer keeps what there is."""
     try:
         return respond(query, strategy, name)
-    except Exception:  # whatever a strategy does wrong, an honest keep is the better answer
+    except Exception as error:  # whatever a strategy does wrong, an honest keep is the better answer
+        failed(query, error)
         log.exception("%s failed on %s at block %d; answering: keep", name, query.round_id, query.block_number)
         return RebalanceAnswer(True, None, query.current_positions, MinerMetadata(VERSION, name))
 
@@ -171,8 +176,10 @@ async def mine(options: argparse.Namespace) -> None:
         return {neuron.hotkey: (neuron.permit, neuron.stake_rao) for neuron in neurons}, time.monotonic()
 
     async def rebalance(caller: str, body: bytes) -> bytes:
-        query = decode(RebalanceQuery, body, MAX_QUERY_BYTES)
-        said = await asyncio.get_running_loop().run_in_executor(thinker, answer, query, strategy, options.strategy)
+        query, began = decode(RebalanceQuery, body, MAX_QUERY_BYTES), time.monotonic()
+        ask = answer, query, strategy, options.strategy, shown.failed
+        said = await asyncio.get_running_loop().run_in_executor(thinker, *ask)
+        shown.note(caller, query, said, time.monotonic() - began)
         kept = said.desired_positions == query.current_positions
         log.info(
             "%s block %d: %s",
@@ -192,6 +199,9 @@ async def mine(options: argparse.Namespace) -> None:
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
+        shown = MinerStatus(
+            lambda: (len(callers), time.monotonic() - read_at), book.newest, hotkey.ss58_address, options
+        )
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS if local else Limits())
         port = await stack.enter_async_context(serve(app, options.host, options.port))
@@ -202,6 +212,8 @@ async def mine(options: argparse.Namespace) -> None:
         outcome = await chain.serve(address, port)
         if not outcome.ok:
             raise UserError(f"the chain refused the endpoint {address}:{port}: {outcome.name} {outcome.detail}")
+        shown.joined(uid, (await chain.metagraph()).netuid, f"{address}:{port}")
+        await stack.enter_async_context(serve_miner(shown, options))
         print(f"miner {options.name}: uid {uid}, hotkey {chain.hotkey}, strategy {options.strategy}, {address}:{port}")
         print(
             "LOCAL: this is the embedded chain of `python validator.py`, no real subnet." if local else "", flush=True
@@ -233,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", "--axon.ip", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)")
     add("--port", "--axon.port", type=number(0, 65535), default=8091, help="port, 0 for any free one (default: 8091)")
     add("--external-ip", "--axon.external_ip", metavar="IP", help="address to publish (default: that of --host)")
+    add_options(add, MINER_PORT)
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
     backtest.add_options(parser)
     add_chain_options(parser)

@@ -184,6 +184,14 @@ class ReceiptBook:
                     said = None
                 yield row, {"statement": said, "signature": row["signature"]}
 
+    async def newest(self, most: int) -> list[dict[str, Any]]:
+        """So many of the newest receipts' statements, the newest first."""
+        sql = "SELECT statement FROM receipts ORDER BY end_time DESC, round_id DESC LIMIT ?"
+        return [
+            parse_json(row["statement"].encode(), MAX_PAGE_BYTES)
+            for row in await self._db.execute_fetchall(sql, (most,))
+        ]
+
     async def compare(self, said: dict[str, Any]) -> tuple[list[str], int]:
         """Hold a statement against what this miner noted of its answers.
 

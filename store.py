@@ -21,6 +21,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import astuple, dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -40,6 +41,10 @@ class StoreError(Exception):
 
 class AlreadyFinished(StoreError):
     """A round's result was stored before: it is not applied twice."""
+
+
+class Pruned(StoreError):
+    """A round's evidence was dropped by the rule of `Store.prune`; what came of the round is still there."""
 
 
 @asynccontextmanager
@@ -240,6 +245,14 @@ JOBS_SCHEMA = (
     """
     -- ended: the end_time of the day's first such round
     ALTER TABLE miner_participation ADD COLUMN ended INTEGER NOT NULL DEFAULT 0
+    """,
+    """
+    CREATE TABLE pruned (              -- rounds whose evidence was dropped; their scores, seals and codes stay
+        round_id TEXT PRIMARY KEY REFERENCES rounds,
+        before INTEGER NOT NULL        -- what ended by then, market time, was dropped
+    ) STRICT;
+    CREATE INDEX rounds_by_start ON rounds (start_time, round_id);
+    CREATE INDEX rounds_by_code ON rounds (round_type, code)
     """,
 )
 
@@ -554,13 +567,49 @@ class Store:
                 "UPDATE rounds SET seal = ? WHERE round_id = ?", (canonical(seal).decode(), round_id)
             )
 
+    async def prune(self, before: int) -> int:
+        """Drop the evidence of finished, sealed rounds that ended by then; what came of them stays.
+
+        Dropped: queries, answers and signatures, entrants, vault, and the events and snapshots that no other round
+        needs. Kept: rounds with seals, every score with its terms, the codes of all asks, reputations, days, executions
+        and weights. Each round is one transaction, so a crash leaves whole rounds. Freed space is used again: a file
+        stops growing but for what is kept, it does not shrink.
+
+        Args:
+            before: market time, unix seconds.
+
+        Returns:
+            How many rounds were pruned.
+        """
+        waiting = "NOT EXISTS (SELECT 1 FROM pruned WHERE pruned.round_id = rounds.round_id)"
+        rows = await self._rows(
+            f"SELECT round_id FROM rounds WHERE end_time <= ? AND {waiting} AND code IS NOT NULL AND seal IS NOT NULL"
+            " ORDER BY start_time, round_id",
+            (before,),
+        )
+        for (round_id,) in rows:
+            async with self._transaction(self._jobs):
+                for sql in (
+                    "UPDATE predictions SET query = x'', answer = x'', signature = '' WHERE round_id = ?",
+                    "DELETE FROM entrants WHERE round_id = ?",
+                    "UPDATE rounds SET vault_state = NULL WHERE round_id = ?",
+                ):
+                    await self._jobs.execute(sql, (round_id,))
+                await self._jobs.execute("INSERT INTO pruned VALUES (?, ?)", (round_id, before))
+        if oldest := await self._value(f"SELECT min(opening_block) FROM rounds WHERE {waiting}"):
+            async with self._transaction(self._events):
+                for table in ("events", "snapshots"):
+                    await self._events.execute(f"DELETE FROM {table} WHERE block < ?", (oldest,))
+        return len(rows)
+
     # -- questions
 
     async def finished(self, unsealed_only: bool = False) -> list[str]:
-        """Ids of finished rounds, oldest first."""
+        """Ids of finished rounds whose evidence is there, oldest first."""
         which = " AND seal IS NULL" if unsealed_only else ""
         rows = await self._rows(
-            f"SELECT round_id FROM rounds WHERE code IS NOT NULL{which} ORDER BY start_time, round_id"
+            f"SELECT round_id FROM rounds WHERE code IS NOT NULL{which} AND round_id NOT IN"
+            " (SELECT round_id FROM pruned) ORDER BY start_time, round_id"
         )
         return [row["round_id"] for row in rows]
 
@@ -568,6 +617,7 @@ class Store:
         """A finished round as `evidence.py` describes it; damaged columns come as they are, for the audit to name.
 
         Raises:
+            Pruned: its evidence was dropped.
             StoreError: there is no such round, or it has not finished.
         """
         rows = await self._rows("SELECT * FROM rounds WHERE round_id = ? AND code IS NOT NULL", (round_id,))
@@ -575,6 +625,9 @@ class Store:
             raise StoreError(
                 f"round {round_id}: not in this database, or not finished; `export` without a round lists them"
             )
+        if before := await self._value("SELECT before FROM pruned WHERE round_id = ?", round_id):
+            day = datetime.fromtimestamp(before, UTC)
+            raise Pruned(f"round {round_id}: was pruned with all that ended by {day:%Y-%m-%d %H:%M} UTC; scores remain")
         row = dict(rows[0])
         meta = {r["key"]: r["value"] for r in await self._rows("SELECT * FROM meta")}
         summary, vault_state = _as_json(row.pop("summary")), _as_json(row.pop("vault_state"))
@@ -736,7 +789,7 @@ class Store:
     # -- questions for receipts, see `receipts.py`
 
     async def asked_rounds(self, hotkey: str, after: int, scan: int) -> tuple[list[tuple[int, str]], int | None]:
-        """Sealed rounds in which a miner was asked, in the order in which they began, a part at a time.
+        """Sealed rounds, not pruned, in which a miner was asked, in the order in which they began, a part at a time.
 
         Args:
             after: 0, or where the part before ended.
@@ -747,7 +800,8 @@ class Store:
         """
         rows = await self._rows(
             "SELECT rowid AS position, round_id, seal IS NOT NULL AND EXISTS (SELECT 1 FROM predictions p"
-            " WHERE p.round_id = rounds.round_id AND hotkey = ?) AS asked"
+            " WHERE p.round_id = rounds.round_id AND hotkey = ?)"
+            " AND round_id NOT IN (SELECT round_id FROM pruned) AS asked"
             " FROM rounds WHERE rowid > ? ORDER BY rowid LIMIT ?",
             (hotkey, after, scan),
         )
@@ -759,10 +813,11 @@ class Store:
 
         Returns:
             The evidence with this miner's asks, entrant and score; of other scores only their number; without snapshot,
-            events and seal. And the sha256 of the sealed digests. None if there is no such round or ask.
+            events and seal. And the sha256 of the sealed digests. None if there is no such ask, or it was pruned.
         """
         rows = await self._rows(
-            "SELECT *, json_extract(seal, '$.digests') AS digests FROM rounds WHERE round_id = ? AND seal IS NOT NULL",
+            "SELECT *, json_extract(seal, '$.digests') AS digests FROM rounds WHERE round_id = ? AND seal IS NOT NULL"
+            " AND round_id NOT IN (SELECT round_id FROM pruned)",
             (round_id,),
         )
         asks = await self._rows(

@@ -29,6 +29,7 @@ import aiohttp
 
 import doctor
 import scoring
+import status
 from board import leaderboard, miner_name
 from books import Book, Tape
 from chain import BLOCK_SECONDS, Chain, ChainError
@@ -57,10 +58,11 @@ from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_
 from scoring import Standing
 from settings import add_chain_options, add_logging_options, parse_options
 from sim import PoolError
-from store import AlreadyFinished, Job, Prediction, Store, StoreError, to_json
-from subnet import Ground, opened
+from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError, to_json
+from subnet import REFERENCE_STRATEGIES, Ground, opened
+from views import NotShown
 from weights import INTERVAL_BLOCKS, Weigher
-from wire import Reply, WireError, ask, client_session
+from wire import Reply, WireError, ask, client_session, local_keypair
 
 DAY_SECONDS = 86_400
 LOCAL_HOST = "127.0.0.1"
@@ -773,10 +775,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=number(0, 65535),
         help="where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)",
     )
+    status.add_options(local.add_argument, status.VALIDATOR_PORT)
     add_chain_options(parser)
     add_notify_options(parser)
     add_logging_options(parser)
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | doctor")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | report | doctor")
     audits = commands.add_parser(
         "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs or is refused"
     )
@@ -786,6 +789,12 @@ def build_parser() -> argparse.ArgumentParser:
     audits.add_argument(
         "--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds"
     )
+    reports = commands.add_parser("report", help="write jobs, leaderboards and rounds as one self-contained HTML file")
+    reports.add_argument(
+        "rounds_shown", nargs="*", metavar="ROUND", help="whose panels to draw (default: each job's newest)"
+    )
+    reports.add_argument("-o", "--output", default="report.html", help="the file (default: report.html)")
+    reports.add_argument("--db", dest="report_db", default="local/validator.sqlite3", help="jobs database")
     doctor.add_options(commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 on a FAIL"))
     return parser
 
@@ -805,6 +814,8 @@ async def validate(options: argparse.Namespace) -> None:
         enter = stack.enter_async_context
         ground = await enter(opened(options))
         session = await enter(client_session(0))
+        shown = ground.path, ground.chain, ground.market, ground.keypair.ss58_address, ground.names, options
+        await enter(status.serve_validator(*shown))
         parts = ground.store, ground.chain, ground.market, session, ground.keypair
         validator = Validator(*parts, options, ground.names, public_only=not ground.local)
         if not ground.market.full_speed:
@@ -839,7 +850,7 @@ async def run_audit(options: argparse.Namespace) -> int:
                 else:
                     evidence = await store.evidence(name)
                 problems = await asyncio.to_thread(audit, evidence)
-            except EvidenceError as error:
+            except (EvidenceError, Pruned) as error:
                 refused += 1
                 print(f"{name}: cannot be audited: {error}")
                 continue
@@ -849,6 +860,17 @@ async def run_audit(options: argparse.Namespace) -> int:
                 print(f"  {problem}")
     print(f"{len(names) - refused} rounds audited, {wrong} differ" + (f", {refused} not audited" if refused else ""))
     return EXIT_FAILED if wrong or refused else EXIT_OK
+
+
+async def write_report(options: argparse.Namespace) -> None:
+    """Write the status page's contents as one file that needs no server, and name it."""
+    names = {local_keypair(f"{name}-hotkey").ss58_address: name for name in REFERENCE_STRATEGIES}
+    text = await status.report(Path(options.report_db), options.rounds_shown, names)
+    try:
+        Path(options.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"-o {options.output}: {error.strerror}; choose another file") from error
+    print(f"REPORT: {options.output}, {len(text) // 1000} kB, one file; open it in any browser")
 
 
 async def _farewell(ground: Ground) -> None:
@@ -871,9 +893,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(build_parser(), argv)
     if options.command == "doctor":
         return doctor.report(options)
-    problems = (RecordingError, MarketError, StoreError, ChainError, WireError)
-    work = run_audit(options) if options.command == "audit" else validate(options)
-    return run(work, options.log_level, problems, options.log_json, options.log_file)
+    problems = (RecordingError, MarketError, StoreError, ChainError, WireError, NotShown)
+    work = {"audit": run_audit, "report": write_report}.get(options.command, validate)
+    return run(work(options), options.log_level, problems, options.log_json, options.log_file)
 
 
 if __name__ == "__main__":
