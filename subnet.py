@@ -170,7 +170,7 @@ async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]
 
 @asynccontextmanager
 async def _registered(options: argparse.Namespace, wallet: Wallet) -> AsyncIterator[Chain]:
-    """The real chain that the options name, on which the wallet's hotkey is registered; waits for one that is silent."""
+    """The real chain that the options name, with the hotkey registered; waits for one that is silent."""
     where = {"network": options.network or "", "endpoint": options.chain_endpoint}
     while True:
         async with AsyncExitStack() as stack:

@@ -1,7 +1,7 @@
 """Weights: what reputations are worth on the chain, set when they are due, each attempt and its fate on record.
 
     weigher = Weigher(store, chain, dry_run=False)
-    outcome = await weigher.weigh(now, block)          # None: nothing was due
+    outcome = await weigher.weigh(now, block)          # None: nothing is known yet
 
 An attempt ends in one row of the table `weights`: its code, the chain's name of the error, the block of the next try.
 What may pass by itself is tried again when `WriteOutcome.next` says; what only a person can mend as well, which costs
@@ -47,7 +47,8 @@ class Weigher:
             block: the subnet chain's at that time.
 
         Returns:
-            How the attempt, or the reading back of an earlier one, ended; None if nothing was due.
+            How the attempt, or the reading back of an earlier one, ended; None if nothing was due, or if it was
+            committed: what becomes of it is known when it is read back.
 
         Raises:
             ChainError: the chain could not be read; nothing was sent or noted.
@@ -73,10 +74,12 @@ class Weigher:
             return outcome
         hidden = (await self.chain.weight_params(self.chain.hotkey)).commit_reveal
         outcome = await self.chain.set_weights(uids, VERSION_KEY)
-        code, wait = _verdict(outcome)
-        if outcome.ok and hidden:
-            code, wait = Code.WEIGHTS_COMMITTED, max(RETRY_BLOCKS, metagraph.tempo)
         at = max(block, outcome.block)  # the chain went on while it was written; it counts from there
+        if outcome.ok and hidden:
+            due = at + max(RETRY_BLOCKS, metagraph.tempo)
+            await self._note(now, at, vector, uids, Code.WEIGHTS_COMMITTED, outcome, due)
+            return None
+        code, wait = _verdict(outcome)
         return await self._note(now, at, vector, uids, code, outcome, at + max(1, wait))
 
     async def _shares(self, now: int, metagraph: Metagraph) -> list[tuple[Decimal, dict[str, Decimal]]]:
