@@ -102,6 +102,7 @@ SILENT = (  # what an ask without an answer may have ended with; of a committed 
     Code.TIMEOUT,
     Code.UNREACHABLE,
     Code.NO_ENDPOINT,
+    Code.ADDRESS_REFUSED,
     Code.HTTP_STATUS,
     Code.REDIRECT,
     Code.CONTENT_TYPE,

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import ipaddress
 import json
+import os
 import sqlite3
 import sys
 from collections import Counter
@@ -688,6 +689,7 @@ async def reference_miners(strategies: Sequence[str], folder: Path) -> AsyncIter
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=log_file,
+                    env={**os.environ, "NETUID": ""},  # whatever a .env says: they are this subnet's
                 )
             processes.append(process)
         for strategy, process in zip(strategies, processes, strict=True):

@@ -45,7 +45,7 @@ from settings import add_chain_options, add_logging_options, is_local, parse_opt
 from status import MINER_PORT, MinerStatus, add_options, serve_miner
 from store import StoreError
 from subnet import joined
-from wire import Gate, Limits, WireError, build_app, serve
+from wire import Gate, Limits, WireError, build_app, is_public, serve
 
 VERSION = "1.0.0"
 MIN_CALLER_STAKE_RAO = 1_000 * 10**9  # who has no permit must have this much
@@ -166,9 +166,19 @@ def answer(
         return RebalanceAnswer(True, None, query.current_positions, MinerMetadata(VERSION, name))
 
 
+def published_address(options: argparse.Namespace) -> str:
+    """The IP address that the chain is told; raises `UserError` if no validator would ask there."""
+    address, fix = options.external_ip or options.host, "name the address to publish with --external-ip"
+    if not is_local(options) and not is_public(address):
+        raise UserError(f"{address} is no public IP address, validators of a real network do not ask there; {fix}")
+    if address in ("0.0.0.0", "::"):
+        raise UserError(f"{address} is all addresses of this machine, none that can be asked; {fix}")
+    return address
+
+
 async def mine(options: argparse.Namespace) -> None:
     """Register, serve, publish the endpoint, and keep the list of callers fresh until stopped."""
-    strategy, local = STRATEGIES[options.strategy], is_local(options)
+    strategy, local, address = STRATEGIES[options.strategy], is_local(options), published_address(options)
     thinker = ThreadPoolExecutor(max_workers=1)  # one proposal at a time; meanwhile the server goes on answering
 
     async def read_callers() -> tuple[dict[str, tuple[bool, int]], float]:
@@ -197,6 +207,7 @@ async def mine(options: argparse.Namespace) -> None:
         chain, hotkey = await stack.enter_async_context(joined(options))
         callers, read_at = await read_callers()  # before anybody can ask
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
+        Path(options.dir).mkdir(parents=True, exist_ok=True)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
         shown = MinerStatus(
@@ -208,7 +219,6 @@ async def mine(options: argparse.Namespace) -> None:
         if local:
             await chain.register(chain.hotkey, chain.coldkey)
         uid = (await chain.metagraph()).by_hotkey(chain.hotkey).uid
-        address = options.external_ip or options.host
         outcome = await chain.serve(address, port)
         if not outcome.ok:
             raise UserError(f"the chain refused the endpoint {address}:{port}: {outcome.name} {outcome.detail}")

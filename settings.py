@@ -301,6 +301,9 @@ def _settle_chain(options: argparse.Namespace) -> None:
         options.network = None
     elif not options.network and not options.chain_endpoint:
         options.network = "finney"
+    if options.network and "://" in options.network:  # one node, as btcli takes it too
+        options.chain_endpoint, options.network = options.network, None
+        sources["chain_endpoint"] = sources["network"]
 
 
 _CHAIN_NAMES = tuple(setting.name for setting in CHAIN_SETTINGS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chain import BittensorChain, Chain, Wallet, load_wallet
+from chain import BittensorChain, Chain, ChainError, NoSuchSubnet, Wallet, load_wallet
 from local import LocalChain, block_at, reference_miners
 from market import Execution, Market, RecordedMarket
 from model import ModelMarket
@@ -36,8 +37,11 @@ LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
+RETRY_SECONDS = 30  # until a chain that did not answer at the start is dialed again
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
 OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # what --fresh removes
+
+log = logging.getLogger("subnet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         print(*settings_lines(options), sep="\n")
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        if not local:  # first: a hotkey that is not registered must not become the owner of a new database
+            chain = await enter(_registered(options, wallet))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_one(folder / "validator.lock", "--dir"))
@@ -113,10 +119,6 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
                 )
             )
             await chain.register(keypair.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
-        else:
-            where = {"network": options.network or "", "endpoint": options.chain_endpoint}
-            chain = await enter(BittensorChain.open(**where, netuid=options.netuid, wallet=wallet))
-            await _require_registered(chain, options.netuid)
         for job in [] if jobs else _first_jobs(market, options.round_seconds):
             await store.put_job(job)
         if local and not options.no_miners:
@@ -153,9 +155,7 @@ async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]
     """
     if not is_local(options):
         wallet = await asyncio.to_thread(wallet_of, options)
-        where = {"network": options.network or "", "endpoint": options.chain_endpoint}
-        async with BittensorChain.open(**where, netuid=options.netuid, wallet=wallet) as chain:
-            await _require_registered(chain, options.netuid)
+        async with _registered(options, wallet) as chain:
             yield chain, wallet.hotkey
         return
     ledger = Path(options.dir) / "chain.sqlite3"
@@ -168,9 +168,28 @@ async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]
         yield chain, keypair
 
 
-async def _require_registered(chain: Chain, netuid: int) -> None:
-    if (await chain.metagraph()).by_hotkey(chain.hotkey) is None:
-        raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {netuid}; do that first")
+@asynccontextmanager
+async def _registered(options: argparse.Namespace, wallet: Wallet) -> AsyncIterator[Chain]:
+    """The real chain that the options name, with the hotkey registered; waits for one that is silent."""
+    where = {"network": options.network or "", "endpoint": options.chain_endpoint}
+    while True:
+        async with AsyncExitStack() as stack:
+            try:
+                chain = await stack.enter_async_context(
+                    BittensorChain.open(**where, netuid=options.netuid, wallet=wallet)
+                )
+                known = (await chain.metagraph()).by_hotkey(chain.hotkey)
+            except NoSuchSubnet:
+                raise
+            except ChainError as error:
+                log.warning("the chain: %s; trying again in %g s", error, RETRY_SECONDS)
+            else:
+                if known is None:
+                    fix = f"btcli subnets register --netuid {options.netuid} with this wallet"
+                    raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {options.netuid}; {fix}")
+                yield chain
+                return
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def open_market(options: argparse.Namespace, store: Store) -> Market:

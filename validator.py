@@ -158,6 +158,7 @@ class Validator:
             self.until = (await market.block(market.first)).time + self.options.days * DAY_SECONDS
         await self._take_up()
         tick = -(-(await market.head()).time // SUPERVISE_SECONDS) * SUPERVISE_SECONDS
+        weighing: asyncio.Task | None = None
         async with asyncio.TaskGroup() as tasks, market.participant():
             while True:
                 for job in await self.store.jobs():
@@ -174,7 +175,10 @@ class Validator:
                 await self._turn((now + 1,), self._open)
                 if self.running and self._idle >= self.running.keys() and not self._open:
                     break
-                await self._weigh(now)
+                if market.full_speed:
+                    await self._weigh(now)
+                elif weighing is None or weighing.done():  # a chain may take minutes, and jobs need not wait for it
+                    weighing = tasks.create_task(self._weigh(now))
                 tick = (now // SUPERVISE_SECONDS + 1) * SUPERVISE_SECONDS
         if ended := await self.store.last_end():
             await self._weigh(ended)

@@ -1,7 +1,7 @@
 """Weights: what reputations are worth on the chain, set when they are due, each attempt and its fate on record.
 
     weigher = Weigher(store, chain, dry_run=False)
-    outcome = await weigher.weigh(now, block)          # None: nothing was due
+    outcome = await weigher.weigh(now, block)          # None: nothing is known yet
 
 An attempt ends in one row of the table `weights`: its code, the chain's name of the error, the block of the next try.
 What may pass by itself is tried again when `WriteOutcome.next` says; what only a person can mend as well, which costs
@@ -16,7 +16,7 @@ import logging
 from decimal import Decimal
 
 import scoring
-from chain import Chain, Metagraph, Next, WriteCode, WriteOutcome, u16_weights, vector_in_force
+from chain import Chain, Metagraph, Next, WriteCode, WriteOutcome, vector_in_force
 from protocol import Code
 from store import Attempt, Store
 
@@ -47,7 +47,8 @@ class Weigher:
             block: the subnet chain's at that time.
 
         Returns:
-            How the attempt, or the reading back of an earlier one, ended; None if nothing was due.
+            How the attempt, or the reading back of an earlier one, ended; None if nothing was due, or if it was
+            committed: what becomes of it is known when it is read back.
 
         Raises:
             ChainError: the chain could not be read; nothing was sent or noted.
@@ -65,16 +66,21 @@ class Weigher:
             outcome = WriteOutcome(False, WriteCode.NOT_REGISTERED, "NoBurnUid", Next.NOTHING, detail, block)
             return await self._note(now, block, vector, {}, Code.WEIGHTS_REJECTED, outcome, block + RETRY_BLOCKS)
         uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
-        done = WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", block)
         if self.dry_run:
+            done = WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", block)
             return await self._note(now, block, vector, uids, Code.WEIGHTS_DRY_RUN, done, block + INTERVAL_BLOCKS)
-        if await self._stands(metagraph, uids, await self.store.weights_noted()):
-            return await self._note(now, block, vector, uids, Code.WEIGHTS_SET, done, block + INTERVAL_BLOCKS)
+        lost = last is not None and last.code is Code.WEIGHTS_UNKNOWN
+        if outcome := await self._landed(now, block, metagraph, last.uids if lost else uids, lost):
+            return outcome
+        hidden = (await self.chain.weight_params(self.chain.hotkey)).commit_reveal
         outcome = await self.chain.set_weights(uids, VERSION_KEY)
-        if outcome.ok and (await self.chain.weight_params(self.chain.hotkey)).commit_reveal:
-            return await self._note(now, block, vector, uids, Code.WEIGHTS_COMMITTED, outcome, block + metagraph.tempo)
+        at = max(block, outcome.block)  # the chain went on while it was written; it counts from there
+        if outcome.ok and hidden:
+            due = at + max(RETRY_BLOCKS, metagraph.tempo)
+            await self._note(now, at, vector, uids, Code.WEIGHTS_COMMITTED, outcome, due)
+            return None
         code, wait = _verdict(outcome)
-        return await self._note(now, block, vector, uids, code, outcome, block + max(1, wait))
+        return await self._note(now, at, vector, uids, code, outcome, at + max(1, wait))
 
     async def _shares(self, now: int, metagraph: Metagraph) -> list[tuple[Decimal, dict[str, Decimal]]]:
         """Each active job's weight, and what its miners have earned of it."""
@@ -95,23 +101,39 @@ class Weigher:
             shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
         return shares
 
-    async def _stands(self, metagraph: Metagraph, uids: dict[int, Decimal], noted_block: int) -> bool:
-        """Whether the chain took this very vector since the last one noted: its fate was unknown, or a crash came."""
+    async def _landed(
+        self, now: int, block: int, metagraph: Metagraph, uids: dict[int, Decimal], lost: bool
+    ) -> WriteOutcome | None:
+        """Note this vector if the chain took it since the last one noted, and nobody knew; else None.
+
+        Args:
+            lost: it was sent and its fate is unknown. Else a crash may have come between sending and noting: then only
+                a vector in force is believed, for of a commit nobody can see what is in it.
+        """
         own = metagraph.by_hotkey(self.chain.hotkey)
-        return bool(
-            own and own.last_update_block > noted_block and await self.chain.weights_of(own.uid) == u16_weights(uids)
-        )
+        if own is None or own.last_update_block <= await self.store.weights_noted():
+            return None
+        outcome = await vector_in_force(self.chain, uids)
+        if not outcome.ok and not (lost and outcome.next is Next.WAIT_BLOCKS):
+            return None
+        return await self._note_fate(now, block, own.last_update_block, uids, outcome)
 
     async def _read_back(self, now: int, block: int, commit: Attempt) -> WriteOutcome:
         """What became of a commit: revealed, not yet, or dropped by the chain."""
-        outcome, uids = await vector_in_force(self.chain, commit.uids), commit.uids
+        outcome = await vector_in_force(self.chain, commit.uids)
+        return await self._note_fate(now, block, commit.block, commit.uids, outcome)
+
+    async def _note_fate(
+        self, now: int, block: int, taken_block: int, uids: dict[int, Decimal], outcome: WriteOutcome
+    ) -> WriteOutcome:
+        """Note what `vector_in_force` says of a vector that the chain took at `taken_block`: the interval's start."""
         if outcome.ok:
-            code, due = Code.WEIGHTS_SET, max(block + 1, commit.block + INTERVAL_BLOCKS)
-        elif outcome.next is Next.WAIT_BLOCKS:
-            code, due = Code.WEIGHTS_COMMITTED, block + max(1, outcome.wait_blocks)
-        else:
-            code, due = Code.WEIGHTS_REJECTED, block + RETRY_BLOCKS
-        return await self._note(now, block, {}, uids, code, outcome, due)
+            due = max(block + 1, taken_block + INTERVAL_BLOCKS)
+            return await self._note(now, block, {}, uids, Code.WEIGHTS_SET, outcome, due)
+        if outcome.next is Next.WAIT_BLOCKS:
+            due = block + max(RETRY_BLOCKS, outcome.wait_blocks)
+            return await self._note(now, taken_block, {}, uids, Code.WEIGHTS_COMMITTED, outcome, due)
+        return await self._note(now, block, {}, uids, Code.WEIGHTS_REJECTED, outcome, block + RETRY_BLOCKS)
 
     async def _note(
         self,

@@ -158,7 +158,7 @@ def test_network_and_endpoint_agree_however_they_are_given(parsed):
         (f"--chain-endpoint {node}", {"BT_NETWORK": "finney"}, "", None, node),
         (f"--network local --chain-endpoint {node}", {}, "", "local", node),  # as the seed writes it
         ("", {"BT_NETWORK": "test"}, f"BT_CHAIN_ENDPOINT={node}", "test", None),
-        (f"--network {other}", {}, "", other, None),
+        (f"--network {other}", {}, "", None, other),  # a node, as btcli takes it there too
         ("", {"BT_CHAIN_ENDPOINT": node}, "", None, node),
     ):
         options = parsed(line, environ | {"NETUID": "1"}, dotenv)

@@ -1,0 +1,229 @@
+"""What validator and miner stand on when a real network is named: mistakes, `.env`, a silent chain, a round, a miner.
+
+The programs run in this process through their own `main`, over the fake node of `substrate.py`; nothing leaves this
+machine. Run: `python -m pytest tests/test_subnet.py`. Read next: `subnet.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from bittensor.keyfiles import Keyfile
+from subnets import ROOT, command, hotkey_of, rows
+from substrate import LOST, Node
+from test_chain import _sdk_caches, cold, hot  # noqa: F401
+
+import miner
+import subnet
+import validator
+from chain import BittensorChain
+from local import LocalChain, reference_miners
+from settings import parse_options
+from wire import local_keypair
+
+NETUID = 98
+
+
+@pytest.fixture(scope="session")
+def wallets(tmp_path_factory) -> Path:
+    """Wallet `w`: hotkeys `v` and `m`, which are registered, `stranger`, which is not, and `locked`, encrypted."""
+    folder = tmp_path_factory.mktemp("wallets")
+    for name, key, password in (
+        ("hotkeys/v", "v-hotkey", None),
+        ("hotkeys/m", "m-hotkey", None),
+        ("hotkeys/stranger", "stranger-hotkey", None),
+        ("hotkeys/locked", "v-hotkey", "pass word"),
+        ("coldkeypub.txt", "v-coldkey", None),
+    ):
+        file = Keyfile(folder / "w" / name)
+        file.set_keypair(local_keypair(key), encrypt=password is not None, password=password)
+    return folder
+
+
+@pytest.fixture
+def node(monkeypatch, tmp_path) -> Node:
+    """The network that every program of this test finds, whichever it names; the current folder has no `.env` yet."""
+    node = Node(netuid=NETUID, owner=(hot("owner"), cold("owner")))
+    for name, tao in (("owner", 10_000), ("v", 3000), ("m", 0)):
+        node.register(hot(name), cold(name), tao * 10**9)
+    real = BittensorChain.open
+    monkeypatch.setattr(subnet.BittensorChain, "open", functools.partial(real, substrate=node.substrate))
+    monkeypatch.setattr(subnet, "RETRY_SECONDS", 0.01)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return node
+
+
+def mistake(program, capsys, line: str) -> str:
+    """The one line that is the program's answer to a command line."""
+    try:
+        code = program.main(line.split())
+    except SystemExit as exit_:
+        code = exit_.code
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and "Traceback" not in error, (code, error)
+    return error[:-1]
+
+
+VALIDATOR = "--netuid 98 --wallet w --wallet-hotkey v --dir new --dry-run"
+MINER = "--netuid 98 --wallet w --wallet-hotkey m --dir new --external-ip 5.6.7.8 --port 0"
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "says"),
+    [
+        (validator, f"{VALIDATOR} --wallet nobody", "no key file"),
+        (validator, f"{VALIDATOR} --wallet-hotkey nobody", "no key file"),
+        (validator, f"{VALIDATOR} --wallet-hotkey locked", "is encrypted; give its password"),
+        (validator, f"{VALIDATOR} --wallet-hotkey locked --password-file wrong", "wrong password for"),
+        (validator, f"{VALIDATOR} --wallet-hotkey stranger", "not registered on netuid 98; btcli subnets register"),
+        (validator, f"{VALIDATOR} --netuid 77", "netuid 77 does not exist"),
+        (validator, f"{VALIDATOR} --netuid x", "--netuid"),
+        (validator, f"{VALIDATOR} --network nosuch", "'nosuch' is no network"),
+        (validator, f"{VALIDATOR} --chain-endpoint http://node", "--chain-endpoint"),
+        (validator, VALIDATOR.replace("--dry-run", ""), "--dry-run shows what would be sent"),
+        (validator, f"{VALIDATOR} --fresh", "move its files away"),
+        (validator, f"{VALIDATOR} --no-miners", "a real one has the miners that registered"),
+        (validator, VALIDATOR.replace("--netuid 98", ""), "add --netuid N"),
+        (miner, f"{MINER} --wallet nobody", "no key file"),
+        (miner, f"{MINER} --wallet-hotkey locked --password-file wrong", "wrong password for"),
+        (miner, f"{MINER} --wallet-hotkey stranger", "not registered on netuid 98; btcli subnets register"),
+        (miner, f"{MINER} --netuid 77", "netuid 77 does not exist"),
+        (miner, f"{MINER} --network nosuch", "'nosuch' is no network"),
+        (miner, f"{MINER} --external-ip 10.1.2.3", "10.1.2.3 is no public IP address"),
+        (miner, f"{MINER} --external-ip example.org", "name the address to publish with --external-ip"),
+        (miner, MINER.replace("--external-ip 5.6.7.8", ""), "127.0.0.1 is no public IP address"),
+        (miner, MINER.replace("--external-ip 5.6.7.8", "--host 0.0.0.0"), "name the address to publish with --ext"),
+        (miner, "--host 0.0.0.0 --port 0", "name the address to publish with --external-ip"),  # a local one too
+        (miner, "--host :: --port 0", "name the address to publish with --external-ip"),
+        (miner, MINER.replace("--netuid 98", ""), "add --netuid N"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 60 else "",
+)
+def test_a_mistake_is_one_line_exit_code_2_nothing_sent_and_no_file_made(
+    node, wallets, capsys, monkeypatch, program, line, says
+):
+    monkeypatch.setenv("BT_WALLET_PATH", str(wallets))
+    wrong = Path("wrong")
+    wrong.write_text("not the password")
+    wrong.chmod(0o600)
+    assert says in (error := mistake(program, capsys, line)) and "not the password" not in error
+    assert node.submitted == 0 and node.connections == node.closed
+    assert [path.name for path in Path().iterdir()] == ["wrong"]  # a database would belong to the wrong hotkey
+
+
+@pytest.mark.parametrize("program", [validator, miner])
+def test_what_leads_to_a_network_comes_from_the_option_the_environment_or_the_file_in_this_order(
+    node, wallets, capsys, monkeypatch, program
+):
+    Path(".env").write_text(f"NETUID=77\nBT_WALLET=from_file\nBT_WALLET_PATH={wallets}\n")
+    line = "--dry-run" if program is validator else "--external-ip 5.6.7.8"
+    monkeypatch.delenv("NETUID")
+    assert "from_file/hotkeys/default" in mistake(program, capsys, line)
+    monkeypatch.setenv("BT_WALLET", "from_environment")
+    assert "from_environment/hotkeys/default" in mistake(program, capsys, line)
+    assert "from_option/hotkeys/default" in mistake(program, capsys, f"{line} --wallet from_option")
+    line = f"{line} --wallet w --wallet-hotkey v"
+    assert "netuid 77 does not exist" in mistake(program, capsys, line)
+    monkeypatch.setenv("NETUID", "78")
+    assert "netuid 78 does not exist" in mistake(program, capsys, line)
+    assert "netuid 79 does not exist" in mistake(program, capsys, f"{line} --netuid 79")
+    monkeypatch.setenv("NETUID", "")  # hides the file: local again, where a wallet option makes no sense
+    assert "add --netuid N" in mistake(program, capsys, line)
+
+
+def test_the_miners_of_a_local_subnet_stay_in_it_whatever_a_file_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("NETUID")
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("NETUID=98\nBT_WALLET=real\n")
+
+    async def main():
+        ledger = LocalChain.open(tmp_path / "chain.sqlite3", hot("v"), cold("v"), genesis_block=1000)
+        async with ledger, reference_miners(("keep",), tmp_path) as names:
+            assert names == {hotkey_of("keep"): "keep"}
+
+    asyncio.run(main())
+
+
+def test_a_validator_that_is_local_by_an_empty_variable_has_local_miners_beside_a_file(tmp_path):
+    """`NETUID= python validator.py`, as `make demo` does it."""
+    (tmp_path / ".env").write_text("NETUID=98\n")
+    line = ("--once", "--round-seconds", 60, "--dir", tmp_path / "local")
+    ended = command(ROOT / "validator.py", *line, cwd=tmp_path)  # conftest.py has emptied the variable
+    assert ended.returncode == 0 and "LOCAL MODE" in ended.stdout and " wide " in ended.stdout, ended.stderr
+
+
+def options_of(program, line: str):
+    return parse_options(program.build_parser(), line.split(), {}, Path("no.env"))
+
+
+def test_a_chain_that_does_not_answer_at_the_start_is_waited_for(node, wallets, caplog):
+    options = options_of(validator, f"{VALIDATOR} --wallet-path {wallets}")
+    node.faults["connect"] = [LOST, LOST]
+    node.faults["get_metagraph"] = [LOST]
+
+    async def main():
+        async with subnet.opened(options) as ground:
+            assert ground.chain.hotkey == hot("v") and not ground.local and ground.names == {}
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert len([record for record in caplog.records if "trying again" in record.getMessage()]) == 3
+    assert node.connections >= 4 and node.submitted == 0
+
+
+def test_a_dry_run_on_a_network_plays_rounds_asks_no_private_address_and_sends_nothing(node, wallets, capsys):
+    calls = []
+
+    async def called(reader, writer):
+        calls.append(writer.get_extra_info("peername"))
+        writer.close()
+
+    async def main():
+        async with await asyncio.start_server(called, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            node.state.uids[2].axon = {
+                "ip": int(ipaddress.IPv4Address("127.0.0.1")),
+                "port": port,
+                "ip_type": 4,
+                "block": 1,
+            }
+            line = f"{VALIDATOR} --wallet-path {wallets} --pace 60 --rounds 1 --round-seconds 60 --log-level ERROR"
+            await validator.validate(options_of(validator, line))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    path = Path("new/validator.sqlite3")
+    asks = rows(path, "SELECT code, detail, answer FROM predictions")
+    assert asks == [("address_refused", "127.0.0.1 is not a public IP address", b"")] * 2  # two jobs
+    assert set(rows(path, "SELECT round_type, code FROM rounds")) == {
+        ("evaluation", "nobody_ranked"),
+        ("live", "live_no_winner"),
+    }
+    assert calls == [] and node.submitted == 0
+    out = capsys.readouterr().out
+    assert "NETUID 98, DRY RUN: nothing is sent" in out and "MARKET: MODEL" in out and "LOCAL" not in out
+    assert "SETTING wallet = w (option)" in out and "WEIGHTS on the chain: none yet" in out
+    assert validator.main(["audit", "all", "--db", str(path)]) == 0
+    assert "4 rounds audited, 0 differ" in capsys.readouterr().out
+
+
+def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wallets, capsys):
+    async def main():
+        task = asyncio.create_task(miner.mine(options_of(miner, f"{MINER} --wallet-path {wallets}")))
+        while not node.state.uids[2].axon["port"]:
+            assert not task.done(), task.exception()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    axon, out = node.state.uids[2].axon, capsys.readouterr().out
+    assert ipaddress.ip_address(axon["ip"]) == ipaddress.ip_address("5.6.7.8") and node.submitted == 1
+    assert f"uid 2, hotkey {hot('m')}, strategy mine, 5.6.7.8:{axon['port']}" in out and "LOCAL" not in out
