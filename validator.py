@@ -66,6 +66,7 @@ from wire import Reply, WireError, ask, client_session, local_keypair
 
 DAY_SECONDS = 86_400
 LOCAL_HOST = "127.0.0.1"
+KEEP_DAYS = 30  # of evidence: what can be audited
 SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
 log = logging.getLogger("validator")
 
@@ -159,6 +160,7 @@ class Validator:
         await self._take_up()
         tick = -(-(await market.head()).time // SUPERVISE_SECONDS) * SUPERVISE_SECONDS
         weighing: asyncio.Task | None = None
+        pruned = 0
         async with asyncio.TaskGroup() as tasks, market.participant():
             while True:
                 for job in await self.store.jobs():
@@ -179,6 +181,9 @@ class Validator:
                     await self._weigh(now)
                 elif weighing is None or weighing.done():  # a chain may take minutes, and jobs need not wait for it
                     weighing = tasks.create_task(self._weigh(now))
+                if (day := now // DAY_SECONDS) != pruned and self.options.keep_days:
+                    await self.store.prune((day - self.options.keep_days) * DAY_SECONDS)
+                    pruned = day
                 tick = (now // SUPERVISE_SECONDS + 1) * SUPERVISE_SECONDS
         if ended := await self.store.last_end():
             await self._weigh(ended)
@@ -768,6 +773,13 @@ def build_parser() -> argparse.ArgumentParser:
     rounds.add_argument("--dry-run", action="store_true", help="compute and print weights, send none")
     rounds.add_argument(
         "--all-leaderboards", action="store_true", help="print one for every round, not one a market day"
+    )
+    rounds.add_argument(
+        "--keep-days",
+        type=number(0),
+        default=KEEP_DAYS,
+        metavar="N",
+        help=f"drop the evidence of rounds older than N days, not their scores; 0 never (default: {KEEP_DAYS})",
     )
     local = parser.add_argument_group("this machine")
     local.add_argument("--dir", help="folder of databases and logs (default: local, or netuid-N on a real network)")

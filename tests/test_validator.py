@@ -6,6 +6,7 @@ Run with `python -m pytest tests/test_validator.py`. Read next: `subnets.py` (ho
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import re
@@ -764,3 +765,20 @@ def test_a_restart_keeps_the_time_of_the_next_try(tmp_path):
     assert len(first) == 1 and again == first  # 360 blocks are 72 minutes
     much_later = weights(play_subnet(tmp_path, {"a": keep}, rounds=3))
     assert len(much_later) == 2 and much_later[1][1] >= first[0][2]
+
+
+def test_evidence_older_than_keep_days_is_dropped_once_a_day_and_scores_stay(tmp_path):
+    late = functools.partial(model, head=FIRST_BLOCK + (DAY - 2000) // 2)  # half an hour before midnight
+    jobs = [a_job(round_seconds=600)]
+    first = play_subnet(tmp_path, {"a": keep}, jobs, market=late, rounds=2, keep_days=1)
+    assert first.rows("SELECT * FROM pruned") == []
+    write(
+        first.path,
+        "UPDATE rounds SET end_time = end_time - 86400 WHERE start_time = (SELECT min(start_time) FROM rounds)",
+    )
+    again = play_subnet(
+        tmp_path, {"a": keep}, market=functools.partial(model, head=FIRST_BLOCK + DAY // 2), rounds=1, keep_days=1
+    )
+    ((pruned, before),) = again.rows("SELECT round_id, before FROM pruned")
+    assert (pruned, before) == (stored_rounds(again.path)[0], FIRST_TIME // DAY * DAY)
+    assert len(again.rows("SELECT * FROM scores")) == 3
