@@ -346,7 +346,7 @@ async def check_chain(chain, place: str) -> list[Finding]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options; those that `validator.py` has too are only set when given."""
     suppress = argparse.SUPPRESS
-    parser.add_argument("--dir", default=suppress, help="folder of the local subnet (default: local)")
+    parser.add_argument("--dir", default=suppress, help="folder of the databases (default: local, or netuid-N)")
     parser.add_argument("--db", default=suppress, metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
     parser.add_argument(
         "--port", type=int, default=DEFAULT_PORT, help=f"where a miner would listen (default: {DEFAULT_PORT})"
@@ -381,23 +381,26 @@ def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
     yield from check_database("chain ledger", folder / "chain.sqlite3", versions[2])
 
 
-def _all(options: argparse.Namespace, folder: Path, jobs: Path) -> Iterator[Finding]:
-    yield from examine(folder, jobs, options.port)
+def _all(options: argparse.Namespace) -> Iterator[Finding]:
+    problem = None
     try:
         if not hasattr(options, "sources"):
             resolve(options)
     except UserError as error:
-        yield Finding(FAIL, str(error))
+        problem = Finding(FAIL, str(error))
+    netuid, database = getattr(options, "netuid", None), getattr(options, "db", None)
+    folder = Path(getattr(options, "dir", None) or ("local" if netuid is None else f"netuid-{netuid}"))
+    yield from examine(folder, Path(database) if database else folder / "validator.sqlite3", options.port)
+    if problem:
+        yield problem
     else:
         yield from check_subnet(options)
 
 
 def report(options: argparse.Namespace) -> int:
     """Print all findings; returns the exit code."""
-    folder = Path(getattr(options, "dir", None) or "local")
-    database = getattr(options, "db", None)
     levels = []
-    for finding in _all(options, folder, Path(database) if database else folder / "validator.sqlite3"):
+    for finding in _all(options):
         levels.append(finding.level)
         print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""), flush=True)
     print(f"{levels.count(FAIL)} FAIL, {levels.count(WARN)} warn, {levels.count(OK)} ok")

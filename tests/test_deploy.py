@@ -1,5 +1,7 @@
 """The example units and settings start the programs as they are: every option parses, every key is one that exists.
 
+`min_compute.yml` has the form that the ecosystem reads, and figures that hold.
+
 Run: `python -m pytest tests/test_deploy.py`. Neither systemd nor PM2 is needed. Read next: `deploy/`.
 """
 
@@ -16,6 +18,10 @@ from pathlib import Path
 import pytest
 from subnets import ROOT
 
+import doctor
+import miner
+import subnet
+from bench.memory import TARGET_MB
 from notify import add_notify_options
 from runtime import EXIT_OK, EXIT_USAGE, Parser
 from settings import add_chain_options, add_logging_options, read_dotenv, resolve
@@ -77,6 +83,64 @@ def test_pm2_starts_the_programs_with_options_that_they_take_and_lets_them_stop(
         parsed(app["script"], shlex.split(app["args"]))
         assert app["kill_timeout"] == STOP_SECONDS * 1000  # the default of 1.6 s is too short to close everything
         assert app["stop_exit_codes"] == [EXIT_OK, EXIT_USAGE]
+
+
+def test_what_the_examples_start_is_what_a_network_takes():
+    """A validator that sends nothing, as long as its market is no real one; a miner with an address to publish."""
+    for words in (shlex.split(line) for line in commands()):
+        program, *arguments = words
+        options = parsed(program, arguments)
+        if program == "validator.py":
+            subnet._check_real(options)
+        elif program == "miner.py":
+            assert options.external_ip in ("${EXTERNAL_IP}", "IP")
+            options.netuid, options.external_ip = 98, "5.6.7.8"
+            assert miner.published_address(options) == "5.6.7.8"
+
+
+def commands() -> list[str]:
+    """The program and its arguments, of all units and of PM2's file."""
+    units = [re.search(r"^ExecStart=\S+ (.*)$", path.read_text(), re.M)[1] for path in UNITS]
+    apps = json.loads((DEPLOY / "pm2.json").read_text())["apps"]
+    return units + [f"{app['script']} {app['args']}" for app in apps]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# min_compute.yml
+
+
+def plain_yaml(text: str) -> dict:
+    """The part of YAML that the file keeps to: mappings by two spaces, one key a line, and scalars."""
+    tree: dict = {}
+    levels = [tree]
+    for number, line in enumerate(text.splitlines(), 1):
+        line = re.sub(r"(^|\s+)#.*", "", line)
+        if not line:
+            continue
+        match = re.fullmatch(r"((?:  )*)([a-z_]+):(?: (\"[^\"]*\"|'[^']*'|[\w.]+))?", line)
+        assert match, f"line {number}: {line}"
+        depth = len(match[1]) // 2
+        assert depth < len(levels) and match[2] not in levels[depth], f"line {number}: {line}"
+        del levels[depth + 1 :]
+        value: dict | str = {} if match[3] is None else match[3].strip("\"'")
+        levels[depth][match[2]] = value
+        if isinstance(value, dict):
+            levels.append(value)
+    return tree
+
+
+def test_min_compute_has_the_ecosystems_form_and_room_for_what_was_measured():
+    """The form is that of the subnet template; the figures are those of `bench/memory.py` and the README."""
+    text = (ROOT / "min_compute.yml").read_text()
+    tree = plain_yaml(text)
+    assert set(tree) == {"version", "compute_spec", "network_spec"}
+    assert set(tree["network_spec"]["bandwidth"]) == {"download", "upload"}
+    for program, target_mb in (("validator", TARGET_MB), ("miner", 100)):
+        spec = tree["compute_spec"][program]
+        assert set(spec) == {"cpu", "gpu", "memory", "storage", "os"}
+        assert spec["gpu"] == {"required": "false"} and spec["cpu"]["architecture"] == "x86_64"
+        assert int(spec["memory"]["min_ram"].removesuffix("MB")) >= 2 * target_mb
+        assert int(spec["storage"]["min_space"].removesuffix("GB")) * 10**9 >= doctor.GOOD_DISK_BYTES
 
 
 def test_the_example_settings_are_known_ones_and_valid_for_systemd_and_for_us(tmp_path):

@@ -371,6 +371,20 @@ def test_the_command_exits_0_where_all_is_well_and_1_where_something_fails(tmp_p
     assert command("validator.py", "doctor", "--dir", tmp_path, "--db", elsewhere, "--port", 0).returncode == 0
 
 
+@pytest.mark.parametrize("program", ["doctor.py", "validator.py doctor"])
+def test_of_a_network_it_examines_the_folder_that_the_validator_would_use(tmp_path, program):
+    name, *words = program.split()
+    for line, variable, folder in (("--netuid 77", "", "netuid-77"), ("", "78", "netuid-78"), ("", "", "local")):
+        ended = command(
+            ROOT / name,
+            *words,
+            *line.split(),
+            cwd=tmp_path,
+            env={**os.environ, "NETUID": variable, "HOME": str(tmp_path)},  # where there is no wallet: no chain is read
+        )
+        assert f"jobs database {folder}/validator.sqlite3: not there yet" in ended.stdout, ended
+
+
 def test_it_runs_where_no_package_is_installed(tmp_path):
     """`-S`: without site-packages, as on a machine where nobody has run pip yet."""
     done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0)
