@@ -25,6 +25,7 @@ bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/scoring.py
 	$(RUN) bench/wire.py
 	$(RUN) bench/memory.py
+	$(RUN) bench/follower.py
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .

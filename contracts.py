@@ -21,8 +21,8 @@ from web3 import Web3
 
 from market import Block, MarketError, Pair
 from protocol import Token
-from recording import Event, TickState
-from rpc import Endpoint, Refusal, Rpc
+from recording import Event, Snapshot, TickState
+from rpc import Endpoint, Refusal, Rpc, RpcError
 from sim import MASK_128, MAX_TICK, Pool, sqrt_ratio_at_tick
 
 POSITION_MANAGERS = {  # Uniswap's own, by chain id; a Slipstream pool names its own
@@ -40,7 +40,7 @@ HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 _codec = Web3().codec
 
 
-class Malformed(Exception):
+class Malformed(RpcError):
     """An answer that no contract or node could have given. `endpoints`: where it came from, as far as known."""
 
     def __init__(self, what: str, endpoints: Iterable[Endpoint] = ()):
@@ -283,9 +283,7 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
         raise MarketError(f"{not_one} ({error})") from error
     if None in values:
         raise MarketError(not_one)
-    (token0,), (token1,), (fee,), (tick_spacing,), slot0 = values
-    if not slot0[0]:
-        raise MarketError(f"{pool_address} has no price yet; wait until it is initialised")
+    (token0,), (token1,), (fee,), (tick_spacing,), _ = values
     tokens = [await _describe_token(rpc, token.lower(), at) for token in (token0, token1)]
     pair = Pair(chain_id, pool_address, *tokens, fee, tick_spacing)
     manager = manager or POSITION_MANAGERS.get(chain_id, "")
@@ -347,6 +345,8 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
     endpoints = answers.endpoints
     try:
         state = _state(answers[: len(first)], endpoints)
+        if not state.sqrt_price_x96:
+            raise MarketError(f"{pool} has no price there yet: begin after it was initialised")
         bitmap = [TICK_BITMAP.read(answer)[0] for answer in answers[len(first) :]]
         indices = [
             ((number << 8) + bit) * spacing
@@ -370,6 +370,28 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
     if in_range != state.liquidity or total or not on_price or not all(tick.liquidity_gross for tick in ticks):
         raise Malformed(f"ticks with {in_range} in range and {total} left over, liquidity {state.liquidity}", endpoints)
     return state, ticks
+
+
+def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], after: Block) -> Snapshot:
+    """The pool after a block, without a vault; the next block's time and hash are left to fill in."""
+    return Snapshot(
+        block=after.number + 1,
+        block_time=after.time,
+        block_hash=after.hash,
+        fee=contract.pair.fee,
+        tick_spacing=contract.pair.tick_spacing,
+        fee_protocol0=state.fee_protocol[0],
+        fee_protocol1=state.fee_protocol[1],
+        sqrt_price_x96=state.sqrt_price_x96,
+        tick=state.tick,
+        liquidity=state.liquidity,
+        fee_growth_global0_x128=state.fee_growth_global0_x128,
+        fee_growth_global1_x128=state.fee_growth_global1_x128,
+        ticks=ticks,
+        vault=(),
+        idle0=0,
+        idle1=0,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,13 +18,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from contracts import address
+from follower import CONFIRMATIONS
 from market import CALLS, CHAIN_IDS, MarketError, complete, write_recording
 from recording import RecordingError, Snapshot, read_recording
 from rpc import RpcError
 from runtime import EXIT_OK, Parser, UserError, number, only_one, run
 from sim import MASK_256, tick_at_sqrt_ratio
 from store import StoreError
-from web3market import CONFIRMATIONS, Web3Market
+from web3market import Web3Market
 
 RECORDED = ("swap", "mint", "burn", "flash", "set_fee_protocol")  # what changes prices, liquidity and fee growth
 BAR = 30
@@ -154,7 +155,7 @@ async def _record(market: Web3Market, options: argparse.Namespace, name: str) ->
 def main(argv: list[str] | None = None) -> int:
     """`python market.py record ...`; exit code 0: written, 2: cannot be had as asked."""
     options = build_parser().parse_args(argv)
-    return run(record(options), options.log_level, (MarketError, StoreError, RpcError, RecordingError, ValueError))
+    return run(record(options), options.log_level, (MarketError, StoreError, RpcError, RecordingError))
 
 
 if __name__ == "__main__":

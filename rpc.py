@@ -87,7 +87,9 @@ class Endpoint:
     def __init__(self, url: str):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"RPC address {parts.scheme or url!r}: http://... or https://... is expected")
+            raise RpcError(
+                f"RPC address of {parts.scheme or 'no'} scheme: http://HOST... or https://HOST... is expected"
+            )
         self.url, self.name = url, parts.netloc.rpartition("@")[2]
         self.most_calls, self.failures, self.lies, self.rests_until = MAX_BATCH, 0, 0, 0.0
 
@@ -121,7 +123,7 @@ class Rpc:
     ):
         self.endpoints = [Endpoint(url) for url in urls]
         if not self.endpoints:
-            raise ValueError("no RPC address: at least one is needed")
+            raise RpcError("no RPC address: at least one is needed")
         self._session, self._total, self._attempt = session, total_seconds, attempt_seconds
         self.requests = 0
 
@@ -291,6 +293,6 @@ def _refusal(error: Any) -> Refusal:
 
 @asynccontextmanager
 async def open_rpc(urls: Sequence[str], **limits: float) -> AsyncIterator[Rpc]:
-    """A session for `Rpc`; see there. Raises `ValueError` for what is no address."""
+    """A session for `Rpc`; see there. Raises `RpcError` for what is no address."""
     async with aiohttp.ClientSession(trust_env=False) as session:
         yield Rpc(session, urls, **limits)

@@ -1,195 +1,41 @@
-"""A pool on a real chain as a market: follows it block by block, and answers with what the contracts said.
+"""A pool on a real chain as a market: answers with what the contracts said, and waits for their blocks.
 
     async with Web3Market.open(["https://..."], "0xd0b5...", "pool.sqlite3", vaults=["0x..."]) as market: ...
 
-`Web3Market` reads logs in chunks and makes every swap again on an exact pool, so that each digit of each event is held
-against the replay and the call behind a swap is found. At the end of each chunk the replayed pool must be the
-contract's, fee growth and all: a node that left logs out, or told some twice, is found before anybody sees them. Events
-land in a SQLite file together with the cursor, in one transaction, once each. Block hashes tie everything to one chain:
-where a reorganisation replaced blocks, they are forgotten and read again. What cannot be mended is a *gap*: it is
-noted, stepped over, and whoever asks for its blocks is told.
-
-The file is a copy of the chain: it may be deleted, and is then fetched again.
-Read next: `contracts.py`, `recorder.py`.
+Pool and vault are read from the contracts at every snapshot; events come from the file that `follower.py` fills.
+Read next: `follower.py`, `contracts.py`, `recorder.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import time
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import astuple, dataclass, field, replace
+import base64
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-
-import aiosqlite
+from typing import Any
 
 from contracts import (
-    MANAGER_LOGS,
-    POOL_LOGS,
-    TRANSFER,
-    Contract,
-    Header,
-    Log,
-    Malformed,
     NamedToken,
-    State,
+    TokenPosition,
     address,
     describe,
-    header_call,
-    name_tokens,
-    read_header,
     read_liquidity,
-    read_log,
-    read_state,
     read_ticks,
     read_uncollected,
     read_vault,
-    to_events,
+    snapshot_of,
 )
+from follower import CONFIRMATIONS, SCHEMA, Follower
 from market import Block, Execution, MarketError
-from protocol import encode, from_plain
-from recording import Event, ReplayError, Snapshot, VaultPosition, apply_event, find_call
-from rpc import Endpoint, Refusal, Rpc, RpcError, open_rpc
-from sim import Pool, PoolError
-from store import connect, transaction, write_lock
+from protocol import MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
+from recording import Event, Snapshot, VaultPosition
+from rpc import RpcError, open_rpc
+from store import connect
 
-CONFIRMATIONS = 3  # blocks on top of one before it is believed; a reorganisation that deep goes unseen
 POLL_SECONDS = 1.0
-FIRST_CHUNK_BLOCKS, MAX_CHUNK_BLOCKS = 200, 5000  # of one eth_getLogs; grows while there is little in it
-MANY_LOGS = 2000  # in one answer: the chunk does not grow any more
-STRIKES = 6  # contradictions at one place before it is called a gap
-STALL_SECONDS = 30.0  # without a new block before one endpoint's word is enough for the head
-FAR_AHEAD_BLOCKS = 30
-KEPT_ANCHORS = 8
-MAX_BACKWARDS_BLOCKS = 10_000  # stored blocks that are compared to find where a reorganisation began
-
-log = logging.getLogger("market")
-
-SCHEMA = (
-    """
-    CREATE TABLE facts (               -- chain, pool, and the first block
-        key TEXT PRIMARY KEY,
-        value TEXT NOT NULL
-    ) STRICT;
-    CREATE TABLE cursor (              -- one row: all events up to this block have landed
-        id INTEGER PRIMARY KEY CHECK (id = 0),
-        block INTEGER NOT NULL
-    ) STRICT;
-    CREATE TABLE blocks (              -- those that were looked at: with events, and at the ends of chunks
-        number INTEGER PRIMARY KEY,
-        time INTEGER NOT NULL,
-        hash TEXT NOT NULL
-    ) STRICT;
-    CREATE TABLE events (
-        block INTEGER NOT NULL,
-        log_index INTEGER NOT NULL,
-        time INTEGER NOT NULL,
-        kind TEXT NOT NULL,
-        args TEXT NOT NULL,            -- recording.Event.args as JSON
-        PRIMARY KEY (block, log_index)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE released (            -- what a position's burns released and no collect has paid yet, after an event
-        block INTEGER NOT NULL,
-        log_index INTEGER NOT NULL,
-        owner TEXT NOT NULL,
-        tick_lower INTEGER NOT NULL,
-        tick_upper INTEGER NOT NULL,
-        amount0 TEXT NOT NULL,
-        amount1 TEXT NOT NULL,
-        PRIMARY KEY (block, log_index)
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE vaults (              -- whose tokens of the position manager have names in the events
-        vault TEXT PRIMARY KEY
-    ) STRICT;
-    CREATE TABLE tokens (
-        token_id TEXT PRIMARY KEY,
-        owner TEXT NOT NULL,           -- the name in the events
-        tick_lower INTEGER NOT NULL,
-        tick_upper INTEGER NOT NULL,
-        block INTEGER NOT NULL         -- where it came
-    ) STRICT;
-    CREATE TABLE anchors (             -- pools that were the contract's in every tick, after a block
-        block INTEGER PRIMARY KEY,
-        body BLOB NOT NULL             -- recording.Snapshot without a vault, and protocol fees; JSON, zlib
-    ) STRICT;
-    CREATE TABLE gaps (                -- blocks whose events could not be had
-        first INTEGER NOT NULL,
-        last INTEGER NOT NULL,
-        reason TEXT NOT NULL
-    ) STRICT
-    """,
-)
-
-
-def follow(pool: Pool, events: Iterable[Event]) -> list[Event]:
-    """Make the events' calls again on a pool that knows no positions; returns them with every swap's call.
-
-    Raises:
-        ReplayError, PoolError: they are not this pool's, or some are missing.
-    """
-    done = []
-    for event in events:
-        if event.kind == "swap" and not event.args[0]:
-            event = event._replace(args=(find_call(pool, event), *event.args[1:]))
-        apply_event(pool, event, ())
-        done.append(event)
-    return done
-
-
-class _Contradiction(Exception):
-    """What nodes said cannot be, or not together."""
-
-    def __init__(self, what: str, endpoints: Iterable[Endpoint]):
-        super().__init__(what)
-        self.endpoints = set(endpoints)
-
-
-class _Reorganised(Exception):
-    """The next block does not follow the last one that was read."""
-
-
-class _TooMany(Exception):
-    """The nodes refuse a chunk of this size."""
-
-
-@dataclass(slots=True)
-class _Tip:
-    """Where reading has come to: the last block, the pool after it, and what the next events need.
-
-    Attributes:
-        block: the last one read.
-        pool: replayed; it knows all ticks and no positions.
-        released: by position: tokens that its burns released and no collect has paid.
-        tokens: the vaults', by id.
-    """
-
-    block: Block
-    pool: Pool
-    released: dict[tuple, tuple[int, int]] = field(default_factory=dict)
-    tokens: dict[int, NamedToken] = field(default_factory=dict)
-
-    def copy(self) -> _Tip:
-        return _Tip(self.block, self.pool.copy(), dict(self.released), dict(self.tokens))
-
-
-@dataclass(slots=True)
-class _Draft:
-    """What was read beyond the tip and is not committed."""
-
-    tip: _Tip
-    events: list[Event] = field(default_factory=list)
-    blocks: dict[int, Block] = field(default_factory=dict)
-    released: list[tuple] = field(default_factory=list)
-    tokens: list[tuple] = field(default_factory=list)
-    endpoints: set[Endpoint] = field(default_factory=set)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The market
 
 
 class Web3Market:
@@ -198,28 +44,19 @@ class Web3Market:
     A vault is an address: its positions are those that it holds as tokens of the position manager, its idle tokens are
     its balances. In snapshots and events they belong to the owner VAULT, or `VAULT#TOKEN` where it has another
     in the same range; all others belong to whom the pool names, mostly the position manager.
-
-    Attributes:
-        contract: the pool's.
     """
 
     executes = False
     full_speed = False
 
-    def __init__(self, rpc: Rpc, db: aiosqlite.Connection, contract: Contract, confirmations: int, poll_seconds: float):
-        self._rpc, self._db, self.contract = rpc, db, contract
-        self._confirmations, self._poll_seconds = confirmations, poll_seconds
-        self.pair, self.first, self.label = contract.pair, 0, ""
-        self._tip: _Tip | None = None
-        self._vaults: set[str] = set()
-        self._gaps: list[tuple[int, int, str]] = []
-        self._replaced: list[tuple[int, int]] = []
-        self._headers: dict[int, Block] = {}
-        self._chunk, self._strikes, self._struck = FIRST_CHUNK_BLOCKS, 0, 0
-        self._refused = 2 * MAX_CHUNK_BLOCKS  # so many blocks were too many at last: near it the chunk grows slowly
-        self._moved = asyncio.Condition()
-        self._moved_at = time.monotonic()
-        self._mending = asyncio.Lock()  # held while the tip changes
+    def __init__(self, follower: Follower):
+        pair = self.pair = follower.contract.pair
+        self._follower, self._rpc, self._contract = follower, follower.rpc, follower.contract
+        self.first = follower.first
+        self.label = (
+            f"Uniswap V3 pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {pair.fee / 10_000:g} %)"
+            f" on chain {pair.chain_id}"
+        )
 
     @classmethod
     @asynccontextmanager
@@ -255,13 +92,15 @@ class Web3Market:
             MarketError: not a pool, another pool's file, or the chain cannot be asked.
             StoreError: the file cannot be used.
         """
-        async with open_rpc(urls, **limits) as rpc, connect(path, SCHEMA) as db:
+        async with AsyncExitStack() as stack:
             with _as_market_errors():
-                market = cls(rpc, db, await describe(rpc, pool_address, manager), confirmations, poll_seconds)
-                await market._begin(first, {address(vault, "vault") for vault in vaults}, path)
-            task = asyncio.create_task(market._follow()) if following else None
+                rpc = await stack.enter_async_context(open_rpc(urls, **limits))
+                db = await stack.enter_async_context(connect(path, SCHEMA))
+                follower = Follower(rpc, db, await describe(rpc, pool_address, manager), confirmations)
+                await follower.begin(first, {address(vault, "vault") for vault in vaults}, path)
+            task = asyncio.create_task(follower.follow(poll_seconds)) if following else None
             try:
-                yield market
+                yield cls(follower)
             finally:
                 if task:
                     task.cancel()
@@ -271,72 +110,79 @@ class Web3Market:
     # -- what every market answers
 
     async def head(self) -> Block:
-        return self._tip.block
+        return self._follower.tip.block
 
     async def block(self, number: int) -> Block:
-        if number > self._tip.block.number:
-            raise MarketError(f"block {number} is above the head {self._tip.block.number}: reach it first")
-        if number not in self._headers:
-            rows = await self._rows("SELECT number, time, hash FROM blocks WHERE number = ?", number)
-            if rows:
-                self._headers[number] = Block(*rows[0])
-            else:
-                with _as_market_errors():
-                    self._headers[number] = (await self._read_headers([number]))[number].block
-        return self._headers[number]
+        if number > self._follower.tip.block.number:
+            raise MarketError(f"block {number} is above the head {self._follower.tip.block.number}: reach it first")
+        with _as_market_errors():
+            return await self._follower.block(number)
 
     async def first_block_at(self, time_seconds: int) -> Block:
-        low, high = await self.block(self.first), self._tip.block
+        low, high = await self.block(self.first), self._follower.tip.block
         if time_seconds > high.time:
             raise MarketError(f"time {time_seconds} is after the head's {high.time}: reach it first")
+        halve = False  # every other time: by proportion alone it may take as many steps as there are blocks
         while low.time < time_seconds and high.number - low.number > 1:
-            part = (time_seconds - low.time) / (high.time - low.time) if high.time > low.time else 0.5
+            part = 0.5 if halve else (time_seconds - low.time) / (high.time - low.time)
+            halve = not halve
             guess = low.number + round((high.number - low.number) * part)
             block = await self.block(min(max(guess, low.number + 1), high.number - 1))
             low, high = (block, high) if block.time < time_seconds else (low, block)
         return high if low.time < time_seconds else low
 
     async def reach(self, number: int) -> Block:
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._tip.block.number >= number)
-        return self._tip.block
+        async with self._follower.moved:
+            await self._follower.moved.wait_for(lambda: self._follower.tip.block.number >= number)
+        return self._follower.tip.block
 
     async def reach_time(self, time_seconds: int) -> Block:
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._tip.block.time >= time_seconds)
-        return self._tip.block
+        async with self._follower.moved:
+            await self._follower.moved.wait_for(lambda: self._follower.tip.block.time >= time_seconds)
+        return self._follower.tip.block
 
     async def snapshot(self, vault: str, block: int) -> Snapshot:
         """As every market's; for the block after the head, whose time and hash are not known yet, those of the head."""
         vault = address(vault, "vault")
-        before, tip = await self.block(block - 1), self._tip
+        before, tip = await self.block(block - 1), self._follower.tip
         at = before if block > tip.block.number else await self.block(block)
         with _as_market_errors():
-            state, ticks = await self._read(lambda: read_ticks(self._rpc, self.contract, before.hash))
-            positions, idle = await self._read(lambda: read_vault(self._rpc, self.contract, vault, before.hash))
-        snapshot = replace(self._snapshot_of(state, ticks, before), block=block, block_time=at.time, block_hash=at.hash)
+            state, ticks = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, before.hash))
+            held, idle = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
+        snapshot = snapshot_of(self._contract, state, ticks, before)
         if before == tip.block:
-            await self._check(tip, snapshot, state)
-        return await self._add_vault(snapshot, vault, positions, idle)
+            await self._follower.check(tip, snapshot, state)
+        names = await self._follower.name(vault, held, before)
+        snapshot = replace(snapshot, block=block, block_time=at.time, block_hash=at.hash, vault_owner=vault)
+        return await self._with_vault(snapshot, [(names[position.token_id], position) for position in held], idle)
+
+    async def _with_vault(
+        self, snapshot: Snapshot, held: Sequence[tuple[NamedToken, TokenPosition]], idle: tuple[int, int]
+    ) -> Snapshot:
+        """A vault's positions and tokens; what burns released and nobody collected counts as idle."""
+        positions = []
+        for token, position in held:
+            owed = released = position.tokens_owed0, position.tokens_owed1
+            if position.liquidity:
+                released = tuple(map(min, owed, await self._follower.released(token, snapshot.block)))
+                left = owed[0] - released[0], owed[1] - released[1]
+                growth = position.fee_growth_inside0_last_x128, position.fee_growth_inside1_last_x128
+                positions.append(VaultPosition(*token, position.liquidity, *growth, *left))
+            idle = idle[0] + released[0], idle[1] + released[1]
+        return replace(snapshot, vault=tuple(positions), idle0=idle[0], idle1=idle[1])
 
     async def events(self, first: int, last: int) -> list[Event]:
-        if last > self._tip.block.number:
-            raise MarketError(f"block {last} is above the head {self._tip.block.number}: reach it first")
+        if last > self._follower.tip.block.number:
+            raise MarketError(f"block {last} is above the head {self._follower.tip.block.number}: reach it first")
         if first <= self.first:
             raise MarketError(f"block {first}: events of this pool were read from block {self.first + 1} on")
-        for began, ended, reason in self._gaps:
+        for began, ended, reason in self._follower.gaps:
             if began <= last and first <= ended:
                 raise MarketError(f"the events of blocks {began} to {ended} could not be had: {reason}")
-        for began, ended in self._replaced:
+        for began, ended in self._follower.replaced:
             if began < first <= ended + 1:
-                raise MarketError(
-                    f"blocks {began} to {ended} were replaced after they had been read: a reorganisation deeper than"
-                    f" {self._confirmations} confirmations"
-                )
-        rows = await self._rows(
-            "SELECT * FROM events WHERE block BETWEEN ? AND ? ORDER BY block, log_index", first, last
-        )
-        return [_event(row) for row in rows]
+                raise MarketError(f"blocks {began} to {ended} were replaced after they had been read (reorganisation)")
+        return await self._follower.events(first, last)
 
     @asynccontextmanager
     async def participant(self) -> AsyncIterator[None]:
@@ -349,483 +195,113 @@ class Web3Market:
         """What the contracts would pay for each of the vault's tokens if it collected after `block`, to the wei."""
         vault, at = address(vault, "vault"), (await self.block(block)).hash
         with _as_market_errors():
-            positions, _ = await self._read(lambda: read_vault(self._rpc, self.contract, vault, at))
+            positions, _ = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, at))
             ids = [position.token_id for position in positions]
-            found = await self._read(lambda: read_uncollected(self._rpc, self.contract, vault, ids, at))
+            found = await self._follower.read(lambda: read_uncollected(self._rpc, self._contract, vault, ids, at))
         return dict(zip(ids, found, strict=True))
 
     async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot, dict[tuple, int]]:
         """The pool before `first` and after `last`, and what liquidity the positions `keys` have before."""
-        keys = sorted(keys)
+        keys, pools = sorted(keys), []
+        for block in (await self.block(first - 1), await self.block(last)):
+            with _as_market_errors():
+                read = await self._follower.read(lambda block=block: read_ticks(self._rpc, self._contract, block.hash))
+            pools.append(snapshot_of(self._contract, *read, block))
         with _as_market_errors():
-            pools = []
-            for block in (await self.block(first - 1), await self.block(last)):
-                state, ticks = await self._read(lambda block=block: read_ticks(self._rpc, self.contract, block.hash))
-                pools.append(self._snapshot_of(state, ticks, block))
-            held = await read_liquidity(self._rpc, self.contract, keys, pools[0].block_hash)
+            held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)
         return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
 
-    # -- following
-
     async def catch_up(self, until: int | None = None, progress: Callable[[int], None] | None = None) -> None:
-        """Read on to the chain's confirmed head, or to a block before it.
-
-        Args:
-            until: where to stop.
-            progress: called with each block that was reached.
-
-        Raises:
-            RpcError: no endpoint answers.
-        """
-        async with self._mending:
-            target = await self._confirmed()
-            target = target if until is None else min(target, until)
-            draft = None
-            while (tip := draft.tip if draft else self._tip).block.number < target:
-                last = min(target, tip.block.number + self._chunk)
-                draft = draft or _Draft(self._tip.copy())
-                try:
-                    sound = await self._extend(draft, last, last == target)
-                except _TooMany as error:
-                    log.info("%s; %d blocks at a time now", error, self._chunk)
-                except _Reorganised:
-                    draft = None
-                    await self._roll_back()
-                    target = min(target, await self._confirmed())
-                except _Contradiction as error:
-                    draft = None
-                    await self._strike(error, last)
-                else:
-                    if sound:
-                        await self._commit(draft)
-                        draft = None
-                    if progress:
-                        progress(last)
-
-    async def _follow(self) -> None:
-        """Catch up again and again; what fails is said and tried again."""
-        while True:
-            try:
-                await self.catch_up()
-            except (RpcError, MarketError) as error:
-                log.warning("the chain cannot be followed just now: %s", error)
-            except Exception:
-                log.exception("the chain cannot be followed just now")
-            await asyncio.sleep(self._poll_seconds)
-
-    async def _confirmed(self) -> int:
-        """The last block with enough on top of it: of what two endpoints say, or one where there is but one.
-
-        An endpoint that is behind what was read already rests. One that is far ahead of all others is not believed,
-        unless nothing has come for a while.
-        """
-        heads = {}
-        for endpoint, raw in (await self._rpc.each(*header_call("latest"))).items():
-            try:
-                heads[endpoint] = read_header(raw).number
-            except Malformed as error:
-                endpoint.rest(str(error))
-        known = self._tip.block.number if self._tip else 0
-        for endpoint in [endpoint for endpoint, number in heads.items() if number < known]:
-            endpoint.rest(f"its head is {heads.pop(endpoint)}, block {known} was read before")
-        if not heads:
-            raise RpcError("no endpoint knows the head")
-        (furthest, head), *others = sorted(heads.items(), key=lambda pair: -pair[1])
-        if others and time.monotonic() - self._moved_at < STALL_SECONDS:
-            if head > others[0][1] + FAR_AHEAD_BLOCKS:
-                log.warning("RPC %s: its head is %d, all others' at most %d", furthest.name, head, others[0][1])
-            head = others[0][1]
-        return head - self._confirmations
-
-    async def _extend(self, draft: _Draft, last: int, must_check: bool) -> bool:
-        """Read a chunk into the draft; returns whether the pool is then known to be the contract's.
-
-        Raises:
-            _TooMany, _Reorganised, _Contradiction, RpcError: the draft is then of no use, except after `_TooMany`.
-        """
-        tip, first = draft.tip, draft.tip.block.number + 1
-        endpoints: set[Endpoint] = set()
-        try:
-            logs, headers = await self._read_logs(first, last, tip.tokens, endpoints)
-            if headers[first].parent != tip.block.hash:
-                raise _Reorganised
-            times = {number: header.time for number, header in headers.items()}
-            if any(one.block_hash != headers[one.block].hash for one in logs):
-                raise Malformed("logs of blocks that are not in the chain")
-            names, new = name_tokens(logs, self.contract, self._vaults, tip.tokens)
-            mine = [one for one in logs if one.address == self.pair.pool_address]
-            events, released = to_events(mine, times, names, tip.released)
-            events = await asyncio.to_thread(follow, tip.pool, events)
-            tip.block = headers[last].block
-            state = await read_state(self._rpc, self.contract, tip.block.hash, must_check, endpoints)
-            if state and (differences := State.of(tip.pool).differences(state)):
-                raise Malformed(f"after block {last} the logs and the contract differ: {differences}")
-        except (Malformed, ReplayError, PoolError) as error:
-            raise _Contradiction(str(error), endpoints | getattr(error, "endpoints", set())) from error
-        draft.events += events
-        draft.blocks |= {number: header.block for number, header in headers.items()}
-        draft.released += released
-        draft.endpoints |= endpoints
-        draft.tokens += [(str(token_id), *tip.tokens[token_id], block) for token_id, block in new]
-        if len(logs) < MANY_LOGS:
-            fast = 2 * self._chunk <= self._refused
-            self._chunk = min(2 * self._chunk if fast else self._chunk + self._chunk // 8 + 1, MAX_CHUNK_BLOCKS)
-        return state is not None
-
-    async def _read_logs(
-        self, first: int, last: int, tokens: Mapping[int, NamedToken], endpoints: set[Endpoint]
-    ) -> tuple[list[Log], dict[int, Header]]:
-        """The logs of some blocks, in order, and the headers of those blocks that have any, and of both ends."""
-        span = {"fromBlock": hex(first), "toBlock": hex(last)}
-        pool = span | {"address": self.pair.pool_address, "topics": [[kind.topic for kind in POOL_LOGS]]}
-        calls = [header_call(first), header_call(last), ("eth_getLogs", [pool])]
-        manager = span | {"address": self.contract.manager}
-        if self._vaults and self.contract.manager:
-            to = ["0x" + vault[2:].rjust(64, "0") for vault in sorted(self._vaults)]
-            calls.append(("eth_getLogs", [manager | {"topics": [TRANSFER.topic, None, to]}]))
-        from_block, to_block, *found = await self._ask(calls, first, last, endpoints)
-        ids = {int(raw["topics"][3], 16) for raw in found[1]} if len(found) > 1 else set()
-        if ids := sorted(ids | tokens.keys()):
-            topics = [[kind.topic for kind in MANAGER_LOGS], [f"0x{token_id:064x}" for token_id in ids]]
-            found += await self._ask([("eth_getLogs", [manager | {"topics": topics}])], first, last, endpoints)
-        logs = sorted(read_log(raw) for part in found for raw in part)
-        places = [one[:2] for one in logs]
-        if len(set(places)) != len(places):
-            raise Malformed("a log is told twice")
-        if logs and not first <= logs[0].block <= logs[-1].block <= last:
-            raise Malformed(f"logs of other blocks than {first} to {last}")
-        if any(one.address not in (self.pair.pool_address, self.contract.manager) for one in logs):
-            raise Malformed("logs of another contract")
-        await self._compare([call for call in calls if call[0] == "eth_getLogs"][:1], found[0], endpoints)
-        headers = {number: self._header(raw, number) for number, raw in ((first, from_block), (last, to_block))}
-        wanted = sorted({one.block for one in logs} - headers.keys())
-        return logs, headers | await self._read_headers(wanted, endpoints)
-
-    async def _compare(self, calls: list, logs: list, endpoints: set[Endpoint]) -> None:
-        """Where there is another endpoint, it must not know of a log that these left out: not all leave traces."""
-        if len(self._rpc.endpoints) == 1 or not (second := await self._rpc.second(calls, endpoints)):
-            return
-        try:
-            places = {read_log(raw)[:2] for raw in second[0]}
-        except (Malformed, TypeError) as error:
-            self._rpc.distrust(second.endpoints, str(error))
-            return
-        mine = {read_log(raw)[:2] for raw in logs}
-        if lost := mine - places:
-            self._rpc.distrust(second.endpoints, f"{len(lost)} logs are missing, the first in block {min(lost)[0]}")
-        if lost := places - mine:
-            raise Malformed(f"{len(lost)} logs are missing, the first in block {min(lost)[0]}")
-
-    async def _ask(self, calls: list, first: int, last: int, endpoints: set[Endpoint]) -> list:
-        answers = await self._rpc.batch(calls, refusable=True)
-        endpoints |= answers.endpoints
-        for (method, _), answer in zip(calls, answers, strict=True):
-            refused = isinstance(answer, Refusal)
-            if method == "eth_getLogs" and refused and last > first:
-                self._refused = last - first + 1
-                self._chunk = self._refused // 2
-                raise _TooMany(f"logs of blocks {first} to {last}: {answer}")
-            if refused or answer is None:
-                raise Malformed(f"{method} of blocks {first} to {last}: {answer or 'no such block'}")
-            if method == "eth_getLogs" and not isinstance(answer, list):
-                raise Malformed(f"{method}: no list")
-        return list(answers)
-
-    @staticmethod
-    def _header(raw, number: int) -> Header:
-        header = read_header(raw)
-        if header.number != number:
-            raise Malformed(f"block {header.number} instead of {number}")
-        return header
-
-    async def _read_headers(self, numbers: Sequence[int], endpoints: set[Endpoint] | None = None) -> dict[int, Header]:
-        answers = await self._rpc.batch([header_call(number) for number in numbers], usable=bool)
-        if endpoints is not None:
-            endpoints |= answers.endpoints
-        return {number: self._header(raw, number) for number, raw in zip(numbers, answers, strict=True)}
-
-    async def _commit(self, draft: _Draft) -> None:
-        """All that a draft brings, and the cursor, in one transaction."""
-        tip = draft.tip
-        async with transaction(self._db):
-            await self._db.executemany(
-                "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", [astuple(block) for block in draft.blocks.values()]
-            )
-            await self._db.executemany(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
-                [(*event[:4], json.dumps(event.args, separators=(",", ":"))) for event in draft.events],
-            )
-            await self._db.executemany("INSERT INTO released VALUES (?, ?, ?, ?, ?, ?, ?)", draft.released)
-            await self._db.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", draft.tokens)
-            await self._db.execute("UPDATE cursor SET block = ?", (tip.block.number,))
-        self._rpc.trust(draft.endpoints)
-        if tip.block.number >= self._struck:
-            self._strikes = 0
-        await self._move(tip)
-
-    async def _move(self, tip: _Tip) -> None:
-        self._tip, self._moved_at = tip, time.monotonic()
-        if len(self._headers) > 10_000:
-            self._headers.clear()
-        async with self._moved:
-            self._moved.notify_all()
-
-    # -- when something is wrong
-
-    async def _strike(self, error: _Contradiction, last: int) -> None:
-        """Somebody lied, or something is lost: ask others, then doubt what was read before, then give the place up."""
-        first = self._tip.block.number + 1
-        self._strikes, self._struck = self._strikes + 1, max(self._struck, first)
-        self._rpc.distrust(error.endpoints, f"blocks {first} to {last}: {error}")
-        self._chunk = max(1, (last - first + 1) // 2)
-        if self._strikes == STRIKES // 2:
-            [(anchor,)] = await self._rows("SELECT max(block) FROM anchors")
-            if anchor < self._tip.block.number:
-                log.warning("blocks %d to %d are read again: something in them may be missing", anchor + 1, first - 1)
-                await self._forget_after(anchor)
-        elif self._strikes >= STRIKES:
-            self._strikes = 0
-            await self._give_up(first, last, str(error))
-
-    async def _give_up(self, first: int, last: int, reason: str) -> None:
-        """Note a gap and go on behind it, from the contract's own state."""
-        log.error("the events of blocks %d to %d cannot be had: %s", first, last, reason)
-        header = (await self._read_headers([last]))[last]
-        state, ticks = await self._read(lambda: read_ticks(self._rpc, self.contract, header.hash))
-        tip = _Tip(header.block, self._pool_of(state, ticks, header.block), {}, dict(self._tip.tokens))
-        async with transaction(self._db):
-            await self._db.execute("INSERT INTO gaps VALUES (?, ?, ?)", (first, last, reason))
-            await self._db.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", astuple(header.block))
-            await self._db.execute("DELETE FROM released")  # who was paid what meanwhile nobody knows
-            await self._db.execute("UPDATE cursor SET block = ?", (last,))
-            await self._put_anchor(header.block, state, ticks)
-        self._gaps.append((first, last, reason))
-        await self._move(tip)
-
-    async def _roll_back(self) -> None:
-        """Blocks were replaced: find the last one that was not, and forget all after it."""
-        rows = await self._rows(
-            "SELECT number, time, hash FROM blocks ORDER BY number DESC LIMIT ?", MAX_BACKWARDS_BLOCKS
-        )
-        old = self._tip.block.number
-        for at in range(0, len(rows), 100):
-            part = rows[at : at + 100]
-            answers = await self._rpc.batch([header_call(row["number"]) for row in part])
-            for row, raw in zip(part, answers, strict=True):
-                if raw is not None and self._header(raw, row["number"]).hash == row["hash"]:
-                    count = await self._forget_after(row["number"])
-                    self._replaced.append((row["number"] + 1, old))
-                    log.warning(
-                        "reorganisation: blocks %d to %d were replaced; %d events rolled back, read again",
-                        row["number"] + 1,
-                        old,
-                        count,
-                    )
-                    return
-        raise MarketError(f"no block up to {old} is in the chain any more; is it the same chain? Use a new file")
-
-    async def _forget_after(self, block: int) -> int:
-        """Go back to a block; returns how many events that took."""
-        async with transaction(self._db):
-            cursor = await self._db.execute("DELETE FROM events WHERE block > ?", (block,))
-            for table, column in (("blocks", "number"), ("released", "block"), ("tokens", "block")):
-                await self._db.execute(f"DELETE FROM {table} WHERE {column} > ?", (block,))
-            await self._db.execute("DELETE FROM anchors WHERE block > ?", (block,))
-            await self._db.execute("DELETE FROM gaps WHERE last > ?", (block,))
-            await self._db.execute("UPDATE cursor SET block = ?", (block,))
-        self._headers = {number: kept for number, kept in self._headers.items() if number <= block}
-        await self._load()
-        return cursor.rowcount
-
-    async def _check(self, tip: _Tip, snapshot: Snapshot, state: State) -> None:
-        """Hold the replayed pool against the contract's, tick by tick: the one is where the other was read."""
-        mine = Snapshot.of(tip.pool, (), (0, 0), snapshot.block, snapshot.block_time, snapshot.block_hash)
-        if mine == snapshot and State.of(tip.pool) == state:
-            async with self._mending:
-                if self._tip is tip:
-                    async with transaction(self._db):
-                        await self._put_anchor(tip.block, state, snapshot.ticks)
-            return
-        wrong = sorted({tick.index for tick in set(mine.ticks) ^ set(snapshot.ticks)})[:5]
-        async with self._mending:
-            [(anchor,)] = await self._rows("SELECT max(block) FROM anchors")
-            log.error(
-                "after block %d the replayed pool is not the contract's (ticks %s): blocks from %d on are read again",
-                tip.block.number,
-                wrong,
-                anchor + 1,
-            )
-            if self._tip is tip:
-                await self._forget_after(anchor)
-
-    async def _read(self, read: Callable[[], Awaitable]):
-        """Read something that can be told to be wrong, up to three times, each time from others."""
-        for _ in range(2):
-            try:
-                return await read()
-            except Malformed as error:
-                self._rpc.distrust(error.endpoints, str(error))
-        return await read()
-
-    # -- the file
-
-    async def _begin(self, first: int | None, vaults: set[str], path: str | Path) -> None:
-        found = {row["key"]: row["value"] for row in await self._rows("SELECT * FROM facts")}
-        facts = {"chain": str(self.pair.chain_id), "pool": self.pair.pool_address}
-        if found and (found | facts | ({"first": str(first)} if first is not None else {})) != found:
-            raise MarketError(f"{path} was made for {found}, not {facts}, first {first}; choose another file")
-        if not found:
-            number = await self._confirmed() if first is None else first
-            block = (await self._read_headers([number]))[number].block
-            state, ticks = await self._read(lambda: read_ticks(self._rpc, self.contract, block.hash))
-            async with transaction(self._db):
-                await self._db.executemany("INSERT INTO facts VALUES (?, ?)", (facts | {"first": str(number)}).items())
-                await self._db.execute("INSERT INTO cursor VALUES (0, ?)", (number,))
-                await self._db.execute("INSERT INTO blocks VALUES (?, ?, ?)", astuple(block))
-                await self._put_anchor(block, state, ticks)
-        for vault in vaults:
-            await self._register(vault)
-        self._vaults = {row["vault"] for row in await self._rows("SELECT vault FROM vaults")}
-        self._gaps = [tuple(row) for row in await self._rows("SELECT * FROM gaps")]
-        self.first = int((await self._rows("SELECT value FROM facts WHERE key = 'first'"))[0]["value"])
-        token0, token1 = self.pair.token0.symbol, self.pair.token1.symbol
-        self.label = (
-            f"Uniswap V3 pool {self.pair.pool_address} ({token0}/{token1}, {self.pair.fee / 10_000:g} %)"
-            f" on chain {self.pair.chain_id}"
-        )
-        await self._load()
-        if not found:
-            for vault in vaults:
-                positions, _ = await self._read(
-                    lambda vault=vault: read_vault(self._rpc, self.contract, vault, self._tip.block.hash)
-                )
-                await self._name(vault, positions)
-
-    async def _load(self) -> None:
-        """The tip from the file: the last anchor, and the events since."""
-        [(number,)] = await self._rows("SELECT block FROM cursor")
-        rows = await self._rows("SELECT * FROM anchors WHERE block <= ? ORDER BY block DESC LIMIT 1", number)
-        body = json.loads(zlib.decompress(rows[0]["body"]))
-        pool = from_plain(Snapshot, body["snapshot"]).open()
-        pool.protocol_fees = tuple(map(int, body["protocol_fees"]))
-        events = await self._rows(
-            "SELECT * FROM events WHERE block BETWEEN ? AND ? ORDER BY block, log_index", rows[0]["block"] + 1, number
-        )
-        await asyncio.to_thread(follow, pool, map(_event, events))
-        [block] = await self._rows("SELECT number, time, hash FROM blocks WHERE number = ?", number)
-        released = {}
-        for row in await self._rows("SELECT * FROM released ORDER BY block, log_index"):
-            amounts = int(row["amount0"]), int(row["amount1"])
-            released[row["owner"], row["tick_lower"], row["tick_upper"]] = amounts
-        tokens = {
-            int(row["token_id"]): NamedToken(row["owner"], row["tick_lower"], row["tick_upper"])
-            for row in await self._rows("SELECT * FROM tokens")
-        }
-        await self._move(_Tip(Block(*block), pool, released, tokens))
-
-    async def _put_anchor(self, block: Block, state: State, ticks: tuple) -> None:
-        body = {
-            "snapshot": json.loads(encode(self._snapshot_of(state, ticks, block))),
-            "protocol_fees": [str(fees) for fees in state.protocol_fees],
-        }
-        packed = zlib.compress(json.dumps(body).encode())
-        await self._db.execute("INSERT OR REPLACE INTO anchors VALUES (?, ?)", (block.number, packed))
-        await self._db.execute(
-            "DELETE FROM anchors WHERE block NOT IN (SELECT block FROM anchors ORDER BY block DESC LIMIT ?)",
-            (KEPT_ANCHORS,),
-        )
-
-    def _snapshot_of(self, state: State, ticks: tuple, after: Block) -> Snapshot:
-        """The pool after a block, without a vault."""
-        return Snapshot(
-            block=after.number + 1,
-            block_time=after.time,
-            block_hash=after.hash,
-            fee=self.pair.fee,
-            tick_spacing=self.pair.tick_spacing,
-            fee_protocol0=state.fee_protocol[0],
-            fee_protocol1=state.fee_protocol[1],
-            sqrt_price_x96=state.sqrt_price_x96,
-            tick=state.tick,
-            liquidity=state.liquidity,
-            fee_growth_global0_x128=state.fee_growth_global0_x128,
-            fee_growth_global1_x128=state.fee_growth_global1_x128,
-            ticks=ticks,
-            vault=(),
-            idle0=0,
-            idle1=0,
-        )
-
-    def _pool_of(self, state: State, ticks: tuple, after: Block) -> Pool:
-        pool = self._snapshot_of(state, ticks, after).open()
-        pool.protocol_fees = state.protocol_fees
-        return pool
-
-    async def _register(self, vault: str) -> None:
-        async with transaction(self._db):
-            await self._db.execute("INSERT OR IGNORE INTO vaults VALUES (?)", (vault,))
-        self._vaults.add(vault)
-
-    async def _name(self, vault: str, positions: Sequence) -> dict[int, NamedToken]:
-        """Names for a vault's tokens, which stay; those that it no longer holds lose theirs."""
-        async with self._mending:
-            tokens = self._tip.tokens
-            held = {position.token_id for position in positions}
-            for token_id in [id_ for id_, token in tokens.items() if token.owner.partition("#")[0] == vault]:
-                if token_id not in held:
-                    del tokens[token_id]
-            for token_id, lower, upper, *_ in positions:
-                if token_id not in tokens:
-                    taken = NamedToken(vault, lower, upper) in tokens.values()
-                    tokens[token_id] = NamedToken(f"{vault}#{token_id}" if taken else vault, lower, upper)
-            async with transaction(self._db):
-                await self._db.execute("DELETE FROM tokens WHERE owner = ? OR owner LIKE ?", (vault, f"{vault}#%"))
-                await self._db.executemany(
-                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?)",
-                    [(str(id_), *tokens[id_], self._tip.block.number) for id_ in held],
-                )
-            return {id_: tokens[id_] for id_ in held}
-
-    async def _add_vault(self, snapshot: Snapshot, vault: str, positions: Sequence, idle: tuple[int, int]) -> Snapshot:
-        """The vault's positions and tokens; what burns released and nobody collected counts as idle."""
-        if vault not in self._vaults:
-            log.info("vault %s: followed from block %d on", vault, self._tip.block.number + 1)
-            await self._register(vault)
-        names = await self._name(vault, positions)
-        shown = []
-        for position in positions:
-            token = names[position.token_id]
-            owed = position.tokens_owed0, position.tokens_owed1
-            released = owed
-            if position.liquidity:
-                released = tuple(map(min, owed, await self._released(token, snapshot.block)))
-            idle = idle[0] + released[0], idle[1] + released[1]
-            if position.liquidity:
-                left = owed[0] - released[0], owed[1] - released[1]
-                shown.append(VaultPosition(*token, *position[3:6], *left))
-        return replace(snapshot, vault=tuple(shown), idle0=idle[0], idle1=idle[1], vault_owner=vault)
-
-    async def _released(self, token: NamedToken, block: int) -> tuple[int, int]:
-        rows = await self._rows(
-            "SELECT amount0, amount1 FROM released WHERE owner = ? AND tick_lower = ? AND tick_upper = ?"
-            " AND block < ? ORDER BY block DESC, log_index DESC LIMIT 1",
-            *token,
-            block,
-        )
-        return (int(rows[0]["amount0"]), int(rows[0]["amount1"])) if rows else (0, 0)
-
-    async def _rows(self, sql: str, *parameters) -> list:
-        async with write_lock(self._db):
-            return await self._db.execute_fetchall(sql, parameters)
-
-
-def _event(row) -> Event:
-    return Event(row["block"], row["log_index"], row["time"], row["kind"], tuple(json.loads(row["args"])))
+        """Where nobody follows in the background: see `Follower.catch_up`."""
+        with _as_market_errors():
+            await self._follower.catch_up(until, progress)
 
 
 @contextmanager
 def _as_market_errors():
     try:
         yield
-    except (RpcError, Malformed) as error:
+    except RpcError as error:
         raise MarketError(f"the chain cannot be asked: {error}") from error
+
+
+async def audit_chain(
+    evidence: dict[str, Any], urls: Sequence[str], manager: str | None = None, **limits: float
+) -> list[str]:
+    """Hold a stored round against the chain: its snapshot, its events, and every block hash that miners were shown.
+
+    What burns released before the round and nobody had collected at its start is idle to a validator that saw them and
+    owed to one that came later: idle and owed tokens are compared together, and a collect may be less than the chain's.
+
+    Args:
+        evidence: as `evidence.py` describes it, after `evidence.audit` found nothing wrong.
+        urls: RPC endpoints that still have the state of the opening (an archive endpoint).
+        manager: the position manager's address; None for the chain's usual one.
+        limits: see `rpc.Rpc`.
+
+    Returns:
+        What differs, each named; empty when all is as the chain has it.
+
+    Raises:
+        MarketError: the chain cannot be asked.
+    """
+    row = evidence["round"]
+    if evidence["snapshot"] is None:
+        return []  # the round never opened
+    stored = from_plain(Snapshot, evidence["snapshot"])
+    opening = stored.block
+    last = int(row["close_block"]) - 1 if row["close_block"] is not None else opening
+    queries = [decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES) for ask in evidence["asks"]]
+    shown = {(query.block_number, query.block_hash) for query in queries} | {(opening, row["opening_hash"])}
+    vaults = [stored.vault_owner] if stored.vault_owner else []
+    with tempfile.TemporaryDirectory() as folder:
+        async with Web3Market.open(
+            urls,
+            evidence["pool"],
+            Path(folder) / "audit.sqlite3",
+            first=opening - 1,
+            vaults=vaults,
+            manager=manager,
+            confirmations=0,
+            following=False,
+            **limits,
+        ) as market:
+            await market.catch_up(last)
+            wrong = [
+                f"block {number}: the miners were shown {hash_}, the chain has {block.hash}"
+                for number, hash_ in sorted(shown)
+                if (block := await market.block(number)).hash != hash_
+            ]
+            found = await market.snapshot(stored.vault_owner, opening)
+            events = await market.events(opening, last)
+    wrong += [
+        f"snapshot.{name}: {mine}, the chain has {theirs}"
+        for name, mine in _comparable(stored).items()
+        if mine != (theirs := _comparable(found)[name])
+    ]
+    if row["close_block"] is None:
+        return wrong
+    told = {(int(block), int(at)): (time, kind, *args) for block, at, time, kind, args in evidence["events"]}
+    real = {event[:2]: (str(event.time), event.kind, *map(str, event.args)) for event in events}
+    for place in sorted(told.keys() | real.keys()):
+        mine, theirs = told.get(place), real.get(place)
+        if theirs and theirs[1] == "collect" and (mine is None or _is_part(mine, theirs)):
+            continue
+        if mine != theirs:
+            wrong.append(f"events: block {place[0]} log {place[1]} is {mine}, the chain has {theirs}")
+    return wrong
+
+
+def _is_part(mine: tuple, theirs: tuple) -> bool:
+    return mine[:5] == theirs[:5] and all(int(a) <= int(b) for a, b in zip(mine[5:], theirs[5:], strict=True))
+
+
+def _comparable(snapshot: Snapshot) -> dict[str, Any]:
+    """What two who read the same state at the same block must agree on."""
+    owed = [(position.tokens_owed0, position.tokens_owed1) for position in snapshot.vault]
+    return {name: getattr(snapshot, name) for name in Snapshot.__slots__} | {
+        "ticks": snapshot.ticks,
+        "vault": [replace(position, tokens_owed0=0, tokens_owed1=0) for position in snapshot.vault],
+        "idle0": snapshot.idle0 + sum(amount for amount, _ in owed),
+        "idle1": snapshot.idle1 + sum(amount for _, amount in owed),
+    }

@@ -7,6 +7,7 @@ stands, where a test wants it, a node that lies, breaks off or answers late.
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 import signal
 import sqlite3
@@ -24,11 +25,11 @@ from aiohttp import web
 import rpc
 from contracts import Function, Malformed, read_header, read_log
 from market import MarketError, RecordedMarket
-from protocol import JobSettings
+from protocol import JobSettings, to_plain
 from recording import Event, Snapshot, apply_event, read_recording, replay
 from rounds import Round
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
-from web3market import Web3Market
+from web3market import Web3Market, audit_chain
 
 ETHER = 10**18
 
@@ -281,11 +282,59 @@ def test_a_pool_with_two_thousand_ticks_is_read_in_three_requests_a_word_of_word
             began = market._rpc.requests
             snapshot = await market.snapshot(world.vault, market.first + 1)
             vault_requests = 3
-            return len(market.contract.words), market._rpc.requests - began - vault_requests, snapshot
+            return len(market._contract.words), market._rpc.requests - began - vault_requests, snapshot
 
     words, requests, snapshot = asyncio.run(work())
     assert len(snapshot.ticks) >= 2000 and words == 694
     assert requests <= 3 * words / 256
+
+
+def test_an_audit_on_the_chain_agrees_with_what_happened_and_names_what_was_changed(world, tmp_path):
+    """Of a stored round: the snapshot, the events, the hashes."""
+    world.trade(5)
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            opening = (await market.head()).number + 1
+            world.trade(12, vault_moves=True)
+            await market.catch_up()
+            close = await market.head()
+            snapshot = await market.snapshot(world.vault, opening)
+            events = await market.events(opening, close.number - 1)
+        evidence = {
+            "pool": world.uniswap.address,
+            "round": {"opening_hash": snapshot.block_hash, "close_block": str(close.number)},
+            "snapshot": to_plain(snapshot),
+            "events": [[*map(str, e[:3]), e.kind, [*map(str, e.args)]] for e in events],
+            "asks": [],
+        }
+        urls, found = [world.chain.url], []
+        swap = next(n for n, event in enumerate(events) if event.kind == "swap")
+        for path, value in (
+            ((), None),
+            (("snapshot", "tick"), snapshot.tick + 1),
+            (("snapshot", "ticks", 3, "liquidity_gross"), "7"),
+            (("snapshot", "idle0"), str(snapshot.idle0 + 1)),
+            (("snapshot", "vault", 0, "liquidity"), "5"),
+            (("round", "opening_hash"), "0x" + "0" * 64),
+            (("events", swap, 4, 1), "12345"),
+            (("events",), evidence["events"][:swap] + evidence["events"][swap + 1 :]),
+            (("events",), [*evidence["events"], [str(close.number - 1), "9999", "0", "burn", ["x", "1", "2"]]]),
+        ):
+            changed = copy.deepcopy(evidence)
+            at = changed
+            for key in path[:-1]:
+                at = at[key]
+            if path:
+                at[path[-1]] = value
+            found.append((path, await audit_chain(changed, urls, world.uniswap.manager)))
+        return found
+
+    (_, honest), *changed = asyncio.run(work())
+    assert honest == []
+    for path, wrong in changed:
+        words = "block" if path[0] == "round" else "events" if path[0] == "events" else f"{path[0]}.{path[1]}"
+        assert len(wrong) == 1 and wrong[0].startswith(words), path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -420,7 +469,7 @@ def test_with_one_honest_endpoint_no_event_is_lost_or_doubled(world, tmp_path, f
 
     events, head, name, market = asyncio.run(work())
     assert events == asyncio.run(world.truth(tmp_path / "b.sqlite3", first)) and len(events) > 20
-    assert head == world.chain.height and not market._gaps
+    assert head == world.chain.height and not market._follower.gaps
     assert any(name in record.getMessage() for record in caplog.records)
 
 
@@ -489,11 +538,13 @@ def test_after_a_reorganisation_of_three_blocks_the_events_are_those_of_the_chai
             world.trade(6)
             old = world.chain.height
             await market.catch_up()
+            await market.snapshot(world.vault, (await market.head()).number + 1)
             seen = await market.events(first + 1, old - confirmations)
             tip = await market.head()
             world.chain.rpc("anvil_reorg", 3, [])
             for _ in range(4):
                 world.uniswap.swap(True, 10**16)
+                world.uniswap.increase(world.vault, 4, 10**12, 10**12)
                 world.chain.mine()
             await market.catch_up()
             head = (await market.head()).number
@@ -612,6 +663,7 @@ def test_blocks_are_found_by_their_time(world, tmp_path):
         ({"pool_address": "0x" + "12" * 20}, "does not answer as a Uniswap V3 pool"),
         ({"vaults": ["vault-pol"]}, "40 hexadecimal digits"),
         ({"urls": ["http://127.0.0.1:1"], "total_seconds": 0.2}, "cannot be asked"),
+        ({"urls": ["node.example"]}, "is expected"),
     ],
 )
 def test_what_cannot_be_opened_is_said_in_one_line(world, tmp_path, change, message):
