@@ -277,6 +277,10 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
     functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, SLOT0
     found = await rpc.batch([function.call(pool_address, at) for function in functions])
     not_one = f"{pool_address} on chain {chain_id} does not answer as a Uniswap V3 pool; check the pool's address"
+    if isinstance(found[-1], str) and len(found[-1]) == 2 + 6 * 64:
+        raise MarketError(
+            f"{pool_address} is no Uniswap V3 pool: its slot0 has six words, as Slipstream's; not read yet"
+        )
     try:
         values = [function.read(result) for function, result in zip(functions, found, strict=True)]
     except Malformed as error:

@@ -536,12 +536,16 @@ def test_after_a_reorganisation_of_three_blocks_the_events_are_those_of_the_chai
     async def work():
         async with world.market(tmp_path / "a.sqlite3", first=first, confirmations=confirmations) as market:
             world.trade(6)
-            old = world.chain.height
+            world.uniswap.mint(world.vault, -180, 180, 10**15, 10**15)
+            old = world.chain.mine()
             await market.catch_up()
             await market.snapshot(world.vault, (await market.head()).number + 1)
             seen = await market.events(first + 1, old - confirmations)
             tip = await market.head()
             world.chain.rpc("anvil_reorg", 3, [])
+            world.uniswap.mint(
+                world.other, -180, 180, 10**15, 10**15
+            )  # its token has the number of the vault's lost one
             for _ in range(4):
                 world.uniswap.swap(True, 10**16)
                 world.uniswap.increase(world.vault, 4, 10**12, 10**12)
@@ -676,6 +680,18 @@ def test_what_cannot_be_opened_is_said_in_one_line(world, tmp_path, change, mess
     with pytest.raises(MarketError, match=message) as error:
         asyncio.run(work())
     assert "\n" not in str(error.value)
+
+
+def test_a_slipstream_pool_is_told_by_what_it_answers(world, tmp_path):
+    slot0 = "0x3850c7bd"
+    node = Node(world.chain, on("eth_call", lambda call, word: word[:-64] if call[0]["data"] == slot0 else word))
+
+    async def work():
+        async with node as url, world.market(tmp_path / "a.sqlite3", [url]):
+            pass
+
+    with pytest.raises(MarketError, match="Slipstream"):
+        asyncio.run(work())
 
 
 def test_another_pools_file_is_refused(world, chain, tmp_path):
