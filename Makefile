@@ -27,6 +27,7 @@ bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/wire.py
 	$(RUN) bench/memory.py
 	$(RUN) bench/status.py
+	$(RUN) bench/follower.py
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .

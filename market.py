@@ -1,6 +1,7 @@
 """The EVM seam: the one protocol through which everything else sees a pool and its blocks, and the recorded market.
 
     python market.py import PATH --out FOLDER     complete a recording: find the call behind each swap that lacks it
+    python market.py record --rpc URL --pool ...  record a real pool; `recorder.py`
 
 A market answers in plain values (`Block`, `Snapshot`, `Event`); amounts are integers of token base units. What lies in
 memory, a recording or the model, is replayed on the exact pool; at full speed its time is a lock-step clock, which
@@ -688,8 +689,14 @@ def write_recording(stem: Path, description: bytes, events: Iterable[Event]) -> 
 
 def main(argv: list[str] | None = None) -> int:
     """`python market.py import PATH --out FOLDER`; exit code 0: written, 1: contradicts itself, 2: cannot be read."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["record"]:
+        from recorder import main as record_main  # it needs web3, which takes seconds to import
+
+        return record_main(argv[1:])
     parser = argparse.ArgumentParser(prog="market.py", description="Recorded markets.")
     verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("record", help="fetch a stretch of a real pool's life from a chain (record --help)")
     verb = verbs.add_parser("import", help="find the call behind each swap that lacks it, and check every digit")
     verb.add_argument("path", help="path of a recording, without its endings")
     verb.add_argument("-o", "--out", required=True, type=Path, metavar="FOLDER", help="where the completed one goes")

@@ -325,7 +325,7 @@ class Recording:
         name, chain, pool_address: where it is from.
         token0, token1: (symbol, decimals).
         fee, tick_spacing: the pool's.
-        start_block, start_time, sqrt_price_x96: the state before the first event.
+        start_block, start_time, sqrt_price_x96, fee_protocol: the state before the first event.
         positions: (owner, tick_lower, tick_upper, liquidity) to mint before the first event. `BACKGROUND` owns what
             nobody touches while the recording lasts. Fee growth starts at 0.
         events: in order.
@@ -347,11 +347,14 @@ class Recording:
     events: tuple[Event, ...]
     final: dict[str, int]
     digest: str
+    fee_protocol: tuple[int, int] = (0, 0)
 
     def open_pool(self) -> Pool:
         """A pool in the state before the first event."""
         pool = Pool(self.fee, self.tick_spacing)
         pool.initialize(self.sqrt_price_x96)
+        if any(self.fee_protocol):
+            pool.set_fee_protocol(*self.fee_protocol)
         for position in self.positions:
             pool.mint(*position)
         return pool
@@ -362,6 +365,7 @@ class RecordingError(Exception):
 
 
 BACKGROUND = "background"
+_EVENT_LENGTHS = {"swap": 6, "mint": 6, "burn": 6, "flash": 4, "set_fee_protocol": 2}  # args of what is recorded
 _FINAL_KEYS = {
     "sqrtPriceX96": "sqrt_price_x96",
     "tick": "tick",
@@ -425,6 +429,7 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
                 ours: meta["final"][theirs] for theirs, ours in _FINAL_KEYS.items() if theirs in meta.get("final", {})
             },
             digest=hasher.hexdigest(),
+            fee_protocol=tuple(map(int, start.get("feeProtocol", (0, 0)))),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecordingError(
@@ -436,11 +441,12 @@ def _parse_event(name: str, number: int, line: str, share: dict[int, int]) -> Ev
     """One line; equal liquidities, ticks and times become one object in `share`, for there are few among many lines."""
     try:
         block, log_index, time, kind, first, *rest = line.split(",")
-        if kind not in ("swap", "mint", "burn") or (kind == "swap" and first not in ("in", "out", "limit", "?", "")):
+        if kind not in _EVENT_LENGTHS or (kind == "swap" and first not in ("in", "out", "limit", "?", "")):
             raise ValueError(f"{kind} {first!r} is of no known kind or call")
-        args = (sys.intern(first), *map(int, rest[:-2]), *(share.setdefault(int(v), int(v)) for v in rest[-2:]))
-        if len(args) != 6:
-            raise ValueError(f"{len(args)} values after the kind, 6 expected")
+        first = sys.intern(first) if _EVENT_LENGTHS[kind] == 6 else int(first)  # a call or an owner, else an amount
+        args = (first, *map(int, rest[:-2]), *(share.setdefault(int(v), int(v)) for v in rest[-2:]))
+        if len(args) != _EVENT_LENGTHS[kind]:
+            raise ValueError(f"{len(args)} values after the kind, {_EVENT_LENGTHS[kind]} expected")
         time = share.setdefault(int(time), int(time))
         return Event(int(block), int(log_index), time, sys.intern(kind), args)
     except ValueError as error:

@@ -26,7 +26,7 @@ OUTSIDE = {  # what the core must not touch: the clock, chance, files, the netwo
     *("math", "cmath", "statistics", "array", "struct", "ctypes"),
 }
 ALLOWED = {"recording": {"pathlib", "lzma", "argparse", "sys", "io"}, "sim": {"sys", "math"}}
-ONLY_IN = {"bittensor": {"chain", "wire"}, "web3": {"market", "executor"}}
+ONLY_IN = {"bittensor": {"chain", "wire"}, "web3": {"contracts", "executor"}}
 NEVER = [("miner", "validator"), ("validator", "miner")]
 
 

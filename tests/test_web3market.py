@@ -1,0 +1,833 @@
+"""A pool on a chain: what the contracts did, against what the market says of it.
+
+The chain is anvil on the loopback interface with Uniswap's own contracts (`anvil.py`); between it and the market
+stands, where a test wants it, a node that lies, breaks off or answers late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from random import Random
+
+import aiohttp
+import anvil
+import pytest
+from aiohttp import web
+
+import rpc
+from contracts import Function, Malformed, read_header, read_log
+from market import MarketError, RecordedMarket
+from protocol import JobSettings, to_plain
+from recording import Event, Snapshot, apply_event, read_recording, replay
+from rounds import Round
+from sim import Pool, amounts_of, sqrt_ratio_at_tick
+from web3market import Web3Market, audit_chain
+
+ETHER = 10**18
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Failing endpoints rest for hundredths of seconds."""
+    monkeypatch.setattr(rpc, "FIRST_REST_SECONDS", 0.01)
+    monkeypatch.setattr(rpc, "MAX_REST_SECONDS", 0.1)
+
+
+@pytest.fixture
+def chain(missing):
+    if anvil.missing():
+        missing(anvil.missing())
+    with anvil.Chain() as chain:
+        yield chain
+
+
+class World:
+    """A pool with a vault and others in it, and a seed's worth of trading."""
+
+    def __init__(self, chain: anvil.Chain, seed: int, **terms):
+        self.chain, self.rng = chain, Random(seed)
+        self.uniswap = anvil.Uniswap(chain, **terms)
+        self.vault, self.other = chain.accounts[1:3]
+        spacing = self.uniswap.spacing
+        self.uniswap.mint_direct(-200 * spacing, 200 * spacing, 10 * ETHER)
+        for half_width in (3, 8, 20):
+            self.uniswap.mint(self.other, -half_width * spacing, half_width * spacing, ETHER // 50, ETHER // 50)
+        self.uniswap.mint(self.vault, -5 * spacing, 4 * spacing, ETHER // 10, ETHER // 10)
+        self.uniswap.mint(self.vault, 2 * spacing, 6 * spacing, ETHER // 10, ETHER // 10)
+        self.chain.mine()
+
+    def trade(self, blocks: int, vault_moves: bool = False) -> None:
+        """A few calls in each block; the contracts refuse some."""
+        rng, uniswap, spacing = self.rng, self.uniswap, self.uniswap.spacing
+        for _ in range(blocks):
+            [price, *_] = self.chain.call(uniswap.address, Function("slot0()", "uint160"))
+            for _ in range(rng.randint(0, 5)):
+                kind, amount = rng.random(), int(10 ** rng.uniform(3, 17.6))
+                lower = rng.randint(-12, 10) * spacing
+                upper = lower + rng.randint(1, 12) * spacing
+                if kind < 0.45:
+                    uniswap.swap(rng.random() < 0.3 + 0.4 * (price > anvil.Q96), amount * rng.choice([1, 1, -1]))
+                elif kind < 0.6:
+                    down = rng.random() < 0.2 + 0.6 * (price > anvil.Q96)
+                    uniswap.swap(down, ETHER, price * (10_000 - (1 if down else -1) * rng.randint(1, 90)) // 10_000)
+                elif kind < 0.68:
+                    uniswap.flash(amount, rng.choice([0, amount]), *rng.choice([(0, 0), (3, 1)]))
+                elif kind < 0.76:
+                    uniswap.mint_direct(lower, upper, amount)
+                elif kind < 0.8:
+                    uniswap.burn_direct(-200 * spacing, 200 * spacing, rng.choice([0, amount]))
+                    uniswap.collect_direct(-200 * spacing, 200 * spacing)
+                elif kind < 0.86:
+                    uniswap.mint(self.other, lower, upper, amount, amount)
+                elif kind < 0.92:
+                    token_id = rng.randint(1, 3)
+                    uniswap.decrease(self.other, token_id, amount // 100)
+                    uniswap.collect(self.other, token_id, *rng.choice([(), (amount // 200, 0)]))
+                elif kind < 0.96:
+                    uniswap.set_fee_protocol(*rng.choice([(0, 0), (4, 10), (0, 7), (5, 0)]))
+                else:
+                    uniswap.collect_protocol(rng.choice([amount, 1 << 127]))
+                if vault_moves and rng.random() < 0.3:
+                    self._move_vault(lower, upper, amount)
+            self.chain.mine(rng.choice([1, 1, 3]))
+
+    def _move_vault(self, lower: int, upper: int, amount: int) -> None:
+        uniswap, token_id = self.uniswap, self.rng.choice([4, 5])
+        move = self.rng.randrange(4)
+        if move == 0:
+            uniswap.increase(self.vault, token_id, amount, amount)
+        elif move == 1:
+            uniswap.decrease(self.vault, token_id, amount // 10)
+        elif move == 2:
+            uniswap.collect(self.vault, token_id, *self.rng.choice([(), (amount // 1000, 5)]))
+        else:
+            uniswap.mint(self.vault, lower, upper, amount // 100, amount // 100)
+
+    def balance(self, holder: str, token: str) -> int:
+        return self.chain.call(token, Function("balanceOf(address)", "uint256"), holder)[0]
+
+    @asynccontextmanager
+    async def market(self, path, urls=(), **options) -> AsyncIterator[Web3Market]:
+        options = {"confirmations": 0, "following": False, "vaults": [self.vault]} | options
+        async with Web3Market.open(
+            urls or [self.chain.url], self.uniswap.address, path, manager=self.uniswap.manager, **options
+        ) as market:
+            yield market
+
+    async def truth(self, path, first: int) -> list[Event]:
+        """All events from the block after `first` on, read without disturbance."""
+        async with self.market(path, first=first) as market:
+            await market.catch_up()
+            return await market.events(first + 1, (await market.head()).number)
+
+
+@pytest.fixture
+def world(chain) -> World:
+    return World(chain, seed=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is read
+
+
+def test_a_snapshot_is_the_pool_that_the_events_from_its_first_block_make(world, tmp_path):
+    """Independent of how ticks are read: a pool of our own that goes through everything since `initialize`."""
+    world.trade(25)
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3", first=world.uniswap.born, vaults=[]) as market:
+            await market.catch_up()
+            head = await market.head()
+            return await market.events(market.first + 1, head.number), await market.snapshot(
+                world.vault, head.number + 1
+            )
+
+    events, snapshot = asyncio.run(work())
+    pool = Pool(world.uniswap.fee, world.uniswap.spacing)
+    pool.initialize(anvil.Q96)
+    for event in events:
+        apply_event(pool, event, ())
+    again = Snapshot.of(pool, (), (0, 0), snapshot.block, snapshot.block_time, snapshot.block_hash)
+    assert again.ticks == snapshot.ticks and len(again.ticks) > 8
+    assert pool.fee_growth_global0_x128 == snapshot.fee_growth_global0_x128 > 0
+    assert (pool.sqrt_price_x96, pool.tick) == (snapshot.sqrt_price_x96, snapshot.tick)
+    assert {event.kind for event in events} >= {"swap", "mint", "burn", "collect", "flash", "set_fee_protocol"}
+    assert {event.args[0] for event in events if event.kind == "swap"} == {"in", "out", "limit"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_keep_earns_to_the_wei_what_the_vaults_positions_really_earned(chain, tmp_path, seed):
+    """Through tick crossings, flashes and protocol fees, while others mint and burn; and so do the tokens in them."""
+    world = World(chain, seed, fee=[500, 3000][seed % 2], tick_spacing=[10, 60][seed % 2])
+    world.trade(8)
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            opening = (await market.head()).number + 1
+            snapshot = await market.snapshot(world.vault, opening)
+            before = await market.uncollected(world.vault, opening - 1)
+            world.trade(30)
+            await market.catch_up()
+            close = (await market.head()).number + 1
+            game = Round(JobSettings(), snapshot)
+            game.feed(await market.events(opening, close - 1))
+            after = await market.uncollected(world.vault, close - 1)
+            end = await market.snapshot(world.vault, close)
+            return snapshot, game.keep(close).outcome, before, after, end, game
+
+    snapshot, keep, before, after, end, game = asyncio.run(work())
+    assert len(snapshot.vault) == 2 and after.keys() == before.keys() == {4, 5}
+    earned = tuple(sum(fees[n] for fees in after.values()) - sum(fees[n] for fees in before.values()) for n in (0, 1))
+    assert (keep.fees0, keep.fees1) == earned and all(earned)
+    tokens = [end.idle0, end.idle1]
+    for position in end.vault:  # what the contract would release
+        bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+        for n, amount in enumerate(amounts_of(position.liquidity, end.sqrt_price_x96, *bounds, round_up=False)):
+            tokens[n] += amount
+    opening_fees = [sum(fees[n] for fees in before.values()) for n in (0, 1)]
+    assert [keep.final0 - opening_fees[0], keep.final1 - opening_fees[1]] == tokens
+    assert len(game.tape.runs) > 5 and len({run.vault for run in game.tape.runs}) > 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_the_vault_does_itself_is_followed_token_by_token(chain, tmp_path, seed):
+    """Increases, decreases, collects and new positions, some of them later than the release, some only in part."""
+    world = World(chain, seed + 20)
+    world.trade(8, vault_moves=True)
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            world.trade(4, vault_moves=True)
+            await market.catch_up()
+            opening = (await market.head()).number + 1
+            snapshot = await market.snapshot(world.vault, opening)
+            world.trade(25, vault_moves=True)
+            await market.catch_up()
+            close = (await market.head()).number + 1
+            game, events = Round(JobSettings(), snapshot), await market.events(opening, close - 1)
+            game.feed(events)
+            end = await market.snapshot(world.vault, close)
+            balances = [world.balance(world.vault, token) for token in (world.uniswap.token0, world.uniswap.token1)]
+            return game, events, end, await market.uncollected(world.vault, close - 1), balances
+
+    game, events, end, uncollected, total = asyncio.run(work())
+    for position in end.vault:
+        bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+        for n, amount in enumerate(amounts_of(position.liquidity, end.sqrt_price_x96, *bounds, round_up=False)):
+            total[n] += amount
+    for fees in uncollected.values():
+        total = [have + fee for have, fee in zip(total, fees, strict=True)]
+    tokens, fees = game.tape.vault_holds()
+    assert [token + fee for token, fee in zip(tokens, fees, strict=True)] == total
+    mine = [event.kind for event in events if event.kind != "swap" and str(event.args[0]).startswith(world.vault)]
+    assert {"mint", "burn", "collect"} <= set(mine)
+
+
+def test_tokens_that_were_released_and_not_collected_are_idle_and_those_of_other_pools_are_not_the_vaults(
+    world, tmp_path
+):
+    uniswap, vault = world.uniswap, world.vault
+    for signature in ("createPool(address,address,uint24)", None):
+        if signature:
+            uniswap.send(uniswap.factory, signature, uniswap.token0, uniswap.token1, 10_000)
+        else:
+            get_pool = Function("getPool(address,address,uint24)", "address")
+            [other] = world.chain.call(uniswap.factory, get_pool, uniswap.token0, uniswap.token1, 10_000)
+            uniswap.send(other, "initialize(uint160)", anvil.Q96)
+        world.chain.mine()
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            before = await market.snapshot(vault, (await market.head()).number + 1)
+            uniswap.fee = 10_000
+            foreign = uniswap.mint(vault, -1000, 1000, 10**15, 10**15)
+            uniswap.decrease(vault, 4, before.vault[0].liquidity // 3)
+            uniswap.decrease(vault, 5, before.vault[1].liquidity)
+            world.chain.mine()
+            world.chain.receipt(foreign)
+            await market.catch_up()
+            return (
+                before,
+                await market.snapshot(vault, (await market.head()).number + 1),
+                await market.events(market.first + 1, (await market.head()).number),
+            )
+
+    before, after, events = asyncio.run(work())
+    released = [sum(event.args[n] for event in events) for n in (4, 5)]
+    assert [event.kind for event in events] == ["burn", "burn"] and all(released)
+    balances = [world.balance(vault, token) for token in (uniswap.token0, uniswap.token1)]
+    assert [after.idle0, after.idle1] == [have + got for have, got in zip(balances, released, strict=True)]
+    assert [position.key for position in after.vault] == [before.vault[0].key]
+    assert after.vault[0].tokens_owed0 == after.vault[0].tokens_owed1 == 0
+
+
+def test_a_pool_with_two_thousand_ticks_is_read_in_three_requests_a_word_of_words(chain, tmp_path):
+    """256 words of bitmap may take three round trips; this pool's are 694."""
+    world = World(chain, 1, fee=500, tick_spacing=10)
+    for n in range(1000):
+        world.uniswap.mint_direct(-20_000 + 20 * n, -19_990 + 20 * n, 10**12 + n)
+        if n % 50 == 49:
+            world.chain.mine()
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3", vaults=[]) as market:
+            began = market._rpc.requests
+            snapshot = await market.snapshot(world.vault, market.first + 1)
+            vault_requests = 3
+            return len(market._contract.words), market._rpc.requests - began - vault_requests, snapshot
+
+    words, requests, snapshot = asyncio.run(work())
+    assert len(snapshot.ticks) >= 2000 and words == 694
+    assert requests <= 3 * words / 256
+
+
+def test_an_audit_on_the_chain_agrees_with_what_happened_and_names_what_was_changed(world, tmp_path):
+    """Of a stored round: the snapshot, the events, the hashes."""
+    world.trade(5)
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            opening = (await market.head()).number + 1
+            world.trade(12, vault_moves=True)
+            await market.catch_up()
+            close = await market.head()
+            snapshot = await market.snapshot(world.vault, opening)
+            events = await market.events(opening, close.number - 1)
+        evidence = {
+            "pool": world.uniswap.address,
+            "round": {"opening_hash": snapshot.block_hash, "close_block": str(close.number)},
+            "snapshot": to_plain(snapshot),
+            "events": [[*map(str, e[:3]), e.kind, [*map(str, e.args)]] for e in events],
+            "asks": [],
+        }
+        urls, found = [world.chain.url], []
+        swap = next(n for n, event in enumerate(events) if event.kind == "swap")
+        for path, value in (
+            ((), None),
+            (("snapshot", "tick"), snapshot.tick + 1),
+            (("snapshot", "ticks", 3, "liquidity_gross"), "7"),
+            (("snapshot", "idle0"), str(snapshot.idle0 + 1)),
+            (("snapshot", "vault", 0, "liquidity"), "5"),
+            (("round", "opening_hash"), "0x" + "0" * 64),
+            (("events", swap, 4, 1), "12345"),
+            (("events",), evidence["events"][:swap] + evidence["events"][swap + 1 :]),
+            (("events",), [*evidence["events"], [str(close.number - 1), "9999", "0", "burn", ["x", "1", "2"]]]),
+        ):
+            changed = copy.deepcopy(evidence)
+            at = changed
+            for key in path[:-1]:
+                at = at[key]
+            if path:
+                at[path[-1]] = value
+            found.append((path, await audit_chain(changed, urls, world.uniswap.manager)))
+        return found
+
+    (_, honest), *changed = asyncio.run(work())
+    assert honest == []
+    for path, wrong in changed:
+        words = "block" if path[0] == "round" else "events" if path[0] == "events" else f"{path[0]}.{path[1]}"
+        assert len(wrong) == 1 and wrong[0].startswith(words), path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# When nodes lie, break off or answer late
+
+
+class Node:
+    """A node in front of the chain's, with a fault.
+
+    Args:
+        chain: what it passes on.
+        fault: called with each request's calls and answers, both lists; what it returns is sent instead: a list, or a
+            response. It may take its time.
+    """
+
+    def __init__(self, chain: anvil.Chain, fault):
+        self._upstream, self._fault, self.faulty = chain.url, fault, True
+
+    async def __aenter__(self) -> str:
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_post("/", self._serve)
+        self._session = aiohttp.ClientSession()
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = site._server.sockets[0].getsockname()
+        return f"http://{host}:{port}/"
+
+    async def __aexit__(self, *_) -> None:
+        await self._session.close()
+        await self._runner.cleanup()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        async with self._session.post(self._upstream, json=body) as reply:
+            answers = await reply.json()
+        batch = isinstance(body, list)
+        if not self.faulty:
+            return web.json_response(answers)
+        said = await self._fault(request, body if batch else [body], answers if batch else [answers])
+        if isinstance(said, web.StreamResponse):
+            return said
+        return web.json_response(said if batch else said[0])
+
+
+def on(method: str, change: Callable):
+    """A fault in what one method answers."""
+
+    async def fault(request, calls, answers):
+        for call, answer in zip(calls, answers, strict=True):
+            if call["method"] == method and "result" in answer:
+                answer["result"] = change(call["params"], answer["result"])
+        return answers
+
+    return fault
+
+
+def moved_head(by: int):
+    def change(parameters, block):
+        return block | {"number": hex(max(0, int(block["number"], 16) + by))} if parameters[0] == "latest" else block
+
+    return on("eth_getBlockByNumber", change)
+
+
+async def silent(request, calls, answers):
+    await asyncio.sleep(30)
+
+
+async def broken(request, calls, answers):
+    request.transport.close()
+    return web.Response()
+
+
+async def too_often(request, calls, answers):
+    return web.Response(status=429, headers={"Retry-After": "0"})
+
+
+async def endless(request, calls, answers):
+    return web.Response(body=b" " * (rpc.MAX_REPLY_BYTES + 1))
+
+
+async def a_page(request, calls, answers):
+    return web.Response(text="<html>it works</html>", content_type="text/html")
+
+
+async def fewer_answers(request, calls, answers):
+    return answers[:-1] or [{}]
+
+
+GROWTH1 = "0x46141319"  # feeGrowthGlobal1X128()
+FAULTS = {
+    "times out": silent,
+    "breaks off": broken,
+    "says 429": too_often,
+    "sends without end": endless,
+    "sends a page": a_page,
+    "leaves answers out": fewer_answers,
+    "is ahead of itself": moved_head(1000),
+    "is behind": moved_head(-1000),
+    "leaves every second log out": on("eth_getLogs", lambda _, logs: logs[::2]),
+    "leaves the last log out": on("eth_getLogs", lambda _, logs: logs[:-1]),
+    "tells logs twice": on("eth_getLogs", lambda _, logs: logs + logs[:1]),
+    "has no logs": on("eth_getLogs", lambda _, logs: []),
+    "has no blocks": on("eth_getBlockByNumber", lambda parameters, block: block if parameters[0] == "latest" else None),
+    "has logs of another chain": on(
+        "eth_getLogs", lambda _, logs: [one | {"blockHash": "0x" + "5" * 64} for one in logs]
+    ),
+    "changes amounts": on("eth_getLogs", lambda _, logs: [one | {"data": one["data"][:-1] + "7"} for one in logs]),
+    "invents state": on("eth_call", lambda call, word: word[:-2] + "05" if call[0]["data"] == GROWTH1 else word),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_with_one_honest_endpoint_no_event_is_lost_or_doubled(world, tmp_path, fault, monkeypatch, caplog):
+    """Also when the other one is asked first; and it is said which one failed."""
+    monkeypatch.setattr(rpc, "MAX_REPLY_BYTES", 1 << 20)
+    first = world.chain.height
+
+    async def work():
+        node = Node(world.chain, FAULTS[fault])
+        node.faulty = fault != "invents state"  # whose word there is to begin with nobody can check
+        async with node as url:
+            urls = [url, world.chain.url]
+            async with world.market(tmp_path / "a.sqlite3", urls, first=first, attempt_seconds=0.3) as market:
+                node.faulty = True
+                for _ in range(8):
+                    world.trade(2)
+                    await read_on(market, world)
+                head = (await market.head()).number
+                return await market.events(first + 1, head), head, url.split("/")[2], market
+
+    events, head, name, market = asyncio.run(work())
+    assert events == asyncio.run(world.truth(tmp_path / "b.sqlite3", first)) and len(events) > 20
+    assert head == world.chain.height and not market._follower.gaps
+    assert any(name in record.getMessage() for record in caplog.records)
+
+
+def test_a_single_endpoint_that_loses_events_is_found_out_before_the_next_round_begins(world, tmp_path, caplog):
+    """What moves money in range is missed at once; ticks out of range are compared when a snapshot is taken."""
+    first = world.chain.height
+
+    async def work():
+        node = Node(world.chain, on("eth_getLogs", lambda _, logs: [one for one in logs if one["topics"][0] != MINT]))
+        async with node as url, world.market(tmp_path / "a.sqlite3", [url], first=first, total_seconds=2) as market:
+            spacing = world.uniswap.spacing
+            world.uniswap.mint_direct(50 * spacing, 60 * spacing, 10**9)
+            world.chain.mine(2)
+            await market.catch_up()
+            lost = await market.events(first + 1, world.chain.height)
+            node.faulty = False
+            await market.snapshot(world.vault, world.chain.height + 1)
+            await read_on(market, world)
+            return lost, await market.events(first + 1, world.chain.height)
+
+    lost, events = asyncio.run(work())
+    assert [event.kind for event in lost] == [] and [event.kind for event in events] == ["mint"]
+    assert "are read again" in caplog.text
+
+
+MINT = "0x7a53080ba414158be7ec69b987b5fb7d07dee101fe85488f0853ae16239d0bde"
+
+
+def test_what_cannot_be_had_is_a_gap_that_is_named_and_stepped_over(world, tmp_path, caplog):
+    """A round over it is void; the ones after it are not."""
+    first, bad = world.chain.height, world.chain.height + 3
+
+    async def work():
+        node = Node(
+            world.chain, on("eth_getLogs", lambda _, logs: [one for one in logs if one["blockNumber"] != hex(bad)])
+        )
+        async with node as url, world.market(tmp_path / "a.sqlite3", [url], first=first, total_seconds=2) as market:
+            for _ in range(6):
+                world.uniswap.swap(True, 10**15)
+                world.chain.mine()
+            await read_on(market, world)
+            before = await market.events(first + 1, bad - 1)
+            after = await market.events(bad + 1, world.chain.height)
+            with pytest.raises(MarketError, match=f"blocks {bad} to {bad} could not be had") as error:
+                await market.events(first + 1, world.chain.height)
+        async with world.market(tmp_path / "a.sqlite3", following=False) as again:
+            with pytest.raises(MarketError, match=f"blocks {bad} to {bad} could not be had"):
+                await again.events(bad, bad)
+        return before, after, error
+
+    before, after, error = asyncio.run(work())
+    whole = asyncio.run(world.truth(tmp_path / "b.sqlite3", first))
+    assert before + after == [event for event in whole if event.block != bad] and len(whole) == 6
+    assert "differ" in str(error.value) and "cannot be had" in caplog.text
+
+
+@pytest.mark.parametrize("confirmations", [0, 1, 3])
+def test_after_a_reorganisation_of_three_blocks_the_events_are_those_of_the_chain(
+    world, tmp_path, caplog, confirmations
+):
+    """Unseen with as many confirmations; else rolled back, said, and refused to who had read the old ones."""
+    first = world.chain.height
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3", first=first, confirmations=confirmations) as market:
+            world.trade(6)
+            world.uniswap.mint(world.vault, -180, 180, 10**15, 10**15)
+            old = world.chain.mine()
+            await market.catch_up()
+            await market.snapshot(world.vault, (await market.head()).number + 1)
+            seen = await market.events(first + 1, old - confirmations)
+            tip = await market.head()
+            world.chain.rpc("anvil_reorg", 3, [])
+            world.uniswap.mint(
+                world.other, -180, 180, 10**15, 10**15
+            )  # its token has the number of the vault's lost one
+            for _ in range(4):
+                world.uniswap.swap(True, 10**16)
+                world.uniswap.increase(world.vault, 4, 10**12, 10**12)
+                world.chain.mine()
+            await market.catch_up()
+            head = (await market.head()).number
+            replaced = range(old - 2, old - confirmations + 1)
+            for block in replaced:
+                with pytest.raises(MarketError, match="replaced"):
+                    await market.events(block + 1, head)
+            again = await market.events(first + 1, head)
+            hashes = [(await market.block(number)).hash for number in range(first, head + 1)]
+            return seen, again, hashes, replaced, tip
+
+    seen, again, hashes, replaced, tip = asyncio.run(work())
+    chain = [world.chain.rpc("eth_getBlockByNumber", hex(first + n), False)["hash"] for n in range(len(hashes))]
+    assert hashes == chain and (tip.hash in chain) == (not replaced)
+    truth = asyncio.run(world.truth(tmp_path / "b.sqlite3", first))
+    assert again == [event for event in truth if event.block <= first + len(hashes) - 1]
+    assert [event for event in seen if event.block not in replaced] == again[: len(again)][
+        : sum(e.block not in replaced for e in seen)
+    ]
+    assert ("reorganisation" in caplog.text) == bool(replaced)
+    assert len(replaced) == 3 - confirmations
+
+
+def test_events_and_cursor_survive_a_restart_and_land_once(world, tmp_path):
+    first = world.chain.height
+
+    async def work(blocks: int):
+        async with world.market(tmp_path / "a.sqlite3", first=first) as market:
+            world.trade(blocks)
+            await market.catch_up()
+            return await market.events(first + 1, (await market.head()).number)
+
+    for _ in range(3):
+        events = asyncio.run(work(5))
+    assert events == asyncio.run(world.truth(tmp_path / "b.sqlite3", first)) and len(events) > 15
+    with sqlite3.connect(tmp_path / "a.sqlite3") as db:
+        assert db.execute("SELECT block FROM cursor").fetchall() == [(world.chain.height,)]
+
+
+async def read_on(market: Web3Market, world: World) -> None:
+    """As the follower does: again, when it failed."""
+    for _ in range(40):
+        with suppress(rpc.RpcError):
+            await market.catch_up()
+        if (await market.head()).number == world.chain.height:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it does not catch up")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Following
+
+
+def test_the_follower_waits_with_those_who_wait_and_outlives_its_endpoint(world, tmp_path):
+    """A chain that is not there for a while is one that has no new blocks for a while."""
+    first = world.chain.height
+
+    async def work():
+        node = Node(world.chain, broken)
+        node.faulty = False
+        async with (
+            node as url,
+            world.market(
+                tmp_path / "a.sqlite3", [url], first=first, following=True, poll_seconds=0.01, total_seconds=0.2
+            ) as market,
+        ):
+            waiting = asyncio.create_task(market.reach(first + 3))
+            world.trade(1)
+            await market.reach(first + 1)
+            node.faulty = True
+            world.chain.mine(4)
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            node.faulty = False
+            head = await waiting
+            later = asyncio.create_task(market.reach_time(head.time + 8))
+            await asyncio.sleep(0.05)
+            world.chain.mine(10)
+            return head, await later, await market.block(head.number), market
+
+    head, later, again, _ = asyncio.run(work())
+    assert head == again and head.number >= first + 3
+    assert later.time >= head.time + 8
+
+
+def test_blocks_are_found_by_their_time(world, tmp_path):
+    """Also where several blocks have the same second, and where time jumps."""
+    first = world.chain.height
+    for seconds in (2, 100, 2, 3600, 1):
+        world.chain.mine(5, seconds)
+    world.chain.rpc("anvil_mine", hex(4), hex(0))
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3", first=first) as market:
+            await market.catch_up()
+            blocks = [await market.block(number) for number in range(first, world.chain.height + 1)]
+            for wanted in {block.time + late for block in blocks for late in (-1, 0, 1)} - {blocks[-1].time + 1}:
+                expected = next(block for block in blocks if block.time >= wanted)
+                assert await market.first_block_at(wanted) == expected
+            with pytest.raises(MarketError, match="after the head"):
+                await market.first_block_at(blocks[-1].time + 1)
+            with pytest.raises(MarketError, match="above the head"):
+                await market.block(blocks[-1].number + 1)
+            for early, late in ((first, first), (first + 1, blocks[-1].number + 1)):
+                with pytest.raises(MarketError):
+                    await market.events(early, late)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool_address": "0x12"}, "40 hexadecimal digits"),
+        ({"pool_address": "0x" + "12" * 20}, "does not answer as a Uniswap V3 pool"),
+        ({"vaults": ["vault-pol"]}, "40 hexadecimal digits"),
+        ({"urls": ["http://127.0.0.1:1"], "total_seconds": 0.2}, "cannot be asked"),
+        ({"urls": ["node.example"]}, "is expected"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_in_one_line(world, tmp_path, change, message):
+    options = {"urls": [world.chain.url], "pool_address": world.uniswap.address} | change
+
+    async def work():
+        async with Web3Market.open(**options, path=tmp_path / "a.sqlite3", following=False, confirmations=0):
+            pass
+
+    with pytest.raises(MarketError, match=message) as error:
+        asyncio.run(work())
+    assert "\n" not in str(error.value)
+
+
+def test_a_slipstream_pool_is_told_by_what_it_answers(world, tmp_path):
+    slot0 = "0x3850c7bd"
+    node = Node(world.chain, on("eth_call", lambda call, word: word[:-64] if call[0]["data"] == slot0 else word))
+
+    async def work():
+        async with node as url, world.market(tmp_path / "a.sqlite3", [url]):
+            pass
+
+    with pytest.raises(MarketError, match="Slipstream"):
+        asyncio.run(work())
+
+
+def test_another_pools_file_is_refused(world, chain, tmp_path):
+    other = World(chain, 2)
+
+    async def work(world):
+        async with world.market(tmp_path / "a.sqlite3"):
+            pass
+
+    asyncio.run(work(world))
+    with pytest.raises(MarketError, match="choose another file"):
+        asyncio.run(work(other))
+
+
+LOG = {
+    "address": "0x" + "11" * 20,
+    "topics": ["0x7bf8f5b2b0fd5b8e6b4b0d9b8e3a8a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"],
+    "data": "0x",
+    "blockNumber": "0x1",
+    "logIndex": "0x0",
+    "blockHash": "0x" + "22" * 32,
+    "transactionHash": "0x" + "33" * 32,
+}
+FEE_LOG = LOG | {
+    "topics": ["0x973d8d92bb299f4af6ce49b52a8adb85ae46b9f214c4c4fc06ac77401237b133"],
+    "data": "0x" + "".join(f"{n:064x}" for n in (0, 0, 4, 5)),
+}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *[None, [], "log", {}, LOG],
+        *[{key: value for key, value in FEE_LOG.items() if key != name} for name in FEE_LOG],
+        *[FEE_LOG | {name: None} for name in FEE_LOG],
+        *[FEE_LOG | {"data": data} for data in ("", "0x", "0xzz", FEE_LOG["data"][:-2], "0x" + "f" * 256)],
+        *[FEE_LOG | {"topics": topics} for topics in ([], [5], FEE_LOG["topics"] * 2)],
+        *[FEE_LOG | {"removed": True}, FEE_LOG | {"blockHash": "0x"}, FEE_LOG | {"logIndex": "-1x"}],
+    ],
+)
+def test_a_log_that_no_contract_can_have_made_is_refused(raw):
+    assert read_log(FEE_LOG).values == (0, 0, 4, 5)
+    if raw == FEE_LOG | {"transactionHash": None}:
+        return
+    with pytest.raises(Malformed):
+        read_log(raw)
+
+
+@pytest.mark.parametrize("raw", [None, 5, {}, {"number": "0x1"}, {"number": 1, "timestamp": "0x1", "hash": ""}])
+def test_a_header_that_cannot_be_is_refused(raw):
+    with pytest.raises(Malformed):
+        read_header(raw)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recording
+
+
+class Elsewhere:
+    """A world whose chain is asked through another node."""
+
+    def __init__(self, url: str, uniswap: anvil.Uniswap):
+        self.chain, self.uniswap = type("Chain", (), {"url": url}), uniswap
+
+
+def record(world: World | Elsewhere, first: int, last: int, folder, *more: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "market.py", "record", "--rpc", world.chain.url, "--pool", world.uniswap.address]
+    command += ["--from", str(first), "--to", str(last), "--out", str(folder), "--name", "x", "--confirmations", "0"]
+    return subprocess.Popen([*command, *more], cwd=anvil.ROOT, stdout=-1, stderr=-1, text=True, **options)
+
+
+def test_a_recording_of_the_chain_replays_to_the_contracts_state_and_is_a_market(world, tmp_path):
+    """With flashes and protocol fees, from the middle of the pool's life."""
+    world.trade(10)
+    world.uniswap.set_fee_protocol(4, 7)
+    first = world.chain.mine() + 1
+    world.trade(40)
+    out, err = (ended := record(world, first, world.chain.height, tmp_path)).communicate(timeout=60)
+    assert ended.returncode == 0 and "every digit agrees" in out, err
+    recording = read_recording(tmp_path / "x")
+    kinds = {event.kind for event in recording.events}
+    assert kinds >= {"swap", "mint", "burn", "flash", "set_fee_protocol"}
+    assert recording.fee_protocol == (4, 7) and recording.start_block == first
+    pool = replay(recording)
+    names = ("sqrt_price_x96", "tick", "liquidity", "fee_growth_global0_x128", "fee_growth_global1_x128")
+    assert {name: getattr(pool, name) for name in names} == recording.final
+    [price, tick] = world.chain.call(world.uniswap.address, Function("slot0()", "uint160", "int24"))
+    assert (pool.sqrt_price_x96, pool.tick) == (price, tick)
+    assert asyncio.run(RecordedMarket(recording).head()).number == first
+
+
+def test_a_recording_that_was_killed_goes_on_where_it_stopped(world, tmp_path):
+    first = world.chain.height + 1
+    world.trade(30)
+    last = world.chain.height
+
+    async def work():
+        asked = []
+
+        async def slow(request, calls, answers):
+            asked.extend(answer for answer in answers if isinstance(answer.get("result"), list))
+            if len(asked) > 3:
+                await asyncio.sleep(30)
+            return answers
+
+        async def small(request, calls, answers):
+            for call, answer in zip(calls, answers, strict=True):
+                span = call["params"][0] if call["method"] == "eth_getLogs" else {}
+                if span and int(span["toBlock"], 16) - int(span["fromBlock"], 16) > 5:
+                    answer.clear()
+                    answer |= {"jsonrpc": "2.0", "id": call["id"], "error": {"code": -32005, "message": "too many"}}
+            return await slow(request, calls, answers)
+
+        async with Node(world.chain, small) as url:
+            begun = await asyncio.to_thread(record, Elsewhere(url, world.uniswap), first, last, tmp_path)
+            while len(asked) <= 3:
+                await asyncio.sleep(0.02)
+            begun.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(begun.communicate)
+
+    asyncio.run(work())
+    with sqlite3.connect(tmp_path / "x.sqlite3") as db:
+        [reached] = db.execute("SELECT block FROM cursor").fetchone()
+    assert first < reached < last and not (tmp_path / "x.json").exists()
+    ended = record(world, first, last, tmp_path)
+    _, err = ended.communicate(timeout=60)
+    assert ended.returncode == 0, err
+    truth = asyncio.run(world.truth(tmp_path / "b.sqlite3", first - 1))
+    recorded = [event for event in truth if event.kind not in ("collect", "collect_protocol")]
+    assert list(read_recording(tmp_path / "x").events) == recorded
+    shown = [int(block) for block in re.findall(r"block (\d+) of", err)]
+    assert shown and min(shown) > reached
+
+
+def test_a_recording_that_cannot_be_made_says_so_in_one_line(world, tmp_path):
+    for first, last, text in ((5, 4, "before --from"), (world.chain.height, world.chain.height + 9, "confirmations")):
+        ended = record(world, first, last, tmp_path)
+        _, err = ended.communicate(timeout=60)
+        assert ended.returncode == 2 and text in err and "Traceback" not in err

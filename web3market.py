@@ -1,0 +1,307 @@
+"""A pool on a real chain as a market: answers with what the contracts said, and waits for their blocks.
+
+    async with Web3Market.open(["https://..."], "0xd0b5...", "pool.sqlite3", vaults=["0x..."]) as market: ...
+
+Pool and vault are read from the contracts at every snapshot; events come from the file that `follower.py` fills.
+Read next: `follower.py`, `contracts.py`, `recorder.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from contracts import (
+    NamedToken,
+    TokenPosition,
+    address,
+    describe,
+    read_liquidity,
+    read_ticks,
+    read_uncollected,
+    read_vault,
+    snapshot_of,
+)
+from follower import CONFIRMATIONS, SCHEMA, Follower
+from market import Block, Execution, MarketError
+from protocol import MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
+from recording import Event, Snapshot, VaultPosition
+from rpc import RpcError, open_rpc
+from store import connect
+
+POLL_SECONDS = 1.0
+
+
+class Web3Market:
+    """A pool on a chain; implements `market.Market`. Made by `Web3Market.open`.
+
+    A vault is an address: its positions are those that it holds as tokens of the position manager, its idle tokens are
+    its balances. In snapshots and events they belong to the owner VAULT, or `VAULT#TOKEN` where it has another
+    in the same range; all others belong to whom the pool names, mostly the position manager.
+    """
+
+    executes = False
+    full_speed = False
+
+    def __init__(self, follower: Follower):
+        pair = self.pair = follower.contract.pair
+        self._follower, self._rpc, self._contract = follower, follower.rpc, follower.contract
+        self.first = follower.first
+        self.label = (
+            f"Uniswap V3 pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {pair.fee / 10_000:g} %)"
+            f" on chain {pair.chain_id}"
+        )
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        urls: Sequence[str],
+        pool_address: str,
+        path: str | Path,
+        *,
+        first: int | None = None,
+        vaults: Iterable[str] = (),
+        manager: str | None = None,
+        confirmations: int = CONFIRMATIONS,
+        poll_seconds: float = POLL_SECONDS,
+        following: bool = True,
+        **limits: float,
+    ) -> AsyncIterator[Web3Market]:
+        """Open a pool, and follow it in the background until the end.
+
+        Args:
+            urls: of the chain's RPC endpoints, in order of preference.
+            pool_address: the pool's.
+            path: the SQLite file; made if missing, else reading goes on where it stopped.
+            first: events are wanted from the block after this one; None for the chain's head.
+            vaults: addresses whose positions will be asked for, before anything happens to them.
+            manager: the position manager's address; None for the chain's usual one.
+            confirmations: how many blocks must stand on top of one before it is believed.
+            poll_seconds: between two looks at the chain.
+            following: whether to follow; else the caller calls `catch_up`.
+            limits: see `rpc.Rpc`.
+
+        Raises:
+            MarketError: not a pool, another pool's file, or the chain cannot be asked.
+            StoreError: the file cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            with _as_market_errors():
+                rpc = await stack.enter_async_context(open_rpc(urls, **limits))
+                db = await stack.enter_async_context(connect(path, SCHEMA))
+                follower = Follower(rpc, db, await describe(rpc, pool_address, manager), confirmations)
+                await follower.begin(first, {address(vault, "vault") for vault in vaults}, path)
+            task = asyncio.create_task(follower.follow(poll_seconds)) if following else None
+            try:
+                yield cls(follower)
+            finally:
+                if task:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
+
+    # -- what every market answers
+
+    async def head(self) -> Block:
+        return self._follower.tip.block
+
+    async def block(self, number: int) -> Block:
+        if number > self._follower.tip.block.number:
+            raise MarketError(f"block {number} is above the head {self._follower.tip.block.number}: reach it first")
+        with _as_market_errors():
+            return await self._follower.block(number)
+
+    async def first_block_at(self, time_seconds: int) -> Block:
+        low, high = await self.block(self.first), self._follower.tip.block
+        if time_seconds > high.time:
+            raise MarketError(f"time {time_seconds} is after the head's {high.time}: reach it first")
+        halve = False  # every other time: by proportion alone it may take as many steps as there are blocks
+        while low.time < time_seconds and high.number - low.number > 1:
+            part = 0.5 if halve else (time_seconds - low.time) / (high.time - low.time)
+            halve = not halve
+            guess = low.number + round((high.number - low.number) * part)
+            block = await self.block(min(max(guess, low.number + 1), high.number - 1))
+            low, high = (block, high) if block.time < time_seconds else (low, block)
+        return high if low.time < time_seconds else low
+
+    async def reach(self, number: int) -> Block:
+        async with self._follower.moved:
+            await self._follower.moved.wait_for(lambda: self._follower.tip.block.number >= number)
+        return self._follower.tip.block
+
+    async def reach_time(self, time_seconds: int) -> Block:
+        async with self._follower.moved:
+            await self._follower.moved.wait_for(lambda: self._follower.tip.block.time >= time_seconds)
+        return self._follower.tip.block
+
+    async def snapshot(self, vault: str, block: int) -> Snapshot:
+        """As every market's; for the block after the head, whose time and hash are not known yet, those of the head."""
+        vault = address(vault, "vault")
+        before, tip = await self.block(block - 1), self._follower.tip
+        at = before if block > tip.block.number else await self.block(block)
+        with _as_market_errors():
+            state, ticks = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, before.hash))
+            held, idle = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
+        snapshot = snapshot_of(self._contract, state, ticks, before)
+        if before == tip.block:
+            await self._follower.check(tip, snapshot, state)
+        names = await self._follower.name(vault, held, before)
+        snapshot = replace(snapshot, block=block, block_time=at.time, block_hash=at.hash, vault_owner=vault)
+        return await self._with_vault(snapshot, [(names[position.token_id], position) for position in held], idle)
+
+    async def _with_vault(
+        self, snapshot: Snapshot, held: Sequence[tuple[NamedToken, TokenPosition]], idle: tuple[int, int]
+    ) -> Snapshot:
+        """A vault's positions and tokens; what burns released and nobody collected counts as idle."""
+        positions = []
+        for token, position in held:
+            owed = released = position.tokens_owed0, position.tokens_owed1
+            if position.liquidity:
+                released = tuple(map(min, owed, await self._follower.released(token, snapshot.block)))
+                left = owed[0] - released[0], owed[1] - released[1]
+                growth = position.fee_growth_inside0_last_x128, position.fee_growth_inside1_last_x128
+                positions.append(VaultPosition(*token, position.liquidity, *growth, *left))
+            idle = idle[0] + released[0], idle[1] + released[1]
+        return replace(snapshot, vault=tuple(positions), idle0=idle[0], idle1=idle[1])
+
+    async def events(self, first: int, last: int) -> list[Event]:
+        if last > self._follower.tip.block.number:
+            raise MarketError(f"block {last} is above the head {self._follower.tip.block.number}: reach it first")
+        if first <= self.first:
+            raise MarketError(f"block {first}: events of this pool were read from block {self.first + 1} on")
+        for began, ended, reason in self._follower.gaps:
+            if began <= last and first <= ended:
+                raise MarketError(f"the events of blocks {began} to {ended} could not be had: {reason}")
+        for began, ended in self._follower.replaced:
+            if began < first <= ended + 1:
+                raise MarketError(f"blocks {began} to {ended} were replaced after they had been read (reorganisation)")
+        return await self._follower.events(first, last)
+
+    @asynccontextmanager
+    async def participant(self) -> AsyncIterator[None]:
+        yield
+
+    async def execute(self, vault, keep, close, mint) -> Execution:
+        raise MarketError(f"{self.label} is read only here")
+
+    async def uncollected(self, vault: str, block: int) -> dict[int, tuple[int, int]]:
+        """What the contracts would pay for each of the vault's tokens if it collected after `block`, to the wei."""
+        vault, at = address(vault, "vault"), (await self.block(block)).hash
+        with _as_market_errors():
+            positions, _ = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, at))
+            ids = [position.token_id for position in positions]
+            found = await self._follower.read(lambda: read_uncollected(self._rpc, self._contract, vault, ids, at))
+        return dict(zip(ids, found, strict=True))
+
+    async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot, dict[tuple, int]]:
+        """The pool before `first` and after `last`, and what liquidity the positions `keys` have before."""
+        keys, pools = sorted(keys), []
+        for block in (await self.block(first - 1), await self.block(last)):
+            with _as_market_errors():
+                read = await self._follower.read(lambda block=block: read_ticks(self._rpc, self._contract, block.hash))
+            pools.append(snapshot_of(self._contract, *read, block))
+        with _as_market_errors():
+            held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)
+        return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
+
+    async def catch_up(self, until: int | None = None, progress: Callable[[int], None] | None = None) -> None:
+        """Where nobody follows in the background: see `Follower.catch_up`."""
+        with _as_market_errors():
+            await self._follower.catch_up(until, progress)
+
+
+@contextmanager
+def _as_market_errors():
+    try:
+        yield
+    except RpcError as error:
+        raise MarketError(f"the chain cannot be asked: {error}") from error
+
+
+async def audit_chain(
+    evidence: dict[str, Any], urls: Sequence[str], manager: str | None = None, **limits: float
+) -> list[str]:
+    """Hold a stored round against the chain: its snapshot, its events, and every block hash that miners were shown.
+
+    What burns released before the round and nobody had collected at its start is idle to a validator that saw them and
+    owed to one that came later: idle and owed tokens are compared together, and a collect may be less than the chain's.
+
+    Args:
+        evidence: as `evidence.py` describes it, after `evidence.audit` found nothing wrong.
+        urls: RPC endpoints that still have the state of the opening (an archive endpoint).
+        manager: the position manager's address; None for the chain's usual one.
+        limits: see `rpc.Rpc`.
+
+    Returns:
+        What differs, each named; empty when all is as the chain has it.
+
+    Raises:
+        MarketError: the chain cannot be asked.
+    """
+    row = evidence["round"]
+    if evidence["snapshot"] is None:
+        return []  # the round never opened
+    stored = from_plain(Snapshot, evidence["snapshot"])
+    opening = stored.block
+    last = int(row["close_block"]) - 1 if row["close_block"] is not None else opening
+    queries = [decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES) for ask in evidence["asks"]]
+    shown = {(query.block_number, query.block_hash) for query in queries} | {(opening, row["opening_hash"])}
+    vaults = [stored.vault_owner] if stored.vault_owner else []
+    with tempfile.TemporaryDirectory() as folder:
+        async with Web3Market.open(
+            urls,
+            evidence["pool"],
+            Path(folder) / "audit.sqlite3",
+            first=opening - 1,
+            vaults=vaults,
+            manager=manager,
+            confirmations=0,
+            following=False,
+            **limits,
+        ) as market:
+            await market.catch_up(last)
+            wrong = [
+                f"block {number}: the miners were shown {hash_}, the chain has {block.hash}"
+                for number, hash_ in sorted(shown)
+                if (block := await market.block(number)).hash != hash_
+            ]
+            found = await market.snapshot(stored.vault_owner, opening)
+            events = await market.events(opening, last)
+    wrong += [
+        f"snapshot.{name}: {mine}, the chain has {theirs}"
+        for name, mine in _comparable(stored).items()
+        if mine != (theirs := _comparable(found)[name])
+    ]
+    if row["close_block"] is None:
+        return wrong
+    told = {(int(block), int(at)): (time, kind, *args) for block, at, time, kind, args in evidence["events"]}
+    real = {event[:2]: (str(event.time), event.kind, *map(str, event.args)) for event in events}
+    for place in sorted(told.keys() | real.keys()):
+        mine, theirs = told.get(place), real.get(place)
+        if theirs and theirs[1] == "collect" and (mine is None or _is_part(mine, theirs)):
+            continue
+        if mine != theirs:
+            wrong.append(f"events: block {place[0]} log {place[1]} is {mine}, the chain has {theirs}")
+    return wrong
+
+
+def _is_part(mine: tuple, theirs: tuple) -> bool:
+    return mine[:5] == theirs[:5] and all(int(a) <= int(b) for a, b in zip(mine[5:], theirs[5:], strict=True))
+
+
+def _comparable(snapshot: Snapshot) -> dict[str, Any]:
+    """What two who read the same state at the same block must agree on."""
+    owed = [(position.tokens_owed0, position.tokens_owed1) for position in snapshot.vault]
+    return {name: getattr(snapshot, name) for name in Snapshot.__slots__} | {
+        "ticks": snapshot.ticks,
+        "vault": [replace(position, tokens_owed0=0, tokens_owed1=0) for position in snapshot.vault],
+        "idle0": snapshot.idle0 + sum(amount for amount, _ in owed),
+        "idle1": snapshot.idle1 + sum(amount for _, amount in owed),
+    }
