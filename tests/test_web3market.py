@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from random import Random
 
 import aiohttp
@@ -584,7 +584,7 @@ def test_events_and_cursor_survive_a_restart_and_land_once(world, tmp_path):
     for _ in range(3):
         events = asyncio.run(work(5))
     assert events == asyncio.run(world.truth(tmp_path / "b.sqlite3", first)) and len(events) > 15
-    with sqlite3.connect(tmp_path / "a.sqlite3") as db:
+    with closing(sqlite3.connect(tmp_path / "a.sqlite3")) as db, db:
         assert db.execute("SELECT block FROM cursor").fetchall() == [(world.chain.height,)]
 
 
@@ -813,7 +813,7 @@ def test_a_recording_that_was_killed_goes_on_where_it_stopped(world, tmp_path):
             await asyncio.to_thread(begun.communicate)
 
     asyncio.run(work())
-    with sqlite3.connect(tmp_path / "x.sqlite3") as db:
+    with closing(sqlite3.connect(tmp_path / "x.sqlite3")) as db, db:
         [reached] = db.execute("SELECT block FROM cursor").fetchone()
     assert first < reached < last and not (tmp_path / "x.json").exists()
     ended = record(world, first, last, tmp_path)
