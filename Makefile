@@ -15,7 +15,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test bench lint
 
 demo: $(VENV)/runtime
-	$(RUN) validator.py --fresh --dir local/demo $(if $(EVENTS),--events $(EVENTS),--round-seconds 3600) $(ARGS)
+	NETUID= $(RUN) validator.py --fresh --dir local/demo $(if $(EVENTS),--events $(EVENTS),--round-seconds 3600) $(ARGS)
 	$(RUN) validator.py report --db local/demo/validator.sqlite3 -o local/demo/report.html
 
 test: $(VENV)/dev

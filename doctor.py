@@ -1,21 +1,25 @@
 """What is needed to run here, line by line: `ok`, `warn` (it runs, but look) or `FAIL`, each with its fix.
 
     python validator.py doctor [--dir local] [--db FILE] [--port 8091]
+    python validator.py doctor --netuid N --wallet NAME --wallet-hotkey NAME     and the wallet, and what the chain says
     python doctor.py                    the same where validator.py itself does not start: a package is missing
 
-Exit code 0 when nothing fails, else 1. Nothing is changed and nothing leaves this machine. This file needs only the
-standard library, and no particular Python. Read next: `store.py` (the databases).
+Exit code 0 when nothing fails, else 1. Nothing is changed, and nothing leaves this machine unless a subnet is named:
+then its chain is read. This file needs only the standard library, and no particular Python, to say what is missing.
+Read next: `store.py` (the databases), `settings.py` (the options).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import fcntl
 import os
 import re
 import shutil
 import socket
 import sqlite3
+import stat
 import struct
 import sys
 import tempfile
@@ -26,6 +30,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from runtime import UserError
+from settings import add_chain_options, is_local, masked_url, read_password, resolve
+
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 FIRST_PYTHON, LAST_PYTHON = (3, 11), (3, 13)
 DEFAULT_PORT = 8091  # of miner.py
@@ -34,6 +41,9 @@ CLOCK_SAMPLE_SECONDS, CLOCK_DRIFT_SECONDS = 0.1, 0.05
 PLAUSIBLE_SINCE = 1_760_000_000  # October 2025, before this was written
 SIGNED_SECONDS = "10 s late or 2 s early"  # btauth: signatures outside of this are refused
 BLOCK_SECONDS = 12  # of the subnet's chain
+CHAIN_SECONDS = 90  # for all that is asked of it; dialing a public endpoint takes several
+GOOD_BALANCE_RAO = 10_000_000  # free TAO that pays the fees of some hundred writes
+RAO = 10**9
 F_GETLK_FORMAT = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, length, pid
 
 
@@ -240,6 +250,96 @@ def _command(pid: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The wallet and the chain
+
+
+def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
+    """Whether the wallet can be used, and what the named subnet's chain says of it; nothing where none is named.
+
+    Args:
+        options: with the settings of `settings.add_chain_options`, resolved.
+    """
+    if is_local(options):
+        yield Finding(OK, "no subnet is named (--netuid): everything stays on this machine")
+        return
+    try:
+        import chain
+    except (ImportError, SyntaxError, TypeError) as error:
+        yield Finding(WARN, f"wallet and chain are not checked: {error}", "mend the lines above first")
+        return
+    folder = Path(options.wallet_path).expanduser() / options.wallet
+    try:
+        password = read_password(options)
+        unlock = password is not None and (folder / "coldkey").exists()
+        wallet = chain.load_wallet(options.wallet, options.wallet_hotkey, str(folder.parent), password, unlock)
+    except (UserError, chain.ChainError) as error:
+        fix = "name it with --wallet, --wallet-hotkey, --wallet-path, or create it: btcli wallet create"
+        yield Finding(FAIL, f"wallet {options.wallet}, hotkey {options.wallet_hotkey}: {error}", fix)
+        return
+    what = f"wallet {options.wallet}: hotkey {wallet.hotkey.ss58_address}, coldkey {wallet.coldkey_address}"
+    yield Finding(OK, what + (", the password opens it" if unlock else ""))
+    yield from check_key_files(folder / "coldkey", folder / "hotkeys" / options.wallet_hotkey)
+    place = options.network or masked_url(options.chain_endpoint)
+
+    async def ask() -> list[Finding]:
+        async with asyncio.timeout(CHAIN_SECONDS):
+            opened = chain.BittensorChain.open(
+                network=options.network or "", endpoint=options.chain_endpoint, netuid=options.netuid, wallet=wallet
+            )
+            async with opened as subnet:
+                return await check_chain(subnet, place)
+
+    try:
+        yield from asyncio.run(ask())
+    except (chain.ChainError, TimeoutError) as error:
+        reason = str(error) or f"no answer within {CHAIN_SECONDS} s"
+        fix = "look at the connection, --network and --netuid, or name another node with --chain-endpoint"
+        yield Finding(FAIL, f"chain {place}: {reason}", fix)
+
+
+def check_key_files(*paths: Path) -> Iterator[Finding]:
+    """Whether others on this machine can read what signs."""
+    for path in paths:
+        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            yield Finding(WARN, f"key file {path} can be read by others", f"chmod 600 {path}")
+
+
+async def check_chain(chain, place: str) -> list[Finding]:
+    """What a chain says of the wallet it was opened with: registration, permit, stake, and free TAO for fees.
+
+    Args:
+        chain: a `chain.Chain`.
+        place: its name in the lines.
+
+    Raises:
+        ChainError: it does not answer.
+    """
+    graph = await chain.metagraph()
+    me, balance = graph.by_hotkey(chain.hotkey), await chain.free_balance()
+    subnet = f"netuid {graph.netuid}"
+    found = [Finding(OK, f"chain {place} answers: block {graph.block}, {subnet} has {len(graph.neurons)} neurons")]
+    if me is None:
+        fix = f"btcli subnets register --netuid {graph.netuid} with this wallet"
+        found.append(Finding(FAIL, f"hotkey {chain.hotkey} is not registered on {subnet}", fix))
+    else:
+        found.append(Finding(OK, f"registered on {subnet}: uid {me.uid} since block {me.registered_block}"))
+        if me.coldkey != chain.coldkey:
+            fix = "stake moves and fees need the owner; right if somebody else owns the hotkey"
+            found.append(Finding(WARN, f"the hotkey belongs to coldkey {me.coldkey}, the wallet's is another", fix))
+        if me.permit:
+            found.append(Finding(OK, f"validator permit on {subnet}"))
+        else:
+            fix = "a miner needs none; a validator needs more stake than the others without one"
+            found.append(Finding(WARN, f"no validator permit on {subnet}: weights of this hotkey are not taken", fix))
+        fix = "" if me.stake_rao else "a miner needs none; a validator stakes with btcli stake add"
+        found.append(Finding(OK if me.stake_rao else WARN, f"stake {me.stake_rao / RAO:.4f} alpha on the hotkey", fix))
+    if balance is not None:
+        fix = "" if balance >= GOOD_BALANCE_RAO else f"keep {GOOD_BALANCE_RAO / RAO} TAO there, fees are taken from it"
+        found.append(Finding(WARN if fix else OK, f"free balance of the coldkey: {balance / RAO:.4f} TAO", fix))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -251,6 +351,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=DEFAULT_PORT, help=f"where a miner would listen (default: {DEFAULT_PORT})"
     )
+    add_chain_options(parser)
 
 
 def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
@@ -280,12 +381,23 @@ def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
     yield from check_database("chain ledger", folder / "chain.sqlite3", versions[2])
 
 
+def _all(options: argparse.Namespace, folder: Path, jobs: Path) -> Iterator[Finding]:
+    yield from examine(folder, jobs, options.port)
+    try:
+        if not hasattr(options, "sources"):
+            resolve(options)
+    except UserError as error:
+        yield Finding(FAIL, str(error))
+    else:
+        yield from check_subnet(options)
+
+
 def report(options: argparse.Namespace) -> int:
     """Print all findings; returns the exit code."""
     folder = Path(getattr(options, "dir", None) or "local")
     database = getattr(options, "db", None)
     levels = []
-    for finding in examine(folder, Path(database) if database else folder / "validator.sqlite3", options.port):
+    for finding in _all(options, folder, Path(database) if database else folder / "validator.sqlite3"):
         levels.append(finding.level)
         print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""), flush=True)
     print(f"{levels.count(FAIL)} FAIL, {levels.count(WARN)} warn, {levels.count(OK)} ok")

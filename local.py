@@ -30,6 +30,8 @@ from chain import (
     Metagraph,
     Neuron,
     Next,
+    Pool,
+    StakeMove,
     WeightParams,
     Weights,
     WriteCode,
@@ -104,6 +106,15 @@ CREATE TABLE epochs (  -- the key is what runs an epoch once
     emitted_rao INTEGER NOT NULL,
     credited_rao INTEGER NOT NULL,
     burned_rao INTEGER NOT NULL
+)""",
+    """CREATE TABLE moves (  -- every stake move and transfer that was applied, as the real chain's events
+    id INTEGER PRIMARY KEY,
+    block INTEGER NOT NULL,
+    coldkey TEXT NOT NULL,
+    origin_hotkey TEXT NOT NULL,
+    dest_hotkey TEXT NOT NULL,
+    dest_coldkey TEXT NOT NULL,
+    rao INTEGER NOT NULL
 )""",
 )
 
@@ -282,11 +293,13 @@ class LocalChain:
             self._head = subnet["block"]
             yield subnet
 
-    async def _advance(self, subnet: sqlite3.Row, target: int) -> None:
-        """Run the epochs due up to `target` in memory and write the end state."""
+    async def _advance(self, subnet: sqlite3.Row, target: int, triggered: bool = False) -> None:
+        """Run the epochs due up to `target` in memory, or one there at once, and write the end state."""
         rules = _rules(subnet)
         (last,) = await self._row("SELECT MAX(block) FROM epochs")
         due = _next_epoch(rules.tempo, last, subnet["block"])
+        if triggered:
+            due = target if target > last else None
         if due is not None and due <= target:
             neurons = await self._neurons()
             vectors = [
@@ -302,7 +315,7 @@ class LocalChain:
                 neurons = _with_permits(
                     rules, [dataclasses.replace(n, stake_rao=n.stake_rao + paid[n.uid]) for n in neurons]
                 )
-                last, due = due, due + rules.tempo
+                last, due = due, target + 1 if triggered else due + rules.tempo
             await self._db.executemany("INSERT INTO epochs VALUES (?, ?, ?, ?)", epochs)
             for n in neurons:
                 await self._add_stake(n.hotkey, n.coldkey, earned[n.uid])
@@ -357,6 +370,22 @@ class LocalChain:
     async def stake(self, hotkey: str, coldkey: str) -> int:
         async with self._at_head():
             return await self._stake(hotkey, coldkey)
+
+    async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
+        async with self._at_head():
+            found = await self._db.execute_fetchall(
+                """SELECT block || '-' || id AS extrinsic, block, origin_hotkey, dest_hotkey, dest_coldkey FROM moves
+                WHERE coldkey = ? AND block BETWEEN ? AND ? ORDER BY id""",
+                (self.coldkey, from_block, to_block),
+            )
+            return [StakeMove(**row) for row in found]
+
+    async def free_balance(self) -> None:
+        """None: there are no fees."""
+
+    async def pools(self, block: int | None = None) -> dict[int, Pool]:
+        """None: alpha is not traded here."""
+        return {}
 
     # -- writes
 
@@ -413,7 +442,9 @@ class LocalChain:
         await self._move(origin_hotkey, dest_hotkey, self.coldkey, amount_rao)
 
     @_outcome
-    async def transfer_stake(self, hotkey: str, dest_coldkey: str, amount_rao: int) -> None:
+    async def transfer_stake(
+        self, hotkey: str, dest_coldkey: str, amount_rao: int, dest_hotkey: str | None = None
+    ) -> None:
         """See `chain.Chain.transfer_stake`.
 
         Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`,
@@ -421,7 +452,7 @@ class LocalChain:
 
         Source: subtensor `validate_stake_transition`; its minimum within a subnet is that of earlier runtimes.
         """
-        await self._move(hotkey, hotkey, dest_coldkey, amount_rao)
+        await self._move(hotkey, dest_hotkey or hotkey, dest_coldkey, amount_rao)
 
     async def _move(self, origin_hotkey: str, dest_hotkey: str, dest_coldkey: str, amount_rao: int) -> None:
         async with self._at_head() as subnet:
@@ -436,6 +467,10 @@ class LocalChain:
                 raise _Refused("AmountTooLow", f"{amount_rao} rao, at least {least}")
             await self._add_stake(origin_hotkey, self.coldkey, -amount_rao)
             await self._add_stake(dest_hotkey, dest_coldkey, amount_rao)
+            await self._db.execute(
+                "INSERT INTO moves VALUES (NULL, ?, ?, ?, ?, ?, ?)",
+                (subnet["block"], self.coldkey, origin_hotkey, dest_hotkey, dest_coldkey, amount_rao),
+            )
 
     @_outcome
     async def serve(self, host: str, port: int) -> None:
@@ -483,6 +518,16 @@ class LocalChain:
             rules = dataclasses.replace(_rules(subnet), **changes)
             await self._db.execute("UPDATE subnet SET hyperparameters = ?", (json.dumps(dataclasses.asdict(rules)),))
             return rules
+
+    async def trigger_epoch(self) -> int:
+        """Run an epoch at the newest block as the subnet's owner can; the next comes `tempo` blocks later.
+
+        Returns:
+            The newest block; it had its epoch already if it was the last one's.
+        """
+        async with self._at_head() as subnet:
+            await self._advance(subnet, subnet["block"], triggered=True)
+            return subnet["block"]
 
     # -- inside a transaction
 

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from pathlib import Path
 import backtest
 import receipt_book
 from chain import ChainError
-from local import LocalChain
 from protocol import (
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
@@ -41,9 +41,11 @@ from protocol import (
     encode,
 )
 from runtime import Parser, UserError, number, run
+from settings import add_chain_options, add_logging_options, is_local, parse_options
 from status import MINER_PORT, MinerStatus, add_options, serve_miner
 from store import StoreError
-from wire import Gate, Limits, WireError, build_app, local_keypair, serve
+from subnet import joined
+from wire import Gate, Limits, WireError, build_app, serve
 
 VERSION = "1.0.0"
 MIN_CALLER_STAKE_RAO = 1_000 * 10**9  # who has no permit must have this much
@@ -166,12 +168,8 @@ def answer(
 
 async def mine(options: argparse.Namespace) -> None:
     """Register, serve, publish the endpoint, and keep the list of callers fresh until stopped."""
-    strategy, ledger = STRATEGIES[options.strategy], Path(options.dir) / "chain.sqlite3"
-    if not ledger.exists():
-        raise UserError(
-            f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
-        )
-    hotkey, coldkey = (local_keypair(f"{options.name}-{kind}") for kind in ("hotkey", "coldkey"))
+    strategy, local = STRATEGIES[options.strategy], is_local(options)
+    thinker = ThreadPoolExecutor(max_workers=1)  # one proposal at a time; meanwhile the server goes on answering
 
     async def read_callers() -> tuple[dict[str, tuple[bool, int]], float]:
         neurons = (await chain.metagraph()).neurons
@@ -179,7 +177,8 @@ async def mine(options: argparse.Namespace) -> None:
 
     async def rebalance(caller: str, body: bytes) -> bytes:
         query, began = decode(RebalanceQuery, body, MAX_QUERY_BYTES), time.monotonic()
-        said = answer(query, strategy, options.strategy, shown.failed)
+        work = answer, query, strategy, options.strategy, shown.failed
+        said = await asyncio.get_running_loop().run_in_executor(thinker, *work)
         shown.note(caller, query, said, time.monotonic() - began)
         kept = said.desired_positions == query.current_positions
         log.info(
@@ -195,28 +194,34 @@ async def mine(options: argparse.Namespace) -> None:
         return encode(said)
 
     async with AsyncExitStack() as stack:
-        chain = await stack.enter_async_context(LocalChain.open(ledger, hotkey.ss58_address, coldkey.ss58_address))
+        chain, hotkey = await stack.enter_async_context(joined(options))
         callers, read_at = await read_callers()  # before anybody can ask
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
         shown = MinerStatus(
-            lambda: (len(callers), time.monotonic() - read_at), book.newest, hotkey.ss58_address, options
+            lambda: (len(callers), time.monotonic() - read_at),
+            book.newest,
+            chain.hotkey,
+            options,
+            "local" if local else options.network or options.chain_endpoint,
         )
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
-        app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS)
+        app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS if local else Limits())
         port = await stack.enter_async_context(serve(app, options.host, options.port))
-        uid = await chain.register(hotkey.ss58_address, coldkey.ss58_address)
-        outcome = await chain.serve(options.host, port)
+        if local:
+            await chain.register(chain.hotkey, chain.coldkey)
+        uid = (await chain.metagraph()).by_hotkey(chain.hotkey).uid
+        address = options.external_ip or options.host
+        outcome = await chain.serve(address, port)
         if not outcome.ok:
-            raise UserError(f"the chain refused the endpoint {options.host}:{port}: {outcome.name} {outcome.detail}")
-        shown.joined(uid, (await chain.metagraph()).netuid, f"{options.host}:{port}")
+            raise UserError(f"the chain refused the endpoint {address}:{port}: {outcome.name} {outcome.detail}")
+        shown.joined(uid, (await chain.metagraph()).netuid, f"{address}:{port}")
         await stack.enter_async_context(serve_miner(shown, options))
+        print(f"miner {options.name}: uid {uid}, hotkey {chain.hotkey}, strategy {options.strategy}, {address}:{port}")
         print(
-            f"miner {options.name}: uid {uid}, hotkey {hotkey.ss58_address}, strategy {options.strategy},"
-            f" {options.host}:{port}"
+            "LOCAL: this is the embedded chain of `python validator.py`, no real subnet." if local else "", flush=True
         )
-        print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
         if options.exit_with_parent:
             stack.callback(asyncio.create_task(_stop_with_parent()).cancel)
         while True:
@@ -236,22 +241,19 @@ async def _stop_with_parent() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="miner.py", description="A miner for the local subnet; the file to copy.")
-    parser.add_argument(
-        "--strategy", choices=STRATEGIES, default="mine", help="`mine` is the function propose() (default)"
-    )
-    parser.add_argument(
-        "--name", default="mine", help="names the development key; one name is one miner (default: mine)"
-    )
-    parser.add_argument("--dir", default="local", help="folder of the local subnet (default: local)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on and to publish (default: 127.0.0.1)")
-    parser.add_argument(
-        "--port", type=number(0, 65535), default=8091, help="port to listen on, 0 for any free one (default: 8091)"
-    )
-    parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr")
-    add_options(parser.add_argument, MINER_PORT)
+    parser = Parser(prog="miner.py", description="A miner of the local subnet, or with --netuid of a real one.")
+    add = parser.add_argument
+    add("--strategy", choices=STRATEGIES, default="mine", help="`mine` is the function propose() (default)")
+    add("--name", default="mine", help="names the local development key and this miner's files (default: mine)")
+    add("--dir", default="local", help="folder of the local subnet and of this miner's files (default: local)")
+    add("--host", "--axon.ip", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)")
+    add("--port", "--axon.port", type=number(0, 65535), default=8091, help="port, 0 for any free one (default: 8091)")
+    add("--external-ip", "--axon.external_ip", metavar="IP", help="address to publish (default: that of --host)")
+    add_options(add, MINER_PORT)
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
     backtest.add_options(parser)
+    add_chain_options(parser)
+    add_logging_options(parser)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="receipts")
     help_ = "fetch, verify and list what validators signed about your scores; exit 1 if any is wrong"
     receipt_book.add_options(commands.add_parser("receipts", help=help_, description=help_))
@@ -259,12 +261,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     if options.command == "receipts":
         return receipt_book.command(options)
     if options.check or options.backtest is not None:
         return backtest.main(options, STRATEGIES, respond)
-    return run(mine(options), options.log_level, (ChainError, StoreError, WireError))
+    problems = (ChainError, StoreError, WireError)
+    return run(mine(options), options.log_level, problems, options.log_json, options.log_file)
 
 
 if __name__ == "__main__":

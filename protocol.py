@@ -51,6 +51,7 @@ class Code(StrEnum):
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
     NO_ENDPOINT = "no_endpoint"
+    ADDRESS_REFUSED = "address_refused"  # a published address that is not public, on a real network
     HTTP_STATUS = "http_status"
     REDIRECT = "redirect"
     CONTENT_TYPE = "content_type"
@@ -98,7 +99,9 @@ class Code(StrEnum):
     # weights
     WEIGHTS_SET = "weights_set"
     WEIGHTS_DRY_RUN = "weights_dry_run"
+    WEIGHTS_COMMITTED = "weights_committed"
     WEIGHTS_TOO_SOON = "weights_too_soon"
+    WEIGHTS_UNKNOWN = "weights_unknown"
     WEIGHTS_REJECTED = "weights_rejected"
 
 

@@ -32,7 +32,9 @@ from protocol import MAX_QUERY_BYTES, Code, ProtocolError, canonical, digest, pa
 from receipts import MAX_PAGE_BYTES, MAYBE_INT, PAGE_BYTES, PAGE_RECEIPTS, check_shape, problems, read, shown
 from runtime import EXIT_FAILED, EXIT_OK, UserError, number, run
 from scoring import RULES_VERSION
+from settings import is_local
 from store import StoreError, connect, transaction
+from subnet import joined, wallet_of
 from wire import Handler, ask, client_session, local_keypair
 
 MAX_VALIDATOR_BYTES = 128 * 2**20  # what is kept of one validator: some 30,000 rounds
@@ -217,13 +219,14 @@ class ReceiptBook:
 # Fetching
 
 
-async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any) -> int:
+async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any, public_only: bool = False) -> int:
     """Fetch from a validator the receipts that the book lacks.
 
     Args:
         url: of its server, `http://host:port`.
         validator: its hotkey.
         keypair: the miner's.
+        public_only: as `wire.ask`.
 
     Returns:
         How many were fetched. All pages that came before an error are kept.
@@ -238,13 +241,15 @@ async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any) -> in
             have, after = await book.held(validator), 0
             while after is not None:
                 listed = {"rounds": [str], "after": MAYBE_INT}
-                page = await _call(session, url, validator, keypair, {"after": after}, listed)
+                page = await _call(session, url, validator, keypair, public_only, {"after": after}, listed)
                 if page["after"] is not None and page["after"] <= after:
                     raise ProtocolError(Code.MALFORMED, f"the list goes from {after} to {page['after']}")
                 after, missing = page["after"], [name for name in page["rounds"] if name not in have]
                 while missing:
                     asked = missing[:PAGE_RECEIPTS]
-                    page = await _call(session, url, validator, keypair, {"rounds": asked}, {"receipts": [dict]})
+                    page = await _call(
+                        session, url, validator, keypair, public_only, {"rounds": asked}, {"receipts": [dict]}
+                    )
                     await book.keep(validator, page["receipts"])
                     came = {receipt["statement"]["round"]["round_id"] for receipt in page["receipts"]}
                     if not came or not came <= set(asked):
@@ -257,7 +262,13 @@ async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any) -> in
 
 
 async def _call(
-    session: aiohttp.ClientSession, url: str, validator: str, keypair: Any, request: dict, shape: dict
+    session: aiohttp.ClientSession,
+    url: str,
+    validator: str,
+    keypair: Any,
+    public_only: bool,
+    request: dict,
+    shape: dict,
 ) -> dict[str, Any]:
     """One signed request, again while the server is busy; its answer has the shape. Raises `ProtocolError`."""
     for attempt in range(CALL_ATTEMPTS):
@@ -270,6 +281,7 @@ async def _call(
             receiver=validator,
             total_seconds=CALL_SECONDS,
             max_reply_bytes=MAX_PAGE_BYTES,
+            public_only=public_only,
         )
         if not (reply.code is Code.HTTP_STATUS and reply.detail[:3] in ("429", "503")):
             break
@@ -287,7 +299,7 @@ async def _call(
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `miner.py receipts`; those that `miner.py` has too are only set when given."""
     add, given = parser.add_argument, {"default": argparse.SUPPRESS}
-    add("--from", dest="url", metavar="URL", help="of the validator's server (default: as the local subnet shows them)")
+    add("--from", dest="url", metavar="URL", help="of the validator's server (default: as the chain shows them)")
     add("--validator", metavar="HOTKEY", help="the validator at that URL (default: whose published address it is)")
     add("--name", **given, help="of the miner (default: mine)")
     add("--dir", **given, help="folder of the local subnet (default: local)")
@@ -297,11 +309,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """`miner.py receipts`: exit code 0 only if every receipt is right."""
-    return run(_report(options), options.log_level, (ChainError, StoreError, sqlite3.Error))
+    problems = (ChainError, StoreError, sqlite3.Error)
+    return run(_report(options), options.log_level, problems, options.log_json, options.log_file)
 
 
 async def _report(options: argparse.Namespace) -> int:
-    keypair = local_keypair(f"{options.name}-hotkey")
+    local = is_local(options)
+    keypair = local_keypair(f"{options.name}-hotkey") if local else (await asyncio.to_thread(wallet_of, options)).hotkey
     path, hotkey = Path(options.dir) / f"receipts-{options.name}.sqlite3", keypair.ss58_address
     sources = [] if options.export else await _sources(options, hotkey)
     if not path.exists() and not sources:
@@ -315,7 +329,8 @@ async def _report(options: argparse.Namespace) -> int:
             if known and validator not in known and not options.url:
                 continue  # a neuron with a permit may be a miner
             try:
-                print(f"{await fetch(book, url, validator, keypair)} receipts fetched from {url}")
+                count = await fetch(book, url, validator, keypair, public_only=not (local or options.url))
+                print(f"{count} receipts fetched from {url}")
             except ProtocolError as error:
                 log.warning("%s: %s", url, error)
                 failed |= bool(options.url) or error.code not in GONE
@@ -328,7 +343,10 @@ async def _sources(options: argparse.Namespace, hotkey: str) -> list[tuple[str, 
     if options.url and options.validator:
         return [(options.url, options.validator)]
     ledger, neurons = Path(options.dir) / "chain.sqlite3", ()
-    if ledger.exists():
+    if not is_local(options):
+        async with joined(options) as (chain, _):
+            neurons = (await chain.metagraph()).neurons
+    elif ledger.exists():
         async with LocalChain.open(ledger, hotkey, hotkey) as chain:
             neurons = (await chain.metagraph()).neurons
     published = [(f"http://{n.address}", n.hotkey) for n in neurons if n.permit and n.address and n.hotkey != hotkey]

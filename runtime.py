@@ -1,10 +1,10 @@
 """What every process needs around its work: errors in one line, logging, signals, a stop that cleans up.
 
     def main(argv=None) -> int:
-        options = build_parser().parse_args(argv)         # a `Parser`
-        return run(work(options), options.log_level)
+        options = parse_options(build_parser(), argv)      # a `Parser`; `settings.py`
+        return run(work(options), options.log_level, (), options.log_json, options.log_file)
 
-Results go to stdout, diagnostics to stderr. Read next: `validator.py`, `miner.py`.
+Results go to stdout, diagnostics to stderr. Read next: `settings.py` (where options come from), `validator.py`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import json
 import logging
 import math
 import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR")  # TRACE: the libraries' DEBUG too
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_FILE_BYTES, LOG_FILES_KEPT = 10 * 2**20, 5
+LIBRARIES = ("asyncio", "aiohttp", "aiosqlite", "bittensor", "websockets")  # silent below WARNING unless traced
+
+log = logging.getLogger("runtime")
 
 
 class UserError(Exception):
@@ -80,23 +89,103 @@ def raise_file_limit() -> int:
     return most
 
 
-def run(work: Coroutine, log_level: str, user_errors: tuple[type[Exception], ...] = ()) -> int:
+# ---------------------------------------------------------------------------------------------------------------------
+# The log
+
+
+class _Plain(logging.Formatter):
+    """One line a record: control characters, which a peer may have chosen, cannot start another or steer a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(_ESCAPES)
+
+    def formatException(self, ei) -> str:
+        return super().formatException(ei).translate(_ESCAPES | {10: "\n"})
+
+
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, and exception with its traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        milliseconds = int(record.created * 1000)
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+        plain = {
+            "time": f"{at}.{milliseconds % 1000:03}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            plain["exception"] = self.formatException(record.exc_info)
+        return json.dumps(plain)  # ASCII: nothing in it can break the line or the encoding
+
+
+def log_to(level: str, log_json: bool = False, log_file: str | None = None) -> None:
+    """Send the log to stderr and, if named, to a file; for the process's start.
+
+    Args:
+        level: one of LOG_LEVELS.
+        log_json: one JSON object a line; an uncaught exception and Python's warnings are such lines too.
+        log_file: of one process alone. At LOG_FILE_BYTES it is put aside as FILE.1, and so on; LOG_FILES_KEPT are kept.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers[0].setFormatter(_Json() if log_json else _Plain(LOG_FORMAT, "%H:%M:%S"))
+    if log_file:
+        try:
+            file = RotatingFileHandler(
+                log_file, "a", LOG_FILE_BYTES, LOG_FILES_KEPT, encoding="utf-8", errors="backslashreplace"
+            )
+        except OSError as error:
+            raise UserError(f"--log-file {log_file}: {error.strerror}; choose another") from None
+        file.setFormatter(_Json() if log_json else _Plain(LOG_FORMAT, "%Y-%m-%d %H:%M:%S"))
+        handlers.append(file)
+    logging.basicConfig(level="DEBUG" if level == "TRACE" else level, handlers=handlers)
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel("NOTSET" if level == "TRACE" else "WARNING")
+    if log_json or log_file:
+        logging.captureWarnings(True)
+        sys.excepthook = _log_uncaught
+
+
+def _log_uncaught(kind, error, traceback) -> None:
+    log.critical("ended by an error that nobody expected", exc_info=(kind, error, traceback))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program's run
+
+
+def run(
+    work: Coroutine,
+    log_level: str,
+    user_errors: tuple[type[Exception], ...] = (),
+    log_json: bool = False,
+    log_file: str | None = None,
+) -> int:
     """Run a program's coroutine until it ends or a signal asks it to stop.
 
     SIGINT (Ctrl-C, PM2) and SIGTERM (systemd) cancel the coroutine, so that every `async with` closes what it opened.
 
     Args:
         work: the program; its result is the exit code, None is 0.
-        log_level: `DEBUG`, `INFO`, `WARNING` or `ERROR`, for stderr.
+        log_level: as `log_to` takes it, and so `log_json` and `log_file`.
         user_errors: exceptions that are the user's to mend, besides `UserError`: one line on stderr, exit code 2.
 
     Returns:
         The exit code.
     """
-    logging.basicConfig(
-        level=log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("asyncio").setLevel("WARNING")
+    complain = log.error if log_json or log_file else _print_error
+    try:
+        log_to(log_level, log_json, log_file)
+    except UserError as error:
+        work.close()
+        return _complain(error, _print_error)
     try:
         return asyncio.run(_until_signalled(work))
     except BaseExceptionGroup as group:  # from a TaskGroup: the first that the user can mend, else all of them
@@ -105,9 +194,9 @@ def run(work: Coroutine, log_level: str, user_errors: tuple[type[Exception], ...
         mendable, rest = group.split((UserError, *user_errors))
         if rest or not mendable:
             raise
-        return _complain(_leaves(mendable)[0])
+        return _complain(_leaves(mendable)[0], complain)
     except (UserError, *user_errors) as error:
-        return _complain(error)
+        return _complain(error, complain)
     except BrokenPipeError:  # whoever read our standard output, `head` perhaps, has enough
         return _silent()
 
@@ -117,9 +206,13 @@ def _silent() -> int:
     return EXIT_OK
 
 
-def _complain(error: BaseException) -> int:
-    print(f"{error}".replace("\n", " "), file=sys.stderr)
+def _complain(error: BaseException, tell: Callable[[str], None]) -> int:
+    tell(f"{error}".replace("\n", " "))
     return EXIT_USAGE
+
+
+def _print_error(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -142,5 +235,5 @@ async def _until_signalled(work: Coroutine) -> int:
     except asyncio.CancelledError:
         if not asked:
             raise
-        logging.getLogger("runtime").info("stopped by %s; everything committed is kept", signal.Signals(asked[0]).name)
+        log.info("stopped by %s; everything committed is kept", signal.Signals(asked[0]).name)
         return EXIT_OK

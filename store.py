@@ -319,6 +319,16 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt to set weights: at which block of the subnet's chain, how it ended, what was sent, the next try."""
+
+    block: int
+    code: Code
+    uids: dict[int, Decimal]
+    next_block: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reputation:
     """A miner's standing in one job, and how many rounds made it."""
 
@@ -353,6 +363,15 @@ class Store:
         found = await self._value("SELECT value FROM meta WHERE key = ?", key)
         if found != value:
             raise StoreError(f"this database was made for {key} {found}, not {value}; choose another --dir or --db")
+
+    async def remember(self, key: str, value: str) -> None:
+        """Note something for later, in place of what was noted under this name."""
+        async with self._transaction(self._jobs):
+            await self._jobs.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    async def recall(self, key: str) -> str | None:
+        """What was noted under this name."""
+        return await self._value("SELECT value FROM meta WHERE key = ?", key)
 
     async def put_job(self, job: Job) -> None:
         """Add a job, or change its rules from the next round on."""
@@ -745,15 +764,25 @@ class Store:
         """Whether any round that ended by then was scored."""
         return bool(await self._value("SELECT 1 FROM rounds WHERE code = 'scored' AND end_time <= ? LIMIT 1", by))
 
-    async def next_weights_block(self) -> int:
-        """When the next attempt to set weights is due; 0 before the first."""
-        return await self._value("SELECT next_block FROM weights ORDER BY id DESC LIMIT 1") or 0
+    async def last_weights(self) -> Attempt | None:
+        """The newest attempt to set weights."""
+        rows = await self._rows("SELECT block, code, uids, next_block FROM weights ORDER BY id DESC LIMIT 1")
+        for row in rows:
+            uids = {int(uid): Decimal(part) for uid, part in json.loads(row["uids"]).items()}
+            return Attempt(row["block"], Code(row["code"]), uids, row["next_block"])
+        return None
 
-    async def counts(self) -> dict[str, int]:
-        """How many rounds ended with which code, for the closing summary."""
+    async def weights_noted(self) -> int:
+        """The subnet chain's block of the newest attempt that the chain took; 0 before the first."""
+        taken = "('weights_set', 'weights_committed')"
+        return await self._value(f"SELECT max(block) FROM weights WHERE code IN {taken}") or 0
+
+    async def counts(self, since: int = 0) -> dict[str, int]:
+        """How many rounds that end after a time ended with which code, for summaries."""
         rows = await self._rows(
             "SELECT round_type || ' ' || coalesce(code, 'running') AS what, count(*) AS n FROM rounds"
-            " GROUP BY what ORDER BY what"
+            " WHERE end_time > ? GROUP BY what ORDER BY what",
+            (since,),
         )
         return {row["what"]: row["n"] for row in rows}
 

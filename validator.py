@@ -23,8 +23,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from decimal import Decimal
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -34,12 +32,12 @@ import scoring
 import status
 from board import leaderboard, miner_name
 from books import Book, Tape
-from chain import Chain, ChainError, Metagraph, Next, u16_weights
+from chain import BLOCK_SECONDS, Chain, ChainError
 from evidence import EvidenceError, audit, judge, kept, seal
 from evidence import read as read_evidence
-from local import LocalChain, block_at, reference_miners
-from market import Block, Execution, Market, MarketEnded, MarketError, RecordedMarket
-from model import ModelMarket
+from local import block_at
+from market import Block, Market, MarketEnded, MarketError
+from notify import AlertRules, Notifier, add_notify_options, day_before, summary_due
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,
@@ -48,36 +46,27 @@ from protocol import (
     MAX_QUERY_BYTES,
     UINT128_MAX,
     Code,
-    JobSettings,
     RebalanceAnswer,
     RebalanceQuery,
     decode,
     encode,
 )
 from receipts import issuing
-from recording import RecordingError, ReplayError, read_recording
+from recording import RecordingError, ReplayError
 from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, plan, play_live
-from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, raise_file_limit, run
+from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_limit, run
 from scoring import Standing
+from settings import add_chain_options, add_logging_options, parse_options
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError, to_json
+from subnet import REFERENCE_STRATEGIES, Ground, opened
 from views import NotShown
+from weights import INTERVAL_BLOCKS, Weigher
 from wire import Reply, WireError, ask, client_session, local_keypair
 
 DAY_SECONDS = 86_400
-RANKED_WINDOW_SECONDS = DAY_SECONDS  # who was ranked in half of this window's rounds shares the weights
-SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
-WEIGHTS_INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
-WEIGHTS_RETRY_BLOCKS = 25
-WEIGHTS_VERSION_KEY = 1000
 LOCAL_HOST = "127.0.0.1"
-LOCAL_STAKE_RAO = 100_000 * 10**9
-REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
-MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
-MODEL_CAPITAL = 400_000 * 10**6  # USDC
-OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # what --fresh removes
-MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
-
+SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
 log = logging.getLogger("validator")
 
 
@@ -125,13 +114,28 @@ class _Playing:
 
 
 class Validator:
-    """The orchestrator: what it talks to, and one coroutine for each thing that goes on."""
+    """The orchestrator: what it talks to, and one coroutine for each thing that goes on.
+
+    With `public_only`, as on a real network, no miner is asked at an address that is not public. A `notifier`, if there
+    is one, is told of what is wrong.
+    """
 
     def __init__(
-        self, store: Store, chain: Chain, market: Market, session: aiohttp.ClientSession, keypair, options, names
+        self,
+        store: Store,
+        chain: Chain,
+        market: Market,
+        session: aiohttp.ClientSession,
+        keypair,
+        options,
+        names,
+        public_only: bool = False,
     ):
         self.store, self.chain, self.market, self.session, self.keypair = store, chain, market, session, keypair
-        self.options = options
+        self.options, self.public_only = options, public_only
+        self.notifier: Notifier | None = None
+        self.alerts = AlertRules(time.monotonic(), INTERVAL_BLOCKS * BLOCK_SECONDS)
+        self.weigher = Weigher(store, chain, options.dry_run)
         self.pool = market.pair.pool_address
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
@@ -577,6 +581,7 @@ class Validator:
                 receiver=hotkey,
                 total_seconds=seconds,
                 max_reply_bytes=MAX_ANSWER_BYTES,
+                public_only=self.public_only,
             )
             if reply.code is not Code.ACCEPTED:
                 return reply, reply.code, reply.detail, None
@@ -602,70 +607,34 @@ class Validator:
     # -- weights
 
     async def _weigh(self, now: int) -> None:
-        """Turn reputations into weights when they are due, and note how it went."""
+        """Set weights if they are due; on a chain that is somebody's, tell of what is wrong."""
+        seen = {"chain": True}
         try:
+            block = block_at(now) if self.market.full_speed else await self.chain.block()
             if self.market.full_speed:
-                await self.chain.advance_to(block_at(now))
-            await self._set_weights(now, block_at(now) if self.market.full_speed else await self.chain.block())
+                await self.chain.advance_to(block)
+            seen["weights"] = await self.weigher.weigh(now, block)
+            if self.notifier:
+                own = (await self.chain.metagraph()).by_hotkey(self.keypair.ss58_address)
+                seen |= {"registered": own is not None, "permit": own.permit if own else None}
         except ChainError as error:
+            seen["chain"] = False
             log.warning("the chain does not answer (%s); weights are tried again later", error)
+        if self.notifier:
+            for alert in self.alerts.observe(time.monotonic(), **seen):
+                self.notifier.notify(*alert)
+            await self._summarise(time.time())
 
-    async def _set_weights(self, now: int, block: int) -> None:
-        if block < await self.store.next_weights_block() or not await self.store.has_scored(now):
-            return
-        jobs = [job for job in await self.store.jobs() if job.active]
-        metagraph = await self.chain.metagraph()
-        shares = []
-        for job in jobs:
-            finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
-            reputations = await self.store.reputations(job.job_id)
-            candidates = [
-                scoring.Candidate(
-                    hotkey,
-                    reputations[hotkey].standing.combined(job.settings.reputation),
-                    rounds,
-                    metagraph.by_hotkey(hotkey).registered_block,
-                )
-                for hotkey, rounds in ranked.items()
-                if metagraph.by_hotkey(hotkey)
-            ]
-            shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
-        burn_uid = metagraph.burn_uid()
-        if burn_uid is None:
-            detail, due = "the owner has no neuron to burn to", block + WEIGHTS_RETRY_BLOCKS
-            await self.store.add_weights(now, block, {}, {}, Code.WEIGHTS_REJECTED, "NoBurnUid", detail, due)
-            log.warning("%s at block %d: %s; next try at block %d", Code.WEIGHTS_REJECTED, block, detail, due)
-            return
-        vector = scoring.weight_vector([(Decimal(1), shares)])
-        uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
-        if self.options.dry_run:
-            code, name, detail, due = Code.WEIGHTS_DRY_RUN, "", "", block + WEIGHTS_INTERVAL_BLOCKS
-        elif await self._stand_already(metagraph, uids, block):
-            code, name, detail, due = Code.WEIGHTS_SET, "", "", block + WEIGHTS_INTERVAL_BLOCKS
-        else:
-            outcome = await self.chain.set_weights(uids, WEIGHTS_VERSION_KEY)
-            waiting = outcome.next is Next.WAIT_BLOCKS
-            code = Code.WEIGHTS_SET if outcome.ok else Code.WEIGHTS_TOO_SOON if waiting else Code.WEIGHTS_REJECTED
-            wait = WEIGHTS_INTERVAL_BLOCKS if outcome.ok else outcome.wait_blocks if waiting else WEIGHTS_RETRY_BLOCKS
-            name, detail, due = outcome.name, outcome.detail, block + max(1, wait)
-        await self.store.add_weights(now, block, vector, uids, code, name, detail, due)
-        shown = ", ".join(f"uid {uid} {float(weight):.3f}" for uid, weight in uids.items())
-        log.log(
-            logging.WARNING if code is Code.WEIGHTS_REJECTED else logging.INFO,
-            "%s at block %d: %s%s; next try at block %d",
-            code,
-            block,
-            shown,
-            f" ({name}: {detail})" if name else "",
-            due,
-        )
-
-    async def _stand_already(self, metagraph: Metagraph, uids: dict[int, Decimal], block: int) -> bool:
-        """Whether the chain took this very vector at this block, and the validator was stopped before it noted that."""
-        own = metagraph.by_hotkey(self.chain.hotkey)
-        return bool(
-            own and own.last_update_block == block and await self.chain.weights_of(own.uid) == u16_weights(uids)
-        )
+    async def _summarise(self, now: float) -> None:
+        """The daily summary, at the first look after 00:00 UTC."""
+        last = await self.store.recall("last summary")
+        if day := summary_due(now, last or day_before(now)):
+            counts, attempt = await self.store.counts(int(now) - DAY_SECONDS), await self.store.last_weights()
+            rounds = ", ".join(f"{count} {what}" for what, count in counts.items()) or "no round ended"
+            weights = f"{attempt.code} at block {attempt.block}, next at {attempt.next_block}" if attempt else "none"
+            self.notifier.notify("summary", f"{day}: {rounds}; weights: {weights}")
+        if day or not last:
+            await self.store.remember("last summary", day or day_before(now))
 
     # -- showing
 
@@ -748,15 +717,6 @@ def _decision(ask: Prediction) -> Decision:
     return Decision(ask.hotkey, ask.effective_block, query.current_positions, answer.desired_positions)
 
 
-def _execution(plain: dict) -> Execution:
-    """The inverse of `to_json` for executions: all but the vault's name are integers."""
-
-    def numbers(value):
-        return tuple(numbers(item) for item in value) if isinstance(value, list) else int(value)
-
-    return Execution(**{name: value if name == "vault" else numbers(value) for name, value in plain.items()})
-
-
 def _standing(reputations, hotkey: str) -> Standing:
     return reputations[hotkey].standing if hotkey in reputations else Standing()
 
@@ -770,7 +730,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="validator.py",
         description="Without options: a local subnet on this machine, with three reference miners and a market model.",
     )
-    add = parser.add_argument
     market = parser.add_argument_group("market")
     market.add_argument("--events", metavar="PATH", help="replay this recording of a real pool instead of the model")
     market.add_argument(
@@ -807,7 +766,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--all-leaderboards", action="store_true", help="print one for every round, not one a market day"
     )
     local = parser.add_argument_group("this machine")
-    local.add_argument("--dir", default="local", help="folder of the local subnet and its logs (default: local)")
+    local.add_argument("--dir", help="folder of databases and logs (default: local, or netuid-N on a real network)")
     local.add_argument("--db", metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
     local.add_argument("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
     local.add_argument("--no-miners", action="store_true", help="start no reference miners")
@@ -817,7 +776,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)",
     )
     status.add_options(local.add_argument, status.VALIDATOR_PORT)
-    add("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO", help="for stderr (default: INFO)")
+    add_chain_options(parser)
+    add_notify_options(parser)
+    add_logging_options(parser)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | report | doctor")
     audits = commands.add_parser(
         "audit", help="recompute rounds; exit 0 only if every digit agrees, else 1 and what differs or is refused"
@@ -847,60 +808,24 @@ def _amounts(text: str) -> tuple[int, int]:
 
 
 async def validate(options: argparse.Namespace) -> None:
-    """Open everything that local mode plugs together, and work until it ends."""
+    """Work on what the options name until it ends."""
     raise_file_limit()
-    folder = Path(options.dir)
-    path = Path(options.db) if options.db else folder / "validator.sqlite3"
-    hotkey, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
-    print("LOCAL MODE: an embedded chain, development keys, miners on loopback. Nothing here is real money;")
-    print("for a real network a later release takes --network and --wallet. Results follow, the log is on stderr.")
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(only_one(folder / "validator.lock", "--dir"))
-            for file in [file for name in OWN_FILES for file in folder.glob(name)] if options.fresh else ():
-                file.unlink()
-        except OSError as error:
-            raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
-        store = await enter(Store.open(path))
-        if options.db:
-            stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
-        jobs = await store.jobs()
-        market = await _open_market(options, store)
-        print(f"MARKET: {market.label}", flush=True)
-        for key, value in (
-            ("market", market.label),
-            ("pool", market.pair.pool_address),
-            ("validator", hotkey.ss58_address),
-        ):
-            await store.claim(key, value)
-        start = (await market.head()).time
-        chain = await enter(
-            LocalChain.open(
-                folder / "chain.sqlite3",
-                hotkey.ss58_address,
-                coldkey.ss58_address,
-                clock=None if market.full_speed else time.time,
-                genesis_block=block_at(start) if market.full_speed else None,
-            )
-        )
-        await chain.register(hotkey.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
-        if not jobs:
-            for job in _local_jobs(market, getattr(market, "vault", None), options.round_seconds):
-                await store.put_job(job)
-        names = {}
-        if not options.no_miners:
-            for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
-                await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
-            names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
+        ground = await enter(opened(options))
         session = await enter(client_session(0))
-        await enter(status.serve_validator(path, chain, market, hotkey.ss58_address, names, options))
-        validator = Validator(store, chain, market, session, hotkey, options, names)
-        validator.on_sealed = (await enter(issuing(path, chain, hotkey, LOCAL_HOST, options.port))).post
+        parts = ground.store, ground.chain, ground.market, session, ground.keypair
+        validator = Validator(*parts, options, ground.names, public_only=not ground.local)
+        if not ground.market.full_speed:
+            sender = f"validator {ground.keypair.ss58_address}, netuid {options.netuid or 'local'}"
+            validator.notifier = await enter(Notifier.open(options.slack_webhook_url, sender))
+        if ground.local:
+            issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, LOCAL_HOST, options.port))
+            validator.on_sealed = issuer.post
+        await enter(status.serve_validator(ground, options))
         await validator.work()
         validator.print_latest()
-        await _farewell(store, chain, path, folder, names)
+        await _farewell(ground)
 
 
 async def run_audit(options: argparse.Namespace) -> int:
@@ -947,58 +872,29 @@ async def write_report(options: argparse.Namespace) -> None:
     print(f"REPORT: {options.output}, {len(text) // 1000} kB, one file; open it in any browser")
 
 
-async def _open_market(options: argparse.Namespace, store: Store) -> Market:
-    """The recording that was named, else the model, where the database's last run left it."""
-    if options.days is None and not options.events:
-        options.days = MODEL_DAYS
-    if options.events:
-        recording = await asyncio.to_thread(read_recording, options.events)
-        build = partial(RecordedMarket, recording, options.vault, options.idle)
-    else:
-        done = [_execution(plain) for plain in await store.executions()]
-        build = partial(ModelMarket, options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done)
-    market = await asyncio.to_thread(build)
-    resumed = await store.resume_time(FIRST_ASK_LEAD_SECONDS)
-    if resumed is None and options.pace is None:
-        return market
-    head = market.first if resumed is None else market.last_block_by(resumed)
-    return await asyncio.to_thread(build, head=head, pace=options.pace)
-
-
-def _local_jobs(market: Market, recorded_vault: str | None, round_seconds: int) -> list[Job]:
-    """Two jobs on one pool with different aims, so that different miners win."""
-    settings = {
-        "balanced": JobSettings.for_target("Balanced", min_in_range=Decimal("0.5")),
-        "pol": JobSettings.for_target("PoL"),
-    }
-    return [
-        Job(job_id, recorded_vault or MODEL_VAULTS[job_id], round_seconds, rules) for job_id, rules in settings.items()
-    ]
-
-
-async def _farewell(store: Store, chain: Chain, path: Path, folder: Path, names: dict[str, str]) -> None:
-    counts = await store.counts()
+async def _farewell(ground: Ground) -> None:
+    chain, counts = ground.chain, await ground.store.counts()
     print("ROUNDS: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     metagraph = await chain.metagraph()
-    me = metagraph.by_hotkey(chain.hotkey)
-    weights, burn_uid = await chain.weights_of(me.uid), metagraph.burn_uid()
+    me, burn_uid = metagraph.by_hotkey(chain.hotkey), metagraph.burn_uid()
+    weights = await chain.weights_of(me.uid) if me else {}
     hotkeys = {neuron.uid: neuron.hotkey for neuron in metagraph.neurons}
     shares = [
-        f"{'burn' if uid == burn_uid else miner_name(hotkeys[uid], names)} {weight / sum(weights.values()):.3f}"
+        f"{'burn' if uid == burn_uid else miner_name(hotkeys[uid], ground.names)} {weight / sum(weights.values()):.3f}"
         for uid, weight in weights.items()
     ]
-    print("WEIGHTS on the embedded chain: " + (", ".join(shares) or "none yet"))
-    print(f"NEXT: every ask, answer and score is in {path}; the miners' logs are in {folder}.")
+    print(f"WEIGHTS on the {'embedded ' * ground.local}chain: " + (", ".join(shares) or "none yet"))
+    print(f"NEXT: every ask, answer and score is in {ground.path}; all logs and databases are in {ground.folder}.")
     print("      Copy miner.py, change propose(), run it beside `python validator.py`, and find yourself on the board.")
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     if options.command == "doctor":
         return doctor.report(options)
     problems = (RecordingError, MarketError, StoreError, ChainError, WireError, NotShown)
     work = {"audit": run_audit, "report": write_report}.get(options.command, validate)
-    return run(work(options), options.log_level, problems)
+    return run(work(options), options.log_level, problems, options.log_json, options.log_file)
 
 
 if __name__ == "__main__":

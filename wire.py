@@ -88,6 +88,15 @@ _DENDRITE_HEADER = "bt_header_dendrite_signature"
 _DENDRITE_DETAIL = (
     "a Dendrite of bittensor 10 or older; this server takes HTTP signed with btauth/1 (bittensor 11), see wire.py"
 )
+_UNICAST = [ipaddress.ip_network(text) for text in ("0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3", "2000::/3")]
+_SPECIAL = [  # IANA's special-purpose registries, by hand: what `ipaddress` takes for global differs between Pythons
+    ipaddress.ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+        *("203.0.113.0/24", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+    )
+]
 
 log = logging.getLogger(__name__)
 _http_log = logging.getLogger(f"{__name__}.http")
@@ -299,6 +308,7 @@ async def ask(
     receiver: str,
     total_seconds: float,
     max_reply_bytes: int,
+    public_only: bool = False,
 ) -> Reply:
     """POST signed bytes to one peer and take its signed answer: one attempt, with a fresh nonce and signature.
 
@@ -313,16 +323,20 @@ async def ask(
         receiver: the peer's hotkey, ss58; it must have signed the answer.
         total_seconds: the deadline.
         max_reply_bytes: the longest answer taken, first by its declared length, then by counting.
+        public_only: on a real network: connect to public IP addresses only, and to no names. Miners publish their
+            addresses themselves, and this machine's own network is none of their business.
 
     Returns:
-        A `Reply` with `ACCEPTED`, `TIMEOUT`, `UNREACHABLE` (no connection, broken off, or not HTTP), `HTTP_STATUS`
-        (with the peer's own code), `REDIRECT`, `CONTENT_TYPE` (not JSON, or compressed), `REPLY_TOO_LARGE` or
-        `REPLY_SIGNATURE`.
+        A `Reply` with `ACCEPTED`, `TIMEOUT`, `UNREACHABLE` (no connection, broken off, or not HTTP),
+        `ADDRESS_REFUSED` (`public_only`; nothing was sent), `HTTP_STATUS` (with the peer's own code), `REDIRECT`,
+        `CONTENT_TYPE` (not JSON, or compressed), `REPLY_TOO_LARGE` or `REPLY_SIGNATURE`.
     """
     nonce, started, request_digest = time.time_ns(), time.monotonic(), digest(body)
     code, detail, answer, signature = Code.ACCEPTED, "", b"", ""
     try:
         target = _target(url)
+        if public_only and not is_public(target.raw_host):
+            raise ProtocolError(Code.ADDRESS_REFUSED, f"{target.raw_host} is not a public IP address")
         headers = http_auth.sign(
             keypair, method="POST", path=target.raw_path_qs, body=body, receiver_ss58=receiver, nonce_ns=nonce
         )
@@ -345,6 +359,19 @@ async def ask(
     ):
         code, detail, answer, signature = Code.REPLY_SIGNATURE, f"not signed by {receiver} for this request", b"", ""
     return Reply(code, _printable(detail), answer, signature, request_digest, nonce, elapsed_seconds, arrived_ns)
+
+
+def is_public(host: str) -> bool:
+    """Is this the literal of a public unicast IP address, that is, of none that leads into somebody's own network?
+
+    Not so: names (they may resolve to anything), private, shared, loopback, link-local, multicast, unspecified and
+    reserved addresses, and IPv6 forms that carry an IPv4 address.
+    """
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(ip in network for network in _UNICAST) and not any(ip in network for network in _SPECIAL)
 
 
 def _target(url: str) -> URL:

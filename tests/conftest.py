@@ -13,6 +13,8 @@ from typing import NoReturn
 
 import pytest
 
+os.environ["NETUID"] = ""  # a developer's .env leads no test to a real network
+
 RECORDINGS = Path(os.environ.get("ALM_RECORDINGS") or Path(__file__).resolve().parents[1] / "../shared/data")
 
 

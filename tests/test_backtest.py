@@ -21,6 +21,7 @@ from subnets import CAPITAL, VAULT, a_job, accept, hotkey_of, model, play_subnet
 
 import backtest as tool
 import miner
+import subnet
 import validator
 from backtest import FEWEST_ROUNDS, backtest, critical_t, overall, problem, summarise
 from market import InMemoryMarket, Pair, Purse, RecordedMarket
@@ -121,16 +122,16 @@ def test_on_a_recording_too(tmp_path, recording_path):
 
 
 def test_the_tool_plays_on_the_market_and_by_the_rules_of_the_local_validator():
-    assert [*tool.MODEL_VAULTS.values()] == [*validator.MODEL_VAULTS.values()]  # their order is part of the market
-    assert (tool.MODEL_CAPITAL, tool.MODEL_DAYS) == (validator.MODEL_CAPITAL, validator.MODEL_DAYS)
+    assert [*tool.MODEL_VAULTS.values()] == [*subnet.MODEL_VAULTS.values()]  # their order is part of the market
+    assert (tool.MODEL_CAPITAL, tool.MODEL_DAYS) == (subnet.MODEL_CAPITAL, subnet.MODEL_DAYS)
     assert validator.build_parser().parse_args([]).seed == tool.MODEL_SEED
     options = miner.build_parser().parse_args([])
-    for job in validator._local_jobs(None, None, 900):
+    for job in subnet._first_jobs(None, 900):
         options.target = job.settings.target
         ((_, vault, _),) = tool._markets(options)
         assert (vault, tool._job(options)[0]) == (job.vault, job.settings)
         assert job.job_id == job.settings.target.lower()
-    assert tuple(validator.REFERENCE_STRATEGIES) == tool.REFERENCES
+    assert tuple(subnet.REFERENCE_STRATEGIES) == tool.REFERENCES
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ disks, which a test cannot have, are given. Read next: `doctor.py`.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sqlite3
 import subprocess
@@ -16,13 +17,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from bittensor.keyfiles import Keyfile, Keypair
 from subnets import ROOT, command, start, wait_for
 
 import doctor
-from chain import BLOCK_SECONDS
+from chain import BLOCK_SECONDS, Metagraph, Neuron
 from doctor import FAIL, OK, WARN, Finding
 from local import LocalChain
 from miner import build_parser
+from runtime import Parser
+from settings import resolve
 from store import JOBS_SCHEMA, Store
 
 HOLD = (  # a process that has the databases open, as a validator has between two rounds
@@ -242,6 +246,114 @@ def test_a_writer_in_the_middle_of_a_transaction_does_not_stop_the_doctor(databa
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The wallet and the chain
+
+
+@pytest.fixture
+def wallets(tmp_path) -> Path:
+    """A folder with wallet `alice`: hotkey `hot` is //Alice, the encrypted coldkey //Bob, its password `pass word`."""
+    for name, uri, password in (
+        ("hotkeys/hot", "//Alice", None), ("coldkey", "//Bob", "pass word"), ("coldkeypub.txt", "//Bob", None)
+    ):  # fmt: skip
+        file = Keyfile(tmp_path / "wallets" / "alice" / name)
+        file.set_keypair(Keypair.create_from_uri(uri), encrypt=password is not None, password=password)
+    return tmp_path / "wallets"
+
+
+def examined(monkeypatch, line: str, environ: dict | None = None) -> list[Finding]:
+    """What is found of wallet and chain with these options; a chain that does not answer is given up soon."""
+    monkeypatch.setattr(doctor, "CHAIN_SECONDS", 0.5)
+    parser = Parser()
+    doctor.add_options(parser)
+    options = parser.parse_args(line.split())
+    resolve(options, environ or {}, Path("no.env"))
+    return list(doctor.check_subnet(options))
+
+
+def test_nothing_is_asked_of_a_chain_where_no_subnet_is_named(monkeypatch):
+    (found,) = examined(monkeypatch, "", {"BT_NETWORK": "finney", "BT_WALLET": "alice"})
+    assert found.level == OK and "stays on this machine" in found.what
+
+
+def test_a_wallet_is_found_with_its_addresses_and_a_wrong_name_or_password_fails(monkeypatch, wallets):
+    alice, bob = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY", "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty"
+    line = (
+        f"--netuid 98 --wallet alice --wallet.hotkey hot --wallet.path {wallets} --chain-endpoint ws://127.0.0.1:9/KEY"
+    )
+    wallet, chain = examined(monkeypatch, line)
+    assert wallet == Finding(OK, f"wallet alice: hotkey {alice}, coldkey {bob}")
+    assert chain.level == FAIL and chain.what.startswith("chain ws://127.0.0.1:9/*****: ") and chain.fix
+    wallet, _ = examined(monkeypatch, line, {"BT_WALLET_PASSWORD": "pass word"})
+    assert wallet.level == OK and wallet.what.endswith("the password opens it")
+    for changed, environ, said in (
+        (line, {"BT_WALLET_PASSWORD": "hunter2"}, "wrong password"),
+        (f"{line} --wallet.hotkey cold", {}, "no key file"),
+        (f"{line} --wallet bob", {}, "no key file"),
+        (f"{line} --password-file {wallets}", {}, "directory"),
+    ):
+        (wallet,) = examined(monkeypatch, changed, environ)
+        assert wallet.level == FAIL and said in wallet.what and "hunter2" not in str(wallet) and wallet.fix
+
+
+def test_a_key_that_others_can_read_is_a_warning_with_the_command_that_mends_it(tmp_path):
+    hot, cold = tmp_path / "hot", tmp_path / "cold"
+    for path in (hot, cold):
+        path.write_text("{}")
+        path.chmod(0o600)
+    assert list(doctor.check_key_files(hot, cold, tmp_path / "none")) == []
+    hot.chmod(0o644)
+    (found,) = doctor.check_key_files(cold, hot)
+    assert found == Finding(WARN, f"key file {hot} can be read by others", f"chmod 600 {hot}")
+
+
+def test_registration_permit_and_stake_are_what_the_chain_says(tmp_path):
+    """On the embedded chain, which speaks the same protocol as the real one."""
+
+    async def look(folder: Path, *registered: tuple[str, str, int]) -> list[Finding]:
+        async with LocalChain.open(folder / "chain.sqlite3", "hot", "cold", genesis_block=1000) as chain:
+            for hotkey, coldkey, stake in registered:
+                await chain.register(hotkey, coldkey, stake)
+            return await doctor.check_chain(chain, "embedded")
+
+    def levels(found: list[Finding]) -> dict[str, str]:
+        words = ("answers", "register", "belongs", "permit", "stake ")
+        return {word: finding.level for word in words for finding in found if word in finding.what}
+
+    found = asyncio.run(look(tmp_path, ("other", "cold", 10**12)))
+    assert levels(found) == {"answers": OK, "register": FAIL}
+    assert "btcli subnets register --netuid 98" in found[-1].fix
+    for name, mine, expected in (
+        ("staked", ("hot", "cold", 5 * 10**12), {"register": OK, "permit": OK, "stake ": OK}),
+        ("poor", ("hot", "cold", 0), {"register": OK, "permit": WARN, "stake ": WARN}),
+        ("sold", ("hot", "another", 5 * 10**12), {"register": OK, "belongs": WARN, "permit": OK, "stake ": OK}),
+    ):
+        (tmp_path / name).mkdir()
+        found = asyncio.run(look(tmp_path / name, mine))
+        assert levels(found) == {"answers": OK, **expected}, (name, found)
+    assert any("stake 5000.0000 alpha" in finding.what for finding in found)
+
+
+def test_a_free_balance_too_small_for_fees_is_a_warning():
+    class Chain:
+        """What `check_chain` asks, with the balance given: the embedded chain has no fees."""
+
+        hotkey = coldkey = "x"
+
+        def __init__(self, balance: int):
+            self.balance = balance
+
+        async def metagraph(self) -> Metagraph:
+            return Metagraph(98, 5, 360, "owner", "owner", (Neuron(0, "x", "x", True, 10**9, None, 1, 1),))
+
+        async def free_balance(self) -> int:
+            return self.balance
+
+    for balance, level in ((0, WARN), (doctor.GOOD_BALANCE_RAO - 1, WARN), (doctor.GOOD_BALANCE_RAO, OK)):
+        found = asyncio.run(doctor.check_chain(Chain(balance), "test"))[-1]
+        assert found.level == level and "TAO" in found.what and bool(found.fix) == (level == WARN)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -265,6 +377,19 @@ def test_it_runs_where_no_package_is_installed(tmp_path):
     assert done.returncode == 1 and not done.stderr
     assert "FAIL package aiohttp is missing" in done.stdout and "pip install 'aiohttp" in done.stdout
     assert "versions are not compared" in done.stdout
+    done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0, "--netuid", 98)
+    assert "wallet and chain are not checked" in done.stdout and not done.stderr
+
+
+def test_a_wrong_setting_is_a_line_of_the_report(tmp_path):
+    for line, said in (
+        (["--wallet", "x"], "FAIL --wallet is given, but not which subnet"),
+        ([], "FAIL NETUID (environment)"),
+    ):
+        done = command(
+            "doctor.py", "--dir", tmp_path, "--port", 0, *line, env=os.environ | {"NETUID": "" if line else "x"}
+        )
+        assert done.returncode == 1 and said in done.stdout and not done.stderr
 
 
 def test_a_validator_at_work_is_found(tmp_path):

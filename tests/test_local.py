@@ -1,12 +1,12 @@
 """The embedded chain: its ledger, its epochs, its refusals, and what survives crashes and company.
 
-Run with `python -m pytest tests/test_local.py`. Read next: `local.py`.
+What both chains promise alike is in `test_chain.py`. Run with `python -m pytest tests/test_local.py`.
+Read next: `local.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import random
 import signal
@@ -16,14 +16,12 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from chain import BLOCK_SECONDS, U16_MAX, Chain, ChainError, Metagraph, Neuron, Next, WriteCode, u16_weights
+from chain import BLOCK_SECONDS, ChainError, Neuron, Next, WriteCode
 from local import OWNER_COLDKEY, OWNER_HOTKEY, OWNER_STAKE_RAO, REFUSALS, Hyperparameters, LocalChain, block_at
 
 TAO = 10**9
@@ -67,58 +65,6 @@ def check_books(path, faucet_rao, emission_rao_per_block=10**9):
     ((held,),) = rows(path, "SELECT SUM(rao) FROM stakes")
     assert held == OWNER_STAKE_RAO + faucet_rao + sum(credited for _, _, credited, _ in epochs)
     return [block for block, *_ in epochs]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# chain.py's own values
-
-
-def test_local_chain_has_every_method_of_the_protocol_with_the_same_arguments():
-    for name, method in inspect.getmembers(Chain, inspect.isfunction):
-        if not name.startswith("_"):
-            ours = inspect.signature(getattr(LocalChain, name)).parameters
-            theirs = inspect.signature(method).parameters
-            assert [(p.name, p.default, p.kind) for p in ours.values()] == [
-                (p.name, p.default, p.kind) for p in theirs.values()
-            ], name
-
-
-def test_u16_weights_are_the_max_upscaled_half_even_values_of_the_chain():
-    assert u16_weights({3: Fraction(1, 3), 1: Decimal("0.6666")}) == {1: 65535, 3: 32771}
-    assert u16_weights({0: 1}) == {0: 65535}
-    assert u16_weights({0: 131070, 1: 1, 2: 3}) == {0: 65535, 2: 2}  # 0.5 and 1.5, each to the even neighbour
-    assert u16_weights({0: 2 * 10**6, 1: 0, 2: 1}) == {0: 65535}  # 0.03 is nothing
-    random_ = random.Random(1)
-    with localcontext(prec=200):
-        for _ in range(300):
-            numbers = {uid: random_.randrange(10**12) for uid in range(random_.randrange(1, 40))}
-            numbers[99] = random_.randrange(1, 10**12)
-            top = Decimal(max(numbers.values()))
-            expected = {
-                uid: int((Decimal(n) * U16_MAX / top).quantize(Decimal(1), ROUND_HALF_EVEN))
-                for uid, n in numbers.items()
-            }
-            assert u16_weights(numbers) == {uid: value for uid, value in expected.items() if value}
-
-
-@pytest.mark.parametrize("bad", [{}, {0: 0}, {0: -1, 1: 2}, {0: Decimal("NaN")}, {0: Decimal("Infinity")}])
-def test_numbers_that_make_no_vector_are_a_value_error(bad):
-    with pytest.raises(ValueError, match="weight"):
-        u16_weights(bad)
-
-
-def test_burn_uid_is_the_owner_hotkey_else_the_owner_coldkeys_lowest_uid_else_none():
-    def neuron(uid, hotkey, coldkey):
-        return Neuron(uid, hotkey, coldkey, False, 0, None, 0, 0)
-
-    graph = Metagraph(98, 1, 360, "owner-hot", "owner-cold", ())
-    other = neuron(0, "a", "b")
-    second, first = neuron(2, "x", "owner-cold"), neuron(1, "y", "owner-cold")
-    assert replace(graph, neurons=(other, first, second, neuron(3, "owner-hot", "owner-cold"))).burn_uid() == 3
-    assert replace(graph, neurons=(other, first, second)).burn_uid() == 1
-    assert replace(graph, neurons=(other,)).burn_uid() is None
-    assert replace(graph, neurons=(other,)).by_hotkey("a") == other
-    assert graph.by_hotkey("a") is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -433,22 +379,6 @@ def test_every_rao_is_accounted_for_over_random_operations_and_epochs(tmp_path):
 # Weights: what is stored, and each refusal
 
 
-def test_accepted_weights_read_back_as_the_stored_u16(tmp_path):
-    async def main():
-        async with subnet(tmp_path / "l", stakes={"v": 3000, "a": 0, "b": 0}) as chain:
-            await chain.advance_to(GENESIS + 3)
-            weights = {2: Decimal("0.7"), 3: Decimal("0.299999"), 0: Decimal("0.000001")}
-            outcome = await chain.set_weights(weights, 0)
-            assert outcome.ok
-            assert (outcome.code, outcome.name, outcome.next) == (WriteCode.OK, "", Next.NOTHING)
-            assert (outcome.detail, outcome.block, outcome.wait_blocks) == ("", GENESIS + 3, 0)
-            assert await chain.weights_of(1) == u16_weights(weights) == {2: 65535, 3: 28086}
-            assert await chain.weights_of(2) == {}
-            assert (await chain.metagraph()).neurons[1].last_update_block == GENESIS + 3
-
-    asyncio.run(main())
-
-
 def test_the_rate_limit_counts_from_registration_then_from_the_last_update_exact_at_the_boundary(tmp_path):
     async def main():
         path = tmp_path / "l"
@@ -467,64 +397,12 @@ def test_the_rate_limit_counts_from_registration_then_from_the_last_update_exact
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("required", "sent", "ok"), [(0, 0, True), (7, 6, False), (7, 7, True), (7, 8, True)])
-def test_the_version_key_must_reach_the_subnets(tmp_path, required, sent, ok):
-    async def main():
-        async with subnet(tmp_path / "l", stakes={"v": 3000}, version_key=required) as chain:
-            outcome = await chain.set_weights({0: 1}, sent)
-            assert (outcome.ok, outcome.name) == (ok, "" if ok else "IncorrectWeightVersionKey")
-
-    asyncio.run(main())
-
-
 def test_a_version_key_of_64_bits_is_kept(tmp_path):
     async def main():
         async with subnet(tmp_path / "l", stakes={"v": 3000}, version_key=2**64 - 1) as chain:
             assert (await chain.weight_params("v-hot")).version_key == 2**64 - 1
             assert (await chain.set_weights({0: 1}, 2**64 - 1)).ok
             assert (await chain.set_weights({0: 1}, 2**64 - 2)).name == "IncorrectWeightVersionKey"
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("name", "code", "who", "weights", "rules"),
-    [
-        ("ValueError", "invalid_argument", "v", {}, {}),
-        ("ValueError", "invalid_argument", "v", {0: Decimal(-1)}, {}),
-        ("HotKeyNotRegisteredInSubNet", "not_registered", "stranger", {0: 1}, {}),
-        ("NotEnoughStakeToSetWeights", "insufficient_balance", "poor", {0: 1}, {}),
-        ("IncorrectWeightVersionKey", "invalid_argument", "v", {0: 1}, {"version_key": 2}),
-        ("SettingWeightsTooFast", "rate_limited", "v", {0: 1}, {"weights_rate_limit_blocks": 1}),
-        ("NeuronNoValidatorPermit", "not_authorized", "v", {0: 1}, {"max_validators": 1}),
-        ("UidVecContainInvalidOne", "invalid_argument", "v", {0: 1, 3: 1}, {}),
-        ("WeightVecLengthIsLow", "invalid_argument", "v", {0: 1}, {"min_allowed_weights": 2}),
-        ("WeightVecLengthIsLow", "invalid_argument", "v", {0: 10**6, 2: 1}, {"min_allowed_weights": 2}),
-        ("MaxWeightExceeded", "limit_exceeded", "v", {0: 3, 2: 1}, {"max_weight": 49150}),
-    ],
-)
-def test_each_refusal_of_weights_has_the_chains_name_and_stores_nothing(tmp_path, name, code, who, weights, rules):
-    async def main():
-        path = tmp_path / "l"
-        async with subnet(path, who, stakes={"v": 3000, "poor": 1}, **rules) as chain:
-            outcome = await chain.set_weights(weights, 1)
-            assert (outcome.ok, outcome.name, outcome.code) == (False, name, code)
-            waiting = name == "SettingWeightsTooFast"
-            assert (outcome.next, outcome.wait_blocks) == ((Next.WAIT_BLOCKS, 1) if waiting else (Next.NOTHING, 0))
-            assert "\n" not in outcome.detail
-            assert outcome.detail.startswith(name)
-            assert outcome.block == GENESIS
-            assert rows(path, "SELECT * FROM weights") == []
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("mechid", [-1, 1])
-def test_an_unknown_mechanism_is_refused(tmp_path, mechid):
-    async def main():
-        async with subnet(tmp_path / "l", stakes={"v": 3000}) as chain:
-            outcome = await chain.set_weights({0: 1}, 0, mechid)
-            assert (outcome.name, outcome.code) == ("MechanismDoesNotExist", WriteCode.SUBNET_NOT_EXISTS)
 
     asyncio.run(main())
 
@@ -632,23 +510,6 @@ def test_a_subnet_without_room_says_so(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Stake and serving
-
-
-def test_stake_moves_between_hotkeys_and_transfers_between_coldkeys_to_the_rao(tmp_path):
-    async def main():
-        path = tmp_path / "l"
-        async with subnet(path, stakes={"v": 5, "agg": 1}) as chain:
-            assert (await chain.move_stake("v-hot", "agg-hot", 5 * TAO)).ok
-            assert await chain.stake("v-hot", "v-cold") == 0
-            assert await chain.stake("agg-hot", "v-cold") == 5 * TAO
-            assert (await chain.transfer_stake("agg-hot", "treasury", 2 * TAO + 1)).ok
-            assert await chain.stake("agg-hot", "v-cold") == 3 * TAO - 1
-            assert await chain.stake("agg-hot", "treasury") == 2 * TAO + 1
-            assert await chain.stake("agg-hot", "agg-cold") == TAO  # somebody else's is untouched
-            assert (await chain.metagraph()).by_hotkey("agg-hot").stake_rao == 6 * TAO
-        check_books(path, 6 * TAO)
-
-    asyncio.run(main())
 
 
 def test_each_refusal_of_a_stake_move_has_the_chains_name_and_moves_nothing(tmp_path):

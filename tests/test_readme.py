@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import miner
+import subnet
 import validator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,7 +167,7 @@ def test_every_file_and_path_that_the_readme_names_exists():
 def test_reason_codes_targets_and_strategies_that_the_readme_names_exist():
     for listed in re.findall(r"--strategy ([\w|]+)", README):
         assert set(listed.split("|")) <= set(miner.STRATEGIES)
-    assert set(validator.REFERENCE_STRATEGIES) <= set(miner.STRATEGIES)
+    assert set(subnet.REFERENCE_STRATEGIES) <= set(miner.STRATEGIES)
 
 
 def test_no_tracked_file_names_a_machine_its_folders_or_a_registry():

@@ -45,7 +45,8 @@ from subnets import (
 from model import FIRST_BLOCK, FIRST_TIME
 from protocol import Position
 from store import Store, to_json
-from validator import _open_market, build_parser
+from subnet import open_market
+from validator import build_parser
 
 ALL = os.environ.get("ALM_KILLS") == "all"
 UNTIL = FIRST_TIME + 4 * 900
@@ -101,7 +102,7 @@ def play(folder: Path) -> None:
 async def _market(folder: Path):
     """The model where `validator.py` takes it up."""
     async with Store.open(folder / "validator.sqlite3") as store:
-        market = await _open_market(build_parser().parse_args(["--seed", "5", "--days", "0"]), store)
+        market = await open_market(build_parser().parse_args(["--seed", "5", "--days", "0"]), store)
     return lambda: market
 
 

@@ -6,6 +6,7 @@ Run with `python -m pytest tests/test_runtime.py`. Read next: `runtime.py`.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import lzma
 import os
@@ -107,6 +108,102 @@ def test_results_go_to_stdout_and_the_log_to_stderr_at_the_level_asked_for():
         code = f"{script}raise SystemExit(runtime.run(work(), {level!r}))"
         ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert (ended.returncode, ended.stdout, "told" in ended.stderr) == (0, "result\n", told)
+
+
+PROGRAM = """
+import asyncio, logging, sys, warnings, runtime
+async def work():
+    logging.getLogger("validator").debug("of ours")
+    logging.getLogger("aiosqlite").debug("of a library")
+    hostile = "no\\n12:00:00 INFO validator: forged \\x1b[2J \\u2028 \\ud800"
+    logging.getLogger("validator").info("a miner said %s", hostile)
+    warnings.warn("old call")
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        logging.getLogger("validator").exception("failed")
+    print("result")
+    if ending := sys.argv[4:]:
+        raise runtime.UserError("no such\\nfolder") if ending == ["mistake"] else RuntimeError("a bug")
+level, as_json, file = sys.argv[1:4]
+raise SystemExit(runtime.run(work(), level, (), as_json == "json", file or None))
+"""
+
+
+def logged(level: str, as_json: str = "", file: object = "", *ending: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-c", PROGRAM, level, as_json, str(file), *ending]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("level", "ours", "theirs"), [("TRACE", True, True), ("DEBUG", True, False), ("INFO", False, False)]
+)
+def test_debug_is_of_our_own_modules_and_trace_of_the_libraries_too(level, ours, theirs):
+    error = logged(level).stderr
+    assert ("of ours" in error, "of a library" in error) == (ours, theirs)
+
+
+@pytest.mark.parametrize(("ending", "code"), [((), 0), (("mistake",), 2), (("bug",), 1)])
+def test_with_log_json_every_line_on_stderr_is_an_object_whatever_happens(ending, code):
+    ended = logged("INFO", "json", "", *ending)
+    plain = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert (ended.returncode, ended.stdout) == (code, "result\n")
+    for record in plain:
+        assert {"time", "level", "logger", "message"} <= set(record) <= {*record, "exception"}
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record["time"])
+    said, warned, failed, *last = plain
+    assert said["message"] == "a miner said no\n12:00:00 INFO validator: forged \x1b[2J \u2028 \ud800"
+    assert (said["logger"], said["level"], "exception" in said) == ("validator", "INFO", False)
+    assert "old call" in warned["message"] and warned["logger"] == "py.warnings"
+    assert failed["message"] == "failed" and failed["exception"].endswith("ZeroDivisionError: division by zero")
+    expected = {0: [], 2: [("ERROR", "no such folder")], 1: [("CRITICAL", "ended by an error that nobody expected")]}
+    assert [(record["level"], record["message"]) for record in last] == expected[code]
+    assert code != 1 or last[0]["exception"].endswith("RuntimeError: a bug")
+
+
+def test_what_a_peer_says_cannot_forge_a_line_or_steer_the_terminal():
+    lines = logged("INFO").stderr.splitlines()
+    assert re.fullmatch(
+        r"[\d:]{8} INFO validator: a miner said no\\x0a12:00:00 INFO validator: forged \\x1b\[2J .*", lines[0]
+    )
+    assert not any("\x1b" in line or line.startswith("12:00:00 INFO validator: forged") for line in lines)
+
+
+def test_a_log_file_gets_what_stderr_gets_and_the_mistake_or_bug_that_ended_the_program(tmp_path):
+    path = tmp_path / "alm.log"
+    for as_json in ("", "json"):
+        for ending, last in (("mistake", "no such folder"), ("bug", "RuntimeError: a bug")):
+            error = logged("INFO", as_json, path, ending).stderr
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.unlink()
+            assert len(lines) == len(error.splitlines()) and last in lines[-1] and last in error.splitlines()[-1]
+            assert as_json or re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO validator: a miner said", lines[0])
+    logged("INFO", "", path)
+    once = path.stat().st_size
+    logged("INFO", "", path)
+    assert path.stat().st_size == 2 * once  # a restart goes on in the same file
+
+
+def test_a_log_file_is_put_aside_when_it_is_full_and_only_so_many_are_kept(tmp_path):
+    script = (
+        "import logging, runtime\nruntime.LOG_FILE_BYTES, runtime.LOG_FILES_KEPT = 1000, 2\n"
+        f"runtime.log_to('INFO', False, {str(tmp_path / 'alm.log')!r})\n"
+        "for n in range(200): logging.info('line %d', n)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alm.log", "alm.log.1", "alm.log.2"]
+    assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
+    assert "line 199" in (tmp_path / "alm.log").read_text()
+
+
+def test_a_log_file_that_cannot_be_written_is_one_line_and_nothing_is_run(tmp_path):
+    for as_json in ("", "json"):
+        ended = logged("INFO", as_json, tmp_path / "nowhere" / "alm.log")
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert (
+            ended.stderr
+            == f"--log-file {tmp_path / 'nowhere' / 'alm.log'}: No such file or directory; choose another\n"
+        )
 
 
 def test_a_number_is_finite_and_within_its_bounds():

@@ -229,7 +229,7 @@ def test_an_error_inside_a_task_group_is_still_one_that_the_user_can_mend(path):
         await memory._jobs.execute("DROP TABLE weights")
         with pytest.raises(ExceptionGroup) as caught:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(memory.next_weights_block())
+                tasks.create_task(memory.last_weights())
         assert [type(error) for error in caught.value.exceptions] == [StoreError]
 
     using(path, work)
@@ -441,7 +441,7 @@ def test_evaluations_and_live_rounds_are_counted_apart(path):
 def test_the_questions_that_orchestration_asks(path):
     async def work(memory):
         assert await memory.newest_end("job") is await memory.last_end() is await memory.resume_time(75) is None
-        assert await memory.last_winner("job", LATE) is None and await memory.next_weights_block() == 0
+        assert await memory.last_winner("job", LATE) is await memory.last_weights() is None
         assert await memory.ranked_since("job", 0, LATE) == (0, {})
         await a_round(memory, 0, "alice", "bob")
         await a_round(memory, 1, "bob")
@@ -473,7 +473,12 @@ def test_the_questions_that_orchestration_asks(path):
         }
         for n in (5, 9):
             await memory.add_weights(START, n, {"a": Decimal(1)}, {3: Decimal(1)}, Code.WEIGHTS_SET, "", "", n + 360)
-        assert await memory.next_weights_block() == 369
+        last = await memory.last_weights()
+        assert (last.block, last.code, last.uids, last.next_block) == (9, Code.WEIGHTS_SET, {3: Decimal(1)}, 369)
+        assert await memory.weights_noted() == 9
+        assert await memory.recall("mood") is None and await memory.remember("mood", "good") is None
+        await memory.remember("mood", "better")
+        assert await memory.recall("mood") == "better"
 
     using(path, work)
 

@@ -113,7 +113,7 @@ def test_a_newcomer_sees_that_it_is_local_and_a_model_then_rounds_weights_and_wh
     folder, run = model_run
     assert run.returncode == 0, run.stderr
     first, second, third, *_ = run.stdout.splitlines()
-    assert first.startswith("LOCAL MODE") and "--network" in second
+    assert first.startswith("LOCAL MODE") and "--netuid" in second
     assert third.startswith("MARKET: MODEL") and "no real pool" in third
     assert "ROUNDS: 6 evaluation scored" in run.stdout
     assert re.search(r"^WEIGHTS on the embedded chain: (wide|preserve) 5\w+\.\.\w+ [01]\.\d{3}", run.stdout, re.M)
@@ -323,7 +323,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_what_was_open_and_applie
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_validator_and_miners_and_leaves_whole_databases(tmp_path, number):
     folder, path = tmp_path / "local", tmp_path / "local" / "validator.sqlite3"
-    with start("validator.py", "--dir", folder, "--days", 0, folder=tmp_path) as process:
+    with start("validator.py", "--dir", folder, "--days", 0, "--port", 0, folder=tmp_path) as process:
         wait_for("a scored round", lambda: stored_rounds(path), process)
         process.send_signal(number)
         assert process.wait(timeout=60) == 0
@@ -713,7 +713,7 @@ def test_when_nobody_earns_everything_burns_to_the_owners_uid(tmp_path):
 
 def test_a_dry_run_computes_weights_and_sets_none(tmp_path, caplog):
     async def dry(subnet, *_):
-        subnet.validator.options.dry_run = True
+        subnet.validator.weigher.dry_run = True
 
     with caplog.at_level(logging.INFO):
         subnet = play_subnet(tmp_path, {"a": all_in}, [a_job()], prepare=dry)

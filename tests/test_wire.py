@@ -6,6 +6,7 @@ Read next: `wire.py`.
 
 import asyncio
 import gzip
+import ipaddress
 import json
 import logging
 import random
@@ -307,6 +308,69 @@ def test_the_target_is_signed_exactly_as_it_is_sent(path):
     async def main():
         async with miner() as port:
             return await ask(port, path=path)
+
+    assert asyncio.run(main()).code is Code.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255"),
+        *("192.168.1.1", "169.254.169.254", "100.64.0.1", "198.18.0.1", "192.0.2.1", "203.0.113.9", "224.0.0.1"),
+        *("239.255.255.255", "240.0.0.1", "255.255.255.255", "192.0.0.8", "198.51.100.7"),
+        *("[::]", "[::1]", "[::127.0.0.1]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[::ffff:8.8.8.8]"),
+        *("[fe80::1]", "[fc00::1]", "[fd12:3456::1]", "[fec0::1]", "[ff02::1]", "[2001:db8::1]", "[100::1]"),
+        *("[64:ff9b::7f00:1]", "[2002:7f00:1::1]", "[2001:0:7f00:1::1]", "[4000::1]"),
+        *("localhost", "metadata.google.internal", "example.com", "127.1", "0x7f000001", "2130706433", "8.8.8"),
+    ],
+)
+def test_on_a_real_network_an_address_that_is_not_public_is_refused_before_connecting(host, monkeypatch):
+    """What IANA's registries call special; the last line are names, or are read as loopback by other programs."""
+
+    async def main():
+        async def connect(*_, **__):
+            raise AssertionError("it connected")
+
+        async with wire.client_session(1) as session:
+            monkeypatch.setattr(session.connector, "connect", connect)
+            return await wire.ask(
+                session,
+                f"http://{host}:8091/rebalance",
+                QUERY,
+                keypair=ALICE,
+                receiver=BOB.ss58_address,
+                total_seconds=5,
+                max_reply_bytes=LIMIT,
+                public_only=True,
+            )
+
+    reply = asyncio.run(main())
+    assert (reply.code, reply.body) == (Code.ADDRESS_REFUSED, b"")
+    assert reply.detail.endswith("is not a public IP address")
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "223.255.255.1", "2606:4700::1"])
+def test_public_addresses_are_public(host):
+    assert wire.is_public(host)
+
+
+def test_what_is_public_is_global_for_the_standard_library_too_and_most_of_the_reverse():
+    """`ipaddress` is the oracle; which of the special addresses it knows depends on the Python."""
+    random_, public, agreed = random.Random(4), 0, 0
+    for number in range(20_000):
+        bits = (32, 125)[number % 2]
+        ip = ipaddress.ip_address(random_.getrandbits(bits) + (bits == 125) * 2**125)  # the latter in 2000::/3
+        theirs = ip.is_global and not (ip.is_multicast or ip.is_reserved)
+        ours = wire.is_public(str(ip))
+        assert theirs or not ours, ip
+        public, agreed = public + ours, agreed + (ours == theirs)
+    assert 15_000 < public < 19_500 and agreed > 19_980
+
+
+def test_without_public_only_loopback_is_asked():
+    async def main():
+        async with miner() as port:
+            return await ask(port)
 
     assert asyncio.run(main()).code is Code.ACCEPTED
 

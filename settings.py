@@ -1,0 +1,471 @@
+"""Options and where they come from: the command line, else the environment, else `.env`, else the default.
+
+    def build_parser() -> Parser:
+        parser = Parser(prog="program.py", description="...")
+        add_chain_options(parser)                # also of sub-parsers; `notify.py` has add_notify_options
+        add_logging_options(parser)
+        return parser
+
+    options = parse_options(build_parser(), argv)
+    print(*settings_lines(options), sep="\\n")   # once, no secret
+    password = read_password(options)            # where a key may be encrypted
+
+The spellings are those of the ecosystem, old and new. Nothing to run here. Read next: `runtime.py`, `notify.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import select
+import shlex
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from runtime import EXIT_USAGE, LOG_FILE_BYTES, LOG_FILES_KEPT, LOG_LEVELS, UserError, number
+
+NETWORKS = ("finney", "test", "archive", "devnet", "local")  # the SDK's names; others are ws:// or wss:// addresses
+MAX_NETUID = 2**16 - 1
+MAX_DOTENV_BYTES = 2**16
+MAX_PASSWORD_BYTES = 2**12
+PASSWORD_COMMAND_SECONDS = 60  # in all; a first `gcloud` call takes several
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options and where they come from
+
+
+class Secret:
+    """A value that no print, log or traceback shows; `reveal()` where it is used."""
+
+    def __init__(self, value: str, shown: str = "*****"):
+        self._value, self._shown = value, shown
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return self._shown
+
+
+def masked_url(url: str) -> str:
+    """An address without what may be secret in it: user, password, path and query."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}" + ("/*****" if parts.path.strip("/") or parts.query else "")
+
+
+def text(value: str) -> str:
+    """The type of an option that must not be empty."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return value
+
+
+def url(*schemes: str) -> Callable[[str], str]:
+    """The type of an option that is an address with one of these schemes; a mistake is told without the address."""
+
+    def parse(value: str) -> str:
+        with suppress(ValueError):
+            parts = urlsplit(value)
+            if parts.scheme in schemes and parts.hostname and parts.port != 0 and value.isprintable():
+                return value
+        raise argparse.ArgumentTypeError(f"is no address like {schemes[-1]}://HOST")
+
+    return parse
+
+
+def _key_name(value: str) -> str:
+    if not re.fullmatch(r"[^/\0]+", value) or value.strip(" .") != value:
+        raise argparse.ArgumentTypeError(f"{value!r} is no name of a wallet or key")
+    return value
+
+
+def _network(value: str) -> str:
+    if value in NETWORKS:
+        return value
+    try:
+        return url("ws", "wss")(value)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{'' if '://' in value else repr(value) + ' '}is no network; use {', '.join(NETWORKS)} or wss://HOST"
+        ) from None
+
+
+class Setting(NamedTuple):
+    """An option that may also come from the environment or `.env`.
+
+    Attributes:
+        name: of the attribute it fills.
+        flags: its spellings, the plain one first; none for what may not stand on a command line.
+        help: for people.
+        env: the variables that may hold it, the first that holds something counts.
+        default: if nobody gives it.
+        type: checks and converts the text; raises `argparse.ArgumentTypeError`.
+        metavar: what stands for the value in the help.
+        secret: never printed, taken out of the environment; becomes a `Secret`.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    help: str
+    env: tuple[str, ...] = ()
+    default: Any = None
+    type: Callable[[str], Any] = text
+    metavar: str | None = None
+    secret: bool = False
+
+
+class Source(NamedTuple):
+    """Where a setting came from; a lower rank wins."""
+
+    rank: int
+    name: str
+
+
+OPTION, ENVIRONMENT, DOTENV, DEFAULT = range(4)
+
+CHAIN_SETTINGS = (
+    Setting(
+        "netuid", ("--netuid",), "the subnet; without it everything stays on this machine", ("NETUID",),
+        type=number(0, MAX_NETUID), metavar="N",
+    ),
+    Setting(
+        "network", ("--network", "--subtensor.network", "--subtensor_network"),
+        f"{', '.join(NETWORKS)} or an address (default: finney)", ("BT_NETWORK", "SUBTENSOR_NETWORK"), type=_network,
+    ),
+    Setting(
+        "chain_endpoint", ("--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"),
+        "a node of your own instead of the network's", ("BT_CHAIN_ENDPOINT",), type=url("ws", "wss"), metavar="URL",
+    ),
+    Setting(
+        "wallet", ("--wallet", "--wallet.name", "--wallet_name"), "the wallet's name", ("BT_WALLET", "WALLET_NAME"),
+        "default", _key_name, "NAME",
+    ),
+    Setting(
+        "wallet_hotkey", ("--wallet-hotkey", "--wallet.hotkey", "--wallet_hotkey"), "the hotkey's name",
+        ("BT_WALLET_HOTKEY", "HOTKEY_NAME"), "default", _key_name, "NAME",
+    ),
+    Setting(
+        "wallet_path", ("--wallet-path", "--wallet.path", "--wallet_path"), "the folder of wallets",
+        ("BT_WALLET_PATH",), "~/.bittensor/wallets", metavar="DIR",
+    ),
+    Setting("password", (), "", ("BT_WALLET_PASSWORD", "MINER_WALLET_PASSWORD"), secret=True),
+    Setting(
+        "password_file", ("--password-file", "--password_file"),
+        "its first line is the wallet's password; nobody else may read it", ("BT_WALLET_PASSWORD_FILE",),
+        metavar="FILE",
+    ),
+    Setting(
+        "password_command", ("--password-command", "--password_command"),
+        "its first line of output is the wallet's password; for Google Secret Manager:"
+        " 'gcloud secrets versions access latest --secret=NAME'", ("BT_WALLET_PASSWORD_COMMAND",), metavar="COMMAND",
+    ),
+)  # fmt: skip
+LOG_SETTINGS = (
+    Setting("log_level", (), "", default="INFO"),
+    Setting("log_json", (), "", default=False),
+    Setting("log_file", (), ""),
+)
+_SECRET_VARIABLES = re.compile(r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL")  # never left to a child
+
+
+def add_settings(parser: argparse.ArgumentParser, title: str, settings: Sequence[Setting]) -> None:
+    """Add settings to a parser or sub-parser, and have `resolve` fill them.
+
+    They are not set by the parser unless given, so that a sub-parser may have those of its parent too.
+    """
+    group = parser.add_argument_group(title)
+    for setting in settings:
+        notes = [f"environment: {', '.join(setting.env)}"] if setting.env else []
+        notes += [f"default: {setting.default}"] if setting.default is not None else []
+        if setting.flags:
+            group.add_argument(
+                *setting.flags,
+                dest=setting.name,
+                default=argparse.SUPPRESS,
+                type=setting.type,
+                metavar=setting.metavar,
+                help=setting.help + (f" ({'; '.join(notes)})" if notes else ""),
+            )
+    parser.set_defaults(**{f"settings_{title}": tuple(settings)})
+
+
+def add_chain_options(parser: argparse.ArgumentParser) -> None:
+    """Wallet, network and subnet; see `is_local`, `read_password`."""
+    add_settings(parser, "chain", CHAIN_SETTINGS)
+
+
+def add_logging_options(parser: argparse.ArgumentParser) -> None:
+    """Level, form and file of the log; they fill `log_level`, `log_json`, `log_file` for `run`."""
+    group = parser.add_argument_group("log")
+
+    def add(*flags: str, **how: Any) -> None:
+        group.add_argument(*flags, default=argparse.SUPPRESS, **how)
+
+    kept = f"put aside at {LOG_FILE_BYTES // 2**20} MB, {LOG_FILES_KEPT} are kept"
+    add("--log-level", choices=LOG_LEVELS, help="TRACE is DEBUG of the libraries too (default: INFO)")
+    for name in ("debug", "trace"):
+        level = name.upper()
+        add(f"--logging.{name}", action="store_const", const=level, dest="log_level", help=f"--log-level {level}")
+    add("--log-json", "--log_json", action="store_true", help="one JSON object a line")
+    add("--log-file", "--log_file", metavar="FILE", type=text, help=f"write the log there too; {kept}")
+    parser.set_defaults(settings_log=LOG_SETTINGS)
+
+
+def parse_options(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    environ: MutableMapping[str, str] = os.environ,
+    dotenv: Path = Path(".env"),
+) -> argparse.Namespace:
+    """The program's options with all settings resolved; a mistake is one line on stderr and exit code 2."""
+    options = parser.parse_args(argv)
+    try:
+        resolve(options, environ, dotenv)
+    except UserError as error:
+        parser.exit(EXIT_USAGE, f"{parser.prog}: {error}\n")
+    return options
+
+
+def resolve(
+    options: argparse.Namespace, environ: MutableMapping[str, str] = os.environ, dotenv: Path = Path(".env")
+) -> None:
+    """Fill what was not given: from the environment, else from `.env`, else the default; to be called once.
+
+    A variable that is set to nothing hides `.env` and means the default: `NETUID= python validator.py` stays local.
+    Secrets are taken out of `environ`, so that no child process inherits them, and never enter it from `.env`.
+
+    Args:
+        options: of a parser with `add_settings`; `options.sources` then says where each setting came from.
+
+    Raises:
+        UserError: a value, or `.env`, is not what it should be; names the place, and no secret.
+    """
+    groups = [value for name, value in vars(options).items() if name.startswith("settings_")]
+    settings = [setting for group in groups for setting in group]
+    known = dict(environ)
+    for name in known:
+        if _SECRET_VARIABLES.fullmatch(name) or any(setting.secret and name in setting.env for setting in settings):
+            del environ[name]
+    file = read_dotenv(dotenv)
+    options.sources = {}
+    for setting in settings:
+        if hasattr(options, setting.name):
+            value, source = getattr(options, setting.name), Source(OPTION, "option")
+        else:
+            value, source = _look_up(setting, known, file, dotenv)
+        if setting.secret and isinstance(value, str):
+            value = Secret(value, masked_url(value) if "://" in value else "*****")
+        setattr(options, setting.name, value)
+        options.sources[setting.name] = source
+    if hasattr(options, "netuid"):
+        _settle_chain(options)
+
+
+def _look_up(setting: Setting, environ: Mapping, file: Mapping, dotenv: Path) -> tuple[Any, Source]:
+    for rank, where, variables in ((ENVIRONMENT, "environment", environ), (DOTENV, str(dotenv), file)):
+        if not any(name in variables for name in setting.env):
+            continue
+        name = next((name for name in setting.env if variables.get(name)), None)
+        if name is None:
+            break
+        if setting.secret and rank == DOTENV and dotenv.stat().st_mode & 0o077:
+            raise UserError(f"{dotenv} holds {name} and others can read it; run: chmod 600 {dotenv}")
+        try:
+            return setting.type(variables[name]), Source(rank, f"{where} {name}")
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name} ({where}) {error}") from None
+    return setting.default, Source(DEFAULT, "default")
+
+
+def _settle_chain(options: argparse.Namespace) -> None:
+    """Of network and endpoint the one that was given nearer to the command line counts, of equals the endpoint."""
+    sources = options.sources
+    if is_local(options):
+        given = [name for name in sources if sources[name].rank == OPTION and name in _CHAIN_NAMES]
+        if given:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise UserError(f"{flag} is given, but not which subnet; add --netuid N or set NETUID")
+    elif options.chain_endpoint and sources["network"].rank < sources["chain_endpoint"].rank:
+        options.chain_endpoint = None
+    elif options.chain_endpoint and sources["network"].rank > sources["chain_endpoint"].rank:
+        options.network = None
+    elif not options.network and not options.chain_endpoint:
+        options.network = "finney"
+
+
+_CHAIN_NAMES = tuple(setting.name for setting in CHAIN_SETTINGS)
+
+
+def is_local(options: argparse.Namespace) -> bool:
+    """Whether the program stays on this machine, on the embedded chain: nobody named a subnet.
+
+    A wallet or network alone, as `btcli` users have them in their environment, does not lead to a real chain.
+    """
+    return options.netuid is None
+
+
+def settings_lines(options: argparse.Namespace) -> list[str]:
+    """What a program prints once at its start: each setting that has a value, and its source; no secret."""
+    local = "netuid" in options.sources and is_local(options)
+    lines = ["SETTING chain = embedded, on this machine (no --netuid)"] if local else []
+    for name, source in options.sources.items():
+        value = getattr(options, name)
+        if value is None or (local and name in _CHAIN_NAMES):
+            continue
+        if name == "password_command":  # its arguments may be secret
+            value = f"{value.split()[0]} ..."
+        elif isinstance(value, str) and "://" in value:
+            value = masked_url(value)
+        lines.append(f"SETTING {name} = {value} ({source.name})")
+    return lines
+
+
+def read_dotenv(path: Path) -> dict[str, str]:
+    """The variables of a `.env` file: lines of `NAME=VALUE`, `export` before and `# ...` after allowed.
+
+    A value in '...' is taken as it stands; in "..." a backslash escapes backslash, quote, $, n and t. Nothing is
+    expanded: a `${` outside of '...' is refused rather than misread. No file means no variables; a folder too, as
+    some name their venv so.
+
+    Raises:
+        UserError: with the line's number, never its text, which may be a secret.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_DOTENV_BYTES + 1)
+        lines = data.decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from None
+    if len(data) > MAX_DOTENV_BYTES:
+        raise UserError(f"{path} is longer than {MAX_DOTENV_BYTES} bytes")
+    found: dict[str, str] = {}
+    for at, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _DOTENV_LINE.fullmatch(line)
+        if match is None:
+            raise UserError(f"{path} line {at}: not NAME=VALUE; quote a value that has quotes or # in '...'")
+        name, literal, quoted, plain = match.groups()
+        if "${" in (quoted or plain or "").replace(r"\$", ""):
+            raise UserError(f"{path} line {at}: ${{...}} is not expanded; write it out, or quote it in '...'")
+        if name in found:
+            raise UserError(f"{path} line {at}: {name} is there twice; remove one")
+        unquoted = re.sub(r"\\(.)", lambda escape: {"n": "\n", "t": "\t"}.get(escape[1], escape[1]), quoted or "")
+        found[name] = literal or unquoted or plain or ""
+    return found
+
+
+_DOTENV_LINE = re.compile(
+    r"""(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|"((?:[^"\\]|\\[\\"nt$])*)"|([^\s'"#][^'"#]*?)?)(?:\s+\#.*)?""",
+    re.ASCII,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The wallet's password
+
+
+def read_password(options: argparse.Namespace) -> str | None:
+    """The wallet's password from a variable, a file or a command, whichever was given nearest to the command line.
+
+    It blocks until the command has ended, at most PASSWORD_COMMAND_SECONDS.
+
+    Returns:
+        None if nobody gave one: right for keys that are not encrypted.
+
+    Raises:
+        UserError: two were given in the same place, or the one given does not yield a password; contains no output.
+    """
+    given = sorted(
+        (options.sources[name], name)
+        for name in ("password", "password_file", "password_command")
+        if getattr(options, name) is not None
+    )
+    if not given:
+        return None
+    if len(given) > 1 and given[0][0].rank == given[1][0].rank:
+        raise UserError(f"both {given[0][1]} and {given[1][1]} are given ({given[0][0].name}); name one")
+    name = given[0][1]
+    if name == "password":
+        return options.password.reveal()
+    if name == "password_file":
+        return _first_line(_read_private(Path(options.password_file).expanduser()), options.password_file)
+    return _first_line(_output_of(options.password_command), "--password-command")
+
+
+def _read_private(path: Path) -> bytes:
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
+
+    try:
+        with open(path, "rb", opener=opener) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise UserError(f"password file {path} is no regular file; use --password-command for anything else")
+            # systemd guards its credentials with an ACL, which shows as permission for the group
+            by_systemd = os.environ.get("CREDENTIALS_DIRECTORY") == str(path.parent)
+            if mode & 0o077 and not by_systemd:
+                raise UserError(f"password file {path} can be read by others; run: chmod 600 {path}")
+            return file.read(MAX_PASSWORD_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"password file {path}: {error.strerror}") from None
+
+
+def _output_of(command: str) -> bytes:
+    """What a command writes to stdout within the deadline; its stderr, which may hold a secret, is dropped."""
+    try:
+        words = shlex.split(command)
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # so that its own children end with it
+        )
+    except (OSError, ValueError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or "it cannot be split into words"
+        raise UserError(f"--password-command cannot be run: {reason}") from None
+    program, deadline, output = words[0], time.monotonic() + PASSWORD_COMMAND_SECONDS, b""
+    try:
+        while len(output) <= MAX_PASSWORD_BYTES:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(program, PASSWORD_COMMAND_SECONDS)
+            if not (read := os.read(process.stdout.fileno(), MAX_PASSWORD_BYTES)):
+                if code := process.wait(max(deadline - time.monotonic(), 0.1)):
+                    raise UserError(f"--password-command ({program}) ended with code {code}; run it to see why")
+                break
+            output += read
+        return output
+    except subprocess.TimeoutExpired:
+        raise UserError(f"--password-command ({program}) did not end within {PASSWORD_COMMAND_SECONDS} s") from None
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+
+def _first_line(data: bytes, what: str) -> str:
+    if len(data) > MAX_PASSWORD_BYTES:
+        raise UserError(f"{what}: more than {MAX_PASSWORD_BYTES} bytes, that is no password")
+    try:
+        line = data.decode().split("\n")[0].removesuffix("\r")
+    except UnicodeDecodeError:
+        raise UserError(f"{what}: the password is no UTF-8") from None
+    if not line:
+        raise UserError(f"{what}: the first line, which should be the password, is empty")
+    return line

@@ -1,0 +1,210 @@
+"""What a validator stands on: its memory, the market, the chain and, locally, the miners; opened and closed together.
+
+    async with opened(options) as ground:
+        await Validator(ground.store, ground.chain, ground.market, ...).work()
+
+Without a netuid that is a whole subnet on this machine; with one it is a real network, as far as this release goes: a
+market that was recorded or is invented pays nobody, so weights are computed and not sent.
+Read next: `local.py` (the embedded chain), `chain.py` (the real one), `market.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from chain import BittensorChain, Chain, Wallet, load_wallet
+from local import LocalChain, block_at, reference_miners
+from market import Execution, Market, RecordedMarket
+from model import ModelMarket
+from protocol import FIRST_ASK_LEAD_SECONDS, JobSettings
+from recording import read_recording
+from runtime import UserError, only_one
+from settings import is_local, read_password, settings_lines
+from store import Job, Store
+from wire import local_keypair
+
+LOCAL_STAKE_RAO = 100_000 * 10**9
+REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
+MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
+MODEL_CAPITAL = 400_000 * 10**6  # USDC
+MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
+OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # what --fresh removes
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Everything that is open.
+
+    Attributes:
+        folder, path: of all files, and of the jobs database.
+        keypair: the validator's hotkey.
+        names: of the miners that were started here, by hotkey.
+        local: whether it is all on this machine.
+    """
+
+    folder: Path
+    path: Path
+    store: Store
+    market: Market
+    chain: Chain
+    keypair: Any
+    names: dict[str, str]
+    local: bool
+
+
+@asynccontextmanager
+async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
+    """Open what the options name, and say on stdout what it is.
+
+    Raises:
+        UserError: the options do not fit together, or the hotkey is not registered.
+        StoreError, MarketError, RecordingError, ChainError: a part cannot be opened.
+    """
+    local = is_local(options)
+    folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
+    path = Path(options.db) if options.db else folder / "validator.sqlite3"
+    if local:
+        keypair, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
+        print("LOCAL MODE: an embedded chain, development keys, miners on loopback. Nothing here is real money;")
+        print("a real network: --netuid N and a wallet, see README. Results follow, the log is on stderr.")
+    else:
+        _check_real(options)
+        wallet = await asyncio.to_thread(wallet_of, options)
+        keypair = wallet.hotkey
+        print(f"NETUID {options.netuid}, DRY RUN: nothing is sent to the chain. The log is on stderr.")
+        print(*settings_lines(options), sep="\n")
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_one(folder / "validator.lock", "--dir"))
+            for file in [file for name in OWN_FILES for file in folder.glob(name)] if options.fresh else ():
+                file.unlink()
+        except OSError as error:
+            raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
+        store = await enter(Store.open(path))
+        if options.db:
+            stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
+        jobs = await store.jobs()
+        market = await open_market(options, store)
+        print(f"MARKET: {market.label}", flush=True)
+        owner = {"market": market.label, "pool": market.pair.pool_address, "validator": keypair.ss58_address}
+        for key, value in owner.items():
+            await store.claim(key, value)
+        names = {}
+        if local:
+            start = (await market.head()).time
+            chain = await enter(
+                LocalChain.open(
+                    folder / "chain.sqlite3",
+                    keypair.ss58_address,
+                    coldkey.ss58_address,
+                    clock=None if market.full_speed else time.time,
+                    genesis_block=block_at(start) if market.full_speed else None,
+                )
+            )
+            await chain.register(keypair.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
+        else:
+            where = {"network": options.network or "", "endpoint": options.chain_endpoint}
+            chain = await enter(BittensorChain.open(**where, netuid=options.netuid, wallet=wallet))
+            await _require_registered(chain, options.netuid)
+        for job in [] if jobs else _first_jobs(market, options.round_seconds):
+            await store.put_job(job)
+        if local and not options.no_miners:
+            for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
+                await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
+            names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
+        yield Ground(folder, path, store, market, chain, keypair, names, local)
+
+
+def _check_real(options: argparse.Namespace) -> None:
+    """What the validator of a real network must not be told to do."""
+    if options.fresh:
+        raise UserError("--fresh forgets a local subnet; to forget a real validator's memory move its files away")
+    if options.no_miners:
+        raise UserError("--no-miners is for a local subnet; a real one has the miners that registered")
+    if not options.dry_run:
+        raise UserError("the market is invented or past, nobody can be paid by it; --dry-run shows what would be sent")
+    if options.pace is None:
+        options.pace = 1.0
+
+
+def wallet_of(options: argparse.Namespace) -> Wallet:
+    """The wallet that the options name, without its coldkey; may take a while. Raises `UserError`, `ChainError`."""
+    return load_wallet(options.wallet, options.wallet_hotkey, options.wallet_path, read_password(options))
+
+
+@asynccontextmanager
+async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]]:
+    """A miner's chain and hotkey: of the local subnet in `options.dir`, or of a real network.
+
+    Raises:
+        UserError: there is no such subnet, or the hotkey is not registered on the real one.
+        ChainError: the wallet or the chain cannot be used.
+    """
+    if not is_local(options):
+        wallet = await asyncio.to_thread(wallet_of, options)
+        where = {"network": options.network or "", "endpoint": options.chain_endpoint}
+        async with BittensorChain.open(**where, netuid=options.netuid, wallet=wallet) as chain:
+            await _require_registered(chain, options.netuid)
+            yield chain, wallet.hotkey
+        return
+    ledger = Path(options.dir) / "chain.sqlite3"
+    if not ledger.exists():
+        raise UserError(
+            f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
+        )
+    keypair, coldkey = (local_keypair(f"{options.name}-{kind}") for kind in ("hotkey", "coldkey"))
+    async with LocalChain.open(ledger, keypair.ss58_address, coldkey.ss58_address) as chain:
+        yield chain, keypair
+
+
+async def _require_registered(chain: Chain, netuid: int) -> None:
+    if (await chain.metagraph()).by_hotkey(chain.hotkey) is None:
+        raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {netuid}; do that first")
+
+
+async def open_market(options: argparse.Namespace, store: Store) -> Market:
+    """The recording that was named, else the model, where the database's last run left it."""
+    if options.days is None and not options.events:
+        options.days = MODEL_DAYS
+    if options.events:
+        recording = await asyncio.to_thread(read_recording, options.events)
+        build = partial(RecordedMarket, recording, options.vault, options.idle)
+    else:
+        done = [_execution_of(plain) for plain in await store.executions()]
+        build = partial(ModelMarket, options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done)
+    market = await asyncio.to_thread(build)
+    resumed = await store.resume_time(FIRST_ASK_LEAD_SECONDS)
+    if resumed is None and options.pace is None:
+        return market
+    head = market.first if resumed is None else market.last_block_by(resumed)
+    return await asyncio.to_thread(build, head=head, pace=options.pace)
+
+
+def _execution_of(plain: dict) -> Execution:
+    """The inverse of `store.to_json`: all but the vault's name are integers."""
+
+    def numbers(value):
+        return tuple(numbers(item) for item in value) if isinstance(value, list) else int(value)
+
+    return Execution(**{name: value if name == "vault" else numbers(value) for name, value in plain.items()})
+
+
+def _first_jobs(market: Market, round_seconds: int) -> list[Job]:
+    """Two jobs on one pool with different aims, so that different miners win."""
+    settings = {
+        "balanced": JobSettings.for_target("Balanced", min_in_range=Decimal("0.5")),
+        "pol": JobSettings.for_target("PoL"),
+    }
+    recorded = getattr(market, "vault", None)
+    return [Job(job_id, recorded or MODEL_VAULTS[job_id], round_seconds, rules) for job_id, rules in settings.items()]

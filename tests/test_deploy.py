@@ -1,0 +1,94 @@
+"""The example units and settings start the programs as they are: every option parses, every key is one that exists.
+
+Run: `python -m pytest tests/test_deploy.py`. Neither systemd nor PM2 is needed. Read next: `deploy/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from subnets import ROOT
+
+from notify import add_notify_options
+from runtime import EXIT_OK, EXIT_USAGE, Parser
+from settings import add_chain_options, add_logging_options, read_dotenv, resolve
+
+DEPLOY = ROOT / "deploy"
+UNITS = sorted(DEPLOY.glob("*.service"))
+PROGRAMS = ("validator", "miner")
+STOP_SECONDS = 60
+KEYS = {  # systemd.unit(5), systemd.exec(5), systemd.service(5): those in use; anything else is probably misspelt
+    "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec", "StartLimitBurst"},
+    "Service": {
+        *("User", "WorkingDirectory", "EnvironmentFile", "Environment", "LoadCredential", "ExecStart", "Restart"),
+        *("RestartSec", "RestartPreventExitStatus", "TimeoutStopSec", "StateDirectory", "UMask", "NoNewPrivileges"),
+        *("PrivateTmp", "ProtectSystem"),
+    },
+    "Install": {"WantedBy"},
+}
+
+
+def parsed(program: str, arguments: list[str]) -> argparse.Namespace:
+    """The options as the program itself takes them; fails as it would."""
+    return importlib.import_module(Path(program).stem).build_parser().parse_args(arguments)
+
+
+def test_there_is_an_example_for_each_program():
+    assert {path.stem for path in UNITS} >= set(PROGRAMS)
+    assert {app["name"] for app in json.loads((DEPLOY / "pm2.json").read_text())["apps"]} >= set(PROGRAMS)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_a_unit_starts_its_program_with_options_that_it_takes(path):
+    unit = configparser.ConfigParser(interpolation=None, comment_prefixes=("#",), delimiters=("=",))
+    unit.optionxform = str
+    unit.read_string(path.read_text())
+    assert {name: set(unit[name]) - KEYS[name] for name in unit.sections()} == {name: set() for name in KEYS}
+    service = unit["Service"]
+    python, program, *arguments = shlex.split(service["ExecStart"])
+    folder = service["WorkingDirectory"]
+    assert re.fullmatch(rf"{folder}/\.venv-3\.1[123]/bin/python", python) and (ROOT / program).is_file()
+    options = parsed(program, arguments)
+    assert options.dir == f"/var/lib/{service['StateDirectory']}" and "--log-file" not in arguments
+    assert service["RestartPreventExitStatus"] == str(EXIT_USAGE) and service["TimeoutStopSec"] == str(STOP_SECONDS)
+    assert f"deploy/{path.name}" in path.read_text() and service["EnvironmentFile"] in path.read_text()[:900]
+
+
+def test_pm2_starts_the_programs_with_options_that_they_take_and_lets_them_stop():
+    known = {
+        "name",
+        "script",
+        "args",
+        "cwd",
+        "interpreter",
+        "kill_timeout",
+        "stop_exit_codes",
+        "exp_backoff_restart_delay",
+    }
+    for app in json.loads((DEPLOY / "pm2.json").read_text())["apps"]:
+        assert set(app) == known and (ROOT / app["cwd"] / app["script"]).is_file()
+        parsed(app["script"], shlex.split(app["args"]))
+        assert app["kill_timeout"] == STOP_SECONDS * 1000  # the default of 1.6 s is too short to close everything
+        assert app["stop_exit_codes"] == [EXIT_OK, EXIT_USAGE]
+
+
+def test_the_example_settings_are_known_ones_and_valid_for_systemd_and_for_us(tmp_path):
+    parser = Parser()
+    for add in (add_chain_options, add_logging_options, add_notify_options):
+        add(parser)
+    path = tmp_path / ".env"
+    path.write_text((DEPLOY / "example.env").read_text())
+    path.chmod(0o600)
+    options = parser.parse_args([])
+    resolve(options, {}, path)
+    used = {source.name.split()[-1] for source in options.sources.values()} - {"default"}
+    assert used == set(read_dotenv(path)) and options.network == "test"
+    for line in path.read_text().splitlines():
+        assert re.fullmatch(r"#.*|[A-Z_]+=[^\s'\"\\$#]+", line)  # both read this alike

@@ -1,0 +1,446 @@
+"""Options come from where they should, mistakes are one line, and a password is seen nowhere.
+
+Run: `python -m pytest tests/test_settings.py`. Parsers here are small ones of their own. Read next: `settings.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from subnets import ROOT
+
+import settings
+from notify import NOTIFY_SETTINGS
+from runtime import Parser, UserError
+from settings import (
+    CHAIN_SETTINGS,
+    Secret,
+    Setting,
+    add_chain_options,
+    add_logging_options,
+    add_settings,
+    is_local,
+    masked_url,
+    parse_options,
+    read_dotenv,
+    read_password,
+    settings_lines,
+)
+
+PASSWORD = "correct horse # 'battery' \"staple\" ${HOME} é"
+
+
+def build_parser() -> Parser:
+    """A program with a command, as `validator.py` is: the command has the chain's options too."""
+    parser = Parser(prog="program.py")
+    add_chain_options(parser)
+    add_logging_options(parser)
+    webhook = Setting("webhook", ("--webhook",), "a secret", ("WEBHOOK",), type=settings.url("https"), secret=True)
+    add_settings(parser, "alerts", (webhook,))
+    add_chain_options(parser.add_subparsers(dest="command").add_parser("doctor"))
+    return parser
+
+
+@pytest.fixture
+def parsed(tmp_path):
+    """Parses a command line with an environment and the text of a `.env` file, of which nobody else may read."""
+
+    def parsed(line: str = "", environ: dict | None = None, dotenv: str = "") -> argparse.Namespace:
+        path = tmp_path / ".env"
+        path.write_text(dotenv)
+        path.chmod(0o600)
+        environ = {} if environ is None else environ
+        return parse_options(build_parser(), shlex.split(line), environ, path)
+
+    return parsed
+
+
+@pytest.fixture
+def mistake(parsed, capsys):
+    """The one line that is printed for a mistake; fails unless the exit code is 2."""
+
+    def mistake(*arguments) -> str:
+        with pytest.raises(SystemExit) as caught:
+            parsed(*arguments)
+        out, error = capsys.readouterr()
+        assert caught.value.code == 2 and not out and error.count("\n") == 1 and error.startswith("program.py: "), error
+        return error.strip()
+
+    return mistake
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where a value comes from
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "spellings", "variables"),
+    [
+        ("netuid", 35, ["--netuid"], ["NETUID"]),
+        ("network", "test", ["--network", "--subtensor.network", "--subtensor_network"],
+         ["BT_NETWORK", "SUBTENSOR_NETWORK"]),
+        ("chain_endpoint", "ws://127.0.0.1:9946",
+         ["--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"], ["BT_CHAIN_ENDPOINT"]),
+        ("wallet", "treasury", ["--wallet", "--wallet.name", "--wallet_name"], ["BT_WALLET", "WALLET_NAME"]),
+        ("wallet_hotkey", "hot", ["--wallet-hotkey", "--wallet.hotkey", "--wallet_hotkey"],
+         ["BT_WALLET_HOTKEY", "HOTKEY_NAME"]),
+        ("wallet_path", "keys", ["--wallet-path", "--wallet.path", "--wallet_path"], ["BT_WALLET_PATH"]),
+        ("password_file", "secret.txt", ["--password-file", "--password_file"], ["BT_WALLET_PASSWORD_FILE"]),
+        ("password_command", "pass wallet", ["--password-command", "--password_command"],
+         ["BT_WALLET_PASSWORD_COMMAND"]),
+    ],
+)  # fmt: skip
+def test_every_spelling_of_the_ecosystem_and_the_seeds_sets_the_same_value(parsed, name, value, spellings, variables):
+    subnet = {} if name == "netuid" else {"NETUID": "1"}
+    for spelling, command in itertools.product(spellings, ("", "doctor ")):
+        options = parsed(f"{command}{spelling} '{value}'", dict(subnet))
+        assert getattr(options, name) == value and options.sources[name].name == "option"
+    for variable in variables:
+        options = parsed("", subnet | {variable: str(value)})
+        assert getattr(options, name) == value and options.sources[name].name == f"environment {variable}"
+        options = parsed("doctor", dict(subnet), f"{variable}={value}")
+        assert getattr(options, name) == value and options.sources[name].name.endswith(f".env {variable}")
+    assert {setting.name for setting in CHAIN_SETTINGS if setting.flags} >= {name}
+
+
+def test_an_option_beats_the_environment_which_beats_the_file_which_beats_the_default(parsed):
+    """All ways in which it may be given or not, against a plain statement of the rule."""
+    for option, variable, line in itertools.product((True, False), repeat=3):
+        options = parsed(
+            "--wallet of-option" if option else "",
+            {"NETUID": "1"} | ({"WALLET_NAME": "of-environment"} if variable else {}),
+            "BT_WALLET=of-file" if line else "",
+        )
+        given = [(option, "of-option"), (variable, "of-environment"), (line, "of-file"), (True, "default")]
+        assert options.wallet == next(value for there, value in given if there)
+
+
+def test_of_two_names_in_one_place_the_first_counts_and_one_set_to_nothing_hides_the_file(parsed):
+    both = {"NETUID": "1", "BT_NETWORK": "test", "SUBTENSOR_NETWORK": "local"}
+    assert parsed("", both).network == "test"
+    assert parsed("", both | {"BT_NETWORK": ""}).network == "local"
+    assert parsed("", {"BT_NETWORK": "", "NETUID": "1"}, "SUBTENSOR_NETWORK=local").network == "finney"
+    assert is_local(parsed("", {"NETUID": ""}, "NETUID=98"))
+
+
+def test_an_option_before_the_command_holds_for_it_and_one_after_it_wins(parsed):
+    options = parsed("--netuid 1 --wallet a doctor --wallet b", {"BT_WALLET_HOTKEY": "h"})
+    assert (options.netuid, options.wallet, options.wallet_hotkey) == (1, "b", "h")
+
+
+def test_without_a_subnet_everything_stays_here_whatever_btcli_users_have_in_their_environment(parsed):
+    assert is_local(parsed())
+    options = parsed("", {"BT_NETWORK": "finney", "BT_WALLET": "mine", "BT_WALLET_PASSWORD": "x"})
+    assert is_local(options) and "finney" not in "".join(settings_lines(options))
+    assert not is_local(parsed("", {}, "NETUID=98")) and not is_local(parsed("--netuid 0"))
+
+
+@pytest.mark.parametrize("line", ["--network test", "--wallet x", "doctor --subtensor.chain_endpoint ws://node"])
+def test_an_option_of_the_chain_without_a_subnet_is_a_mistake_not_local_mode(mistake, line):
+    assert "not which subnet; add --netuid N or set NETUID" in mistake(line)
+
+
+def test_network_and_endpoint_agree_however_they_are_given(parsed):
+    node, other = "ws://127.0.0.1:9946", "wss://other"
+    for line, environ, dotenv, network, endpoint in (
+        ("", {}, "", "finney", None),
+        ("--network test", {"BT_CHAIN_ENDPOINT": node}, "", "test", None),  # never test's name with another's node
+        (f"--chain-endpoint {node}", {"BT_NETWORK": "finney"}, "", None, node),
+        (f"--network local --chain-endpoint {node}", {}, "", "local", node),  # as the seed writes it
+        ("", {"BT_NETWORK": "test"}, f"BT_CHAIN_ENDPOINT={node}", "test", None),
+        (f"--network {other}", {}, "", other, None),
+        ("", {"BT_CHAIN_ENDPOINT": node}, "", None, node),
+    ):
+        options = parsed(line, environ | {"NETUID": "1"}, dotenv)
+        assert (options.network, options.chain_endpoint) == (network, endpoint), (line, environ, dotenv)
+
+
+def test_the_log_options_give_what_run_takes(parsed):
+    for line, level in (
+        ("", "INFO"), ("--logging.debug", "DEBUG"), ("--logging.trace", "TRACE"), ("--log-level ERROR", "ERROR"),
+        ("--logging.trace --log-level WARNING", "WARNING"),
+    ):  # fmt: skip
+        options = parsed(line)
+        assert (options.log_level, options.log_json, options.log_file) == (level, False, None)
+    options = parsed("--log-json --log_file x.log doctor")
+    assert (options.log_json, options.log_file) == (True, "x.log")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NETUID", "9x"), ("NETUID", "-1"), ("NETUID", "65536"), ("NETUID", "1.0"), ("BT_NETWORK", "fineny"),
+        ("SUBTENSOR_NETWORK", "http://node"), ("BT_CHAIN_ENDPOINT", "127.0.0.1:9944"), ("BT_CHAIN_ENDPOINT", "ws://"),
+        ("BT_CHAIN_ENDPOINT", "ws://node:99999"), ("BT_WALLET", "../other"), ("HOTKEY_NAME", ".."),
+        ("WALLET_NAME", " x"), ("BT_WALLET_PATH", "  "), ("WEBHOOK", "http://plain"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line_that_names_where_it_stands(mistake, name, value):
+    subnet = {"NETUID": "1"} if name != "NETUID" else {}
+    assert mistake("", subnet | {name: value}).startswith(f"program.py: {name} (environment) ")
+    error = mistake("", {}, "".join(f"{key}='{text}'\n" for key, text in (subnet | {name: value}).items()))
+    assert re.match(rf"program\.py: {name} \(\S+\.env\) ", error)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--netuid ''", "--netuid 98x", "--network ''", "--network tset", "--wallet ''", "--wallet a/b", "--webhook ''",
+     "--password-file ''", "--password-command ' '", "--log-file ''", "--log-level LOUD", "--wallet-path ''"],
+)  # fmt: skip
+def test_an_option_that_is_empty_or_misspelt_is_one_line_that_names_it(mistake, option):
+    assert option.split()[0] in mistake(f"{option} --netuid 1" if "netuid" not in option else option)
+
+
+def test_a_mistaken_address_is_never_repeated_as_it_may_hold_a_key(mistake):
+    for line in ("--webhook htps://hooks/T0/SECRET", "--network http://node/SECRET", "--chain-endpoint node/SECRET"):
+        assert "SECRET" not in mistake(f"--netuid 1 {line}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# .env
+
+
+def test_a_file_is_read_as_a_shell_would_read_it(tmp_path):
+    """The shell itself is the oracle, for what both allow."""
+    text = (
+        "# a comment\n\nPLAIN=value\nexport EXPORTED=yes\n  INDENTED=1  # with a comment\nEMPTY=\n"
+        'LITERAL=\'a $b "c" #d\'\nQUOTED="a \\"b\\" \\\\ \\$HOME #c"  # d\nURL=https://host/path?x=1\nTAIL=last'
+    )
+    (tmp_path / "file").write_text(text)
+    show = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    done = subprocess.run(
+        ["sh", "-c", f"set -a; . {tmp_path / 'file'}; {show}"], env={}, capture_output=True, check=True
+    )
+    shell = json.loads(done.stdout)
+    found = read_dotenv(tmp_path / "file")
+    assert len(found) == 8 and found == {name: shell[name] for name in found}
+    for before, after in (("\n", "\r\n"), ("# a comment", "\ufeff# a comment")):
+        (tmp_path / "file").write_bytes(text.replace(before, after).encode())
+        assert read_dotenv(tmp_path / "file") == found
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["NETUID", "NETUID 98", "9X=1", "A B=1", "X='open", 'X="open', "X='a'b", "X=a'b", "X=a#b", 'X="a\\q"', "=1",
+     "NÉ=1", "X=${HOME}", 'X="${HOME}"', "A=1"],
+)  # fmt: skip
+def test_what_is_not_clear_in_a_file_is_refused_by_its_line_number_without_its_text(tmp_path, line):
+    (tmp_path / "file").write_text(f"A=1\n\n{line}\n")
+    with pytest.raises(UserError, match=r"file line 3: ") as caught:
+        read_dotenv(tmp_path / "file")
+    assert "98" not in str(caught.value) and "open" not in str(caught.value)
+
+
+def test_no_file_and_a_folder_are_no_variables_but_an_unreadable_file_is_a_mistake(tmp_path):
+    assert read_dotenv(tmp_path / "none") == {} and read_dotenv(tmp_path) == {}
+    (tmp_path / "file").write_bytes(b"X=\xff\xfe")
+    with pytest.raises(UserError, match="UTF-8"):
+        read_dotenv(tmp_path / "file")
+    (tmp_path / "file").write_text("X=1\n" * 20_000)
+    with pytest.raises(UserError, match="longer than"):
+        read_dotenv(tmp_path / "file")
+
+
+def test_a_file_with_a_secret_that_others_can_read_is_refused_with_the_fix(tmp_path):
+    path = tmp_path / ".env"
+    path.write_text(f"NETUID=1\nBT_WALLET_PASSWORD='{PASSWORD.replace(chr(39), '')}'\n")
+    path.chmod(0o640)
+    with pytest.raises(UserError, match=f"run: chmod 600 {path}") as caught:
+        settings.resolve(build_parser().parse_args([]), {}, path)
+    assert "horse" not in str(caught.value)
+    path.write_text("NETUID=1\n")
+    settings.resolve(build_parser().parse_args([]), {}, path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Secrets
+
+
+def test_what_is_printed_names_every_setting_and_its_source_but_no_secret(parsed):
+    environ = {
+        "MINER_WALLET_PASSWORD": PASSWORD,
+        "NETUID": "98",
+        "WEBHOOK": "https://hooks.slack.com/services/T/SECRET",
+    }
+    options = parsed("--wallet alice --chain-endpoint wss://u:SECRET@node:443/SECRET?SECRET", environ)
+    lines = settings_lines(options)
+    assert lines == [
+        "SETTING netuid = 98 (environment NETUID)",
+        "SETTING chain_endpoint = wss://node:443/***** (option)",
+        "SETTING wallet = alice (option)",
+        "SETTING wallet_hotkey = default (default)",
+        "SETTING wallet_path = ~/.bittensor/wallets (default)",
+        "SETTING password = ***** (environment MINER_WALLET_PASSWORD)",
+        "SETTING log_level = INFO (default)",
+        "SETTING log_json = False (default)",
+        "SETTING webhook = https://hooks.slack.com/***** (environment WEBHOOK)",
+    ]
+    assert options.webhook.reveal().endswith("/SECRET") and read_password(options) == PASSWORD
+    shown = f"{options} {vars(options)!r} {options.password} {options.password!r} {options.password:}"
+    assert "horse" not in shown and "T/SECRET" not in shown
+    (line,) = [x for x in settings_lines(parsed("--password-command 'echo hunter2' --netuid 1")) if "command" in x]
+    assert line == "SETTING password_command = echo ... (option)"
+
+
+def test_masked_addresses_keep_only_scheme_host_and_port():
+    for url, shown in (
+        ("https://hooks.slack.com/services/x", "https://hooks.slack.com/*****"),
+        ("ws://127.0.0.1:9944", "ws://127.0.0.1:9944"),
+        ("ws://127.0.0.1:9944/", "ws://127.0.0.1:9944"),
+        ("wss://user:pw@[::1]:1/?key=x", "wss://[::1]:1/*****"),
+    ):
+        assert masked_url(url) == shown and repr(Secret(url, masked_url(url))) == shown
+
+
+def test_no_child_process_inherits_a_secret_however_local_the_run(tmp_path):
+    """In a real process, with a real child; `.env` never enters the environment."""
+    (tmp_path / ".env").write_text("WEBHOOK='https://h/of-the-file'\n")
+    (tmp_path / ".env").chmod(0o600)
+    script = (
+        "import subprocess, sys; from test_settings import build_parser, parse_options\n"
+        "parse_options(build_parser(), [])\n"
+        "print(subprocess.run(['env'], capture_output=True, text=True).stdout)"
+    )
+    secrets = ("BT_WALLET_PASSWORD", "MINER_WALLET_PASSWORD", "SLACK_WEBHOOK_URL", "WEBHOOK", "BT_PW__KEYS_COLDKEY")
+    environ = os.environ | dict.fromkeys(secrets, "https://h/hunter2") | {"BT_WALLET": "kept", "BT_PWD": "kept"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "BT_WALLET=kept" in done.stdout and "BT_PWD=kept" in done.stdout
+    assert "hunter2" not in done.stdout and "of-the-file" not in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The password
+
+
+def password_file(folder: Path, content: bytes, mode: int = 0o600) -> str:
+    path = folder / "password"
+    path.write_bytes(content)
+    path.chmod(mode)
+    return str(path)
+
+
+def test_nobody_gave_a_password(parsed):
+    assert read_password(parsed()) is None
+
+
+def test_every_way_gives_the_same_password_to_the_last_letter(parsed, tmp_path):
+    path = password_file(tmp_path, f"{PASSWORD}\r\nsecond line\n".encode())
+    for environ, line in (
+        ({"BT_WALLET_PASSWORD": PASSWORD}, ""),
+        ({"MINER_WALLET_PASSWORD": PASSWORD}, ""),
+        ({"BT_WALLET_PASSWORD_FILE": path}, ""),
+        ({}, f"--password-file {path}"),
+        ({}, f"--password-command 'cat {path}'"),
+        ({"BT_WALLET_PASSWORD_COMMAND": f"cat {path}"}, ""),
+    ):
+        options = parsed(f"--netuid 1 {line}", environ)
+        assert read_password(options) == PASSWORD
+        assert not any(PASSWORD in value for value in environ.values())
+    assert read_password(parsed("", {}, "BT_WALLET_PASSWORD='pass word'")) == "pass word"
+
+
+def test_the_way_nearest_to_the_command_line_counts_and_two_in_one_place_are_a_mistake(parsed, tmp_path):
+    path = password_file(tmp_path, b"of the file")
+    options = parsed(f"--netuid 1 --password-file {path}", {"BT_WALLET_PASSWORD": "of the environment"})
+    assert read_password(options) == "of the file"
+    options = parsed("", {"BT_WALLET_PASSWORD": "of the environment"}, f"BT_WALLET_PASSWORD_FILE={path}")
+    assert read_password(options) == "of the environment"
+    options = parsed(f"--netuid 1 --password-file {path} --password-command true")
+    with pytest.raises(UserError, match="both password_command and password_file"):
+        read_password(options)
+
+
+def refused(parsed, line: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read_password(parsed(f"--netuid 1 {line}"))
+    assert "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_password_file_that_others_can_read_is_refused_with_the_fix(parsed, tmp_path, monkeypatch):
+    for mode in (0o640, 0o604, 0o620, 0o666):
+        path = password_file(tmp_path, b"hunter2", mode)
+        assert f"run: chmod 600 {path}" in refused(parsed, f"--password-file {path}")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))  # of systemd, which guards it otherwise
+    assert read_password(parsed(f"--netuid 1 --password-file {path}")) == "hunter2"
+    password_file(tmp_path, b"hunter2", 0o400)
+    assert read_password(parsed(f"--netuid 1 --password-file {path}")) == "hunter2"
+
+
+def test_a_password_file_that_holds_none_is_one_line(parsed, tmp_path):
+    for content, said in ((b"", "empty"), (b"\nhunter2", "empty"), (b"\xff\xfe", "UTF-8"), (b"x" * 10_000, "bytes")):
+        assert said in refused(parsed, f"--password-file {password_file(tmp_path, content)}")
+    assert "No such file" in refused(parsed, f"--password-file {tmp_path / 'none'}")
+    assert "directory" in refused(parsed, f"--password-file {tmp_path}")
+    os.mkfifo(tmp_path / "pipe", 0o600)  # nobody writes to it
+    assert "no regular file" in refused(parsed, f"--password-file {tmp_path / 'pipe'}")
+
+
+def test_a_password_command_that_fails_is_one_line_without_its_output(parsed, tmp_path, capfd):
+    for command, said in (
+        ("sh -c 'echo hunter2; echo hunter2 >&2; exit 3'", "(sh) ended with code 3"),
+        ("no-such-program-anywhere hunter2", "No such file"),
+        ("sh -c 'open", "cannot be split"),
+        ("true", "empty"),
+        ("yes hunter2", "bytes"),
+    ):
+        assert said in refused(parsed, f"--password-command {shlex.quote(command)}")
+    assert "hunter2" not in "".join(capfd.readouterr())
+
+
+def test_a_password_command_that_hangs_ends_with_its_children_at_the_deadline(parsed, tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "PASSWORD_COMMAND_SECONDS", 0.5)
+    mark = tmp_path / "child"
+    hangs = f"sh -c 'sleep 600 & echo $! > {mark}; echo hunter2; wait'"
+    assert "did not end within 0.5 s" in refused(parsed, f"--password-command {shlex.quote(hangs)}")
+    drips = "sh -c 'while :; do printf x; sleep 0.02; done'"
+    assert "did not end within 0.5 s" in refused(parsed, f"--password-command {shlex.quote(drips)}")
+    child = Path(f"/proc/{mark.read_text().strip()}/stat")
+    deadline = time.monotonic() + 20
+    while child.exists() and child.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the command's own child is still there"
+        time.sleep(0.01)
+
+
+def test_a_password_command_runs_without_a_shell_and_without_secrets(parsed, monkeypatch):
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "hunter2")
+    command = (
+        f"{sys.executable} -c \"import os, sys; print(sys.argv[1], os.environ.get('BT_WALLET_PASSWORD'))\" '$(id) ;'"
+    )
+    options = parse_options(build_parser(), ["--netuid", "1", "--password-command", command])
+    assert read_password(options) == "$(id) ; None"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The README
+
+
+def test_the_readmes_table_is_the_settings_as_they_are():
+    section = (ROOT / "README.md").read_text().split("## Options and environment\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
+    listed = {tuple(re.findall(r"`([A-Z_]+)`", names)): (flags, default) for flags, names, default in rows}
+    for setting in (*CHAIN_SETTINGS, *NOTIFY_SETTINGS):
+        flags, default = listed.pop(setting.env)
+        dotted = [flag for flag in setting.flags if "_" not in flag.partition(".")[0]]
+        assert re.findall(r"`(--\S+)`", flags) == dotted, setting.name
+        shown = re.findall(r"`(.+)`", default)
+        assert shown == (["finney"] if setting.name == "network" else [setting.default] if setting.default else [])
+    assert set(listed) == {()}  # the log's
