@@ -187,8 +187,8 @@ async def mine(options: argparse.Namespace) -> None:
 
     async def rebalance(caller: str, body: bytes) -> bytes:
         query, began = decode(RebalanceQuery, body, MAX_QUERY_BYTES), time.monotonic()
-        ask = answer, query, strategy, options.strategy, shown.failed
-        said = await asyncio.get_running_loop().run_in_executor(thinker, *ask)
+        work = answer, query, strategy, options.strategy, shown.failed
+        said = await asyncio.get_running_loop().run_in_executor(thinker, *work)
         shown.note(caller, query, said, time.monotonic() - began)
         kept = said.desired_positions == query.current_positions
         log.info(
@@ -211,7 +211,11 @@ async def mine(options: argparse.Namespace) -> None:
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
         shown = MinerStatus(
-            lambda: (len(callers), time.monotonic() - read_at), book.newest, hotkey.ss58_address, options
+            lambda: (len(callers), time.monotonic() - read_at),
+            book.newest,
+            chain.hotkey,
+            options,
+            "local" if local else options.network or options.chain_endpoint,
         )
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS if local else Limits())

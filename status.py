@@ -49,8 +49,8 @@ CHAIN_LIMIT_SECONDS = 20 * BLOCK_SECONDS  # real time since the chain was last r
 MARKET_LIMIT_SECONDS = 300  # real time since the market's head moved
 ROUND_LIMIT_LENGTHS, ROUND_LIMIT_SECONDS = 2, 120  # market time since a job's newest round ended: 2 lengths and 2 min
 CALLERS_LIMIT_SECONDS = 300  # of a miner's list of who may call
-LOOK_SECONDS, LOOK_DEADLINE_SECONDS = 5.0, 10.0  # how often chain and market are read, and the deadline of one read
-METAGRAPH_SECONDS = 60.0
+LOOK_SECONDS, LOOK_DEADLINE_SECONDS = BLOCK_SECONDS / 2, 10.0  # between two looks at chain and market; for one of them
+METAGRAPH_SECONDS = 120.0
 MAX_AT_ONCE = 8
 ANSWER_SECONDS = 20.0
 HOME_ROUNDS = 24  # in the list on the first page
@@ -486,28 +486,17 @@ def validator_metrics(status: Mapping[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def serve_validator(
-    path: Path,
-    chain: Chain,
-    market: Market,
-    hotkey: str,
-    names: Mapping[str, str],
-    options: Any,
-    network: str = "local",
-) -> AsyncIterator[str | None]:
+async def serve_validator(ground: Any, options: Any) -> AsyncIterator[str | None]:
     """Serve a validator's status inside the block, and give its URL, None if the port could not be had.
 
     Args:
-        path: its jobs database, there already.
-        chain, market: for their ages.
-        hotkey: the validator's.
-        names: what to call hotkeys that are known here.
-        options: `status_host`, `status_port`, `pace`.
-        network: what to call the chain.
+        ground: a `subnet.Ground`: whose database, chain, market, key and names.
+        options: `status_host`, `status_port`, `pace`, `network`.
     """
-    watch = Watch(chain, market)
-    async with Reader.open(path) as reader:
-        shown = ValidatorStatus(reader, watch, hotkey, names, network, options.pace)
+    watch, hotkey = Watch(ground.chain, ground.market), ground.keypair.ss58_address
+    async with Reader.open(ground.path) as reader:
+        network = "local" if ground.local else options.network or options.chain_endpoint
+        shown = ValidatorStatus(reader, watch, hotkey, ground.names, network, options.pace)
         await watch.look()
         looking = asyncio.create_task(watch.run())
         try:

@@ -830,8 +830,6 @@ async def validate(options: argparse.Namespace) -> None:
         enter = stack.enter_async_context
         ground = await enter(opened(options))
         session = await enter(client_session(0))
-        shown = ground.path, ground.chain, ground.market, ground.keypair.ss58_address, ground.names, options
-        await enter(status.serve_validator(*shown))
         parts = ground.store, ground.chain, ground.market, session, ground.keypair
         validator = Validator(*parts, options, ground.names, public_only=not ground.local)
         if not ground.market.full_speed:
@@ -840,6 +838,7 @@ async def validate(options: argparse.Namespace) -> None:
         if ground.local:
             issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, LOCAL_HOST, options.port))
             validator.on_sealed = issuer.post
+        await enter(status.serve_validator(ground, options))
         await validator.work()
         validator.print_latest()
         await _farewell(ground)

@@ -49,7 +49,7 @@ from store import BUSY_TIMEOUT_SECONDS, JOBS_SCHEMA, Store, StoreError, to_json
 
 PAGE_ROUNDS = 50  # rounds in one answer of a list; `next` leads to the older ones
 MAX_PAGE_ROUNDS = 200
-SAMPLES = 96  # moments of a round at which a book is looked at
+SAMPLES = 64  # moments of a round at which a book is looked at
 PATH_POINTS = 240  # of a price path; where there are more, the lowest and highest of each stretch
 SHOWN_MINERS = 6  # whose ranges are drawn beside the one that is looked at
 CACHED_PANELS = 64

@@ -191,12 +191,16 @@ async def make(folder: Path) -> str:
 
 async def serve(folder: Path) -> None:
     """The server, until its standard input closes."""
-    market = a_market()
     options = SimpleNamespace(status_host="127.0.0.1", status_port=0, pace=None)
     own = VALIDATOR, local_keypair("validator-coldkey").ss58_address
+
+    def ground(chain: LocalChain) -> SimpleNamespace:
+        path, key = folder / "validator.sqlite3", local_keypair("validator-hotkey")
+        return SimpleNamespace(path=path, chain=chain, market=a_market(), keypair=key, names={}, local=True)
+
     async with (
         LocalChain.open(folder / "chain.sqlite3", *own) as chain,
-        status.serve_validator(folder / "validator.sqlite3", chain, market, VALIDATOR, {}, options) as url,
+        status.serve_validator(ground(chain), options) as url,
     ):
         print(url, flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -242,7 +246,8 @@ async def measure(url: str, newest: str, pid: int) -> bool:
 
 async def prune(path: Path) -> None:
     """What pruning one more day does."""
-    (until,) = sqlite3.connect(path).execute("SELECT max(before) FROM pruned").fetchone()
+    with closing(sqlite3.connect(path)) as db:
+        (until,) = db.execute("SELECT max(before) FROM pruned").fetchone()
     async with Store.open(path) as store:
         began = time.perf_counter()
         count = await store.prune(until + 86_400)

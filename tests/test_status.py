@@ -45,7 +45,8 @@ from store import Pruned, Store, StoreError, to_json
 from views import NotShown, Panels, Reader, apart
 from wire import local_keypair
 
-VALIDATOR = local_keypair("validator-hotkey").ss58_address
+VALIDATOR_KEY = local_keypair("validator-hotkey")
+VALIDATOR = VALIDATOR_KEY.ss58_address
 MARKUP = "<script>window.hit=1</script><img src=x onerror='window.hit=1'>\"'&\u202eevil"
 NAMES = {hotkey_of("mover"): "mover"}
 
@@ -83,6 +84,11 @@ def copied(subnet, folder):
     return replace(subnet, folder=folder)
 
 
+def ground(path, chain, market):
+    """What a local validator stands on, as far as the status server looks at it."""
+    return SimpleNamespace(path=path, chain=chain, market=market, keypair=VALIDATOR_KEY, names=NAMES, local=True)
+
+
 @asynccontextmanager
 async def serving(subnet, **options):
     """The validator's status server over a subnet that has worked; yields its URL and a function that gets JSON."""
@@ -91,7 +97,7 @@ async def serving(subnet, **options):
     market = model(head=model().last_block_by(rows(subnet.path, "SELECT max(end_time) FROM rounds")[0][0]))
     async with (
         LocalChain.open(subnet.folder / "chain.sqlite3", VALIDATOR, key) as chain,
-        status.serve_validator(subnet.path, chain, market, VALIDATOR, NAMES, SimpleNamespace(**chosen)) as url,
+        status.serve_validator(ground(subnet.path, chain, market), SimpleNamespace(**chosen)) as url,
         aiohttp.ClientSession() as session,
     ):
 
