@@ -127,14 +127,11 @@ class Numbers:
         with localcontext(WIDE):
             number = Decimal(str(value))
             text = FORMATS[how](number, argument)
-        plain = not tone or not any(digit in text for digit in "123456789")
-        mood = "" if plain else " good" if number > 0 else " bad"
-        exact = "" if text == str(value) else f' title="{html.escape(str(value))}"'
+        quiet = not tone or not any(digit in text for digit in "123456789")
+        mood = "" if quiet else " good" if number > 0 else " bad"
+        exact = "" if text == str(value) else f' title="{value}"'  # it is a number, and a URL is percent-encoded
         argument = f' data-arg="{argument}"' if argument else ""
-        return (
-            f'<span class="n{mood}"{exact} data-at="{html.escape(f"{self.at}/{name}")}" data-as="{how}"{argument}>'
-            f"{text}</span>"
-        )
+        return f'<span class="n{mood}"{exact} data-at="{self.at}/{name}" data-as="{how}"{argument}>{text}</span>'
 
     def base(self, name: str, value: Any, tone: bool = False) -> str:
         """A signed amount of token1."""
