@@ -4,6 +4,7 @@
     python validator.py --events ../shared/data/NAME        the same on the recorded swaps of a real pool
     python validator.py --rounds 3 --dry-run                three rounds, weights are printed and not set
     python validator.py audit all                           recompute every stored round, to the last digit
+    python validator.py report                              all that the status page shows, as one file
     python validator.py doctor                              what is needed to run, each with its fix
 
 Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh. Evaluation
