@@ -85,7 +85,8 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         wallet = await asyncio.to_thread(wallet_of, options)
         keypair = wallet.hotkey
         print(f"NETUID {options.netuid}, DRY RUN: nothing is sent to the chain. The log is on stderr.")
-        print(*settings_lines(options), sep="\n")
+    for line in settings_lines(options):
+        log.info("%s", line)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         if not local:  # first: a hotkey that is not registered must not become the owner of a new database
