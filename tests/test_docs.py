@@ -1,8 +1,9 @@
 """The documents say what is so: every example, command and answer in docs/ is run, and compared with what is printed.
 
-Each document has a folder of its own with a copy of the programs, as after a clone. A `sh` block is run line by line, one
-for a second terminal is left running, a `python` block becomes the function `propose` of `my_miner.py`; each line of a
-`text` block must stand, in this order, in what the block before printed (`...` is any text, spaces do not count).
+Each document has a folder of its own with a copy of the programs, as after a clone. A `sh` block is run line by line,
+one for a second terminal is left running, a `python` block becomes the function `propose` of `my_miner.py`, and each
+line of a `text` block must stand, in this order, in what the block before printed (`...` is any text, spaces do not
+count).
 Run: `python -m pytest tests/test_docs.py`. Read next: `docs/tour.md`.
 """
 
@@ -125,3 +126,31 @@ def test_every_example_of_the_scoring_rule_gives_the_digits_that_are_printed():
 def test_the_four_examples_of_the_seed_are_among_them():
     text = (DOCS / "scoring.md").read_text()
     assert all(f"'{score}'\n" in text for score in ("2,200.00", "1,397.94", "-2,718.28", "33.69"))
+
+
+def test_ten_questions_are_each_answered_by_what_a_command_prints(reader):
+    text = (DOCS / "questions.md").read_text()
+    assert re.findall(r"^## (\d+)\. .*\?$", text, re.M) == [str(n) for n in range(1, 11)]
+    sections = text.split("\n## ")[1:]
+    assert len(sections) == 10 and all("```sh\n" in section and "```text\n" in section for section in sections)
+    assert reader.follow(text) >= 20
+
+
+def test_the_pages_that_the_questions_name_are_the_status_servers(missing):
+    named = re.findall(r"^Page: `(/[a-z]+)/", (DOCS / "questions.md").read_text(), re.M)
+    if not (ROOT / "status.py").exists():
+        missing("status.py is not there")
+    text = (ROOT / "status.py").read_text()
+    assert len(named) >= 4 and all(f'"{page}/{{' in text for page in named)
+
+
+def test_the_tour_can_be_taken_as_it_is_written(reader, recording_path):
+    recording_path(RECORDING)
+    text = (DOCS / "tour.md").read_text()
+    assert RECORDING in text and reader.follow(text) >= 35
+
+
+def test_the_tour_starts_with_what_make_demo_runs():
+    (line,) = re.findall(r"^python (validator.py --fresh .*) --rounds 3$", (DOCS / "tour.md").read_text(), re.M)
+    words, recipe = line.split(), (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n")[1]
+    assert all(word in re.split(r"[ ,()]+", recipe) for word in words), (words, recipe)
