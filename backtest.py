@@ -1,6 +1,7 @@
 """Trying a strategy before it is asked for real: `--check` plays one round, `--backtest` as many as the market has.
 
-    python miner.py --check                                        one round of the market model, every rule applied
+    python miner.py --check                                        one round of the market model, every rule applied;
+                                                                   then whether a validator would reach you: `reach.py`
     python miner.py --check --events ../shared/data/NAME           the same on a recording of a real pool
     python miner.py --backtest                                     the model's first 7 days
     python miner.py --backtest 2025-06-28 2025-06-30 --events ../shared/data/NAME --target Balanced
@@ -37,6 +38,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import reach
 from board import leaderboard
 from books import Book, Tape
 from evidence import judge
@@ -60,7 +62,7 @@ from protocol import (
 )
 from recording import RecordingError, ReplayError, read_recording
 from rounds import PACE_BLOCKS, Decision, Entrant, Round, RoundResult, build_query
-from runtime import EXIT_FAILED, EXIT_OK, UserError, number, run
+from runtime import EXIT_FAILED, EXIT_OK, UserError, clear_progress, number, progress, run
 from scoring import CONTEXT, Standing, update_eval
 from sim import PoolError
 from store import Job
@@ -445,19 +447,26 @@ def main(
     options: argparse.Namespace,
     strategies: Mapping[str, Strategy],
     respond: Callable[[RebalanceQuery, Strategy, str], RebalanceAnswer],
+    min_caller_stake_rao: int,
 ) -> int:
-    """Run `--check` or `--backtest`.
+    """Run `--check`, with `reach.py` after it if the strategy is right, or `--backtest`.
 
     Args:
         options: of the program; see `add_options`. `options.strategy` names the strategy that is tried.
         strategies: by name, `REFERENCES` among them.
         respond: from a query, a strategy and its name to an answer; see `Respond`.
+        min_caller_stake_rao: see `reach.report`.
 
     Returns:
-        The exit code: 0; 1 for a strategy that fails the check; 2 for options that cannot work.
+        The exit code: 0; 1 for what fails the check; 2 for options that cannot work.
     """
-    work = check_command if options.check else backtest_command
-    return run(work(options, strategies, respond), options.log_level, (RecordingError, MarketError))
+
+    async def work() -> int:
+        if not options.check:
+            return await backtest_command(options, strategies, respond)
+        return await check_command(options, strategies, respond) or await reach.report(options, min_caller_stake_rao)
+
+    return run(work(), options.log_level, (RecordingError, MarketError))
 
 
 def _job(options: argparse.Namespace) -> tuple[JobSettings, str]:
@@ -573,7 +582,6 @@ class _Progress:
         self.strategies, self.unit, self.places = strategies, unit, 0
         self.wrong: dict[str, list[str]] = {name: [] for name in names}
         self.slowest, self.asks = dict.fromkeys(names, 0.0), Counter()
-        self.terminal = sys.stderr.isatty()
         print(f"{'round, UTC':18}{'keep':>16}" + "".join(f" {name:>15}" for name in self.names), flush=True)
 
     def __call__(self, number: int, total: int, played: Played, asked: Sequence[Asked]) -> None:
@@ -582,13 +590,9 @@ class _Progress:
             self.slowest[said.name] = max(self.slowest[said.name], said.seconds)
             if sentence := problem(said, self.strategies[said.name]):
                 self.wrong[said.name].append(sentence)
-        if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        clear_progress()
         print(f"{_utc(played.start):18}" + "".join(f" {cell:>15}" for cell in self._cells(played)), flush=True)
-        if self.terminal:
-            print(f"{number} of {total} rounds", end="\n" if number == total else "", file=sys.stderr, flush=True)
-        elif number * 10 // total > (number - 1) * 10 // total:
-            print(f"{number} of {total} rounds", file=sys.stderr, flush=True)
+        progress(number, total, "rounds")
 
     def _cells(self, played: Played) -> Iterator[str]:
         if not played.result.keep:

@@ -38,6 +38,7 @@ from recording import (
     find_call,
     read_recording,
 )
+from runtime import clear_progress, progress
 from sim import Pool, PoolError, amounts_of, sqrt_ratio_at_tick
 
 UNCHANGED = 0.8  # part of a recording for which the default vault's position must stay as it is (DESIGN section 3)
@@ -711,12 +712,11 @@ def main(argv: list[str] | None = None) -> int:
             raise RecordingError(f"--out {options.out}: the recording itself is there; choose another folder")
         for event in complete(recording):
             events.append(event)
-            if len(events) % 1000 == 0 or len(events) == len(recording.events):
-                print(f"\r{len(events)} of {len(recording.events)} events", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+            progress(len(events), len(recording.events), "events")
         write_recording(target, Path(f"{source}.json").read_bytes(), events)
     except MarketError as error:
-        print(f"\n{recording.name}: {error}", file=sys.stderr)
+        clear_progress()
+        print(f"{recording.name}: {error}", file=sys.stderr)
         return 1
     except RecordingError as error:
         print(error, file=sys.stderr)

@@ -2,7 +2,8 @@
 
     python miner.py                          joins the local subnet that `python validator.py` runs in another terminal
     python miner.py --strategy wide          with one of the reference strategies below
-    python miner.py --check                  one simulated round: what is wrong with your strategy, or its score
+    python miner.py --check                  one simulated round: what is wrong with your strategy, or its score; and
+                                             whether a validator would reach you
     python miner.py --backtest               many rounds: skill or luck?  Both also take --events RECORDING
     python miner.py receipts                 what validators signed about your scores: fetched, verified, listed
 
@@ -205,7 +206,9 @@ async def mine(options: argparse.Namespace) -> None:
 
     async with AsyncExitStack() as stack:
         chain, hotkey = await stack.enter_async_context(joined(options))
-        callers, read_at = await read_callers()  # before anybody can ask
+        if local:
+            await chain.register(chain.hotkey, chain.coldkey)
+        callers, read_at = await read_callers()  # before anybody can ask, and with itself: `--check` asks
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         Path(options.dir).mkdir(parents=True, exist_ok=True)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
@@ -220,8 +223,6 @@ async def mine(options: argparse.Namespace) -> None:
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS if local else Limits())
         port = await stack.enter_async_context(serve(app, options.host, options.port))
-        if local:
-            await chain.register(chain.hotkey, chain.coldkey)
         uid = (await chain.metagraph()).by_hotkey(chain.hotkey).uid
         outcome = await chain.serve(address, port)
         if not outcome.ok:
@@ -275,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "receipts":
         return receipt_book.command(options)
     if options.check or options.backtest is not None:
-        return backtest.main(options, STRATEGIES, respond)
+        return backtest.main(options, STRATEGIES, respond, MIN_CALLER_STAKE_RAO)
     problems = (ChainError, StoreError, WireError)
     return run(mine(options), options.log_level, problems, options.log_json, options.log_file)
 

@@ -16,7 +16,7 @@ import json
 import lzma
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -476,8 +476,11 @@ def read_recording(path: str | Path) -> Recording:
         raise RecordingError(f"recording {path}: {error}; fetch the file again") from error
 
 
-def replay(recording: Recording) -> Pool:
+def replay(recording: Recording, progress: Callable[[int, int, str], None] = lambda *_: None) -> Pool:
     """Replay a recording; every resulting price, tick, liquidity and amount must be the recorded one.
+
+    Args:
+        progress: called after each event, as `runtime.progress` is.
 
     Returns:
         The pool after the last event.
@@ -487,16 +490,19 @@ def replay(recording: Recording) -> Pool:
         PoolError: the start is not a pool's.
     """
     pool = recording.open_pool()
-    for event in recording.events:
+    for number, event in enumerate(recording.events, 1):
         try:
             apply_event(pool, event)
         except PoolError as error:
             raise ReplayError(event, "call", "accepted", f"refused ({error})") from error
+        progress(number, len(recording.events), "events")
     return pool
 
 
 def main(argv: list[str] | None = None) -> int:
     """`python sim.py replay RECORDING`; exit code 0 when every digit agrees, 1 when one does not, 2 when unreadable."""
+    from runtime import clear_progress, progress  # of the shell: for this command alone
+
     parser = argparse.ArgumentParser(prog="sim.py", description="Replay a recorded pool through the exact simulator.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser(
@@ -510,8 +516,9 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        pool = replay(recording)
+        pool = replay(recording, progress)
     except (ReplayError, PoolError) as error:
+        clear_progress()
         print(f"{recording.name}: {error}", file=sys.stderr)
         return 1
     wrong = {k: (getattr(pool, k), v) for k, v in recording.final.items() if getattr(pool, k) != v}

@@ -30,6 +30,8 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR")  # TRACE: the libraries' DEBUG too
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_FILE_BYTES, LOG_FILES_KEPT = 10 * 2**20, 5
+PROGRESS_WIDTH = 30  # characters
+CLEAR_LINE = "\r\x1b[K"
 LIBRARIES = ("asyncio", "aiohttp", "aiosqlite", "bittensor", "websockets")  # silent below WARNING unless traced
 
 log = logging.getLogger("runtime")
@@ -77,6 +79,25 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{path}: another process works with this {what}; stop it or choose another") from None
         yield
+
+
+def progress(done: int, total: int, what: str) -> None:
+    """Show how far a long work is: one line of the terminal, drawn anew; nothing where stderr is no terminal.
+
+    Args:
+        done, total: of the work's steps; call it after each. It draws once a percent, and ends the line at the total.
+        what: the steps, in the plural.
+    """
+    if sys.stderr.isatty() and (done * 100 // total > (done - 1) * 100 // total):
+        bar = "#" * (done * PROGRESS_WIDTH // total)
+        line = f"[{bar:{PROGRESS_WIDTH}}] {done * 100 // total:3} %, {done:,} of {total:,} {what}"
+        print(f"{CLEAR_LINE}{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def clear_progress() -> None:
+    """Take an unfinished `progress` off the terminal before something else is printed there."""
+    if sys.stderr.isatty():
+        print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
 
 
 def raise_file_limit() -> int:

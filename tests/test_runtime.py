@@ -23,7 +23,7 @@ from subnets import ROOT, VAULT, a_job, command, cut_recording, keep, play_subne
 
 import runtime
 import validator
-from runtime import UserError, number, run
+from runtime import UserError, clear_progress, number, progress, run
 
 POLYGON = "polygon_usdc_weth_500_2022-01-05"
 
@@ -366,3 +366,20 @@ def test_a_process_may_raise_its_limit_of_open_files_to_what_the_system_allows()
     code = "import resource as r, runtime; r.setrlimit(7, (64, 512)); print(runtime.raise_file_limit(), r.getrlimit(7))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.split("\n")[0] == "512 (512, 512)", done.stderr
+
+
+def test_progress_is_one_line_of_a_terminal_drawn_once_a_percent_and_nothing_elsewhere(monkeypatch, capsys):
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        for done in range(1, 2001):
+            progress(done, 2000, "events")
+        clear_progress()
+        told = capsys.readouterr()
+        assert not told.out and bool(told.err) == terminal
+    first, *drawn, last = told.err.split("\r\x1b[K")
+    assert not first and not last and len(drawn) == 100 and told.err.count("\n") == 1
+    assert drawn[49] == f"[{'#' * 15:30}]  50 %, 1,000 of 2,000 events"
+    assert drawn[99] == f"[{'#' * 30}] 100 %, 2,000 of 2,000 events\n"
+    progress(1, 3, "rounds")  # three steps are three lines, the last complete
+    progress(3, 3, "rounds")
+    assert "]  33 %, 1 of 3 rounds\r" in (err := capsys.readouterr().err) and err.endswith("100 %, 3 of 3 rounds\n")
