@@ -31,6 +31,7 @@ from subnets import ROOT, a_job, accept, command, hotkey_of, model, play_subnet,
 
 import miner
 import page
+import scoring
 import status
 from chain import ChainError
 from evidence import audit
@@ -455,7 +456,8 @@ def test_scores_are_every_round_of_a_miner_with_its_reasons_and_the_baselines_be
                     (stored[0][0], json.loads(stored[0][1])) if stored else (None, None)
                 )
                 if stored:
-                    assert Fraction(row["excess"]) == Fraction(row["line"]["score"]) - Fraction(row["keep"]["score"])
+                    scores = (Decimal(row[name]["score"]) for name in ("line", "keep"))
+                    assert Decimal(row["excess"]) == scoring.CONTEXT.subtract(*scores)  # 120 digits, as remembered
             assert bool(said[0]["line"]) == (name == "mover")
 
     watching(played, work)
