@@ -79,7 +79,6 @@ class Reader:
         assert program == "python"
         words[0] = str(self.folder / words[0])
         place = self.folder / "terminal"
-        words = [str(self.folder / "local") if word == "local" else word for word in words]
         process = self.stack.enter_context(start(*words, "--dir", self.folder / "local", folder=place))
         out, until = place / f"{Path(words[0]).stem}.out", time.monotonic() + 60
         while not (said := out.read_text()).count("\n"):

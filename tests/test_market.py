@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -508,7 +509,8 @@ def write(folder, recording: Recording) -> str:
     return str(stem)
 
 
-def test_import_writes_the_completed_recording(tmp_path, capsys):
+def test_import_writes_the_completed_recording(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # else there is no progress
     recording = small_recording()
     (out := tmp_path / "out").mkdir()
     assert main(["import", write(tmp_path, stripped(recording)), "--out", str(out)]) == 0

@@ -425,3 +425,12 @@ def test_the_digest_tells_recordings_apart(small):
     assert read_recording(small).digest == before
     damage(small, 0, 2)
     assert read_recording(small).digest != before
+
+
+def test_the_replay_shows_how_far_it_is_on_a_terminal(small, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["replay", str(small)]) == 0
+    assert capsys.readouterr().err.endswith("100 %, 8 of 8 events\n")
+    damage(small, 3, SWAP_COLUMNS["tick"], 1)
+    assert main(["replay", str(small)]) == 1
+    assert "3 of 8 events\r\x1b[Ksmall: block 101 log 3: swap " in capsys.readouterr().err  # its line makes way
