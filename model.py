@@ -6,7 +6,8 @@ Each block an outside price moves, in calm and in wild hours; an arbitrageur tra
 limit once the gap exceeds the fee; noise traders come with heavy-tailed sizes; liquidity providers come, collect and
 go; now and then somebody flashes and leaves a tip. The same seed, vaults and executions give the same events on every
 platform: all chance is `random.Random.random()`, all floats come from + - * / and square roots, which IEEE 754 fixes.
-Read next: `market.py` (what every market answers, and the lock-step clock).
+How far that is like real pools is in `docs/market.md`. Read next: `market.py` (what every market answers, and the
+lock-step clock).
 """
 
 from __future__ import annotations
@@ -43,18 +44,21 @@ FAR = (MAX_SQRT_RATIO - 1, MIN_SQRT_RATIO + 1)  # the price limit that limits no
 USDC = 10**6
 OURS = "model:"  # what the names of the model's own owners begin with
 
-VOLATILITIES = (0.3, 0.45, 0.6, 0.75, 1.2)  # of the outside price, per year; one at a time
+# what follows is fitted to recordings of real pools; `docs/market.md` has the model beside them
+VOLATILITIES = (0.25, 0.35, 0.45, 0.6, 0.8)  # of the outside price, per year; one at a time
 VOLATILITY_CHANGES = 1 / 3_600  # a block: every two hours
 ROOT_OF_YEAR = sqrt(365 * 86_400 // BLOCK_SECONDS)  # in blocks
-HALF_FEE, HALF_COST = FEE / PIPS / 2, 0.00001  # of the price's root: what arbitrage pays, and the least it wants
+HALF_FEE, HALF_COST = FEE / PIPS / 2, 0.000035  # of the price's root: what arbitrage pays, and the least it wants
 ARBITRAGE = 0.5  # a block, while it pays
-NOISE = 0.12  # trades a block
-NOISE_SIZE, NOISE_MOST = 1_500 * USDC, 300_000 * USDC  # least and most; the mean is twice the least
-EXACT_OUTPUT = 0.15  # of the noise trades
+NOISE = 0.17  # trades a block
+NOISE_SIZE, NOISE_MOST = 3_600 * USDC, 300_000 * USDC  # mean and most
+EXACT_OUTPUT = 0.12  # of the noise trades
 PROVIDER = 0.004  # arrivals, departures and collections a block
 COLLECT = 0.3  # of these
 PROVIDERS = 60  # in the long run, besides the founder, who never leaves and whose range has no end
-PROVIDER_SIZE, PROVIDER_MOST, FOUNDER_SIZE = 50_000 * USDC, 1_000_000 * USDC, 1_500_000 * USDC
+PROVIDER_REACH = 250  # the most tick spacings on either side of the price, besides 5; the mean is a quarter
+PROVIDER_SIZE, PROVIDER_MOST = 200_000 * USDC, 2_000_000 * USDC  # mean and most
+FOUNDER_SIZE = 1_500_000 * USDC
 FLASH, FLASH_MOST = 1 / 5_000, 500_000 * USDC  # a block; the largest
 MOST_EVENTS = 80_000  # kept in memory: a week and more
 VAULT_IDLE = 10  # one part in so many of a vault's capital starts outside its position
@@ -210,7 +214,7 @@ class ModelMarket(InMemoryMarket):
 
     def _arrive(self) -> None:
         self._arrivals += 1
-        half_width = (5 + int(400 * self._chance() * self._chance())) * SPACING
+        half_width = SPACING * (5 + int(PROVIDER_REACH * self._chance() * self._chance()))
         self._providers.append(self._provide(str(self._arrivals), self._size(PROVIDER_SIZE, PROVIDER_MOST), half_width))
 
     def _provide(self, name: str, size: int, half_width: int) -> tuple[str, int, int]:
@@ -223,9 +227,9 @@ class ModelMarket(InMemoryMarket):
         tip = loan[1] // 10_000 if self._chance() < 0.5 else 0
         self._emit("flash", *loan, *self._pool.flash(*loan, 0, tip))
 
-    def _size(self, least: int, most: int) -> int:
-        """Heavy-tailed: beyond k times the least lies one in k * k; the mean is twice the least."""
-        return min(int(least / sqrt(1 - self._chance())), most)
+    def _size(self, mean: int, most: int) -> int:
+        """Heavy-tailed: beyond k times the mean lies one in (k + 1) ** 2; half are below two fifths of it."""
+        return min(USDC + int(mean * (1 / sqrt(1 - self._chance()) - 1)), most)
 
     def _around(self, half_width: int) -> tuple[int, int]:
         base = self._pool.tick // SPACING * SPACING

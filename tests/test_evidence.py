@@ -125,7 +125,8 @@ def played(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "PROVIDERS", 6)  # few ticks: each is changed in turn below
         folder = tmp_path_factory.mktemp("evidence")
-        market = functools.partial(_Market, 5, {VAULT: CAPITAL, "empty": 0})
+        # a seed whose second round has two swaps in a block and none in the first, whose third begins with an event
+        market = functools.partial(_Market, 28, {VAULT: CAPITAL, "empty": 0})
         return play_subnet(folder, MINERS, jobs, market, proven, rounds=PLAYED_ROUNDS)
 
 

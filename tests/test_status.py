@@ -31,7 +31,6 @@ from subnets import ROOT, a_job, accept, command, hotkey_of, model, play_subnet,
 
 import miner
 import page
-import scoring
 import status
 from chain import ChainError
 from evidence import audit
@@ -41,7 +40,7 @@ from market import MarketError
 from protocol import MinerMetadata, Position, RebalanceAnswer
 from receipts import statement
 from rounds import Line
-from scoring import Outcome, score_outcome
+from scoring import CONTEXT, Outcome, score_outcome
 from store import Pruned, Store, StoreError, to_json
 from views import NotShown, Panels, Reader, apart
 from wire import local_keypair
@@ -456,8 +455,8 @@ def test_scores_are_every_round_of_a_miner_with_its_reasons_and_the_baselines_be
                     (stored[0][0], json.loads(stored[0][1])) if stored else (None, None)
                 )
                 if stored:
-                    scores = (Decimal(row[name]["score"]) for name in ("line", "keep"))
-                    assert Decimal(row["excess"]) == scoring.CONTEXT.subtract(*scores)  # 120 digits, as remembered
+                    score, keep = Decimal(row["line"]["score"]), Decimal(row["keep"]["score"])
+                    assert Decimal(row["excess"]) == CONTEXT.subtract(score, keep)  # to the rule's 120 digits
             assert bool(said[0]["line"]) == (name == "mover")
 
     watching(played, work)
