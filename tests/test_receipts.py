@@ -424,9 +424,11 @@ async def hostile(behave):
             writer.close()
 
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
-        for task in tasks:
-            task.cancel()
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            for task in tasks:  # from Python 3.12 on a server waits for its connections
+                task.cancel()
 
 
 async def silence(writer) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
+import logging
 from contextlib import suppress
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_a_chain_that_does_not_answer_at_the_start_is_waited_for(node, wallets, 
     assert node.connections >= 4 and node.submitted == 0
 
 
-def test_a_dry_run_on_a_network_plays_rounds_asks_no_private_address_and_sends_nothing(node, wallets, capsys):
+def test_a_dry_run_on_a_network_plays_rounds_asks_no_private_address_and_sends_nothing(node, wallets, capsys, caplog):
     calls = []
 
     async def called(reader, writer):
@@ -196,7 +197,8 @@ def test_a_dry_run_on_a_network_plays_rounds_asks_no_private_address_and_sends_n
             line = f"{VALIDATOR} --wallet-path {wallets} --pace 60 --rounds 1 --round-seconds 60 --log-level ERROR"
             await validator.validate(options_of(validator, line))
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    with caplog.at_level(logging.INFO, logger="subnet"):
+        asyncio.run(asyncio.wait_for(main(), 60))
     path = Path("new/validator.sqlite3")
     asks = rows(path, "SELECT code, detail, answer FROM predictions")
     assert asks == [("address_refused", "127.0.0.1 is not a public IP address", b"")] * 2  # two jobs
@@ -207,7 +209,7 @@ def test_a_dry_run_on_a_network_plays_rounds_asks_no_private_address_and_sends_n
     assert calls == [] and node.submitted == 0
     out = capsys.readouterr().out
     assert "NETUID 98, DRY RUN: nothing is sent" in out and "MARKET: MODEL" in out and "LOCAL" not in out
-    assert "SETTING wallet = w (option)" in out and "WEIGHTS on the chain: none yet" in out
+    assert "SETTING wallet = w (option)" in caplog.messages and "WEIGHTS on the chain: none yet" in out
     assert validator.main(["audit", "all", "--db", str(path)]) == 0
     assert "4 rounds audited, 0 differ" in capsys.readouterr().out
 
