@@ -39,6 +39,7 @@ MAX_ANSWER_BYTES = 32 * 1024
 MAX_POSITIONS = 64  # the most that any job may allow in `max_positions`
 MAX_TEXT_CHARS = 300  # refusal reason, model info
 MAX_JSON_INT_DIGITS = 20
+MAX_JSON_DEPTH = 64
 
 
 class Code(StrEnum):
@@ -368,6 +369,7 @@ def human_price(sqrt_price_x96: int, decimals0: int, decimals1: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Bytes: canonical JSON, and a codec that reads the dataclasses' own annotations
 
+_STRING, _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL), re.compile(rb"[\[\]{}]")
 _UINT = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
 _UNSHOWABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
 _DECIMAL = re.compile(r"(0|[1-9][0-9]{0,38})(\.[0-9]{1,40})?", re.ASCII)
@@ -403,9 +405,14 @@ def decode(cls: type[T], data: bytes, max_bytes: int) -> T:
 
 
 def parse_json(data: bytes, max_bytes: int) -> Any:
-    """Strict JSON: no duplicate keys, no floats, no NaN, no integer beyond 20 digits, no deep nesting."""
+    """Strict JSON: no duplicate keys, no floats, no NaN, no integer beyond 20 digits, no deep nesting.
+
+    What is refused, and in which words, is the same on every Python: an audit elsewhere says it again.
+    """
     if len(data) > max_bytes:
         raise ProtocolError(Code.MALFORMED, f"{len(data)} bytes, at most {max_bytes}")
+    if _depth(data) > MAX_JSON_DEPTH:
+        raise ProtocolError(Code.MALFORMED, "nested too deeply")
     try:
         return json.loads(
             data.decode("utf-8"),
@@ -416,10 +423,19 @@ def parse_json(data: bytes, max_bytes: int) -> Any:
         )
     except ProtocolError:
         raise
-    except RecursionError:
-        raise ProtocolError(Code.MALFORMED, "nested too deeply") from None
-    except ValueError as error:
-        raise ProtocolError(Code.MALFORMED, f"not JSON: {str(error)[:100]}") from None
+    except UnicodeDecodeError:
+        raise ProtocolError(Code.MALFORMED, "not JSON: it is no UTF-8") from None
+    except ValueError:
+        raise ProtocolError(Code.MALFORMED, "not JSON") from None
+
+
+def _depth(data: bytes) -> int:
+    """The deepest nesting of brackets outside of strings."""
+    deepest = depth = 0
+    for bracket in _BRACKETS.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -85,8 +85,6 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         wallet = await asyncio.to_thread(wallet_of, options)
         keypair = wallet.hotkey
         print(f"NETUID {options.netuid}, DRY RUN: nothing is sent to the chain. The log is on stderr.")
-    for line in settings_lines(options):
-        log.info("%s", line)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         if not local:  # first: a hotkey that is not registered must not become the owner of a new database
@@ -126,6 +124,8 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
                 await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
             names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
+        for line in settings_lines(options):
+            log.info("%s", line)
         yield Ground(folder, path, store, market, chain, keypair, names, local)
 
 

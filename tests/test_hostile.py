@@ -414,7 +414,9 @@ WIRE = {
         Code.CONTENT_TYPE,
         "compressed with gzip",
     ),
-    "quiet-bomb": Attack(says(lambda c: c.reply(gzip.compress(bytes(10**7)))), Code.MALFORMED, "not JSON: 'utf-8' .*"),
+    "quiet-bomb": Attack(
+        says(lambda c: c.reply(gzip.compress(bytes(10**7)))), Code.MALFORMED, "not JSON: it is no UTF-8"
+    ),
     "bad-chunk": Attack(says(lambda _: CHUNKED + b"zz\r\n"), Code.UNREACHABLE, NOT_HTTP),
     "redirect": Attack(
         says(lambda c: http("307 Go", f"Location: http://{c.peers.honest}/rebalance", "Content-Length: 0")),
@@ -574,11 +576,11 @@ SAID = {
         r"RebalanceAnswer has an unknown field '\\x1b\[31mx{35}'",
     ),
     "missing": (lambda _: b'{"accepted": true}', Code.MALFORMED, "RebalanceAnswer lacks the field 'refusal_reason'"),
-    "utf-8": (lambda _: b'{"accepted": "\xff\xfe"}', Code.MALFORMED, "not JSON: 'utf-8' codec .* 0xff.*"),
-    "utf-16": (lambda q: plain(q).decode().encode("utf-16"), Code.MALFORMED, "not JSON: .*"),
-    "empty": (lambda _: b"", Code.MALFORMED, "not JSON: .*"),
+    "utf-8": (lambda _: b'{"accepted": "\xff\xfe"}', Code.MALFORMED, "not JSON: it is no UTF-8"),
+    "utf-16": (lambda q: plain(q).decode().encode("utf-16"), Code.MALFORMED, "not JSON: it is no UTF-8"),
+    "empty": (lambda _: b"", Code.MALFORMED, "not JSON"),
     "null": (lambda _: b"null", Code.MALFORMED, "RebalanceAnswer is null, an object is expected"),
-    "more": (lambda q: plain(q) + b"{}", Code.MALFORMED, "not JSON: Extra data.*"),
+    "more": (lambda q: plain(q) + b"{}", Code.MALFORMED, "not JSON"),
     "yes": (lambda q: plain(q, accepted=1), Code.MALFORMED, NOT_BOOL.format("an integer")),
     "yes-text": (
         lambda q: plain(q, accepted="true"),
