@@ -782,3 +782,17 @@ def test_evidence_older_than_keep_days_is_dropped_once_a_day_and_scores_stay(tmp
     ((pruned, before),) = again.rows("SELECT round_id, before FROM pruned")
     assert (pruned, before) == (stored_rounds(again.path)[0], FIRST_TIME // DAY * DAY)
     assert len(again.rows("SELECT * FROM scores")) == 3
+
+
+def test_no_live_decision_changes_a_vault_that_the_next_rounds_first_query_has_shown(tmp_path):
+    def a(query):
+        return all_in(query, 300 + query.block_number // 20 % 5 * 100)
+
+    job = a_job(live=True, round_seconds=300, checkpoint_blocks=20)
+    subnet = play_subnet(tmp_path, {"a": a}, [job], rounds=5, prepare=ranked_before(7))
+    assert subnet.codes("live") == ["live_no_winner", "live_no_winner", "scored", "scored", "scored"]
+    opening = {start: block for start, block in subnet.rows("SELECT start_time, opening_block FROM rounds") if block}
+    last = max(
+        due - opening[FIRST_TIME + 900] for *_, due in subnet.asks("a", "live") if due < opening[FIRST_TIME + 1200]
+    )
+    assert last == 100  # 200 s of 300: the next round is asked 75 s before this one's end
