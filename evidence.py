@@ -87,7 +87,7 @@ from recording import Event, ReplayError, Snapshot
 from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, plan, play, play_live
 from scoring import RULES_VERSION
 from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
-from store import to_json
+from store import execution_json, to_json
 from wire import sign_statement, verify_answer, verify_statement
 
 FORMAT = "alm-round/1"
@@ -703,7 +703,7 @@ def _check_executions(parts: _Parts) -> Iterator[str]:
         vault = ask.query.sn_liquidity_manager_address
         again = Execution(block, vault, keep, close, mint, before, released, fees, paid, tape.idle, minted)
         yield from _differences(f"executions[{n}].vault", stored["vault"], vault)
-        yield from _differences(f"executions[{n}].execution", stored["execution"], to_json(again))
+        yield from _differences(f"executions[{n}].execution", stored["execution"], execution_json(again))
         if block < acts:
             yield f"executions[{n}].block: {block}, the answer acts from {acts} on"
 

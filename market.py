@@ -20,13 +20,14 @@ import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from protocol import Token
+from orders import Order
+from protocol import Code, Token
 from recording import (
     BACKGROUND,
     Event,
@@ -81,10 +82,32 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """How a plan was carried out on a chain, or why it was not.
+
+    Attributes:
+        code: `EXECUTED`, or why nothing of the plan is on the chain; `EXECUTION_UNKNOWN` if nobody said in time.
+        detail: in words.
+        transaction: hash of the one that did it; empty if there is none.
+        gas_used: of all transactions that were mined for it, also reverted ones.
+        gas_wei: paid for that in the chain's native token, a layer 2's fee for data included.
+        gas0, gas1: the same where token0 or token1 is the wrapped native one, else 0: what a live score deducts.
+    """
+
+    code: Code
+    detail: str
+    transaction: str
+    gas_used: int
+    gas_wei: int
+    gas0: int
+    gas1: int
+
+
+@dataclass(frozen=True, slots=True)
 class Execution:
     """What was asked of a vault, and what became of it; amounts are (token0, token1) in base units.
 
-    Always `before + released + fees - paid == after`. The first five fields are enough to repeat it.
+    Always `before + released + fees - paid == after`. The first five fields are enough to repeat it on the model.
 
     Attributes:
         block: the plan acted before this block's other events.
@@ -95,6 +118,7 @@ class Execution:
         released, fees: what closing gave back, and paid in fees.
         paid: what the new positions took.
         minted: (tick_lower, tick_upper, liquidity) of the new positions; what would get no liquidity is left out.
+        sent: on a chain; None on the model, where every plan acts at once.
     """
 
     block: int
@@ -108,6 +132,7 @@ class Execution:
     paid: tuple[int, int] = (0, 0)
     after: tuple[int, int] = (0, 0)
     minted: tuple[tuple[int, int, int], ...] = ()
+    sent: Sent | None = None
 
 
 class Market(Protocol):
@@ -159,14 +184,12 @@ class Market(Protocol):
     def participant(self) -> AbstractAsyncContextManager[None]:
         """Inside, a task is busy unless it waits in `reach`; see `Lockstep`."""
 
-    async def execute(
-        self,
-        vault: str,
-        keep: Sequence[tuple[int, int]],
-        close: Sequence[tuple[int, int]],
-        mint: Sequence[tuple[int, int, int, int]],
-    ) -> Execution:
-        """Rebalance a vault before the first event of the block after the head; only where `executes`."""
+    async def execute(self, order: Order) -> Execution:
+        """Rebalance a vault as soon as it can be done; only where `executes`.
+
+        Asked again with the same `order.decision`, a chain's market says again what became of it. The model acts before
+        the first event of the block after the head, each time it is asked.
+        """
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -495,7 +518,7 @@ class InMemoryMarket(ABC):
         keys = [key for key in pool.positions if purse.owns(key)]
         return Snapshot.of(pool, keys, purse.before(index), block, at.time, at.hash, purse.owner)
 
-    async def execute(self, vault, keep, close, mint) -> Execution:
+    async def execute(self, order: Order) -> Execution:
         raise MarketError(f"{self.label} cannot be changed: what happened has happened")
 
     def _purse(self, vault: str) -> Purse:

@@ -20,8 +20,10 @@ from math import sqrt
 from random import Random
 
 from market import Execution, InMemoryMarket, MarketError, Pair, Purse
+from orders import Order
 from protocol import Token
 from recording import Event
+from rounds import plan
 from sim import (
     BURN_ALL,
     MAX_SQRT_RATIO,
@@ -120,7 +122,17 @@ class ModelMarket(InMemoryMarket):
             raise MarketError(f"vault {vault!r}: the model has {', '.join(self._vaults) or 'none'}")
         return Purse(lambda key: key[0] == vault, _halves(self._vaults[vault], FIRST_PRICE_X96), vault)
 
-    async def execute(self, vault, keep, close, mint) -> Execution:
+    async def execute(self, order: Order) -> Execution:
+        return await self.rebalance(order.vault, *plan(order.shown, order.desired))
+
+    async def rebalance(
+        self,
+        vault: str,
+        keep: Iterable[tuple[int, int]],
+        close: Iterable[tuple[int, int]],
+        mint: Iterable[tuple[int, int, int, int]],
+    ) -> Execution:
+        """`execute` for a plan: ranges to keep, to close, and to mint with the most of each token. Raises `MarketError`."""
         self._grow(self._clock.head)
         self._begin(self._made + 1)
         return self._run(Execution(self._begun, vault, tuple(keep), tuple(close), tuple(mint)))

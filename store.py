@@ -27,6 +27,7 @@ from pathlib import Path
 
 import aiosqlite
 
+from market import Execution
 from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, digest, encode
 from recording import Event, Snapshot
 from rounds import Entrant, RoundResult
@@ -224,7 +225,7 @@ JOBS_SCHEMA = (
     ) STRICT;
     CREATE TABLE live_executions (
         round_id TEXT NOT NULL REFERENCES rounds,
-        block INTEGER NOT NULL,        -- at whose start it acted
+        block INTEGER NOT NULL,        -- from which its answer acts
         vault TEXT NOT NULL,
         execution TEXT NOT NULL,       -- market.Execution: what was asked of the market, and what became of it
         PRIMARY KEY (round_id, block)
@@ -511,12 +512,12 @@ class Store:
                     ),
                 )
 
-    async def add_execution(self, round_id: str, block: int, vault: str, execution: dict) -> None:
-        """A live decision that was carried out."""
+    async def add_execution(self, round_id: str, block: int, execution: Execution) -> None:
+        """What became of a live decision; `block` is where its answer acts from, as the ask says."""
         async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "INSERT INTO live_executions VALUES (?, ?, ?, ?)",
-                (round_id, block, vault, canonical(execution).decode()),
+                (round_id, block, execution.vault, canonical(execution_json(execution)).decode()),
             )
 
     async def executions(self) -> list[dict]:
@@ -914,6 +915,11 @@ def to_json(value):
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value if value is None or isinstance(value, (str, bool)) else str(value)
+
+
+def execution_json(execution: Execution) -> dict:
+    """As `to_json`; what was not sent to a chain says nothing of sending."""
+    return {name: value for name, value in to_json(execution).items() if name != "sent" or value}
 
 
 def build_parser() -> argparse.ArgumentParser:

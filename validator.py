@@ -39,6 +39,7 @@ from evidence import read as read_evidence
 from local import block_at
 from market import Block, Market, MarketEnded, MarketError
 from notify import AlertRules, Notifier, add_notify_options, day_before, summary_due
+from orders import Order
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,
@@ -59,7 +60,7 @@ from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_
 from scoring import Standing
 from settings import add_chain_options, add_logging_options, parse_options
 from sim import PoolError
-from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError, to_json
+from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError
 from subnet import REFERENCE_STRATEGIES, Ground, opened
 from views import NotShown
 from weights import INTERVAL_BLOCKS, Weigher
@@ -68,6 +69,7 @@ from wire import Reply, WireError, ask, client_session, local_keypair
 DAY_SECONDS = 86_400
 LOCAL_HOST = "127.0.0.1"
 KEEP_DAYS = 30  # of evidence: what can be audited
+EXECUTION_SECONDS = 60  # from a live ask's deadline until its transaction must be in a block, chain time
 SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
 log = logging.getLogger("validator")
 
@@ -502,7 +504,7 @@ class Validator:
             snapshot = await market.snapshot(job.vault, opening.number)
             await self.store.open_window(round_id, self.pool, snapshot)
             decisions.append(_decision(ask))
-            changes += await self._execute(job, round_id, key, decisions[-1])
+            changes += await self._execute(job, key, ask)
         due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS
         while True:
             due += job.settings.checkpoint_blocks
@@ -521,7 +523,7 @@ class Validator:
                     await self.store.add_predictions([ask])
                 if ask and ask.code is Code.ACCEPTED:
                     decisions.append(_decision(ask))
-                    changes += await self._execute(job, round_id, key, decisions[-1])
+                    changes += await self._execute(job, key, ask)
                 elif ask:
                     missed.append(ask.detail)
 
@@ -544,17 +546,18 @@ class Validator:
         await self._finish(round_id, result, close.number, 1, standings, close.time // DAY_SECONDS)
         await self._show(job, round_id, result, {}, {hotkey: missed} if missed else {})
 
-    async def _execute(self, job: Job, round_id: str, key: tuple, decision: Decision) -> bool:
-        """Carry a decision out on the market, unless it changes nothing or was carried out; returns if it changes."""
+    async def _execute(self, job: Job, key: tuple, ask: Prediction) -> bool:
+        """Carry an answer out on the market, unless it changes nothing or was carried out; returns if it changes."""
         if self.market.full_speed:  # in one order within a block, once all that woke with it have listed themselves
             await asyncio.sleep(0)
             await self._turn(key, self._deciding)
-        keep, close, mint = plan(decision.shown, decision.desired)
+        order = _order(ask)
+        _, close, mint = plan(order.shown, order.desired)
         if not close and not mint:
             return False
-        if not await self.store.was_executed(round_id, decision.block):
-            execution = await self.market.execute(job.vault, keep, close, mint)
-            await self.store.add_execution(round_id, decision.block, job.vault, to_json(execution))
+        if not await self.store.was_executed(ask.round_id, ask.effective_block):
+            execution = await self.market.execute(order)
+            await self.store.add_execution(ask.round_id, ask.effective_block, execution)
         return True
 
     # -- asking
@@ -725,6 +728,23 @@ def _decision(ask: Prediction) -> Decision:
     query = decode(RebalanceQuery, ask.query, MAX_QUERY_BYTES)
     answer = decode(RebalanceAnswer, ask.answer, MAX_ANSWER_BYTES)
     return Decision(ask.hotkey, ask.effective_block, query.current_positions, answer.desired_positions)
+
+
+def _order(ask: Prediction) -> Order:
+    """What an accepted answer wants done on the vault."""
+    query, decision = decode(RebalanceQuery, ask.query, MAX_QUERY_BYTES), _decision(ask)
+    return Order(
+        decision=f"{ask.round_id}:{query.block_number}",
+        chain_id=query.chain_id,
+        pool=query.pair_address,
+        vault=query.sn_liquidity_manager_address,
+        shown=decision.shown,
+        desired=decision.desired,
+        block_number=query.block_number,
+        sqrt_price_x96=query.sqrt_price_x96,
+        tick=query.tick,
+        deadline=query.deadline + EXECUTION_SECONDS,
+    )
 
 
 def _standing(reputations, hotkey: str) -> Standing:

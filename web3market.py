@@ -30,6 +30,7 @@ from contracts import (
 )
 from follower import CONFIRMATIONS, SCHEMA, Follower
 from market import Block, Execution, MarketError
+from orders import Order
 from protocol import MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
 from recording import Event, Snapshot, VaultPosition
 from rpc import RpcError, open_rpc
@@ -188,7 +189,7 @@ class Web3Market:
     async def participant(self) -> AsyncIterator[None]:
         yield
 
-    async def execute(self, vault, keep, close, mint) -> Execution:
+    async def execute(self, order: Order) -> Execution:
         raise MarketError(f"{self.label} is read only here")
 
     async def uncollected(self, vault: str, block: int) -> dict[int, tuple[int, int]]:

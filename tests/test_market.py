@@ -209,7 +209,7 @@ def test_a_recording_cannot_be_changed():
     venue = RecordedMarket(small_recording())
     assert not venue.executes
     with pytest.raises(MarketError, match="cannot be changed"):
-        asyncio.run(venue.execute(venue.vault, [], [], []))
+        asyncio.run(venue.execute(None))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_executions_neither_make_nor_lose_tokens():
             nonlocal minted, closed
             head = (await venue.head()).number
             was = await venue.snapshot(vault, head + 1)
-            done = await venue.execute(vault, *plan)
+            done = await venue.rebalance(vault, *plan)
             assert (done.block, done.vault, done.keep) == (head + 1, vault, tuple(plan[0]))
             assert await venue.snapshot(vault, head + 1) == was  # before the block's first event, still
             pairs = zip(done.before, done.released, done.fees, done.paid, done.after, strict=True)
@@ -326,7 +326,7 @@ def test_an_execution_acts_before_the_other_events_of_the_next_block():
         base = (await venue.snapshot("one", FIRST_BLOCK + 1001)).tick // 10 * 10
         (position,) = (await venue.snapshot("one", FIRST_BLOCK + 1001)).vault
         ticks = position.tick_lower, position.tick_upper
-        await venue.execute("one", [], [ticks], [(base - 100, base + 100, 10**30, 10**30)])
+        await venue.rebalance("one", [], [ticks], [(base - 100, base + 100, 10**30, 10**30)])
         with pytest.raises(MarketError, match="above the head"):
             await venue.events(FIRST_BLOCK + 1001, FIRST_BLOCK + 1001)
         async with venue.participant():
@@ -348,7 +348,7 @@ def test_an_execution_waits_for_all_events_up_to_the_head_whether_asked_for_or_n
     async def check():
         asked, unasked = at(700), at(700)
         ticks = [(p.tick_lower, p.tick_upper) for p in (await asked.snapshot("two", FIRST_BLOCK + 701)).vault]
-        assert await unasked.execute("two", [], ticks, []) == await asked.execute("two", [], ticks, [])
+        assert await unasked.rebalance("two", [], ticks, []) == await asked.rebalance("two", [], ticks, [])
 
     asyncio.run(check())
 
@@ -370,12 +370,12 @@ def test_a_plan_that_does_not_fit_the_vault_is_refused_and_changes_nothing():
             ([], [ticks], [(0, 10, -1, 1)]),
         ):
             with pytest.raises(MarketError, match=r"vault 'one' holds|mint "):
-                await venue.execute("one", keep, close, mint)
+                await venue.rebalance("one", keep, close, mint)
         with pytest.raises(MarketError, match="'three'"):
-            await venue.execute("three", [], [], [])
+            await venue.rebalance("three", [], [], [])
         assert state(venue._pool, venue._pool.positions) == before
         assert not venue.executions
-        await venue.execute("one", [ticks], [], [])
+        await venue.rebalance("one", [ticks], [], [])
         assert await venue.snapshot("one", FIRST_BLOCK + 101) == snapshot
 
     asyncio.run(check())
@@ -383,7 +383,7 @@ def test_a_plan_that_does_not_fit_the_vault_is_refused_and_changes_nothing():
 
 def test_a_restart_with_the_executions_takes_the_same_course():
     first = ModelMarket(7, VAULTS)
-    asyncio.run(live(first, 2, FIRST_BLOCK + 3000, lambda vault, plan: first.execute(vault, *plan)))
+    asyncio.run(live(first, 2, FIRST_BLOCK + 3000, lambda vault, plan: first.rebalance(vault, *plan)))
     reference = everything(first)
     assert digest(reference) != digest(everything(at(3000)))
     plain = [Execution(done.block, done.vault, done.keep, done.close, done.mint) for done in first.executions]
@@ -396,11 +396,11 @@ def test_a_restart_with_the_executions_takes_the_same_course():
 
 def test_a_restart_in_the_middle_goes_on_as_if_there_had_been_none():
     whole = ModelMarket(7, VAULTS)
-    asyncio.run(live(whole, 3, FIRST_BLOCK + 1500, lambda vault, plan: whole.execute(vault, *plan)))
+    asyncio.run(live(whole, 3, FIRST_BLOCK + 1500, lambda vault, plan: whole.rebalance(vault, *plan)))
     done = [replace(execution) for execution in whole.executions]
-    asyncio.run(live(whole, 4, FIRST_BLOCK + 3000, lambda vault, plan: whole.execute(vault, *plan)))
+    asyncio.run(live(whole, 4, FIRST_BLOCK + 3000, lambda vault, plan: whole.rebalance(vault, *plan)))
     resumed = at(1500, executions=done)
-    asyncio.run(live(resumed, 4, FIRST_BLOCK + 3000, lambda vault, plan: resumed.execute(vault, *plan)))
+    asyncio.run(live(resumed, 4, FIRST_BLOCK + 3000, lambda vault, plan: resumed.rebalance(vault, *plan)))
     assert everything(resumed) == everything(whole)
     assert resumed.executions == whole.executions
 
@@ -417,7 +417,7 @@ def test_rounds_side_by_side_that_execute_take_the_same_course_every_time():
                     plan = random_plan(rng, await venue.snapshot(vault, head + 1))
                     for _ in range(rng.randint(0, 5)):
                         await asyncio.sleep(0)  # a miner thinks
-                    assert (await venue.execute(vault, *plan)).block == head + 1
+                    assert (await venue.rebalance(vault, *plan)).block == head + 1
 
         await asyncio.gather(round_("one", 37), round_("two", 53))
         return await venue.events(FIRST_BLOCK, FIRST_BLOCK + 1500)
