@@ -132,7 +132,7 @@ class ModelMarket(InMemoryMarket):
         close: Iterable[tuple[int, int]],
         mint: Iterable[tuple[int, int, int, int]],
     ) -> Execution:
-        """`execute` for a plan: ranges to keep, to close, and to mint with the most of each token. Raises `MarketError`."""
+        """A plan: ranges to keep, to close, and to mint with the most of each token. Raises `MarketError`."""
         self._grow(self._clock.head)
         self._begin(self._made + 1)
         return self._run(Execution(self._begun, vault, tuple(keep), tuple(close), tuple(mint)))
