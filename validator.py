@@ -37,9 +37,9 @@ from chain import BLOCK_SECONDS, Chain, ChainError
 from evidence import EvidenceError, audit, judge, kept, seal
 from evidence import read as read_evidence
 from local import block_at
-from market import Block, Market, MarketEnded, MarketError
+from market import Block, Market, MarketEnded, MarketError, MarketGap
 from notify import AlertRules, Notifier, add_notify_options, day_before, summary_due
-from orders import Order
+from orders import EXECUTION_SECONDS, Order
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,
@@ -69,7 +69,6 @@ from wire import Reply, WireError, ask, client_session, local_keypair
 DAY_SECONDS = 86_400
 LOCAL_HOST = "127.0.0.1"
 KEEP_DAYS = 30  # of evidence: what can be audited
-EXECUTION_SECONDS = 60  # from a live ask's deadline until its transaction must be in a block, chain time
 SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
 log = logging.getLogger("validator")
 
@@ -283,6 +282,8 @@ class Validator:
                 try:
                     if await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
                         await play(job, round_id, start)
+                except MarketGap as error:
+                    await self._void(round_id, Code.VOID_GAP, str(error))
                 except (MarketEnded, MarketError, ChainError) as error:
                     await self._void(round_id, Code.VOID_INTERRUPTED, str(error))
                 except _Contradiction as error:
@@ -340,15 +341,15 @@ class Validator:
 
         # observe
         head = await market.head()
-        if not stored and head.time >= start - FIRST_ASK_DEADLINE_SECONDS:  # who is asked now would know the opening
-            return await self._void(round_id, Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
+        if not stored and (too_late := await self._too_late(head, start)):
+            return await self._void(round_id, Code.VOID_INTERRUPTED, too_late)
         peers = {peer.hotkey: peer for peer in await self._peers()}
 
         # ask
         if not stored:
             shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
             query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
-            said = await self._ask_all(dict.fromkeys(peers, query), peers, self._patience(query.deadline - head.time))
+            said = await self._ask_all(dict.fromkeys(peers, query), peers, await self._patience(query.deadline))
         await market.reach_time(start)
         opening = await market.first_block_at(start)
         if not stored:
@@ -380,7 +381,7 @@ class Validator:
         try:
             while True:
                 due += job.settings.checkpoint_blocks
-                head = await self._reach(due, end)
+                head = await market.reach_first(due, end)
                 if head.time >= end:
                     break
                 fed = await self._feed(game, fed, head.number)
@@ -423,12 +424,6 @@ class Validator:
         asked = {ask.hotkey: (ask.code, ask.detail) for ask in first.values()}
         await self._show(job, round_id, result, asked, playing.missed)
 
-    async def _reach(self, due: int, end: int) -> Block:
-        """Wait for a block, or for the close where the market knows that it comes first; returns the head."""
-        with suppress(MarketEnded, MarketError):
-            due = min(due, (await self.market.first_block_at(end)).number)
-        return await self.market.reach(due)
-
     async def _feed(self, game: Round, first: int, last: int) -> int:
         """Give the round the events of some blocks, and keep them; returns the next block."""
         events = await self.market.events(first, last)
@@ -441,7 +436,8 @@ class Validator:
 
     async def _checkpoint(self, playing: _Playing, due: int, head: Block, queries: dict[str, RebalanceQuery]) -> None:
         """Ask these miners about their own books; the answers wait in `playing` for their block."""
-        round_id, patience = playing.round_id, self._patience(playing.start + playing.job.round_seconds - head.time)
+        round_id, end = playing.round_id, playing.start + playing.job.round_seconds
+        patience = await self._patience(min(head.time + ASK_SECONDS, end))
 
         async def one(hotkey: str, query: RebalanceQuery) -> None:
             try:
@@ -463,14 +459,13 @@ class Validator:
             hotkey = next(iter(stored[min(stored)]))
         else:
             hotkey = await self.store.last_winner(job.job_id, head.time)
-            if not market.executes:
-                return await self._void(round_id, Code.LIVE_READ_ONLY_MARKET, "what happened has happened")
+            if detail := market.read_only or await self._unfit_for_live(job):
+                return await self._void(round_id, Code.LIVE_READ_ONLY_MARKET, detail)
             if not hotkey:
                 detail = "no evaluation has finished with a winner yet"
                 return await self._void(round_id, Code.LIVE_NO_WINNER, detail)
-            if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:
-                detail = f"block {head.number} came too late to ask"
-                return await self._void(round_id, Code.VOID_INTERRUPTED, detail)
+            if too_late := await self._too_late(head, start):
+                return await self._void(round_id, Code.VOID_INTERRUPTED, too_late)
             days = await self.store.days(job.job_id, hotkey, head.time)
             eligible, count = scoring.live_eligible(days, head.time // DAY_SECONDS)
             if not eligible:
@@ -486,7 +481,7 @@ class Validator:
                 return await self._void(round_id, Code.LIVE_WINNER_GONE, detail)
             shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
             query = await self._query(job, round_id, "live", start, shown, head, 0)
-            said = await self._ask_all({hotkey: query}, peers, self._patience(query.deadline - head.time))
+            said = await self._ask_all({hotkey: query}, peers, await self._patience(query.deadline))
         await market.reach_time(start)
 
         # simulate: here the market itself does
@@ -504,11 +499,11 @@ class Validator:
             snapshot = await market.snapshot(job.vault, opening.number)
             await self.store.open_window(round_id, self.pool, snapshot)
             decisions.append(_decision(ask))
-            changes += await self._execute(job, key, ask)
-        due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS
+            changes += await self._execute(key, ask)
+        due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS - market.settle_seconds
         while True:
             due += job.settings.checkpoint_blocks
-            head = await self._reach(due, next_ask)
+            head = await market.reach_first(due, next_ask)
             if head.time >= next_ask:  # who is asked from now on for the next round is shown this vault
                 break
             with self._listed(self._deciding, key):
@@ -516,14 +511,14 @@ class Validator:
                 if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
                     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
                     query = await self._query(job, round_id, "live", start, shown, head, changes)
-                    said = await self._ask_all({hotkey: query}, peers, self._patience(end - head.time))
+                    said = await self._ask_all({hotkey: query}, peers, await self._patience(query.deadline))
                     reply, code, detail, _ = said[hotkey]
                     acts = (await market.head()).number + 1
                     ask = _prediction(round_id, hotkey, due, query, reply, *kept(code, detail), acts)
                     await self.store.add_predictions([ask])
                 if ask and ask.code is Code.ACCEPTED:
                     decisions.append(_decision(ask))
-                    changes += await self._execute(job, key, ask)
+                    changes += await self._execute(key, ask)
                 elif ask:
                     missed.append(ask.detail)
 
@@ -546,7 +541,16 @@ class Validator:
         await self._finish(round_id, result, close.number, 1, standings, close.time // DAY_SECONDS)
         await self._show(job, round_id, result, {}, {hotkey: missed} if missed else {})
 
-    async def _execute(self, job: Job, key: tuple, ask: Prediction) -> bool:
+    async def _unfit_for_live(self, job: Job) -> str:
+        """Why a job has no live rounds although the market could execute; empty if it has."""
+        needed = FIRST_ASK_LEAD_SECONDS + self.market.settle_seconds
+        if job.round_seconds < needed:
+            return f"rounds of {job.round_seconds} s end before a decision is settled, which takes up to {needed} s"
+        same = [other for other in await self.store.jobs() if other.active and other.live and other.vault == job.vault]
+        manager = min((other.job_id for other in same), default=job.job_id)
+        return "" if manager == job.job_id else f"job {manager} manages this vault"
+
+    async def _execute(self, key: tuple, ask: Prediction) -> bool:
         """Carry an answer out on the market, unless it changes nothing or was carried out; returns if it changes."""
         if self.market.full_speed:  # in one order within a block, once all that woke with it have listed themselves
             await asyncio.sleep(0)
@@ -603,19 +607,29 @@ class Validator:
         said = await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
         return dict(zip(queries, said, strict=True))
 
-    def _patience(self, market_seconds: int) -> float:
-        """How many real seconds an answer may take that is of use for so much market time."""
-        return ASK_SECONDS if self.market.full_speed else min(ASK_SECONDS, market_seconds / self.options.pace)
+    async def _too_late(self, head: Block, start: int) -> str:
+        """Why a round can not begin any more; who is asked from then on could know the opening."""
+        late = await self.market.now() >= start - FIRST_ASK_DEADLINE_SECONDS
+        return f"block {head.number} came too late to ask" if late else ""
+
+    async def _patience(self, until: int) -> float:
+        """How many real seconds an answer may take that must be there at this market time."""
+        if self.market.full_speed:
+            return ASK_SECONDS
+        return min(ASK_SECONDS, max(0, until - await self.market.now()) / self.options.pace)
 
     async def _effective_block(self, asked: Block) -> int:
         """The first block above the head whose time is later than the arrival of an answer that came now."""
-        if not (self.market.full_speed and self.options.latency_seconds):
-            return (await self.market.head()).number + 1
+        market = self.market
+        if market.full_speed and not self.options.latency_seconds:
+            return (await market.head()).number + 1
+        arrived = asked.time + self.options.latency_seconds if market.full_speed else await market.now()
         try:
-            late = await self.market.first_block_at(asked.time + self.options.latency_seconds + 1)
+            if not market.full_speed:  # on a chain that block is not there yet
+                await market.reach_time(arrived + 1)
+            return max(asked.number + 1, (await market.first_block_at(arrived + 1)).number)
         except MarketEnded:
             return sys.maxsize
-        return max(asked.number + 1, late.number)
 
     # -- weights
 
@@ -743,7 +757,7 @@ def _order(ask: Prediction) -> Order:
         block_number=query.block_number,
         sqrt_price_x96=query.sqrt_price_x96,
         tick=query.tick,
-        deadline=query.deadline + EXECUTION_SECONDS,
+        deadline=max(query.deadline, query.window_start_time) + EXECUTION_SECONDS,
     )
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import orders
 from contracts import (
     NamedToken,
     TokenPosition,
@@ -29,14 +31,16 @@ from contracts import (
     snapshot_of,
 )
 from follower import CONFIRMATIONS, SCHEMA, Follower
-from market import Block, Execution, MarketError
-from orders import Order
-from protocol import MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
+from market import Block, Execution, MarketError, MarketGap, Sent
+from orders import EXECUTION_SECONDS, Bot, Order
+from protocol import ASK_SECONDS, MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
 from recording import Event, Snapshot, VaultPosition
+from rounds import plan
 from rpc import RpcError, open_rpc
 from store import connect
 
 POLL_SECONDS = 1.0
+REPORT_SECONDS = 60.0  # past an order's deadline: until its bot must know how it ended
 
 
 class Web3Market:
@@ -47,12 +51,14 @@ class Web3Market:
     in the same range; all others belong to whom the pool names, mostly the position manager.
     """
 
-    executes = False
+    settle_seconds = ASK_SECONDS + EXECUTION_SECONDS
     full_speed = False
 
-    def __init__(self, follower: Follower):
+    def __init__(self, follower: Follower, clock: Callable[[], float] = time.time, bot: Bot | None = None):
         pair = self.pair = follower.contract.pair
         self._follower, self._rpc, self._contract = follower, follower.rpc, follower.contract
+        self._clock, self._bot = clock, bot
+        self.read_only = "" if bot else "no executor bot moves this vault; --executor-url names one"
         self.first = follower.first
         self.label = (
             f"Uniswap V3 pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {pair.fee / 10_000:g} %)"
@@ -73,6 +79,8 @@ class Web3Market:
         confirmations: int = CONFIRMATIONS,
         poll_seconds: float = POLL_SECONDS,
         following: bool = True,
+        clock: Callable[[], float] = time.time,
+        bot: Bot | None = None,
         **limits: float,
     ) -> AsyncIterator[Web3Market]:
         """Open a pool, and follow it in the background until the end.
@@ -87,6 +95,8 @@ class Web3Market:
             confirmations: how many blocks must stand on top of one before it is believed.
             poll_seconds: between two looks at the chain.
             following: whether to follow; else the caller calls `catch_up`.
+            clock: unix seconds; the chain's blocks follow it.
+            bot: who carries orders out; without one the market is read only.
             limits: see `rpc.Rpc`.
 
         Raises:
@@ -101,7 +111,7 @@ class Web3Market:
                 await follower.begin(first, {address(vault, "vault") for vault in vaults}, path)
             task = asyncio.create_task(follower.follow(poll_seconds)) if following else None
             try:
-                yield cls(follower)
+                yield cls(follower, clock, bot)
             finally:
                 if task:
                     task.cancel()
@@ -112,6 +122,9 @@ class Web3Market:
 
     async def head(self) -> Block:
         return self._follower.tip.block
+
+    async def now(self) -> int:
+        return int(self._clock())
 
     async def block(self, number: int) -> Block:
         if number > self._follower.tip.block.number:
@@ -133,13 +146,17 @@ class Web3Market:
         return high if low.time < time_seconds else low
 
     async def reach(self, number: int) -> Block:
-        async with self._follower.moved:
-            await self._follower.moved.wait_for(lambda: self._follower.tip.block.number >= number)
-        return self._follower.tip.block
+        return await self._until(lambda head: head.number >= number)
 
     async def reach_time(self, time_seconds: int) -> Block:
+        return await self._until(lambda head: head.time >= time_seconds)
+
+    async def reach_first(self, number: int, time_seconds: int) -> Block:
+        return await self._until(lambda head: head.number >= number or head.time >= time_seconds)
+
+    async def _until(self, reached: Callable[[Block], bool]) -> Block:
         async with self._follower.moved:
-            await self._follower.moved.wait_for(lambda: self._follower.tip.block.time >= time_seconds)
+            await self._follower.moved.wait_for(lambda: reached(self._follower.tip.block))
         return self._follower.tip.block
 
     async def snapshot(self, vault: str, block: int) -> Snapshot:
@@ -179,10 +196,10 @@ class Web3Market:
             raise MarketError(f"block {first}: events of this pool were read from block {self.first + 1} on")
         for began, ended, reason in self._follower.gaps:
             if began <= last and first <= ended:
-                raise MarketError(f"the events of blocks {began} to {ended} could not be had: {reason}")
+                raise MarketGap(f"the events of blocks {began} to {ended} could not be had: {reason}")
         for began, ended in self._follower.replaced:
             if began < first <= ended + 1:
-                raise MarketError(f"blocks {began} to {ended} were replaced after they had been read (reorganisation)")
+                raise MarketGap(f"blocks {began} to {ended} were replaced after they had been read (reorganisation)")
         return await self._follower.events(first, last)
 
     @asynccontextmanager
@@ -190,7 +207,28 @@ class Web3Market:
         yield
 
     async def execute(self, order: Order) -> Execution:
-        raise MarketError(f"{self.label} is read only here")
+        """As every market's; waits until the order is final on the chain and its block has been read here."""
+        if not self._bot:
+            raise MarketError(f"{self.label} cannot be changed: {self.read_only}")
+        left = max(0.0, order.deadline - self._clock())
+        report = await orders.place(self._bot, order, left + REPORT_SECONDS)
+        if report.block:
+            await self.reach(report.block)
+        keep, close, mint = plan(order.shown, order.desired)
+        return Execution(
+            block=report.block or order.block_number + 1,
+            vault=order.vault,
+            keep=tuple(keep),
+            close=tuple(close),
+            mint=tuple(mint),
+            before=astuple(report.before),
+            released=astuple(report.released),
+            fees=astuple(report.fees),
+            paid=astuple(report.paid),
+            after=astuple(report.after),
+            minted=tuple(map(astuple, report.minted)),
+            sent=Sent(**{name: getattr(report, name) for name in Sent.__slots__}),
+        )
 
     async def uncollected(self, vault: str, block: int) -> dict[int, tuple[int, int]]:
         """What the contracts would pay for each of the vault's tokens if it collected after `block`, to the wei."""
