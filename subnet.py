@@ -3,8 +3,8 @@
     async with opened(options) as ground:
         await Validator(ground.store, ground.chain, ground.market, ...).work()
 
-Without a netuid that is a whole subnet on this machine; with one it is a real network, as far as this release goes: a
-market that was recorded or is invented pays nobody, so weights are computed and not sent.
+Without a netuid that is a whole subnet on this machine; with one it is a real network. The market is a recording, a pool
+of a real chain, or the model, in this order; on a real network one that was recorded or is invented pays nobody.
 Read next: `local.py` (the embedded chain), `chain.py` (the real one), `market.py`.
 """
 
@@ -26,12 +26,13 @@ from chain import BittensorChain, Chain, ChainError, NoSuchSubnet, Wallet, load_
 from local import LocalChain, block_at, reference_miners
 from market import Execution, Market, RecordedMarket
 from model import ModelMarket
+from orders import Bot
 from protocol import FIRST_ASK_LEAD_SECONDS, JobSettings
 from recording import read_recording
 from runtime import UserError, only_one
-from settings import is_local, read_password, settings_lines
+from settings import RealMarket, is_local, read_password, real_market, settings_lines
 from store import Job, Store
-from wire import local_keypair
+from wire import client_session, local_keypair
 
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
@@ -39,7 +40,13 @@ MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job ma
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
 RETRY_SECONDS = 30  # until a chain that did not answer at the start is dialed again
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
-OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # what --fresh removes
+OWN_FILES = (
+    "validator.*sqlite3*",
+    "chain.sqlite3*",
+    "pool.sqlite3*",
+    "receipts-*.sqlite3*",
+    "miner-*.log",
+)  # what --fresh removes
 
 log = logging.getLogger("subnet")
 
@@ -100,7 +107,10 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         if options.db:
             stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
         jobs = await store.jobs()
-        market = await open_market(options, store)
+        if real := real_market(options):
+            market = await enter(_open_chain(real, options, folder / "pool.sqlite3", jobs))
+        else:
+            market = await open_market(options, store)
         print(f"MARKET: {market.label}", flush=True)
         owner = {"market": market.label, "pool": market.pair.pool_address, "validator": keypair.ss58_address}
         for key, value in owner.items():
@@ -118,7 +128,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
                 )
             )
             await chain.register(keypair.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
-        for job in [] if jobs else _first_jobs(market, options.round_seconds):
+        for job in [] if jobs else _first_jobs(market, options.round_seconds, real and real.vault):
             await store.put_job(job)
         if local and not options.no_miners:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
@@ -211,6 +221,31 @@ async def open_market(options: argparse.Namespace, store: Store) -> Market:
     return await asyncio.to_thread(build, head=head, pace=options.pace)
 
 
+@asynccontextmanager
+async def _open_chain(
+    real: RealMarket, options: argparse.Namespace, path: Path, jobs: list[Job]
+) -> AsyncIterator[Market]:
+    """The pool of a real chain, with its executor bot if there is one."""
+    from web3market import Web3Market  # it needs web3, which takes seconds to import
+
+    options.pace = 1.0
+    bot = None
+    async with AsyncExitStack() as stack:
+        if real.executor_url:
+            bot = Bot(await stack.enter_async_context(client_session(0)), real.executor_url, real.executor_key.reveal())
+        yield await stack.enter_async_context(
+            Web3Market.open(
+                real.urls,
+                real.pool,
+                path,
+                vaults={real.vault, *(job.vault for job in jobs)},
+                manager=real.manager,
+                confirmations=real.confirmations,
+                bot=bot,
+            )
+        )
+
+
 def _execution_of(plain: dict) -> Execution:
     """The inverse of `store.to_json`: all but the vault's name are integers."""
 
@@ -220,11 +255,14 @@ def _execution_of(plain: dict) -> Execution:
     return Execution(**{name: value if name == "vault" else numbers(value) for name, value in plain.items()})
 
 
-def _first_jobs(market: Market, round_seconds: int) -> list[Job]:
-    """Two jobs on one pool with different aims, so that different miners win."""
+def _first_jobs(market: Market, round_seconds: int, real_vault: str | None) -> list[Job]:
+    """Two jobs on one pool with different aims, so that different miners win; a real vault is managed by one of them."""
     settings = {
         "balanced": JobSettings.for_target("Balanced", min_in_range=Decimal("0.5")),
         "pol": JobSettings.for_target("PoL"),
     }
-    recorded = getattr(market, "vault", None)
-    return [Job(job_id, recorded or MODEL_VAULTS[job_id], round_seconds, rules) for job_id, rules in settings.items()]
+    vault = real_vault or getattr(market, "vault", None)
+    return [
+        Job(job_id, vault or MODEL_VAULTS[job_id], round_seconds, rules, live=not real_vault or job_id == "pol")
+        for job_id, rules in settings.items()
+    ]

@@ -58,7 +58,7 @@ from recording import RecordingError, ReplayError
 from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, plan, play_live
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_limit, run
 from scoring import Standing
-from settings import add_chain_options, add_logging_options, parse_options
+from settings import add_chain_options, add_logging_options, add_market_options, parse_options
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError
 from subnet import REFERENCE_STRATEGIES, Ground, opened
@@ -777,9 +777,6 @@ def build_parser() -> argparse.ArgumentParser:
     market = parser.add_argument_group("market")
     market.add_argument("--events", metavar="PATH", help="replay this recording of a real pool instead of the model")
     market.add_argument(
-        "--vault", metavar="OWNER:LOWER:UPPER", help="a recorded position that is the vault (default: see README)"
-    )
-    market.add_argument(
         "--idle", type=_amounts, metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units"
     )
     market.add_argument("--seed", type=int, default=98, help="of the market model (default: 98)")
@@ -827,6 +824,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)",
     )
     status.add_options(local.add_argument, status.VALIDATOR_PORT)
+    add_market_options(parser)
     add_chain_options(parser)
     add_notify_options(parser)
     add_logging_options(parser)
