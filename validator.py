@@ -490,7 +490,7 @@ class Validator:
         await market.reach_time(start)
 
         # simulate: here the market itself does
-        key, decisions, missed, changes = (end, job.job_id), [], [], 0
+        key, missed, changes = (end, job.job_id), [], 0
         with self._listed(self._deciding, key):
             opening = await market.first_block_at(start)
             if not stored:
@@ -503,7 +503,6 @@ class Validator:
                 return await self._void(round_id, ask.code, f"{hotkey}: {ask.detail}", asked=1)
             snapshot = await market.snapshot(job.vault, opening.number)
             await self.store.open_window(round_id, self.pool, snapshot)
-            decisions.append(_decision(ask))
             changes += await self._execute(job, key, ask)
         due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS
         while True:
@@ -522,7 +521,6 @@ class Validator:
                     ask = _prediction(round_id, hotkey, due, query, reply, *kept(code, detail), acts)
                     await self.store.add_predictions([ask])
                 if ask and ask.code is Code.ACCEPTED:
-                    decisions.append(_decision(ask))
                     changes += await self._execute(job, key, ask)
                 elif ask:
                     missed.append(ask.detail)
@@ -533,8 +531,9 @@ class Validator:
         await self.store.add_events(self.pool, events)
 
         # score: from what the vault really holds at both ends
+        executions = tuple(await self.store.executions_of(round_id))
         result = await asyncio.to_thread(
-            play_live, LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, tuple(decisions))
+            play_live, LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, executions)
         )
         if result.detail or result.code is not Code.SCORED:
             log.warning("%s: %s, %s", round_id, result.code, result.detail)
