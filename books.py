@@ -156,7 +156,7 @@ class Tape:
             ReplayError, PoolError: the events are not this pool's, or some are missing.
         """
         for event in events:
-            if event.kind == "mint" and event.args[0] == self.snapshot.vault_owner:
+            if event.kind == "mint" and self.is_vaults(event.args[0]):
                 self.vault_keys.add(event.args[:3])
             if event.kind != "collect_protocol":  # what the protocol was owed before the snapshot nobody knows
                 apply_event(self.pool, event, self.vault_keys)
@@ -171,6 +171,10 @@ class Tape:
                 self._legs.clear()
             if event.kind == "swap":
                 self._stop(event.block)
+
+    def is_vaults(self, owner: str) -> bool:
+        """Whether positions of this owner are the vault's: on a chain `VAULT#TOKEN` is its second one in a range."""
+        return bool(self.snapshot.vault_owner) and owner.partition("#")[0] == self.snapshot.vault_owner
 
     def _follow_vault(self, event: Event) -> None:
         key, (amount0, amount1) = event.args[:3], event.args[-2:]
@@ -630,6 +634,27 @@ class Book:
         self.changes += 1
         self.history.append(self._signature(block))
         return True
+
+    def mirror(self, events: Iterable[Event], block: int) -> None:
+        """Walk to a block's first event and change as the vault did by its own; for the share in range, not for fees.
+
+        What the vault does acts before its block's first event, wherever in the block it stands.
+        """
+        held = {holding.key: holding.liquidity for holding in self.holdings}
+        for event in events:
+            if not (event.kind in ("mint", "burn", "collect") and self.tape.is_vaults(event.args[0])):
+                continue
+            if self._block < event.block and any(event.args[3:]):
+                self._count_blocks(event.block)
+            key, (amount0, amount1) = event.args[:3], event.args[-2:]
+            if event.kind == "mint":
+                self.idle0, self.idle1 = max(0, self.idle0 - amount0), max(0, self.idle1 - amount1)
+            else:
+                self.idle0, self.idle1 = self.idle0 + amount0, self.idle1 + amount1
+            if event.kind != "collect":
+                held[key] = held.get(key, 0) + (event.args[3] if event.kind == "mint" else -event.args[3])
+            self.holdings = [Holding(*key[1:], liquidity, key) for key, liquidity in held.items() if liquidity]
+        self._count_blocks(block)
 
     def _mintable(self, position: Position, price: int) -> int:
         """The liquidity that a desired position would get now; 0 if it would be skipped."""

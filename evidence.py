@@ -87,7 +87,7 @@ from recording import Event, ReplayError, Snapshot
 from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, plan, play, play_live
 from scoring import RULES_VERSION
 from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
-from store import execution_json, to_json
+from store import execution_of, to_json
 from wire import sign_statement, verify_answer, verify_statement
 
 FORMAT = "alm-round/1"
@@ -341,6 +341,7 @@ class _Parts:
     snapshot: Snapshot | None
     events: tuple[Event, ...]
     asks: list[_Ask]
+    executions: list[Execution]
 
     @property
     def live(self) -> bool:
@@ -376,8 +377,12 @@ def _parts(evidence: dict[str, Any]) -> _Parts:
             with _named(f"asks[{n}].answer"):
                 answer = decode(RebalanceAnswer, body, MAX_ANSWER_BYTES)
         asks.append(_Ask(f"asks[{n}]", ask, query, body, answer))
+    executions = []
+    for n, stored in enumerate(evidence["executions"]):
+        with _named(f"executions[{n}].execution"):
+            executions.append(execution_of(stored["execution"]))
     settings = from_plain(JobSettings, evidence["round"]["settings"], "round.settings")
-    return _Parts(evidence, evidence["round"], settings, snapshot, tuple(events), asks)
+    return _Parts(evidence, evidence["round"], settings, snapshot, tuple(events), asks, executions)
 
 
 def event_args(kind: str, args: list[str]) -> tuple:
@@ -703,7 +708,7 @@ def _check_executions(parts: _Parts) -> Iterator[str]:
         vault = ask.query.sn_liquidity_manager_address
         again = Execution(block, vault, keep, close, mint, before, released, fees, paid, tape.idle, minted)
         yield from _differences(f"executions[{n}].vault", stored["vault"], vault)
-        yield from _differences(f"executions[{n}].execution", stored["execution"], execution_json(again))
+        yield from _differences(f"executions[{n}].execution", stored["execution"], to_json(again))
         if block < acts:
             yield f"executions[{n}].block: {block}, the answer acts from {acts} on"
 
@@ -715,7 +720,7 @@ def _check_result(parts: _Parts) -> Iterator[str]:
     row, settings, close = parts.row, parts.settings, parts.row["close_block"]
     if parts.live:
         hotkey = parts.asks[0].hotkey if parts.asks else ""
-        result = play_live(LiveInputs(settings, parts.snapshot, close, parts.events, hotkey, parts.decisions))
+        result = play_live(LiveInputs(settings, parts.snapshot, close, parts.events, hotkey, tuple(parts.executions)))
     else:
         entrants = tuple(
             Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in parts.evidence["entrants"]

@@ -27,13 +27,14 @@ from pathlib import Path
 
 import aiosqlite
 
-from market import Execution
+from market import Execution, Sent
 from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, digest, encode
 from recording import Event, Snapshot
 from rounds import Entrant, RoundResult
 from scoring import Standing
 
 BUSY_TIMEOUT_SECONDS = 10
+ONLY_ON_A_CHAIN = ("sent", "gas")  # of an execution and of a line: left out where there is none, as before chains
 
 
 class StoreError(Exception):
@@ -517,8 +518,13 @@ class Store:
         async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "INSERT INTO live_executions VALUES (?, ?, ?, ?)",
-                (round_id, block, execution.vault, canonical(execution_json(execution)).decode()),
+                (round_id, block, execution.vault, canonical(to_json(execution)).decode()),
             )
+
+    async def executions_of(self, round_id: str) -> list[Execution]:
+        """What became of a round's decisions that change something, in order."""
+        rows = await self._rows("SELECT execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,))
+        return [execution_of(json.loads(row["execution"])) for row in rows]
 
     async def executions(self) -> list[dict]:
         """All live decisions carried out, in order: in one block by the round's end and job."""
@@ -911,15 +917,31 @@ def _inflated(blob: bytes) -> bytes:
 def to_json(value):
     """Result dataclasses as plain JSON: numbers as decimal strings, nested dataclasses as objects."""
     if is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        members = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {name: member for name, member in members.items() if member is not None or name not in ONLY_ON_A_CHAIN}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value if value is None or isinstance(value, (str, bool)) else str(value)
 
 
-def execution_json(execution: Execution) -> dict:
-    """As `to_json`; what was not sent to a chain says nothing of sending."""
-    return {name: value for name, value in to_json(execution).items() if name != "sent" or value}
+def execution_of(plain: dict) -> Execution:
+    """The inverse of `to_json`. Raises `ValueError` for what it does not write."""
+    try:
+        if sent := plain.get("sent"):
+            said = Code(sent["code"]), str(sent["detail"]), str(sent["transaction"])
+            sent = Sent(*said, *(int(sent[name]) for name in ("gas_used", "gas_wei", "gas0", "gas1")))
+        names = [field.name for field in fields(Execution) if field.name not in ("vault", "sent")]
+        members = {name: _integers(plain[name]) for name in names}
+        execution = Execution(vault=str(plain["vault"]), sent=sent, **members)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"not an execution: {type(error).__name__} {error}") from error
+    if to_json(execution) != plain:
+        raise ValueError("not spelt as executions are")
+    return execution
+
+
+def _integers(plain):
+    return tuple(map(_integers, plain)) if isinstance(plain, list) else int(plain)
 
 
 def build_parser() -> argparse.ArgumentParser:

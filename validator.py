@@ -55,7 +55,18 @@ from protocol import (
 )
 from receipts import issuing
 from recording import RecordingError, ReplayError
-from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, plan, play_live
+from rounds import (
+    PACE_BLOCKS,
+    Decision,
+    Entrant,
+    LiveInputs,
+    Round,
+    RoundResult,
+    build_query,
+    plan,
+    play_live,
+    was_carried_out,
+)
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_limit, run
 from scoring import Standing
 from settings import add_chain_options, add_logging_options, add_market_options, parse_options
@@ -485,7 +496,7 @@ class Validator:
         await market.reach_time(start)
 
         # simulate: here the market itself does
-        key, decisions, missed, changes = (end, job.job_id), [], [], 0
+        key, missed = (end, job.job_id), []
         with self._listed(self._deciding, key):
             opening = await market.first_block_at(start)
             if not stored:
@@ -498,8 +509,7 @@ class Validator:
                 return await self._void(round_id, ask.code, f"{hotkey}: {ask.detail}", asked=1)
             snapshot = await market.snapshot(job.vault, opening.number)
             await self.store.open_window(round_id, self.pool, snapshot)
-            decisions.append(_decision(ask))
-            changes += await self._execute(key, ask)
+            await self._execute(key, ask)
         due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS - market.settle_seconds
         while True:
             due += job.settings.checkpoint_blocks
@@ -510,6 +520,8 @@ class Validator:
                 ask = stored.get(due, {}).get(hotkey)
                 if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
                     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+                    done = [e for e in await self.store.executions_of(round_id) if was_carried_out(e)]
+                    changes = sum(execution.block <= head.number for execution in done)
                     query = await self._query(job, round_id, "live", start, shown, head, changes)
                     said = await self._ask_all({hotkey: query}, peers, await self._patience(query.deadline))
                     reply, code, detail, _ = said[hotkey]
@@ -517,8 +529,7 @@ class Validator:
                     ask = _prediction(round_id, hotkey, due, query, reply, *kept(code, detail), acts)
                     await self.store.add_predictions([ask])
                 if ask and ask.code is Code.ACCEPTED:
-                    decisions.append(_decision(ask))
-                    changes += await self._execute(key, ask)
+                    await self._execute(key, ask)
                 elif ask:
                     missed.append(ask.detail)
 
@@ -528,9 +539,10 @@ class Validator:
         await self.store.add_events(self.pool, events)
 
         # score: from what the vault really holds at both ends
-        result = await asyncio.to_thread(
-            play_live, LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, tuple(decisions))
-        )
+        executions = tuple(await self.store.executions_of(round_id))
+        closing = await market.snapshot(job.vault, close.number) if market.settle_seconds else None
+        inputs = LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, executions, closing)
+        result = await asyncio.to_thread(play_live, inputs)
         if result.detail or result.code is not Code.SCORED:
             log.warning("%s: %s, %s", round_id, result.code, result.detail)
 
@@ -550,19 +562,28 @@ class Validator:
         manager = min((other.job_id for other in same), default=job.job_id)
         return "" if manager == job.job_id else f"job {manager} manages this vault"
 
-    async def _execute(self, key: tuple, ask: Prediction) -> bool:
-        """Carry an answer out on the market, unless it changes nothing or was carried out; returns if it changes."""
+    async def _execute(self, key: tuple, ask: Prediction) -> None:
+        """Carry an answer out on the market, unless it changes nothing or was carried out before a crash.
+
+        What failed is noted too, and the round goes on with what the vault really has. Raises `MarketError` where
+        nobody says how it ended: then nobody can say any more whose the vault's changes are.
+        """
         if self.market.full_speed:  # in one order within a block, once all that woke with it have listed themselves
             await asyncio.sleep(0)
             await self._turn(key, self._deciding)
         order = _order(ask)
         _, close, mint = plan(order.shown, order.desired)
-        if not close and not mint:
-            return False
-        if not await self.store.was_executed(ask.round_id, ask.effective_block):
-            execution = await self.market.execute(order)
-            await self.store.add_execution(ask.round_id, ask.effective_block, execution)
-        return True
+        if not (close or mint) or await self.store.was_executed(ask.round_id, ask.effective_block):
+            return
+        execution = await self.market.execute(order)
+        await self.store.add_execution(ask.round_id, ask.effective_block, execution)
+        if not was_carried_out(execution):
+            code, detail = execution.sent.code, execution.sent.detail
+            log.warning(
+                "%s: the decision at block %d was not carried out: %s, %s", ask.round_id, ask.due_block, code, detail
+            )
+            if code == Code.EXECUTION_UNKNOWN:
+                raise MarketError(f"the executor bot does not say what became of a decision: {detail}")
 
     # -- asking
 

@@ -33,7 +33,7 @@ from contracts import (
 from follower import CONFIRMATIONS, SCHEMA, Follower
 from market import Block, Execution, MarketError, MarketGap, Sent
 from orders import EXECUTION_SECONDS, Bot, Order
-from protocol import ASK_SECONDS, MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
+from protocol import ASK_SECONDS, MAX_QUERY_BYTES, Code, RebalanceQuery, decode, from_plain
 from recording import Event, Snapshot, VaultPosition
 from rounds import plan
 from rpc import RpcError, open_rpc
@@ -227,7 +227,7 @@ class Web3Market:
             paid=astuple(report.paid),
             after=astuple(report.after),
             minted=tuple(map(astuple, report.minted)),
-            sent=Sent(**{name: getattr(report, name) for name in Sent.__slots__}),
+            sent=Sent(Code(report.code), *(getattr(report, name) for name in Sent.__slots__[1:])),
         )
 
     async def uncollected(self, vault: str, block: int) -> dict[int, tuple[int, int]]:

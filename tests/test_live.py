@@ -41,12 +41,12 @@ BLOCK_SECONDS = 2
 ROUND_SECONDS = 300
 LEAD_SECONDS = 100  # before the first round's start, when the validator comes up
 DAY = 86_400
-MOVER = '''
+MOVER = """
 def propose(query):
     step = query.tick_spacing * (20 + query.block_number % 5 * 8)
     middle = query.tick // query.tick_spacing * query.tick_spacing
     return [Position(middle - step, middle + step, *query.holdings())]
-'''
+"""
 
 
 class Street:
