@@ -10,32 +10,34 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 
-import aiohttp
 import anvil
 import pytest
-from anvil import ETHER
-from subnets import hotkey_of, rows, stored_lines, wait_for, write
+from subnets import ROOT, a_job, hotkey_of, rows, standings, stored_lines, stored_standings, wait_for, write
+from web3 import Account
 
 from contracts import BALANCE_OF
 from evidence import audit
 from local import LocalChain
 from orders import Bot
-from protocol import JobSettings
 from sim import amounts_of, sqrt_ratio_at_tick
-from store import Job, Store
+from store import Store
 from validator import Validator, build_parser
 from web3market import Web3Market, audit_chain
 from wire import client_session, local_keypair
 
+ETHER = 10**18
+MNEMONIC = "test test test test test test test test test test test junk"  # of every development chain of this kind
 PACE = 20  # chain seconds per second
 BLOCK_SECONDS = 2
 ROUND_SECONDS = 300
@@ -59,6 +61,10 @@ class Street:
     def __init__(self, chain: anvil.Chain, seed: int):
         self.chain, self.rng, self.uniswap = chain, Random(seed), anvil.Uniswap(chain, 3000, 60)
         self.vault = chain.accounts[1]
+        Account.enable_unaudited_hdwallet_features()
+        account = Account.from_mnemonic(MNEMONIC, account_path="m/44'/60'/0'/0/1")
+        assert account.address.lower() == self.vault
+        self.key = account.key.hex()
         self.uniswap.mint_direct(-12_000, 12_000, 100 * ETHER)
         self.uniswap.send(self.uniswap.address, "increaseObservationCardinalityNext(uint16)", 400)
         self.uniswap.mint(self.vault, -1200, 900, ETHER, ETHER)
@@ -86,7 +92,226 @@ class Street:
             await asyncio.to_thread(self.block)
             await asyncio.sleep(max(0.0, began + BLOCK_SECONDS / PACE - time.monotonic()))
 
+    def market(self, path: Path, **options) -> AbstractAsyncContextManager[Web3Market]:
+        options = {"vaults": [self.vault], "manager": self.uniswap.manager, "confirmations": 0} | options
+        return Web3Market.open([self.chain.url], self.uniswap.address, path, **options)
+
     def balances(self, block: str = "latest") -> tuple[int, int]:
         tokens = self.uniswap.token0, self.uniswap.token1
         _, (call, _) = BALANCE_OF.call("", "", self.vault)
         return tuple(int(self.chain.rpc("eth_call", call | {"to": token}, block), 16) for token in tokens)
+
+
+class Subprocesses:
+    """Programs that end with the test, their output in files."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.running = folder, []
+
+    def start(self, name: str, *command: object) -> subprocess.Popen:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "NETUID": "", "EXECUTOR_API_KEY": ""},
+            )
+        self.running.append(process)
+        return process
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+
+@contextmanager
+def subprocesses(folder: Path) -> Iterator[Subprocesses]:
+    programs = Subprocesses(folder)
+    try:
+        yield programs
+    finally:
+        for process in programs.running:
+            process.kill()
+            process.wait()
+        for log in sorted(folder.glob("*.log")):  # pytest shows them where a test fails
+            print(f"--- {log.name}\n{log.read_text()[-4000:]}")
+
+
+@contextmanager
+def executor(programs: Subprocesses, street: Street) -> Iterator[str]:
+    """The bot with the vault's key, live; yields its address."""
+    folder, common = programs.folder, ["--rpc", street.chain.url, "--pool", street.uniswap.address]
+    common += ["--manager", street.uniswap.manager, "--dir", folder]
+    for name, text in (("vault.key", street.key), ("api.key", API_KEY)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o600)
+    common += ["--key-file", folder / "vault.key"]
+    approving = programs.start("approve", "executor.py", "approve", *common, "--yes")
+    while approving.poll() is None:
+        street.block()
+        time.sleep(0.05)
+    assert approving.wait() == 0, programs.said("approve")
+    serving = ["--api-key-file", folder / "api.key", "--port", 0, "--live", "--average-ticks", 2000]
+    process = programs.start("executor", "executor.py", "serve", *common, *serving)
+    found = wait_for("the executor", lambda: re.search(r"http://[\d.]+:\d+", programs.said("executor")), process)
+    yield found[0]
+
+
+def a_miner(programs: Subprocesses, name: str, propose: str) -> None:
+    """As the README says: `miner.py` copied, `propose` changed, started beside the validator."""
+    text = (ROOT / "miner.py").read_text()
+    begin, end = text.index("def propose("), text.index("\n# ====", text.index("def propose("))
+    copied = programs.folder / f"{name}_miner.py"
+    copied.write_text(text[:begin] + propose.strip() + "\n\n" + text[end:])
+    programs.start(name, copied, "--name", name, "--dir", programs.folder, "--port", 0, "--status-port", 0)
+
+
+async def live_rounds(folder: Path, street: Street, programs: Subprocesses, bot_url: str, count: int) -> Validator:
+    """A validator that plays until so many live rounds have ended, beside trade in every block."""
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        store, session = await enter(Store.open(folder / "validator.sqlite3")), await enter(client_session(0))
+        market = await enter(
+            street.market(
+                folder / "pool.sqlite3",
+                confirmations=2,
+                poll_seconds=0.05,
+                clock=lambda: street.time,
+                bot=Bot(session, bot_url, API_KEY),
+            )
+        )
+        key = local_keypair("validator-hotkey")
+        wallet = key.ss58_address, local_keypair("validator-coldkey").ss58_address
+        chain = await enter(LocalChain.open(folder / "chain.sqlite3", *wallet, clock=time.time))
+        await chain.register(*wallet, 100_000 * 10**9)
+        for what, value in (("market", market.label), ("pool", market.pair.pool_address), ("validator", wallet[0])):
+            await store.claim(what, value)
+        await store.put_job(replace(a_job(live=True, round_seconds=ROUND_SECONDS, **RULES), vault=street.vault))
+        for name, propose in (("mover", MOVER), ("keeper", KEEPER)):
+            a_miner(programs, name, propose)
+        await asyncio.to_thread(
+            wait_for, "both miners", lambda: len(rows(folder / "chain.sqlite3", REGISTERED)) == 2, programs.running[-1]
+        )
+        await asyncio.to_thread(_ranked_before, folder, street)
+        validator = Validator(store, chain, market, session, key, build_parser().parse_args([f"--pace={PACE}"]), {})
+        trading, working = asyncio.create_task(street.run()), asyncio.create_task(validator.work())
+        try:
+            async with asyncio.timeout(300):
+                while len(rows(folder / "validator.sqlite3", ENDED_LIVE)) < count:
+                    await asyncio.wait([trading, working], timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
+                    for task in (trading, working):
+                        if task.done():
+                            task.result()
+        finally:
+            for task in (working, trading):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        return validator
+
+
+def _ranked_before(folder: Path, street: Street) -> None:
+    """Both miners were ranked on each of the six days before: that is tested in `test_eligibility.py`, by the clock."""
+    for name in ("mover", "keeper"):
+        for day in range(1, 7):
+            at = street.time - day * DAY
+            sql = "INSERT INTO miner_participation VALUES ('job', ?, ?, ?)"
+            write(folder / "validator.sqlite3", sql, hotkey_of(name), at // DAY, at)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory, missing):
+    """Two live rounds; the street as they left it, and their folder."""
+    if anvil.missing():
+        missing(anvil.missing())
+    folder = tmp_path_factory.mktemp("live")
+    with anvil.Chain() as chain, subprocesses(folder) as programs:
+        street = Street(chain, seed=3)
+        street.warm_up()
+        with executor(programs, street) as bot_url:
+            street.warm_up()
+            asyncio.run(live_rounds(folder, street, programs, bot_url, 2))
+            yield folder, street, programs
+
+
+def scored_rounds(folder: Path) -> list[str]:
+    sql = "SELECT round_id FROM rounds WHERE round_type = 'live' AND code = 'scored' ORDER BY start_time"
+    return [round_id for (round_id,) in rows(folder / "validator.sqlite3", sql)]
+
+
+def executions(folder: Path, round_id: str) -> list[dict]:
+    sql = "SELECT execution FROM live_executions WHERE round_id = ? ORDER BY block"
+    return [json.loads(text) for (text,) in rows(folder / "validator.sqlite3", sql, round_id)]
+
+
+async def on_chain(street: Street, folder: Path, block: int) -> tuple[int, int]:
+    """All that the vault has after a block, as the contracts say: balances, what burning would release, and fees."""
+    async with street.market(folder / f"after-{block}.sqlite3", first=block - 1, following=False) as market:
+        await market.catch_up(block)
+        snapshot = await market.snapshot(street.vault, block + 1)
+        owed = (await market.uncollected(street.vault, block)).values()
+    have = list(street.balances(hex(block)))
+    for position in snapshot.vault:
+        bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+        released = amounts_of(position.liquidity, snapshot.sqrt_price_x96, *bounds, round_up=False)
+        have = [a + b for a, b in zip(have, released, strict=True)]
+    return have[0] + sum(fees[0] for fees in owed), have[1] + sum(fees[1] for fees in owed)
+
+
+def test_what_the_vault_has_on_chain_at_the_close_is_what_was_recorded_to_the_wei(played):
+    folder, street, _ = played
+    rounds = scored_rounds(folder)
+    assert len(rounds) == 2
+    for round_id in rounds:
+        [(close,)] = rows(folder / "validator.sqlite3", "SELECT close_block FROM rounds WHERE round_id = ?", round_id)
+        outcome = stored_lines(folder / "validator.sqlite3", round_id)[hotkey_of("mover")]["outcome"]
+        recorded = tuple(int(outcome[f"final{n}"]) + int(outcome[f"fees{n}"]) for n in (0, 1))
+        assert asyncio.run(on_chain(street, folder, close - 1)) == recorded
+
+
+def test_each_decision_is_on_the_chain_once_with_its_gas_and_what_was_there_before_and_after(played):
+    folder, street, _ = played
+    done = [execution for round_id in scored_rounds(folder) for execution in executions(folder, round_id)]
+    assert len(done) >= 4 and {execution["sent"]["code"] for execution in done} == {"executed"}
+    assert len({execution["sent"]["transaction"] for execution in done}) == len(done)
+    for execution in done:
+        receipt = street.chain.receipt(execution["sent"]["transaction"])
+        assert (receipt["from"], int(receipt["blockNumber"], 16)) == (street.vault, int(execution["block"]))
+        wei = int(receipt["gasUsed"], 16) * int(receipt["effectiveGasPrice"], 16)
+        assert [execution["sent"][name] for name in ("gas_wei", "gas0", "gas1")] == [str(wei), str(wei), "0"]
+        assert street.balances(receipt["blockNumber"]) == tuple(map(int, execution["after"]))
+        before, released, fees, paid, after = (
+            tuple(map(int, execution[name])) for name in ("before", "released", "fees", "paid", "after")
+        )
+        assert after == tuple(before[n] + released[n] + fees[n] - paid[n] for n in (0, 1))
+    approvals, first_mint = 2, 1
+    sent = int(street.chain.rpc("eth_getTransactionCount", street.vault, "latest"), 16)
+    assert sent == len(done) + approvals + first_mint + 2  # and two approvals in the world's own set-up
+
+
+def test_gas_is_a_cost_of_the_live_score_and_the_reputation_follows_from_it(played):
+    folder, _, _ = played
+    for round_id in scored_rounds(folder):
+        terms = stored_lines(folder / "validator.sqlite3", round_id)[hotkey_of("mover")]["terms"]
+        assert Decimal(terms["costs"]) > 0
+    [(lives,)] = rows(
+        folder / "validator.sqlite3", "SELECT lives FROM miner_scores WHERE hotkey = ?", hotkey_of("mover")
+    )
+    assert lives == 2
+    assert stored_standings(folder / "validator.sqlite3") == standings(folder / "validator.sqlite3")
+
+
+def test_every_round_can_be_recomputed_and_is_what_the_chain_has(played):
+    folder, street, _ = played
+
+    async def work() -> None:
+        async with Store.open(folder / "validator.sqlite3") as store:
+            finished = await store.finished()
+            assert len(finished) >= 5
+            for round_id in finished:
+                evidence = await store.evidence(round_id)
+                assert audit(evidence) == []
+                if evidence["round"]["code"] == "scored":
+                    assert await audit_chain(evidence, [street.chain.url], street.uniswap.manager) == []
+
+    asyncio.run(work())
