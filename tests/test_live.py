@@ -43,6 +43,14 @@ BLOCK_SECONDS = 2
 ROUND_SECONDS = 300
 LEAD_SECONDS = 100  # before the first round's start, when the validator comes up
 DAY = 86_400
+RULES = {"target": "Balanced", "checkpoint_blocks": 40}
+API_KEY = "a key that only this test knows"
+REGISTERED = "SELECT 1 FROM neurons WHERE address != ''"
+ENDED_LIVE = "SELECT 1 FROM rounds WHERE round_type = 'live' AND code IN ('scored', 'live_foreign_transfer')"
+KEEPER = """
+def propose(query):
+    return list(query.current_positions)
+"""
 MOVER = """
 def propose(query):
     step = query.tick_spacing * (20 + query.block_number % 5 * 8)
