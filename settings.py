@@ -405,11 +405,17 @@ def read_password(options: argparse.Namespace) -> str | None:
     if name == "password":
         return options.password.reveal()
     if name == "password_file":
-        return _first_line(_read_private(Path(options.password_file).expanduser()), options.password_file)
+        return _first_line(read_private(Path(options.password_file).expanduser()), options.password_file)
     return _first_line(_output_of(options.password_command), "--password-command")
 
 
-def _read_private(path: Path) -> bytes:
+def read_private(path: Path, what: str = "password file") -> bytes:
+    """The first `MAX_PASSWORD_BYTES + 1` bytes of a file that nobody else may read.
+
+    Raises:
+        UserError: others may, or it cannot be read; contains none of it.
+    """
+
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
@@ -417,14 +423,15 @@ def _read_private(path: Path) -> bytes:
         with open(path, "rb", opener=opener) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
-                raise UserError(f"password file {path} is no regular file; use --password-command for anything else")
+                instead = "; use --password-command for anything else" if what == "password file" else ""
+                raise UserError(f"{what} {path} is no regular file{instead}")
             # systemd guards its credentials with an ACL, which shows as permission for the group
             by_systemd = os.environ.get("CREDENTIALS_DIRECTORY") == str(path.parent)
             if mode & 0o077 and not by_systemd:
-                raise UserError(f"password file {path} can be read by others; run: chmod 600 {path}")
+                raise UserError(f"{what} {path} can be read by others; run: chmod 600 {path}")
             return file.read(MAX_PASSWORD_BYTES + 1)
     except OSError as error:
-        raise UserError(f"password file {path}: {error.strerror}") from None
+        raise UserError(f"{what} {path}: {error.strerror}") from None
 
 
 def _output_of(command: str) -> bytes:
