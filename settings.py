@@ -531,7 +531,7 @@ def read_password(options: argparse.Namespace) -> str | None:
         case "password":
             return options.password.reveal()
         case "password_file":
-            return _first_line(_read_private(options.password_file, "password file"), options.password_file)
+            return _first_line(read_private(options.password_file, "password file"), options.password_file)
     return _first_line(_output_of(options.password_command), "--password-command")
 
 
@@ -547,7 +547,7 @@ def read_executor_key(options: argparse.Namespace) -> Secret | None:
     key, what = options.executor_key, "EXECUTOR_API_KEY"
     if name == "executor_key_file":
         what = options.executor_key_file
-        key = Secret(_first_line(_read_private(what, "key file"), what, "key"))
+        key = Secret(_first_line(read_private(what, "key file"), what, "key"))
     if not re.fullmatch(r"[!-~]+", key.reveal()):
         raise UserError(f"{what}: the key has a space or another character that an HTTP header cannot carry")
     return key
@@ -561,7 +561,12 @@ def _given(options: argparse.Namespace, *names: str) -> str | None:
     return given[0][1] if given else None
 
 
-def _read_private(name: str, what: str) -> bytes:
+def read_private(name: str | Path, what: str) -> bytes:
+    """The first `MAX_PASSWORD_BYTES + 1` bytes of a file that nobody else may read.
+
+    Raises:
+        UserError: others may, or it cannot be read; contains none of it.
+    """
     path = Path(name).expanduser()
 
     def opener(name: str, flags: int) -> int:
