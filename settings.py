@@ -332,7 +332,7 @@ def resolve(
         options.sources[setting.name] = source
     if hasattr(options, "netuid"):
         _settle_chain(options)
-    if hasattr(options, "rpc"):
+    if "executor_url" in options.sources:  # the bot itself names a chain too, in its own way
         _settle_market(options)
 
 
