@@ -46,7 +46,10 @@ DAY = 86_400
 RULES = {"target": "Balanced", "checkpoint_blocks": 40}
 API_KEY = "a key that only this test knows"
 REGISTERED = "SELECT 1 FROM neurons WHERE address != ''"
-ENDED_LIVE = "SELECT 1 FROM rounds WHERE round_type = 'live' AND code IN ('scored', 'live_foreign_transfer')"
+ENDED_LIVE = """
+    SELECT DISTINCT round_id FROM predictions JOIN rounds USING (round_id)
+    WHERE round_type = 'live' AND rounds.code IS NOT NULL
+"""
 KEEPER = """
 def propose(query):
     return list(query.current_positions)
@@ -161,8 +164,10 @@ def executor(programs: Subprocesses, street: Street) -> Iterator[str]:
     assert approving.wait() == 0, programs.said("approve")
     serving = ["--api-key-file", folder / "api.key", "--port", 0, "--live", "--average-ticks", 2000]
     process = programs.start("executor", "executor.py", "serve", *common, *serving)
-    found = wait_for("the executor", lambda: re.search(r"http://[\d.]+:\d+", programs.said("executor")), process)
-    yield found[0]
+    found = wait_for(
+        "the executor", lambda: re.search(r"Vault.*(http://[\d.]+:\d+)", programs.said("executor")), process
+    )
+    yield found[1]
 
 
 def a_miner(programs: Subprocesses, name: str, propose: str) -> None:
