@@ -1,6 +1,6 @@
 """Live rounds end to end, on Uniswap's own contracts: what the winner decides becomes real positions.
 
-A development chain runs on the loopback interface, twenty times as fast as ours; somebody trades in every block. Beside
+A development chain runs on the loopback interface, thirty times as fast as ours; somebody trades in every block. Beside
 it run a validator with evaluation and live rounds, two miners (`miner.py`, copied, with `propose` changed) and the
 executor bot, all over real HTTP. At the end the chain is asked what the vault has.
 """
@@ -38,9 +38,9 @@ from wire import client_session, local_keypair
 
 ETHER = 10**18
 MNEMONIC = "test test test test test test test test test test test junk"  # of every development chain of this kind
-PACE = 20  # chain seconds per second
+PACE = 30  # chain seconds per second
 BLOCK_SECONDS = 2
-ROUND_SECONDS = 300
+ROUND_SECONDS = 480
 LEAD_SECONDS = 100  # before the first round's start, when the validator comes up
 DAY = 86_400
 RULES = {"target": "Balanced", "checkpoint_blocks": 40}
@@ -85,7 +85,7 @@ class Street:
 
     def block(self, seconds: int = BLOCK_SECONDS) -> None:
         for _ in range(self.rng.randint(0, 2)):
-            self.uniswap.swap(self.rng.random() < 0.5, int(10 ** self.rng.uniform(15, 17.8)))
+            self.uniswap.swap(self.rng.random() < 0.5, int(10 ** self.rng.uniform(14, 16.8)))
         self.time += seconds
         self.chain.rpc("evm_setNextBlockTimestamp", self.time)
         self.chain.rpc("evm_mine")
@@ -96,6 +96,8 @@ class Street:
             self.block(20)
         start = -(-(self.time + LEAD_SECONDS + 1) // ROUND_SECONDS) * ROUND_SECONDS
         self.block(start - LEAD_SECONDS - self.time)
+        for _ in range(3):  # that are believed
+            self.block()
 
     async def run(self) -> None:
         while True:
