@@ -23,10 +23,21 @@ from random import Random
 
 import anvil
 import pytest
-from subnets import ROOT, a_job, hotkey_of, rows, standings, stored_lines, stored_standings, wait_for, write
+from subnets import (
+    DEADLINE_SECONDS,
+    ROOT,
+    a_job,
+    hotkey_of,
+    rows,
+    standings,
+    stored_lines,
+    stored_standings,
+    wait_for,
+    write,
+)
 from web3 import Account
 
-from contracts import BALANCE_OF
+from contracts import BALANCE_OF, TRANSFER
 from evidence import audit
 from local import LocalChain
 from orders import Bot
@@ -43,9 +54,11 @@ BLOCK_SECONDS = 2
 ROUND_SECONDS = 480
 LEAD_SECONDS = 100  # before the first round's start, when the validator comes up
 DAY = 86_400
-RULES = {"target": "Balanced", "checkpoint_blocks": 40}
+RULES = {"target": "MaxFees", "checkpoint_blocks": 40}
 API_KEY = "a key that only this test knows"
 REGISTERED = "SELECT 1 FROM neurons WHERE address != ''"
+WALLET = [local_keypair(f"validator-{kind}").ss58_address for kind in ("hotkey", "coldkey")]
+LIVE_ASKS = "SELECT 1 FROM predictions JOIN rounds USING (round_id) WHERE round_type = 'live'"
 ENDED_LIVE = """
     SELECT DISTINCT round_id FROM predictions JOIN rounds USING (round_id)
     WHERE round_type = 'live' AND rounds.code IS NOT NULL
@@ -79,6 +92,11 @@ class Street:
         self.uniswap.mint_direct(-12_000, 12_000, 100 * ETHER)
         self.uniswap.send(self.uniswap.address, "increaseObservationCardinalityNext(uint16)", 400)
         self.uniswap.mint(self.vault, -1200, 900, ETHER, ETHER)
+        chain.mine()
+        for token, has in zip((self.uniswap.token0, self.uniswap.token1), self.balances(), strict=True):
+            self.uniswap.send(
+                token, "transfer(address,uint256)", self.uniswap.boss, has - ETHER // 5, sender=self.vault
+            )
         chain.mine()
         block = chain.rpc("eth_getBlockByNumber", "latest", False)
         self.time = int(block["timestamp"], 16)
@@ -181,8 +199,8 @@ def a_miner(programs: Subprocesses, name: str, propose: str) -> None:
     programs.start(name, copied, "--name", name, "--dir", programs.folder, "--port", 0, "--status-port", 0)
 
 
-async def live_rounds(folder: Path, street: Street, programs: Subprocesses, bot_url: str, count: int) -> Validator:
-    """A validator that plays until so many live rounds have ended, beside trade in every block."""
+async def validate(folder: Path, street: Street, bot_url: str, until: str, count: int) -> None:
+    """A validator beside trade in every block, until a query of its database gives so many rows."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         store, session = await enter(Store.open(folder / "validator.sqlite3")), await enter(client_session(0))
@@ -196,47 +214,40 @@ async def live_rounds(folder: Path, street: Street, programs: Subprocesses, bot_
             )
         )
         key = local_keypair("validator-hotkey")
-        wallet = key.ss58_address, local_keypair("validator-coldkey").ss58_address
-        chain = await enter(LocalChain.open(folder / "chain.sqlite3", *wallet, clock=time.time))
-        await chain.register(*wallet, 100_000 * 10**9)
-        for what, value in (("market", market.label), ("pool", market.pair.pool_address), ("validator", wallet[0])):
+        for what, value in (("market", market.label), ("pool", market.pair.pool_address), ("validator", WALLET[0])):
             await store.claim(what, value)
-        await store.put_job(replace(a_job(live=True, round_seconds=ROUND_SECONDS, **RULES), vault=street.vault))
-        for name, propose in (("mover", MOVER), ("keeper", KEEPER)):
-            a_miner(programs, name, propose)
-        await asyncio.to_thread(
-            wait_for, "both miners", lambda: len(rows(folder / "chain.sqlite3", REGISTERED)) == 2, programs.running[-1]
-        )
-        await asyncio.to_thread(_ranked_before, folder, street)
+        chain = await enter(LocalChain.open(folder / "chain.sqlite3", *WALLET, clock=time.time))
         validator = Validator(store, chain, market, session, key, build_parser().parse_args([f"--pace={PACE}"]), {})
-        trading, working = asyncio.create_task(street.run()), asyncio.create_task(validator.work())
+        tasks = asyncio.create_task(street.run()), asyncio.create_task(validator.work())
         try:
-            async with asyncio.timeout(300):
-                while len(rows(folder / "validator.sqlite3", ENDED_LIVE)) < count:
-                    await asyncio.wait([trading, working], timeout=0.2, return_when=asyncio.FIRST_COMPLETED)
-                    for task in (trading, working):
-                        if task.done():
-                            task.result()
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while len(rows(folder / "validator.sqlite3", until)) < count:
+                    for task in (await asyncio.wait(tasks, timeout=0.05))[0]:
+                        task.result()
         finally:
-            for task in (working, trading):
+            for task in tasks:
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-        return validator
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _ranked_before(folder: Path, street: Street) -> None:
-    """Both miners were ranked on each of the six days before: that is tested in `test_eligibility.py`, by the clock."""
-    for name in ("mover", "keeper"):
+async def prepare(folder: Path, street: Street, programs: Subprocesses) -> None:
+    """A subnet with two miners, one job, and six days on which both miners were ranked (`test_eligibility.py`)."""
+    async with AsyncExitStack() as stack:
+        chain = await stack.enter_async_context(LocalChain.open(folder / "chain.sqlite3", *WALLET, clock=time.time))
+        store = await stack.enter_async_context(Store.open(folder / "validator.sqlite3"))
+        await chain.register(*WALLET, 100_000 * 10**9)
+        await store.put_job(replace(a_job(live=True, round_seconds=ROUND_SECONDS, **RULES), vault=street.vault))
+    for name, propose in (("mover", MOVER), ("keeper", KEEPER)):
+        a_miner(programs, name, propose)
         for day in range(1, 7):
-            at = street.time - day * DAY
-            sql = "INSERT INTO miner_participation VALUES ('job', ?, ?, ?)"
-            write(folder / "validator.sqlite3", sql, hotkey_of(name), at // DAY, at)
+            row = hotkey_of(name), street.time // DAY - day, street.time - day * DAY
+            write(folder / "validator.sqlite3", "INSERT INTO miner_participation VALUES ('job', ?, ?, ?)", *row)
+    wait_for("both miners", lambda: len(rows(folder / "chain.sqlite3", REGISTERED)) == 2, programs.running[-1])
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory, missing):
-    """Two live rounds; the street as they left it, and their folder."""
+    """Two live rounds, the validator stopped in the first and started again; the street as they left it, and their folder."""
     if anvil.missing():
         missing(anvil.missing())
     folder = tmp_path_factory.mktemp("live")
@@ -244,8 +255,10 @@ def played(tmp_path_factory, missing):
         street = Street(chain, seed=3)
         street.warm_up()
         with executor(programs, street) as bot_url:
+            asyncio.run(prepare(folder, street, programs))
             street.warm_up()
-            asyncio.run(live_rounds(folder, street, programs, bot_url, 2))
+            asyncio.run(validate(folder, street, bot_url, LIVE_ASKS, 2))  # stopped with a decision on its way
+            asyncio.run(validate(folder, street, bot_url, ENDED_LIVE, 2))
             yield folder, street, programs
 
 
@@ -299,9 +312,11 @@ def test_each_decision_is_on_the_chain_once_with_its_gas_and_what_was_there_befo
             tuple(map(int, execution[name])) for name in ("before", "released", "fees", "paid", "after")
         )
         assert after == tuple(before[n] + released[n] + fees[n] - paid[n] for n in (0, 1))
-    approvals, first_mint = 2, 1
-    sent = int(street.chain.rpc("eth_getTransactionCount", street.vault, "latest"), 16)
-    assert sent == len(done) + approvals + first_mint + 2  # and two approvals in the world's own set-up
+    topics = [TRANSFER.topic, f"0x{0:064x}", f"0x{street.vault[2:]:0>64}"]
+    born = street.chain.rpc("eth_getLogs", {"fromBlock": "0x0", "address": street.uniswap.manager, "topics": topics})
+    first_mint, minted = born[0], born[1:]
+    assert [one["transactionHash"] for one in minted] == [execution["sent"]["transaction"] for execution in done]
+    assert all(len(execution["minted"]) == 1 for execution in done) and first_mint["blockNumber"] != "0x0"
 
 
 def test_gas_is_a_cost_of_the_live_score_and_the_reputation_follows_from_it(played):
