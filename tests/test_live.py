@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -69,7 +69,7 @@ def propose(query):
 """
 MOVER = """
 def propose(query):
-    step = query.tick_spacing * (20 + query.block_number % 5 * 8)
+    step = query.tick_spacing * (4 + query.block_number % 3)
     middle = query.tick // query.tick_spacing * query.tick_spacing
     return [Position(middle - step, middle + step, *query.holdings())]
 """
