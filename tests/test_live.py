@@ -240,14 +240,14 @@ async def prepare(folder: Path, street: Street, programs: Subprocesses) -> None:
     for name, propose in (("mover", MOVER), ("keeper", KEEPER)):
         a_miner(programs, name, propose)
         for day in range(1, 7):
-            row = hotkey_of(name), street.time // DAY - day, street.time - day * DAY
-            write(folder / "validator.sqlite3", "INSERT INTO miner_participation VALUES ('job', ?, ?, ?)", *row)
+            sql, at = "INSERT INTO miner_participation VALUES ('job', ?, ?, ?)", street.time - day * DAY
+            write(folder / "validator.sqlite3", sql, hotkey_of(name), at // DAY, at)
     wait_for("both miners", lambda: len(rows(folder / "chain.sqlite3", REGISTERED)) == 2, programs.running[-1])
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory, missing):
-    """Two live rounds, the validator stopped in the first and started again; the street as they left it, and their folder."""
+    """Two live rounds, the validator stopped in the first and started again; what is left of them."""
     if anvil.missing():
         missing(anvil.missing())
     folder = tmp_path_factory.mktemp("live")
@@ -297,10 +297,15 @@ def test_what_the_vault_has_on_chain_at_the_close_is_what_was_recorded_to_the_we
         assert asyncio.run(on_chain(street, folder, close - 1)) == recorded
 
 
-def test_each_decision_is_on_the_chain_once_with_its_gas_and_what_was_there_before_and_after(played):
+def test_each_decision_is_on_the_chain_once_or_refused_with_its_gas_and_what_was_there_before_and_after(played):
+    """The bot's operator lets four times the inventory be moved within an hour; what is beyond that is refused."""
     folder, street, _ = played
-    done = [execution for round_id in scored_rounds(folder) for execution in executions(folder, round_id)]
-    assert len(done) >= 4 and {execution["sent"]["code"] for execution in done} == {"executed"}
+    every = [execution for round_id in scored_rounds(folder) for execution in executions(folder, round_id)]
+    done = [execution for execution in every if execution["sent"]["code"] == "executed"]
+    assert {execution["sent"]["code"] for execution in every} == {"executed", "turnover_limit"}
+    assert len(done) >= 4 and all(
+        execution["sent"]["transaction"] == "" for execution in every if execution not in done
+    )
     assert len({execution["sent"]["transaction"] for execution in done}) == len(done)
     for execution in done:
         receipt = street.chain.receipt(execution["sent"]["transaction"])
