@@ -921,7 +921,7 @@ def to_json(value):
         return {name: member for name, member in members.items() if member is not None or name not in ONLY_ON_A_CHAIN}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
-    return value if value is None or isinstance(value, (str, bool)) else str(value)
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def execution_of(plain: dict) -> Execution:
