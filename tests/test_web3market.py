@@ -24,9 +24,10 @@ import pytest
 from aiohttp import web
 
 import rpc
+import validator
 from contracts import TOKEN_OF_OWNER, Function, Malformed, read_header, read_log
 from market import Execution, MarketError, RecordedMarket, Sent
-from protocol import Code, JobSettings, to_plain
+from protocol import Code, JobSettings, canonical, to_plain
 from recording import Event, Snapshot, apply_event, read_recording, replay
 from rounds import LiveInputs, Round, play_live
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
@@ -494,6 +495,34 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
     assert transfers[1] == [f"round: scored; the chain shows live_foreign_transfer {detail}"]
     assert dusty["round"]["code"] == "live_foreign_transfer" and "the vault's positions" in dusty["round"]["detail"]
     assert dusted == []
+
+
+def test_the_audit_command_compares_with_the_chain_after_the_digits(world, tmp_path, monkeypatch, capsys):
+    """What it says of digits is tested with `evidence.py`; here they all agree."""
+    monkeypatch.setattr(validator, "audit", lambda evidence: evidence.get("wrong", []))
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            live = LiveRound(world, market)
+            await live.play()
+            return await live.evidence()
+
+    honest, file = asyncio.run(work()), tmp_path / "round.json"
+    gas = changed(honest, ("executions", 1, "execution", "sent", "gas_used"), "21000")
+    modelled = changed(honest, ("snapshot", "vault_owner"), "vault")
+    chain = ["--rpc", world.chain.url, "--manager", world.uniswap.manager]
+    for evidence, options, code, said in (
+        (honest, chain, 0, "every digit agrees, also with the chain\n1 rounds audited, 0 differ"),
+        (honest, [], 0, "every digit agrees\n1 rounds"),
+        (gas, chain, 1, "1 differences with the chain\n  executions[1]: gas_used 21000, transaction 0x"),
+        (gas | {"wrong": ["round.code: x"]}, chain, 1, "1 differences\n  round.code: x\n1 rounds"),
+        (modelled, chain, 0, "every digit agrees; nothing of a chain is in this round to compare with\n1 rounds"),
+        (modelled | {"snapshot": None}, chain, 0, "every digit agrees; nothing of a chain is in this round"),
+        (changed(honest, ("pool",), "0x" + "1" * 40), chain, 1, f"cannot be audited: 0x{'1' * 40} on chain 31337"),
+    ):
+        file.write_bytes(canonical(evidence))
+        assert validator.main(["audit", str(file), *options]) == code
+        assert capsys.readouterr().out.startswith(f"{file}: {said}"), said
 
 
 # ---------------------------------------------------------------------------------------------------------------------
