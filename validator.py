@@ -440,7 +440,7 @@ class Validator:
     async def _feed(self, game: Round, first: int, last: int) -> int:
         """Give the round the events of some blocks, and keep them; returns the next block."""
         events = await self.market.events(first, last)
-        await self.store.add_events(self.pool, events)  # first: if they contradict the replay, they are the proof
+        await self.store.add_events(self.pool, first, last, events)  # first: of a contradiction they are the proof
         try:
             game.feed(events)
         except (ReplayError, PoolError) as error:
@@ -538,7 +538,7 @@ class Validator:
         await market.reach_time(end)
         close = await market.first_block_at(end)
         events = await market.events(opening.number, close.number - 1)
-        await self.store.add_events(self.pool, events)
+        await self.store.add_events(self.pool, opening.number, close.number - 1, events)
 
         # score: from what the vault really holds at both ends
         executions = tuple(await self.store.executions_of(round_id))
