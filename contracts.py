@@ -205,6 +205,34 @@ def read_header(raw: Any) -> Header:
         raise Malformed(f"a block that cannot be: {type(error).__name__} {error}"[:160]) from error
 
 
+class Receipt(NamedTuple):
+    """What became of a transaction.
+
+    Attributes:
+        block, success, sender: where it is, whether it did what it was to do, and from which address.
+        gas_used, gas_wei: what it cost, a layer 2's fee for data included.
+        places: (block, log index) of its logs.
+    """
+
+    block: int
+    success: bool
+    sender: str
+    gas_used: int
+    gas_wei: int
+    places: frozenset[tuple[int, int]]
+
+
+def read_receipt(raw: Any) -> Receipt:
+    """Check one receipt of an answer. Raises `Malformed`."""
+    try:
+        block, gas_used = int(raw["blockNumber"], 16), int(raw["gasUsed"], 16)
+        gas_wei = gas_used * int(raw["effectiveGasPrice"], 16) + int(raw.get("l1Fee") or "0x0", 16)
+        places = frozenset((block, int(log["logIndex"], 16)) for log in raw["logs"])
+        return Receipt(block, int(raw["status"], 16) == 1, raw["from"].lower(), gas_used, gas_wei, places)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Malformed(f"a receipt that cannot be: {type(error).__name__} {error}"[:160]) from error
+
+
 def header_call(number: int | str) -> tuple[str, list]:
     """For `Rpc.batch`: a block's header."""
     return "eth_getBlockByNumber", [hex(number) if isinstance(number, int) else number, False]

@@ -12,7 +12,7 @@ JSON (`wire.sign_statement`). Every miner that was asked in a round gets one, ra
     round                                id, times, opening, close, settings, code and detail
     entrant                              registration block and reputation before the round, null if not accepted
     ranked, line                         how many were ranked; the miner's `rounds.Line` with rank, score and all its
-                                         terms, null if it was not ranked
+                                         terms, and a live round's gas, null if it was not ranked
     baselines                            scores of keep, hold and best
     asks                                 each ask of this miner: sha256 of query and answer, nonce, code, when it acted
     seal                                 sha256 of the digests that seal the round's evidence
@@ -55,7 +55,7 @@ from protocol import (
     parse_json,
 )
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, run
-from scoring import RULES_VERSION, Outcome, Terms, score_outcome
+from scoring import RULES_VERSION, Outcome, Terms, gas_cost, score_outcome
 from store import Store, to_json
 from wire import Gate, Limits, WireError, ask, build_app, client_session, serve, sign_statement, verify_statement
 
@@ -81,7 +81,7 @@ MAX_DIGITS = 100  # before the point, of a score: more are no score, and hard to
 ASK_FIELDS = ("due_block", "nonce", "code", "detail", "effective_block", "response_seconds")
 BASELINES = ("keep", "hold", "best")
 MAYBE_INT, MAYBE_TEXT = (int, NoneType), (str, NoneType)
-_NULLABLE = ("entrant", "line")
+_NULLABLE, _OPTIONAL = ("entrant", "line"), {"gas"}
 _SHAPE = {
     **dict.fromkeys(("format", "market", "pool", "validator", "hotkey", "seal"), str),
     **dict.fromkeys(("rules_version", "ranked"), int),
@@ -90,7 +90,7 @@ _SHAPE = {
     | {"opening_block": MAYBE_INT, "close_block": MAYBE_INT, "opening_hash": MAYBE_TEXT, "settings": JobSettings},
     "entrant": {"registered_block": int, "combined": str},
     "line": dict.fromkeys(("name", "score", "rank", "copy_of"), str)
-    | {"range_": (NoneType,)}
+    | {"range_": (NoneType,), "gas": [str]}
     | {name: {field.name: str for field in fields(cls)} for name, cls in (("outcome", Outcome), ("terms", Terms))},
     "baselines": dict.fromkeys(BASELINES, MAYBE_TEXT),
     "asks": [dict.fromkeys((*ASK_FIELDS, "query", "answer"), str) | {"due_block": int, "effective_block": MAYBE_INT}],
@@ -169,10 +169,12 @@ def check_shape(value: Any, shape: Any, where: str) -> None:
     """
     if shape is JobSettings:
         from_plain(JobSettings, value, where)
-    elif isinstance(shape, dict) and isinstance(value, dict) and value.keys() == shape.keys():
-        for name, inner in shape.items():
+    elif (
+        isinstance(shape, dict) and isinstance(value, dict) and shape.keys() - _OPTIONAL <= value.keys() <= shape.keys()
+    ):
+        for name in value:
             if not (value[name] is None and name in _NULLABLE):
-                check_shape(value[name], inner, f"{where}.{name}")
+                check_shape(value[name], shape[name], f"{where}.{name}")
     elif isinstance(shape, list) and isinstance(value, list):
         for n, item in enumerate(value):
             check_shape(item, shape[0], f"{where}[{n}]")
@@ -234,7 +236,11 @@ def _wrong_digits(said: dict[str, Any]) -> Iterator[str]:
     line, settings = said["line"], from_plain(JobSettings, said["round"]["settings"])
     plain = line["outcome"]
     outcome = Outcome(**{name: Decimal(text) if name == "in_range" else int(text) for name, text in plain.items()})
-    terms = score_outcome(outcome, settings.target, settings.rebalance_cost)
+    gas0, gas1 = map(int, line.get("gas", (0, 0)))
+    if "gas" in line and (min(gas0, gas1) < 0 or said["round"]["round_type"] != "live"):
+        yield f"line.gas: {gas0} and {gas1} in a round of type {said['round']['round_type']}"
+    gas = gas_cost(gas0, gas1, outcome.sqrt_price_end_x96)
+    terms = score_outcome(outcome, settings.target, settings.rebalance_cost, gas)
     for name, computed in to_json(terms).items():
         if line["terms"][name] != computed:
             yield f"line.terms.{name}: {line['terms'][name]}, its amounts give {computed}"

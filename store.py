@@ -27,7 +27,7 @@ from pathlib import Path
 
 import aiosqlite
 
-from market import Execution, Sent
+from market import Execution, MarketGap, Sent
 from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, digest, encode
 from recording import Event, Snapshot
 from rounds import Entrant, RoundResult
@@ -421,11 +421,22 @@ class Store:
                 )
 
     async def open_window(self, round_id: str, pool: str, snapshot: Snapshot) -> None:
-        """The opening: pool (shared by all jobs on it) and vault before its first event."""
+        """The opening: pool (shared by all jobs on it) and vault before its first event.
+
+        Raises:
+            MarketGap: as `add_events`.
+        """
+        body = encode(replace(snapshot, vault=(), idle0=0, idle1=0, vault_owner=""))
         async with self._transaction(self._events):
+            found = await self._events.execute_fetchall(
+                "SELECT body FROM snapshots WHERE pool = ? AND block = ?", (pool, snapshot.block)
+            )
+            for row in found:
+                known = _as_json(_inflated(row["body"]))  # older ones name the vault that came first
+                if not isinstance(known, dict) or known | {"vault_owner": ""} != json.loads(body):
+                    await self._keep_evidence({snapshot.block})
             await self._events.execute(
-                "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?)",
-                (pool, snapshot.block, zlib.compress(encode(replace(snapshot, vault=(), idle0=0, idle1=0)))),
+                "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?)", (pool, snapshot.block, zlib.compress(body))
             )
         async with self._transaction(self._jobs):
             await self._jobs.execute(
@@ -433,16 +444,46 @@ class Store:
                 (snapshot.block, snapshot.block_hash, encode(replace(snapshot, ticks=())).decode(), round_id),
             )
 
-    async def add_events(self, pool: str, events: Iterable[Event]) -> None:
-        """A round's events; those already there (of another job's round) stay as they are."""
+    async def add_events(self, pool: str, first: int, last: int, events: Iterable[Event]) -> None:
+        """The events of blocks `first` to `last`, in place of any others there: rounds of several jobs share them.
+
+        What a reorganisation took back after it was believed must not stand beside what came instead. But a finished
+        round stays what it was scored from: it must not be given another's past, so then it is the caller's round that
+        cannot go on.
+
+        Raises:
+            MarketGap: a finished round's evidence would change; nothing was stored.
+        """
+        rows = {
+            (pool, e.block, e.log_index, e.time, e.kind, canonical([str(arg) for arg in e.args]).decode())
+            for e in events
+        }
         async with self._transaction(self._events):
-            await self._events.executemany(
-                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (pool, e.block, e.log_index, e.time, e.kind, canonical([str(arg) for arg in e.args]).decode())
-                    for e in events
-                ],
+            found = await self._events.execute_fetchall(
+                "SELECT * FROM events WHERE pool = ? AND block BETWEEN ? AND ?", (pool, first, last)
             )
+            stored = set(map(tuple, found))
+            if rows == stored:
+                return
+            await self._keep_evidence({row[1] for row in rows ^ stored})
+            await self._events.executemany(
+                "DELETE FROM events WHERE pool = ? AND block = ? AND log_index = ?", [row[:3] for row in stored - rows]
+            )
+            await self._events.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", sorted(rows - stored))
+
+    async def _keep_evidence(self, blocks: set[int]) -> None:
+        """Raises `MarketGap` where what is known of these blocks is evidence of a finished round."""
+        rounds = await self._rows(
+            "SELECT round_id, opening_block, close_block FROM rounds WHERE code IS NOT NULL AND close_block > ?"
+            " AND opening_block <= ? AND round_id NOT IN (SELECT round_id FROM pruned) ORDER BY start_time, round_id",
+            (min(blocks), max(blocks)),
+        )
+        for row in rounds:
+            if changed := sorted(blocks & set(range(row["opening_block"], row["close_block"]))):
+                raise MarketGap(
+                    f"block {changed[0]} is not what round {row['round_id']} was scored from: the chain was reorganised"
+                    " deeper than its blocks were confirmed; raise --confirmations"
+                )
 
     async def finish_round(
         self,
@@ -921,7 +962,7 @@ def to_json(value):
         return {name: member for name, member in members.items() if member is not None or name not in ONLY_ON_A_CHAIN}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
-    return value if value is None or isinstance(value, (str, bool)) else str(value)
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def execution_of(plain: dict) -> Execution:

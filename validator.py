@@ -19,12 +19,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -69,7 +71,7 @@ from rounds import (
 )
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_limit, run
 from scoring import Standing
-from settings import add_chain_options, add_logging_options, add_market_options, parse_options
+from settings import add_chain_options, add_logging_options, add_market_options, evm_address, parse_options, url
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError
 from subnet import REFERENCE_STRATEGIES, Ground, opened
@@ -438,7 +440,7 @@ class Validator:
     async def _feed(self, game: Round, first: int, last: int) -> int:
         """Give the round the events of some blocks, and keep them; returns the next block."""
         events = await self.market.events(first, last)
-        await self.store.add_events(self.pool, events)  # first: if they contradict the replay, they are the proof
+        await self.store.add_events(self.pool, first, last, events)  # first: of a contradiction they are the proof
         try:
             game.feed(events)
         except (ReplayError, PoolError) as error:
@@ -536,7 +538,7 @@ class Validator:
         await market.reach_time(end)
         close = await market.first_block_at(end)
         events = await market.events(opening.number, close.number - 1)
-        await self.store.add_events(self.pool, events)
+        await self.store.add_events(self.pool, opening.number, close.number - 1, events)
 
         # score: from what the vault really holds at both ends
         executions = tuple(await self.store.executions_of(round_id))
@@ -859,6 +861,21 @@ def build_parser() -> argparse.ArgumentParser:
     audits.add_argument(
         "--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds"
     )
+    audits.add_argument(
+        "--rpc",
+        dest="audit_rpc",
+        action="append",
+        type=url("http", "https"),
+        metavar="URL",
+        help="compare with the chain too, as this node tells it; it must have the old state (archive); give several",
+    )
+    audits.add_argument(
+        "--manager",
+        dest="audit_manager",
+        type=evm_address,
+        metavar="0x...",
+        help="the position manager's address, where it is not the chain's usual one",
+    )
     reports = commands.add_parser("report", help="write jobs, leaderboards and rounds as one self-contained HTML file")
     reports.add_argument(
         "rounds_shown", nargs="*", metavar="ROUND", help="whose panels to draw (default: each job's newest)"
@@ -899,7 +916,7 @@ async def validate(options: argparse.Namespace) -> None:
 
 
 async def run_audit(options: argparse.Namespace) -> int:
-    """Audit stored rounds and exported files, one line each."""
+    """Audit stored rounds and exported files, one line each; those that agree also on the chain, if one is named."""
     wrong, refused = 0, 0
     async with AsyncExitStack() as stack:
         store, names = None, []
@@ -918,17 +935,31 @@ async def run_audit(options: argparse.Namespace) -> int:
                     evidence = await asyncio.to_thread(read_evidence, Path(name))
                 else:
                     evidence = await store.evidence(name)
-                problems = await asyncio.to_thread(audit, evidence)
-            except (EvidenceError, Pruned) as error:
+                problems, on_chain = await asyncio.to_thread(audit, evidence), ""
+                if options.audit_rpc and not problems:
+                    problems, on_chain = await _audit_on_chain(evidence, options)
+            except (EvidenceError, Pruned, MarketError) as error:
                 refused += 1
                 print(f"{name}: cannot be audited: {error}")
                 continue
             wrong += bool(problems)
-            print(f"{name}: " + ("every digit agrees" if not problems else f"{len(problems)} differences"))
+            agrees = f"every digit agrees{on_chain}"
+            print(f"{name}: " + (agrees if not problems else f"{len(problems)} differences{on_chain}"))
             for problem in problems:
                 print(f"  {problem}")
     print(f"{len(names) - refused} rounds audited, {wrong} differ" + (f", {refused} not audited" if refused else ""))
     return EXIT_FAILED if wrong or refused else EXIT_OK
+
+
+async def _audit_on_chain(evidence: dict[str, Any], options: argparse.Namespace) -> tuple[list[str], str]:
+    """What differs, and what to say of the chain."""
+    vault = (evidence["snapshot"] or {}).get("vault_owner", "")
+    if not re.fullmatch("0x[0-9a-f]{40}", vault, re.ASCII):
+        return [], "; nothing of a chain is in this round to compare with"
+    from web3market import audit_chain  # it needs web3, which takes seconds to import
+
+    wrong = await audit_chain(evidence, options.audit_rpc, options.audit_manager or options.manager)
+    return wrong, " with the chain" if wrong else ", also with the chain"
 
 
 async def write_report(options: argparse.Namespace) -> None:

@@ -12,19 +12,22 @@ import asyncio
 import base64
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import orders
+from books import Tape
 from contracts import (
     NamedToken,
+    Receipt,
     TokenPosition,
     address,
     describe,
     read_liquidity,
+    read_receipt,
     read_ticks,
     read_uncollected,
     read_vault,
@@ -33,11 +36,11 @@ from contracts import (
 from follower import CONFIRMATIONS, SCHEMA, Follower
 from market import Block, Execution, MarketError, MarketGap, Sent
 from orders import EXECUTION_SECONDS, Bot, Order
-from protocol import ASK_SECONDS, MAX_QUERY_BYTES, Code, RebalanceQuery, decode, from_plain
+from protocol import ASK_SECONDS, MAX_QUERY_BYTES, Code, JobSettings, RebalanceQuery, decode, from_plain
 from recording import Event, Snapshot, VaultPosition
-from rounds import plan
+from rounds import FLOWS, LiveInputs, own_events, plan, play_live, sums_of
 from rpc import RpcError, open_rpc
-from store import connect
+from store import connect, execution_of
 
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0  # past an order's deadline: until its bot must know how it ended
@@ -250,6 +253,13 @@ class Web3Market:
             held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)
         return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
 
+    async def receipts(self, transactions: Sequence[str]) -> dict[str, Receipt | None]:
+        """What became of transactions, by hash; None where the chain has no such one."""
+        hashes = [hash_ for hash_ in transactions if hash_]
+        with _as_market_errors():
+            found = await self._rpc.batch([("eth_getTransactionReceipt", [hash_]) for hash_ in hashes])
+            return {hash_: raw and read_receipt(raw) for hash_, raw in zip(hashes, found, strict=True)}
+
     async def catch_up(self, until: int | None = None, progress: Callable[[int], None] | None = None) -> None:
         """Where nobody follows in the background: see `Follower.catch_up`."""
         with _as_market_errors():
@@ -269,8 +279,12 @@ async def audit_chain(
 ) -> list[str]:
     """Hold a stored round against the chain: its snapshot, its events, and every block hash that miners were shown.
 
+    Of a live round also each transaction, with what it did to the vault and what it cost, and whether anything else
+    happened to the vault before the close.
+
     What burns released before the round and nobody had collected at its start is idle to a validator that saw them and
     owed to one that came later: idle and owed tokens are compared together, and a collect may be less than the chain's.
+    Which of the vault's tokens in one range has the plain name depends on that as well: they count as one.
 
     Args:
         evidence: as `evidence.py` describes it, after `evidence.audit` found nothing wrong.
@@ -287,19 +301,19 @@ async def audit_chain(
     row = evidence["round"]
     if evidence["snapshot"] is None:
         return []  # the round never opened
-    stored = from_plain(Snapshot, evidence["snapshot"])
-    opening = stored.block
-    last = int(row["close_block"]) - 1 if row["close_block"] is not None else opening
+    stored, played = from_plain(Snapshot, evidence["snapshot"]), row["close_block"] is not None
+    opening, vault = stored.block, stored.vault_owner
+    last = int(row["close_block"]) - 1 if played else opening
     queries = [decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES) for ask in evidence["asks"]]
     shown = {(query.block_number, query.block_hash) for query in queries} | {(opening, row["opening_hash"])}
-    vaults = [stored.vault_owner] if stored.vault_owner else []
+    executions, closing = [execution_of(item["execution"]) for item in evidence["executions"]], None
     with tempfile.TemporaryDirectory() as folder:
         async with Web3Market.open(
             urls,
             evidence["pool"],
             Path(folder) / "audit.sqlite3",
             first=opening - 1,
-            vaults=vaults,
+            vaults=[vault] if vault else [],
             manager=manager,
             confirmations=0,
             following=False,
@@ -311,24 +325,68 @@ async def audit_chain(
                 for number, hash_ in sorted(shown)
                 if (block := await market.block(number)).hash != hash_
             ]
-            found = await market.snapshot(stored.vault_owner, opening)
+            found = await market.snapshot(vault, opening)
             events = await market.events(opening, last)
+            receipts = await market.receipts([one.sent.transaction for one in executions if one.sent])
+            if played and row["round_type"] == "live":
+                closing = await market.snapshot(vault, last + 1)
     wrong += [
         f"snapshot.{name}: {mine}, the chain has {theirs}"
         for name, mine in _comparable(stored).items()
         if mine != (theirs := _comparable(found)[name])
     ]
-    if row["close_block"] is None:
+    tape = Tape(found)
+    for n, one in enumerate(executions):
+        if one.sent and one.sent.transaction:
+            receipt, own = receipts[one.sent.transaction], None
+            if receipt and played:
+                own = own_events(tape, [e for e in events if e[:2] in receipt.places]).get(one.block, [])
+            wrong += [f"executions[{n}]: {what}" for what in _check_receipt(one, receipt, own)]
+    if not played:
         return wrong
-    told = {(int(block), int(at)): (time, kind, *args) for block, at, time, kind, args in evidence["events"]}
-    real = {event[:2]: (str(event.time), event.kind, *map(str, event.args)) for event in events}
+    told = {(int(block), int(at)): (time, kind, *_unnamed(args)) for block, at, time, kind, args in evidence["events"]}
+    real = {event[:2]: (str(event.time), event.kind, *_unnamed(map(str, event.args))) for event in events}
     for place in sorted(told.keys() | real.keys()):
         mine, theirs = told.get(place), real.get(place)
         if theirs and theirs[1] == "collect" and (mine is None or _is_part(mine, theirs)):
             continue
         if mine != theirs:
             wrong.append(f"events: block {place[0]} log {place[1]} is {mine}, the chain has {theirs}")
+    if closing:
+        settings = from_plain(JobSettings, row["settings"])
+        inputs = LiveInputs(settings, found, last + 1, tuple(events), "", tuple(executions), closing)
+        result = await asyncio.to_thread(play_live, inputs)
+        if (result.code, result.detail) != (row["code"], row["detail"]):
+            said, shows = (
+                " ".join(filter(None, pair)) for pair in ((row["code"], row["detail"]), (result.code, result.detail))
+            )
+            wrong.append(f"round: {said}; the chain shows {shows}")
     return wrong
+
+
+def _check_receipt(one: Execution, receipt: Receipt | None, own: list[Event] | None) -> Iterator[str]:
+    """What a transaction was and cost, and what the vault's own events in it say; `own` is None where nobody knows."""
+    sent = one.sent
+    if receipt is None:
+        yield f"transaction {sent.transaction} is not on the chain"
+        return
+    said = one.block, sent.code == Code.EXECUTED, one.vault, sent.gas_used, sent.gas_wei
+    pairs = dict(
+        zip(("block", "success", "sender", "gas_used", "gas_wei"), zip(said, receipt, strict=False), strict=True)
+    )
+    if own is not None and receipt.success:
+        *flows, minted = sums_of(own)
+        pairs |= {name: (getattr(one, name), real) for name, real in zip(FLOWS, flows, strict=True)}
+        pairs["minted"] = sorted(one.minted), sorted(minted)
+    for name, (mine, real) in pairs.items():
+        if mine != real:
+            yield f"{name} {mine}, transaction {sent.transaction} has {real}"
+
+
+def _unnamed(args: Iterable[str]) -> tuple[str, ...]:
+    """An event's arguments without the number of the vault's token."""
+    owner, *rest = args
+    return owner.partition("#")[0], *rest
 
 
 def _is_part(mine: tuple, theirs: tuple) -> bool:
@@ -340,7 +398,7 @@ def _comparable(snapshot: Snapshot) -> dict[str, Any]:
     owed = [(position.tokens_owed0, position.tokens_owed1) for position in snapshot.vault]
     return {name: getattr(snapshot, name) for name in Snapshot.__slots__} | {
         "ticks": snapshot.ticks,
-        "vault": [replace(position, tokens_owed0=0, tokens_owed1=0) for position in snapshot.vault],
+        "vault": [replace(p, owner=p.owner.partition("#")[0], tokens_owed0=0, tokens_owed1=0) for p in snapshot.vault],
         "idle0": snapshot.idle0 + sum(amount for amount, _ in owed),
         "idle1": snapshot.idle1 + sum(amount for _, amount in owed),
     }
