@@ -19,6 +19,7 @@ from typing import Any
 
 from contracts import (
     NamedToken,
+    State,
     TokenPosition,
     address,
     describe,
@@ -32,7 +33,7 @@ from follower import CONFIRMATIONS, SCHEMA, Follower
 from market import Block, Execution, MarketError
 from orders import Order
 from protocol import MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
-from recording import Event, Snapshot, VaultPosition
+from recording import Event, Snapshot, TickState, VaultPosition
 from rpc import RpcError, open_rpc
 from store import connect
 
@@ -54,6 +55,7 @@ class Web3Market:
         pair = self.pair = follower.contract.pair
         self._follower, self._rpc, self._contract = follower, follower.rpc, follower.contract
         self.first = follower.first
+        self._reading, self._read = asyncio.Lock(), ("", None)  # the last block's hash whose ticks were read, and they
         self.label = (
             f"Uniswap V3 pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {pair.fee / 10_000:g} %)"
             f" on chain {pair.chain_id}"
@@ -148,14 +150,24 @@ class Web3Market:
         before, tip = await self.block(block - 1), self._follower.tip
         at = before if block > tip.block.number else await self.block(block)
         with _as_market_errors():
-            state, ticks = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, before.hash))
+            state, ticks = await self._read_ticks(before.hash)
             held, idle = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
         snapshot = snapshot_of(self._contract, state, ticks, before)
         if before == tip.block:
             await self._follower.check(tip, snapshot, state)
+            if self._follower.tip.block.number < tip.block.number:
+                self._read = "", None  # one of the two is wrong, and it may be this
         names = await self._follower.name(vault, held, before)
         snapshot = replace(snapshot, block=block, block_time=at.time, block_hash=at.hash, vault_owner=vault)
         return await self._with_vault(snapshot, [(names[position.token_id], position) for position in held], idle)
+
+    async def _read_ticks(self, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
+        """All of the pool after a block; once for all jobs, which ask together: it is most of what a round costs."""
+        async with self._reading:
+            if self._read[0] != block_hash:
+                read = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, block_hash))
+                self._read = block_hash, read
+            return self._read[1]
 
     async def _with_vault(
         self, snapshot: Snapshot, held: Sequence[tuple[NamedToken, TokenPosition]], idle: tuple[int, int]
