@@ -275,9 +275,10 @@ class Issuer:
     own, so that nobody's fetching keeps a round waiting.
     """
 
-    def __init__(self, store: Store, chain: Chain, keypair: Any, session: aiohttp.ClientSession):
+    def __init__(self, store: Store, chain: Chain, keypair: Any, session: aiohttp.ClientSession, public_only=False):
         """Use `issuing`."""
         self.store, self.chain, self.keypair, self.session = store, chain, keypair, session
+        self.public_only = public_only
         self.unposted = 0
         self.callers: dict[str, tuple[bool, int]] = {}  # who may fetch: `wire.Callers`
         self._addresses: dict[str, str] = {}
@@ -350,6 +351,7 @@ class Issuer:
                         receiver=hotkey,
                         total_seconds=POST_SECONDS,
                         max_reply_bytes=MAX_POST_REPLY_BYTES,
+                        public_only=self.public_only,
                     )
                 if reply.code is not Code.ACCEPTED:
                     log.debug("receipts for %s: %s %s", hotkey, reply.code, reply.detail)
@@ -421,12 +423,23 @@ class Issuer:
 
 
 @asynccontextmanager
-async def issuing(path: Path, chain: Chain, keypair: Any, host: str, port: int | None) -> AsyncIterator[Issuer]:
-    """Serve receipts inside the block, at an address that the chain then shows; at its end wait a little for posts.
+async def issuing(
+    path: Path,
+    chain: Chain,
+    keypair: Any,
+    host: str | None,
+    port: int | None,
+    published: str | None = None,
+    public_only: bool = False,
+) -> AsyncIterator[Issuer]:
+    """Post receipts inside the block, and serve them to their miners; at its end wait a little for posts.
 
     Args:
         path: the validator's jobs database.
+        host: to listen on; None serves nobody.
         port: to listen on, 0 any free one; None is `DEFAULT_PORT`, or any free one if that is taken.
+        published: the IP address at which others reach this port, which the chain is told; None tells it nothing.
+        public_only: as `wire.ask`, of the addresses that are posted to.
 
     Raises:
         WireError: the port cannot be listened on.
@@ -434,29 +447,49 @@ async def issuing(path: Path, chain: Chain, keypair: Any, host: str, port: int |
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         store, session = await enter(Store.open(path)), await enter(client_session(POSTS))
-        issuer = Issuer(store, chain, keypair, session)
+        issuer = Issuer(store, chain, keypair, session, public_only)
         issuer.callers |= dict.fromkeys(await store.ranked_ever(), (True, 0))
-        gate = Gate(lambda: (issuer.callers, 0.0), min_stake_rao=0)
-        choices = [DEFAULT_PORT, 0] if port is None else [port]
+        if host is not None:
+            listening = await enter(_serving(issuer, host, port))
+            if published is not None:
+                await _publish(chain, published, listening)
+        with suppress(ChainError):
+            await issuer.refresh()
+        try:
+            yield issuer
+        finally:
+            await issuer.drain()
+
+
+@asynccontextmanager
+async def _serving(issuer: Issuer, host: str, port: int | None) -> AsyncIterator[int]:
+    """The server, and the port that it has got."""
+    gate = Gate(lambda: (issuer.callers, 0.0), min_stake_rao=0)
+    choices = [DEFAULT_PORT, 0] if port is None else [port]
+    async with AsyncExitStack() as stack:
         for choice in choices:
-            app = build_app(keypair=keypair, gate=gate, routes={"/receipts": issuer.answer}, limits=SERVER_LIMITS)
+            routes = {"/receipts": issuer.answer}
+            app = build_app(keypair=issuer.keypair, gate=gate, routes=routes, limits=SERVER_LIMITS)
             try:
-                listening = await enter(serve(app, host, choice))
+                listening = await stack.enter_async_context(serve(app, host, choice))
                 break
             except WireError as error:
                 if choice == choices[-1]:
                     raise
                 log.info("%s; receipts are served on a free one", error)
-        outcome = await chain.serve(host, listening)
-        if not outcome.ok:
-            log.warning("the chain refused the address %s:%d: %s %s", host, listening, outcome.name, outcome.detail)
-        with suppress(ChainError):
-            await issuer.refresh()
         log.info("receipts are served to their miners at http://%s:%d/receipts", host, listening)
-        try:
-            yield issuer
-        finally:
-            await issuer.drain()
+        yield listening
+
+
+async def _publish(chain: Chain, address: str, port: int) -> None:
+    """Without it miners do not find what they could fetch; the rounds go on."""
+    try:
+        outcome = await chain.serve(address, port)
+        problem = "" if outcome.ok else f"{outcome.name} {outcome.detail}"
+    except ChainError as error:
+        problem = str(error)
+    if problem:
+        log.warning("the chain did not take the address %s:%d: %s", address, port, problem)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,11 +28,12 @@ from market import Execution, Market, RecordedMarket
 from model import ModelMarket
 from orders import Bot
 from protocol import FIRST_ASK_LEAD_SECONDS, JobSettings
+from receipts import DEFAULT_PORT
 from recording import read_recording
 from runtime import UserError, only_one
 from settings import RealMarket, is_local, read_password, real_market, settings_lines
 from store import Job, Store
-from wire import client_session, local_keypair
+from wire import client_session, is_public, local_keypair
 
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
@@ -81,6 +82,8 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         StoreError, MarketError, RecordingError, ChainError: a part cannot be opened.
     """
     local = is_local(options)
+    if local and options.external_ip:
+        raise UserError("--external-ip is for a real network; add --netuid N, or leave it out")
     folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     if local:
@@ -91,7 +94,8 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         _check_real(options)
         wallet = await asyncio.to_thread(wallet_of, options)
         keypair = wallet.hotkey
-        print(f"NETUID {options.netuid}, DRY RUN: nothing is sent to the chain. The log is on stderr.")
+        what = "DRY RUN: nothing is sent to the chain" if options.dry_run else "weights are set on the chain"
+        print(f"NETUID {options.netuid}, {what}. The log is on stderr.")
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         if not local:  # first: a hotkey that is not registered must not become the owner of a new database
@@ -145,10 +149,25 @@ def _check_real(options: argparse.Namespace) -> None:
         raise UserError("--fresh forgets a local subnet; to forget a real validator's memory move its files away")
     if options.no_miners:
         raise UserError("--no-miners is for a local subnet; a real one has the miners that registered")
-    if not options.dry_run:
-        raise UserError("the market is invented or past, nobody can be paid by it; --dry-run shows what would be sent")
+    rpc = getattr(options, "rpc", None)
+    if not options.dry_run and not rpc:
+        what = "the market is invented or past, nobody can be paid by it"
+        raise UserError(f"{what}; name a real one with --rpc, or --dry-run shows what would be sent")
+    if rpc and options.pace is not None:
+        raise UserError("--pace is for a recording or the model; a real market has its own")
+    if options.external_ip and not is_public(options.external_ip):
+        raise UserError(f"--external-ip {options.external_ip} is no public IP address: miners do not fetch there")
     if options.pace is None:
         options.pace = 1.0
+
+
+def receipts_door(options: argparse.Namespace) -> tuple[str | None, int, str | None]:
+    """Where the validator of a real network serves receipts, as `receipts.issuing` takes it: host, port, published.
+
+    Nowhere without an address at which miners reach it; in a dry run they can, but the chain is not told.
+    """
+    host, port = options.host if options.external_ip else None, DEFAULT_PORT if options.port is None else options.port
+    return host, port, None if options.dry_run else options.external_ip
 
 
 def wallet_of(options: argparse.Namespace) -> Wallet:

@@ -74,7 +74,7 @@ from scoring import Standing
 from settings import add_chain_options, add_logging_options, add_market_options, evm_address, parse_options, url
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError
-from subnet import REFERENCE_STRATEGIES, Ground, opened
+from subnet import REFERENCE_STRATEGIES, Ground, opened, receipts_door
 from views import NotShown
 from weights import INTERVAL_BLOCKS, Weigher
 from wire import Reply, WireError, ask, client_session, local_keypair
@@ -846,6 +846,10 @@ def build_parser() -> argparse.ArgumentParser:
         type=number(0, 65535),
         help="where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)",
     )
+    local.add_argument(
+        "--external-ip", metavar="IP", help="on a real network: publish this address, and serve receipts at --port"
+    )
+    local.add_argument("--host", default=LOCAL_HOST, help="where to listen then; 0.0.0.0 is all (default: 127.0.0.1)")
     status.add_options(local.add_argument, status.VALIDATOR_PORT)
     add_market_options(parser)
     add_chain_options(parser)
@@ -906,9 +910,9 @@ async def validate(options: argparse.Namespace) -> None:
         if not ground.market.full_speed:
             sender = f"validator {ground.keypair.ss58_address}, netuid {options.netuid or 'local'}"
             validator.notifier = await enter(Notifier.open(options.slack_webhook_url, sender))
-        if ground.local:
-            issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, LOCAL_HOST, options.port))
-            validator.on_sealed = issuer.post
+        door = (LOCAL_HOST, options.port, LOCAL_HOST) if ground.local else receipts_door(options)
+        issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, *door, public_only=not ground.local))
+        validator.on_sealed = issuer.post
         await enter(status.serve_validator(ground, options))
         await validator.work()
         validator.print_latest()

@@ -23,6 +23,7 @@ from books import Tape
 from contracts import (
     NamedToken,
     Receipt,
+    State,
     TokenPosition,
     address,
     describe,
@@ -37,7 +38,7 @@ from follower import CONFIRMATIONS, SCHEMA, Follower
 from market import Block, Execution, MarketError, MarketGap, Sent
 from orders import EXECUTION_SECONDS, Bot, Order
 from protocol import ASK_SECONDS, MAX_QUERY_BYTES, Code, JobSettings, RebalanceQuery, decode, from_plain
-from recording import Event, Snapshot, VaultPosition
+from recording import Event, Snapshot, TickState, VaultPosition
 from rounds import FLOWS, LiveInputs, own_events, plan, play_live, sums_of
 from rpc import RpcError, open_rpc
 from store import connect, execution_of
@@ -63,6 +64,7 @@ class Web3Market:
         self._clock, self._bot = clock, bot
         self.read_only = "" if bot else "no executor bot moves this vault; --executor-url names one"
         self.first = follower.first
+        self._reading, self._read = asyncio.Lock(), ("", None)  # the last block's hash whose ticks were read, and they
         self.label = (
             f"Uniswap V3 pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {pair.fee / 10_000:g} %)"
             f" on chain {pair.chain_id}"
@@ -168,14 +170,24 @@ class Web3Market:
         before, tip = await self.block(block - 1), self._follower.tip
         at = before if block > tip.block.number else await self.block(block)
         with _as_market_errors():
-            state, ticks = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, before.hash))
+            state, ticks = await self._read_ticks(before.hash)
             held, idle = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
         snapshot = snapshot_of(self._contract, state, ticks, before)
         if before == tip.block:
             await self._follower.check(tip, snapshot, state)
+            if self._follower.tip.block.number < tip.block.number:
+                self._read = "", None  # one of the two is wrong, and it may be this
         names = await self._follower.name(vault, held, before)
         snapshot = replace(snapshot, block=block, block_time=at.time, block_hash=at.hash, vault_owner=vault)
         return await self._with_vault(snapshot, [(names[position.token_id], position) for position in held], idle)
+
+    async def _read_ticks(self, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
+        """All of the pool after a block; once for all jobs, which ask together: it is most of what a round costs."""
+        async with self._reading:
+            if self._read[0] != block_hash:
+                read = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, block_hash))
+                self._read = block_hash, read
+            return self._read[1]
 
     async def _with_vault(
         self, snapshot: Snapshot, held: Sequence[tuple[NamedToken, TokenPosition]], idle: tuple[int, int]

@@ -122,12 +122,15 @@ def test_smoke(world, tmp_path):
         async with world.bot(tmp_path) as bot:
             first = await carry_out(bot, world.chain, a)
             return first
+
     a = world.order("a", Position(-600, 600, ETHER // 2, ETHER // 2))
     r = asyncio.run(work())
     print(r)
     print(world.held(), world.balances())
-    world.uniswap.swap(True, ETHER); world.chain.mine()
-    a = world.order("b", Position(-1200, 600, ETHER*3 // 4, ETHER *3// 4), Position(-120, -60, ETHER, ETHER))
+    world.uniswap.swap(True, ETHER)
+    world.chain.mine()
+    a = world.order("b", Position(-1200, 600, ETHER * 3 // 4, ETHER * 3 // 4), Position(-120, -60, ETHER, ETHER))
     r = asyncio.run(work())
-    print(r); print(world.balances())
+    print(r)
+    print(world.balances())
     assert 0

@@ -296,7 +296,7 @@ async def serving(played: Played, folder: Path, *registered: str):
         await chain.register(VALIDATOR.ss58_address, "cold", 10**15)
         for name in registered:
             await chain.register(hotkey_of(name), f"{name}'s coldkey")
-        async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", 0) as issuer:
+        async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", 0, "127.0.0.1") as issuer:
             (own,) = [n for n in (await chain.metagraph()).neurons if n.hotkey == VALIDATOR.ss58_address]
             yield issuer, f"http://{own.address}"
 
@@ -732,7 +732,7 @@ def test_the_default_port_gives_way_and_a_port_that_was_asked_for_does_not(playe
             tmp_path / "chain.sqlite3", VALIDATOR.ss58_address, "cold", genesis_block=1
         ) as chain:
             await chain.register(VALIDATOR.ss58_address, "cold", 10**15)
-            async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port):
+            async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port, "127.0.0.1"):
                 (own,) = [n for n in (await chain.metagraph()).neurons if n.address]
                 return int(own.address.rpartition(":")[2])
 

@@ -25,7 +25,8 @@ from aiohttp import web
 
 import rpc
 import validator
-from contracts import TOKEN_OF_OWNER, Function, Malformed, read_header, read_log
+import web3market
+from contracts import TOKEN_OF_OWNER, Function, Malformed, read_header, read_log, read_ticks
 from market import Execution, MarketError, RecordedMarket, Sent
 from protocol import Code, JobSettings, canonical, to_plain
 from recording import Event, Snapshot, apply_event, read_recording, replay
@@ -681,6 +682,44 @@ def test_a_single_endpoint_that_loses_events_is_found_out_before_the_next_round_
     lost, events = asyncio.run(work())
     assert [event.kind for event in lost] == [] and [event.kind for event in events] == ["mint"]
     assert "are read again" in caplog.text
+
+
+def test_jobs_that_ask_about_one_block_read_its_ticks_once_and_again_if_they_may_be_wrong(world, tmp_path, monkeypatch):
+    first, read = world.chain.height, []
+
+    async def counted(rpc, contract, block_hash: str):
+        read.append(block_hash)
+        return await read_ticks(rpc, contract, block_hash)
+
+    monkeypatch.setattr(web3market, "read_ticks", counted)
+
+    async def work():
+        node = Node(world.chain, on("eth_getLogs", lambda _, logs: [one for one in logs if one["topics"][0] != MINT]))
+        node.faulty = False
+        async with node as url, world.market(tmp_path / "a.sqlite3", [url], first=first, total_seconds=2) as market:
+
+            async def snapshots() -> list[Snapshot]:
+                at = (await market.head()).number + 1
+                return await asyncio.gather(*(market.snapshot(vault, at) for vault in (world.vault, world.other) * 2))
+
+            one, other, *again = await snapshots()
+            assert [one, other] == again and one.ticks == other.ticks and one.vault != other.vault
+            assert len(read) == 1
+            world.chain.mine()
+            await market.catch_up()
+            await snapshots()
+            assert len(read) == 2
+            node.faulty = True
+            world.uniswap.mint_direct(50 * world.uniswap.spacing, 60 * world.uniswap.spacing, 10**9)
+            world.chain.mine()
+            await market.catch_up()
+            node.faulty = False
+            await snapshots()  # not the same as what was followed: one of the two is wrong
+            await read_on(market, world)
+            await snapshots()
+            assert read[-1] == read[-2] != read[1]
+
+    asyncio.run(work())
 
 
 MINT = "0x7a53080ba414158be7ec69b987b5fb7d07dee101fe85488f0853ae16239d0bde"
