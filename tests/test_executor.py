@@ -675,6 +675,21 @@ def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is
     assert world.chain.height >= report.block + 3 and len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
 
 
+def test_a_reorganisation_deeper_than_the_confirmations_is_said_and_made_good(world, tmp_path, caplog):
+    """What was final is sent again, as it was, before anything new; its report stands."""
+    first = world.order("first", WIDE)
+    saved = world.chain.rpc("evm_snapshot")
+    [report] = world.run(tmp_path, first)
+    later = world.order("second", 0, Position(-60, 60, ETHER // 4, ETHER // 4))
+    assert world.chain.rpc("evm_revert", saved)
+    assert world.held() == []
+    lost = world.order("third", Position(-120, 120, ETHER // 9, ETHER // 9))
+    refused_, done = world.run(tmp_path, lost, replace(later, deadline=later.deadline + 60))
+    assert "was final and is not in the chain" in caplog.text and report.transaction in caplog.text
+    assert refused_.code == Code.VAULT_CHANGED and done.code == Code.EXECUTED and done.before == report.after
+    assert world.chain.receipt(report.transaction) and len(world.held()) == 2
+
+
 def test_a_nonce_that_somebody_else_used_ends_the_order_and_is_said(world, tmp_path):
     """Somebody signs with the vault's key beside the bot: nothing is tried under another nonce."""
 
@@ -1060,6 +1075,9 @@ def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path):
     assert ended == 0 and report.code == Code.EXECUTION_DRY_RUN and world.nonce == nonce
     assert second.returncode == 2 and "another process works with this executor's folder" in second.stderr
     assert VAULT_KEY[2:] not in (said := (tmp_path / "serve.log").read_text()) and API_KEY not in said
+    elsewhere = command(*words(world, tmp_path, "status"), "--dir", str(tmp_path / "elsewhere"))
+    assert elsewhere.returncode == 0 and "empty" in elsewhere.stdout and "may take all BBB" not in elsewhere.stdout
+    assert not (tmp_path / "elsewhere" / executor.JOURNAL_FILE).exists()
     shown = command(*words(world, tmp_path, "status"))
     assert shown.returncode == 0, shown.stderr
     assert "first: execution_dry_run" in shown.stdout and "average of 600 s 0" in shown.stdout
