@@ -149,9 +149,20 @@ class World:
         return [tx["hash"] for by in waiting.values() for tx in by.values() if tx["from"].lower() == self.vault]
 
 
-@pytest.fixture
-def world(chain) -> World:
+@pytest.fixture(scope="module")
+def built(chain) -> World:
     return World(chain)
+
+
+@pytest.fixture
+def world(built):
+    """As it was built, for each test."""
+    saved = built.chain.rpc("evm_snapshot")
+    built.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(10**9))  # what a test set for its next block outlives it
+    built.chain.mine()
+    yield built
+    built.chain.rpc("anvil_dropAllTransactions")
+    assert built.chain.rpc("evm_revert", saved)
 
 
 def balanced(report: Report) -> bool:
@@ -806,14 +817,8 @@ def test_missing_allowances_and_missing_gas_money_are_said_with_their_fix(world,
     report = refused(world, tmp_path, world.order("first", WIDE))
     assert report.code == Code.EXECUTION_REVERTED and "executor.py approve" in report.detail
     assert f"may take 5 of {uniswap.token1}" in report.detail
-    have = chain.rpc("eth_getBalance", world.vault, "latest")
-    try:
-        chain.rpc("anvil_setBalance", world.vault, "0x5")
-        uniswap.send(uniswap.token1, "approve(address,uint256)", uniswap.manager, 1 << 100, sender=chain.accounts[1])
-        order = world.order("second", Position(60, 120, ETHER // 2, 0))
-        report = refused(world, tmp_path, order)
-    finally:
-        chain.rpc("anvil_setBalance", world.vault, have)
+    chain.rpc("anvil_setBalance", world.vault, "0x5")
+    report = refused(world, tmp_path, world.order("second", Position(60, 120, ETHER // 2, 0)))
     assert report.code == Code.EXECUTION_REVERTED and f"send some to {world.vault}" in report.detail
     assert "5 wei for gas" in report.detail
 
@@ -1004,10 +1009,13 @@ def words(world: World, folder: Path, verb: str, *more: str) -> list[str]:
     return [verb, *chain, "--key-file", str(key_file), "--dir", str(folder / "bot"), *more]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "executor.py", *arguments], cwd=anvil.ROOT, capture_output=True, text=True, timeout=SECONDS
-    )
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the program, run in this process."""
+    try:
+        code = executor.main([*arguments])
+    except SystemExit as error:
+        code = error.code
+    return code, *capsys.readouterr()
 
 
 class Process:
@@ -1059,7 +1067,7 @@ def test_killed_at_any_moment_and_started_again_each_decision_is_carried_out_onc
     assert world.balances() == (reports[-1].after.amount0, reports[-1].after.amount1)
 
 
-def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path):
+def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, capsys):
     async def work():
         async with aiohttp.ClientSession() as session:
             return await place(session, process.url, API_KEY, order, SECONDS)
@@ -1068,40 +1076,46 @@ def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path):
     process = Process(world, tmp_path)
     try:
         assert process.first.startswith("DRY RUN")
-        second = command(*words(world, tmp_path, "serve", "--api-key-file", str(tmp_path / "api.key")))
+        api_key = str(tmp_path / "api.key")
+        code, _, said = command(capsys, *words(world, tmp_path, "serve", "--api-key-file", api_key))
         report = asyncio.run(work())
     finally:
         ended = process.end(signal.SIGTERM)
     assert ended == 0 and report.code == Code.EXECUTION_DRY_RUN and world.nonce == nonce
-    assert second.returncode == 2 and "another process works with this executor's folder" in second.stderr
-    assert VAULT_KEY[2:] not in (said := (tmp_path / "serve.log").read_text()) and API_KEY not in said
-    elsewhere = command(*words(world, tmp_path, "status"), "--dir", str(tmp_path / "elsewhere"))
-    assert elsewhere.returncode == 0 and "empty" in elsewhere.stdout and "may take all BBB" not in elsewhere.stdout
-    assert not (tmp_path / "elsewhere" / executor.JOURNAL_FILE).exists()
-    shown = command(*words(world, tmp_path, "status"))
-    assert shown.returncode == 0, shown.stderr
-    assert "first: execution_dry_run" in shown.stdout and "average of 600 s 0" in shown.stdout
+    assert code == 2 and "another process works with this executor's folder" in said
+    logged = (tmp_path / "serve.log").read_text()
+    assert VAULT_KEY[2:] not in logged and API_KEY not in logged and "the position manager may take" in logged
 
 
-def test_pause_and_resume_are_commands(tmp_path):
-    assert command("pause", "--dir", str(tmp_path)).returncode == 0 and (tmp_path / executor.PAUSE_FILE).exists()
-    assert command("resume", "--dir", str(tmp_path)).returncode == 0 and not (tmp_path / executor.PAUSE_FILE).exists()
-    gone = command("pause", "--dir", str(tmp_path / "gone"))
-    assert gone.returncode == 2 and "--dir" in gone.stderr
+def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, capsys):
+    status = words(world, tmp_path, "status")
+    assert command(capsys, *status)[1].endswith("orders:\n  empty\n") and not list((tmp_path / "bot").glob("*"))
+    (tmp_path / "bot" / executor.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
+    world.run(tmp_path, world.order("first", WIDE))
+    code, shown, _ = command(capsys, *status)
+    assert code == 0 and "first: executed, 1 minted" in shown and "average of 600 s 0" in shown
+    assert "token 1: -600..600" in shown and "moved within an hour: 50.00 %" in shown and "not paused" in shown
 
 
-def test_approve_gives_the_allowances_only_with_yes(world, tmp_path):
+def test_pause_and_resume_are_commands(tmp_path, capsys):
+    folder = str(tmp_path)
+    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / executor.PAUSE_FILE).exists()
+    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / executor.PAUSE_FILE).exists()
+    code, _, said = command(capsys, "pause", "--dir", str(tmp_path / "gone"))
+    assert code == 2 and "--dir" in said
+
+
+def test_approve_gives_the_allowances_only_with_yes(world, tmp_path, capsys):
     uniswap = world.uniswap
     uniswap.send(uniswap.token0, "approve(address,uint256)", uniswap.manager, 0, sender=world.vault)
     world.chain.mine()
-    nonce = world.nonce
-    dry = command(*words(world, tmp_path, "approve"))
-    assert dry.returncode == 0 and "DRY RUN" in dry.stdout and world.nonce == nonce
+    nonce, approve = world.nonce, words(world, tmp_path, "approve")
+    code, said, _ = command(capsys, *approve)
+    assert code == 0 and "DRY RUN" in said and world.nonce == nonce
     with mining(world.chain):
-        done = command(*words(world, tmp_path, "approve", "--yes"))
-    assert done.returncode == 0 and world.nonce > nonce, done.stderr
-    again = command(*words(world, tmp_path, "approve"))
-    assert "already" in again.stdout
+        code, said, _ = command(capsys, *approve, "--yes")
+    assert code == 0 and world.nonce > nonce
+    assert "already" in command(capsys, *approve)[1]
     [report] = world.run(tmp_path, world.order("first", WIDE))
     assert report.code == Code.EXECUTED
 
@@ -1129,7 +1143,7 @@ def test_keys_are_read_from_files_that_nobody_else_may_read(tmp_path):
             read_api_key(private(tmp_path / "api", text))
 
 
-def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path):
+def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path, capsys):
     api_key = str(private(tmp_path / "api.key", API_KEY))
     good = words(world, tmp_path, "serve", "--api-key-file", api_key)
     foreign = private(tmp_path / "foreign.key", "11" * 32)
@@ -1142,9 +1156,8 @@ def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path):
         (["serve", "--key-file", str(foreign), "--api-key-file", api_key, "--dir", str(tmp_path / "x")], "--rpc URL"),
         ([*good, "--rpc", "ws://127.0.0.1"], "http"),
     ):
-        ended = command(*arguments)
-        assert ended.returncode == 2 and said in ended.stderr, (arguments, ended.stderr)
-        assert "Traceback" not in ended.stderr and not ended.stdout
+        code, out, err = command(capsys, *arguments)
+        assert code == 2 and said in err and err.count("\n") == 1 and not out, (arguments, err)
 
 
 def test_another_vaults_journal_is_refused(world, tmp_path):
