@@ -28,16 +28,17 @@ from web3 import Account, Web3
 
 import executor
 import rebalance
-from contracts import Contract, Function, TokenPosition, describe
+from contracts import MANAGER_LOGS, Contract, Function, TokenPosition, describe
 from execution import MAX_REVERTED, Executor, Limits
 from executor import Door, load_account, read_api_key
 from market import Pair
-from order_journal import MAX_OPEN, OrderJournal
+from order_journal import MAX_OPEN, Attempt, OrderJournal
 from orders import NOTHING, Order, Report, place
 from protocol import Code, Inventory, Position, ProtocolError, Token, decode, encode
+from readback import gas_of, read_back
 from rebalance import VaultChanged, around, close_calls, match, mint_calls, multicall, size
 from rounds import plan
-from rpc import open_rpc
+from rpc import Refusal, open_rpc
 from runtime import UserError
 from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
 from wire import serve
@@ -50,6 +51,7 @@ SLOT0 = Function("slot0()", "uint160", "int24")
 BALANCE = Function("balanceOf(address)", "uint256")
 OF_OWNER = Function("tokenOfOwnerByIndex(address,uint256)", "uint256")
 POSITIONS = Function("positions(uint256)", *["uint256"] * 5, "int24", "int24", "uint128")
+INCREASE = MANAGER_LOGS[0]
 WIDE = Position(-600, 600, ETHER // 2, ETHER // 2)
 SECONDS = 120  # a deadline that is reached only when something hangs
 
@@ -406,6 +408,41 @@ def test_what_others_pay_the_vault_in_the_same_block_is_not_the_bots_doing(world
     assert world.balances() == (report.after.amount0 + 5000, report.after.amount1 + 970000)
 
 
+def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forgot_old_states(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            [mined] = await bot.journal.attempts("first")
+            tip, batch = await bot.tip(), bot.rpc.batch
+
+            async def forgetful(calls, **options):
+                answers = await batch(calls, **options)
+                for n, (method, parameters) in enumerate(calls):
+                    if method == "eth_call" and parameters[1]["blockHash"] != tip.hash:
+                        answers[n] = Refusal(-32000, "missing trie node")
+                return answers
+
+            found = [await read_back(bot.rpc, bot.contract, bot.vault, mined, tip)]
+            bot.rpc.batch = forgetful
+            found.append(await read_back(bot.rpc, bot.contract, bot.vault, mined, tip))
+            [log] = [one for one in mined.receipt["logs"] if one["topics"][0] == INCREASE.topic]
+            log["data"] = log["data"][:-1] + ("1" if log["data"][-1] == "0" else "0")
+            return *found, await read_back(bot.rpc, bot.contract, bot.vault, mined, tip)
+
+    [report] = world.run(tmp_path, world.order("first", WIDE))
+    world.chain.mine(3)
+    sound, forgotten, other = asyncio.run(work())
+    assert sound == forgotten and not sound.trouble and sound.fill(replace(report, block=0, minted=())) == report
+    assert "position manager's" in other.trouble
+
+
+def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_fee_for_data():
+    def attempt(**receipt: int) -> Attempt:
+        return Attempt(0, "plan", "0x", "0x", 0, 0, 0, 0, {name: hex(value) for name, value in receipt.items()} or None)
+
+    found = [attempt(gasUsed=5, effectiveGasPrice=7), attempt(), attempt(gasUsed=11, effectiveGasPrice=13, l1Fee=17)]
+    assert gas_of(found) == (5 + 11, 5 * 7 + 11 * 13 + 17)
+
+
 def test_liquidity_that_a_stranger_adds_to_the_vaults_position_changes_no_decision(world, tmp_path):
     world.run(tmp_path, world.order("first", WIDE, Position(-60, 60, ETHER // 10, ETHER // 10)))
     order, token_id = world.order("second", 1), world.held()[0][0]
@@ -660,6 +697,35 @@ def test_a_reverted_transaction_is_planned_anew_and_all_its_gas_is_counted(world
     report = asyncio.run(work())
     assert report.code == Code.EXECUTION_REVERTED and world.nonce == nonce + MAX_REVERTED
     assert report.gas_used > 0 and not report.transaction and report.released == NOTHING
+
+
+def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts_it(world, tmp_path):
+    """A swap in front of it in its block, with tokens left to mint from: without least amounts it would succeed."""
+
+    async def work():
+        async with world.bot(tmp_path, slippage_ticks=slippage) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            world.uniswap.swap(True, ETHER)
+            await bot.step()
+            world.chain.mine()
+            status = world.chain.rpc("eth_getTransactionReceipt", waiting)["status"]
+            return status, await world.carry_out(bot, order)
+
+    world.run(tmp_path, world.order("first", Position(-1200, 1200, ETHER // 4, ETHER // 4)))
+    for slippage, expected in ((50, "0x0"), (400, "0x1")):
+        order = world.order(f"within {slippage}", Position(-600, 600, ETHER // 4, ETHER // 4))
+        saved = world.chain.rpc("evm_snapshot")
+        status, report = asyncio.run(work())
+        assert status == expected, slippage
+        if slippage == 50:  # planned anew it is refused: the price is no more what it was
+            assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
+            (tmp_path / "journal.sqlite3").rename(tmp_path / "old")
+            assert world.chain.rpc("evm_revert", saved)
+        else:
+            assert report.code == Code.EXECUTED and balanced(report)
 
 
 def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(world, tmp_path):
