@@ -229,7 +229,10 @@ class Executor:
             return True
         count, next_nonce = await self._count("latest"), await self.journal.next_nonce()
         if count < next_nonce:
-            raise _Later(f"the node says nonce {count}, {next_nonce} is next")
+            if lost := await self.journal.mined_with(count):
+                log.error("%s was final and is not in the chain: a reorganisation, or a node that is behind", lost.hash)
+                await self._broadcast(lost)
+            raise _Later(f"the chain is at nonce {count}, {next_nonce} is next")
         fees = await self._fees(draft.tip, None)
         await self._sign(order, PLAN, count, self.contract.manager, draft.data, draft.gas, fees, draft)
         return True
@@ -239,7 +242,10 @@ class Executor:
         waiting = [one for one in attempts if one.nonce == attempts[-1].nonce]
         newest = waiting[-1]
         calls = [("eth_getTransactionReceipt", [one.hash]) for one in waiting]
-        *receipts, known = await self.rpc.batch([*calls, ("eth_getTransactionByHash", [newest.hash])])
+        calls.append(("eth_getTransactionByHash", [newest.hash]))
+        deep = hex(max(0, tip.number - self.limits.confirmations))
+        calls += [("eth_getTransactionCount", [self.vault, block]) for block in ("latest", deep)]
+        *receipts, known, count, deep_count = await self.rpc.batch(calls)  # from one node: they belong together
         for attempt, receipt in zip(waiting, receipts, strict=True):
             if receipt is None:
                 continue
@@ -253,9 +259,8 @@ class Executor:
             await self.journal.mined(attempt, receipt, header.time)
             return True
         self.said = f"{newest.hash} was sent at block {newest.block} and is not mined"
-        if await self._count("latest") > newest.nonce:  # or its receipt is not there yet
-            sure = hex(max(0, tip.number - self.limits.confirmations))
-            if late and await self._count(sure) > newest.nonce:
+        if integer(count) > newest.nonce:  # or its receipt is not there yet
+            if late and integer(deep_count) > newest.nonce:
                 detail = f"nonce {newest.nonce} was used by a transaction that is not this bot's: who else has the key?"
                 await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
                 return True

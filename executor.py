@@ -272,9 +272,10 @@ async def opened(options: argparse.Namespace, live: bool, alone: bool) -> AsyncI
         if not contract.manager:
             raise UserError(f"no position manager is known on chain {contract.pair.chain_id}; add --manager ADDRESS")
         pair = contract.pair
-        journal = await stack.enter_async_context(
-            OrderJournal.open(folder / JOURNAL_FILE, pair.chain_id, pair.pool_address, vault)
-        )
+        path = folder / JOURNAL_FILE
+        if not alone and not path.exists():
+            path = Path(":memory:")  # who only looks makes no file, which would then be this vault's
+        journal = await stack.enter_async_context(OrderJournal.open(path, pair.chain_id, pair.pool_address, vault))
         notifier = await stack.enter_async_context(
             Notifier.open(getattr(options, "slack_webhook_url", None), f"executor.py, vault {vault[:10]}")
         )
@@ -289,7 +290,7 @@ async def serve_orders(options: argparse.Namespace) -> None:
     key_file = Path(options.api_key_file).expanduser()
     read_api_key(key_file)
     async with opened(options, options.live, alone=True) as bot:
-        for line in settings_lines(options):
+        for line in (*settings_lines(options), *await status_lines(bot)):
             log.info("%s", line)
         async with serve(Door(bot, key_file).app, options.host, options.port) as port:
             what = "LIVE: orders are signed and sent" if options.live else "DRY RUN: nothing is sent; --live ends that"

@@ -164,6 +164,11 @@ class OrderJournal:
         row = await self._row("SELECT COALESCE(MAX(nonce) + 1, 0) FROM attempts")
         return row[0]
 
+    async def mined_with(self, nonce: int) -> Attempt | None:
+        """What was final under this nonce."""
+        row = await self._row("SELECT * FROM attempts WHERE nonce = ? AND receipt IS NOT NULL", nonce)
+        return _attempt(row) if row else None
+
     async def moved_ppm(self, since: int) -> int:
         """How much was moved in blocks after that time, in millionths of what the inventory then was worth."""
         row = await self._row(

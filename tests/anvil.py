@@ -278,7 +278,7 @@ class Uniswap:
         signature = "collect(address,int24,int24,uint128,uint128)"
         return self.send(self.trader, signature, self.trader, tick_lower, tick_upper, most, most)
 
-    def remember(self, observations: int = 100) -> str:
+    def remember(self, observations: int = 400) -> str:
         """Let the pool's oracle keep so many prices."""
         return self.send(self.address, "increaseObservationCardinalityNext(uint16)", observations)
 

@@ -1,30 +1,71 @@
+"""The executor bot on real contracts: every decision at most once, whatever crashes; every limit with its code.
+
+The chain is anvil with Uniswap's own contracts (`anvil.py`); nothing is mined before a test says so. The tests of the
+tables in `docs/executor.md` are named there.
+Run: `python -m pytest tests/test_executor.py`. Read next: `execution.py`, `docs/executor.md`.
+"""
+
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import json
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
 
+import aiohttp
 import anvil
 import pytest
-from web3 import Account
+from web3 import Account, Web3
 
-
-from contracts import Function, address, describe, read_vault
-from execution import Executor, Limits
-from order_journal import OrderJournal
-from orders import Order, Report
-from protocol import Code, Inventory, Position
-from rpc import open_rpc
-from sim import amounts_of, sqrt_ratio_at_tick
+import executor
+import rebalance
+from contracts import MANAGER_LOGS, Contract, Function, TokenPosition, describe
+from execution import MAX_REVERTED, Executor, Limits
+from executor import Door, load_account, read_api_key
+from market import Pair
+from order_journal import MAX_OPEN, Attempt, OrderJournal
+from orders import NOTHING, Order, Report, place
+from protocol import Code, Inventory, Position, ProtocolError, Token, decode, encode
+from readback import gas_of, read_back
+from rebalance import VaultChanged, around, close_calls, match, mint_calls, multicall, size
+from rounds import plan
+from rpc import Refusal, open_rpc
+from runtime import UserError
+from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
+from wire import serve
 
 ETHER = 10**18
 VAULT_KEY = "0x47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a"  # the fifth of anvil's own, public
+API_KEY = "an-api-key-of-a-test"
+CHAIN_ID = 31337
 SLOT0 = Function("slot0()", "uint160", "int24")
 BALANCE = Function("balanceOf(address)", "uint256")
+OF_OWNER = Function("tokenOfOwnerByIndex(address,uint256)", "uint256")
+POSITIONS = Function("positions(uint256)", *["uint256"] * 5, "int24", "int24", "uint128")
+INCREASE = MANAGER_LOGS[0]
+WIDE = Position(-600, 600, ETHER // 2, ETHER // 2)
+SECONDS = 120  # a deadline that is reached only when something hangs
+
+
+@pytest.fixture(scope="module")
+def chain(missing):
+    if anvil.missing():
+        missing(anvil.missing())
+    with anvil.Chain() as chain:
+        yield chain
 
 
 class World:
-    """A pool that remembers its price, and a vault whose key the bot has."""
+    """A pool that remembers its price of the last hours, and a vault whose key the bot has."""
 
     def __init__(self, chain: anvil.Chain):
         self.chain, self.uniswap = chain, anvil.Uniswap(chain)
@@ -40,97 +81,1156 @@ class World:
     def time(self) -> int:
         return int(self.chain.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
 
+    @property
+    def nonce(self) -> int:
+        return int(self.chain.rpc("eth_getTransactionCount", self.vault, "latest"), 16)
+
+    @property
+    def price(self) -> tuple[int, int]:
+        return self.chain.call(self.uniswap.address, SLOT0)
+
     def balances(self) -> tuple[int, int]:
         tokens = self.uniswap.token0, self.uniswap.token1
         return tuple(self.chain.call(token, BALANCE, self.vault)[0] for token in tokens)
 
-    def held(self):
-        async def work():
-            async with open_rpc([self.chain.url]) as rpc:
-                contract = await describe(rpc, self.uniswap.address, self.uniswap.manager)
-                block = self.chain.rpc("eth_getBlockByNumber", "latest", False)
-                return (await read_vault(rpc, contract, self.vault, block["hash"]))[0]
-
-        return asyncio.run(work())
+    def held(self) -> list[tuple[int, int, int, int]]:
+        """The vault's tokens: id, ticks, liquidity."""
+        manager = self.uniswap.manager
+        [count] = self.chain.call(manager, BALANCE, self.vault)
+        ids = [self.chain.call(manager, OF_OWNER, self.vault, n)[0] for n in range(count)]
+        return [(one, *self.chain.call(manager, POSITIONS, one)[5:8]) for one in sorted(ids)]
 
     def order(self, decision: str, *desired: Position | int, **changes) -> Order:
-        """Now; a number among the desired stands for the shown position that is kept."""
-        price, tick = self.chain.call(self.uniswap.address, SLOT0)
+        """For the vault as it stands; a number among the desired is the shown position that is kept."""
+        price, tick = self.price
         shown = tuple(
             Position(
-                one.tick_lower,
-                one.tick_upper,
-                *amounts_of(
-                    one.liquidity,
-                    price,
-                    sqrt_ratio_at_tick(one.tick_lower),
-                    sqrt_ratio_at_tick(one.tick_upper),
-                    round_up=False,
-                ),
+                lower,
+                upper,
+                *amounts_of(liquidity, price, *map(sqrt_ratio_at_tick, (lower, upper)), round_up=False),
             )
-            for one in self.held()
+            for _, lower, upper, liquidity in self.held()
         )
+        desired = tuple(shown[one] if isinstance(one, int) else one for one in desired)
         order = Order(
-            decision=decision,
-            chain_id=31337,
-            pool=self.uniswap.address,
-            vault=self.vault,
-            shown=shown,
-            desired=tuple(shown[one] if isinstance(one, int) else one for one in desired),
-            block_number=self.chain.height,
-            sqrt_price_x96=price,
-            tick=tick,
-            deadline=self.time + 120,
+            *(decision, CHAIN_ID, self.uniswap.address, self.vault, shown, desired),
+            *(self.chain.height, price, tick, self.time + 120),
         )
         return replace(order, **changes)
 
     @asynccontextmanager
-    async def bot(self, folder, live: bool = True, **limits):
+    async def bot(self, folder: Path, live: bool = True, **limits):
         async with open_rpc([self.chain.url]) as rpc:
             contract = await describe(rpc, self.uniswap.address, self.uniswap.manager)
-            async with OrderJournal.open(folder / "j.sqlite3", 31337, self.uniswap.address, self.vault) as journal:
-                limits = Limits(**{"confirmations": 0} | limits)
+            path = folder / "journal.sqlite3"
+            async with OrderJournal.open(path, CHAIN_ID, self.uniswap.address, self.vault) as journal:
+                limits = Limits(**{"confirmations": 0, "turnover_percent": 10**6} | limits)
                 account = Account.from_key(VAULT_KEY)
                 yield Executor(rpc, contract, journal, self.vault, account, limits, folder / "pause", live)
 
+    def run(self, folder: Path, *orders: Order, blocks: int = 8, **options) -> list[Report]:
+        """Carry orders out one after the other, a block between two looks."""
 
-@pytest.fixture(scope="session")
-def chain(missing):
-    if anvil.missing():
-        missing(anvil.missing())
-    with anvil.Chain() as chain:
-        yield chain
+        async def work():
+            async with self.bot(folder, **options) as bot:
+                return [await self.carry_out(bot, order, blocks) for order in orders]
+
+        return asyncio.run(work())
+
+    async def carry_out(self, bot: Executor, order: Order, blocks: int = 8) -> Report | None:
+        await bot.journal.accept(order)
+        for _ in range(blocks):
+            if not await bot.step():
+                break
+            self.chain.mine()
+        return (await bot.journal.report(order.decision))[1]
+
+    def pending(self) -> list[str]:
+        """Hashes of the vault's transactions that wait to be mined."""
+        waiting = self.chain.rpc("txpool_content")["pending"]
+        return [tx["hash"] for by in waiting.values() for tx in by.values() if tx["from"].lower() == self.vault]
 
 
-@pytest.fixture
-def world(chain):
+@pytest.fixture(scope="module")
+def built(chain) -> World:
     return World(chain)
 
 
-async def carry_out(bot, chain, order, blocks=5) -> Report:
-    await bot.journal.accept(order)
-    for _ in range(blocks):
-        if not await bot.step():
-            break
-        chain.mine()
-    _, report = await bot.journal.report(order.decision)
+@pytest.fixture
+def world(built):
+    """As it was built, for each test."""
+    saved = built.chain.rpc("evm_snapshot")
+    built.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(10**9))  # what a test set for its next block outlives it
+    built.chain.mine()
+    yield built
+    built.chain.rpc("anvil_dropAllTransactions")
+    assert built.chain.rpc("evm_revert", saved)
+
+
+def balanced(report: Report) -> bool:
+    """The identity that every executed report has."""
+    return all(
+        getattr(report.before, side)
+        + getattr(report.released, side)
+        + getattr(report.fees, side)
+        - getattr(report.paid, side)
+        == getattr(report.after, side)
+        for side in ("amount0", "amount1")
+    )
+
+
+def rows(folder: Path, sql: str) -> list[tuple]:
+    with closing(sqlite3.connect(f"file:{folder / 'journal.sqlite3'}?mode=ro", uri=True)) as db:
+        return db.execute(sql).fetchall()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The planner
+
+
+def random_position(rng: Random, *ranges: tuple[int, int]) -> Position:
+    lower = rng.randint(-10, 8) * 60
+    ticks = rng.choice(ranges) if ranges else (lower, lower + 60 * rng.randint(1, 8))
+    return Position(*ticks, rng.choice([0, 1, int(10 ** rng.uniform(0, 20))]), int(10 ** rng.uniform(0, 20)))
+
+
+def shown_of(held: list[TokenPosition], price: int) -> list[Position]:
+    return [
+        Position(
+            t.tick_lower,
+            t.tick_upper,
+            *amounts_of(
+                t.liquidity, price, sqrt_ratio_at_tick(t.tick_lower), sqrt_ratio_at_tick(t.tick_upper), round_up=False
+            ),
+        )
+        for t in held
+    ]
+
+
+def token(token_id: int, lower: int, upper: int, liquidity: int) -> TokenPosition:
+    return TokenPosition(token_id, lower, upper, liquidity, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_vaults_tokens_are_kept_and_closed_as_the_plan_of_a_round_says(seed):
+    """Ranges that several tokens have, and amounts that moved on since they were shown."""
+    rng = Random(seed)
+    ranges = [(-600, 600), (-60, 120), (120, 600)]
+    held = [token(n, *rng.choice(ranges), int(10 ** rng.uniform(6, 20))) for n in range(rng.randint(0, 6))]
+    shown = shown_of(held, sqrt_ratio_at_tick(rng.randint(-700, 700)))
+    rng.shuffle(shown)
+    desired = rng.sample(shown, rng.randint(0, len(shown))) + [random_position(rng) for _ in range(rng.randint(0, 3))]
+    rng.shuffle(desired)
+    empty = token(99, -600, 600, 0)  # one that was closed by hand
+    keep, close, wanted = match(shown, desired, [*held, empty])
+    kept, closed, mint = plan(shown, desired)
+    ticks = [(one.tick_lower, one.tick_upper) for one in keep]
+    assert sorted(ticks) == sorted(kept) and sorted((one.tick_lower, one.tick_upper) for one in close) == sorted(closed)
+    assert [(p.tick_lower, p.tick_upper, p.allocation0, p.allocation1) for p in wanted] == mint
+    assert sorted(keep + close) == sorted(held)
+
+
+def test_of_several_in_one_range_the_larger_is_the_larger_also_after_strangers_added_to_them():
+    small, large = token(7, -600, 600, 10**18), token(5, -600, 600, 3 * 10**18)
+    shown = shown_of([large, small], Q96)
+    dusted = [large._replace(liquidity=large.liquidity + 1), small._replace(liquidity=small.liquidity + 10**17)]
+    assert match(shown, [shown[0]], dusted) == ([dusted[0]], [dusted[1]], [])
+    assert match(shown, [shown[1]], dusted) == ([dusted[1]], [dusted[0]], [])
+
+
+@pytest.mark.parametrize("held", [[], [(-600, 660)], [(-600, 600), (-600, 600)], [(-600, 600), (0, 60)]])
+def test_ranges_that_the_vault_does_not_hold_are_refused(held):
+    tokens = [token(n, *ticks, 10**18) for n, ticks in enumerate(held)]
+    with pytest.raises(VaultChanged, match="-600, 600"):
+        match([Position(-600, 600, 1, 1)], [], tokens)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_is_minted_is_there_and_the_least_is_taken_at_every_price_within_the_bound(seed):
+    rng = Random(seed)
+    price, slippage = sqrt_ratio_at_tick(rng.randint(-900, 900)) + rng.randint(0, 10**20), rng.choice([0, 1, 50, 500])
+    wanted = [random_position(rng) for _ in range(rng.randint(1, 5))]
+    there = int(10 ** rng.uniform(0, 20)), int(10 ** rng.uniform(0, 20))
+    keep = [token(9, wanted[0].tick_lower, wanted[0].tick_upper, 5)]
+    mints, left = size(wanted, keep, there, price, slippage, 1 << 100), there
+    for mint in mints:
+        assert (mint.token_id == 9) == ((mint.tick_lower, mint.tick_upper) == keep[0][1:3]) and mint.liquidity > 0
+        assert all(paid <= most <= have for paid, most, have in zip(mint.paid, mint.most, left, strict=True))
+        left = left[0] - mint.paid[0], left[1] - mint.paid[1]
+        bounds = sqrt_ratio_at_tick(mint.tick_lower), sqrt_ratio_at_tick(mint.tick_upper)
+        low, high = around(price, slippage)
+        for at in (low, high, price, rng.randint(low, high), rng.randint(low, high)):
+            used = amounts_of(liquidity_for(*mint.most, at, *bounds), at, *bounds, round_up=True)
+            assert all(least <= amount for least, amount in zip(mint.least, used, strict=True)), (mint, at)
+    assert len(mints) <= len(wanted) and (mints or not any(p.allocation0 and p.allocation1 for p in wanted))
+
+
+def test_a_range_that_can_get_no_liquidity_or_more_than_a_tick_may_hold_is_left_out():
+    nothing, fine, much = Position(-60, 60, 0, ETHER), Position(60, 120, ETHER, 0), Position(-60, 60, ETHER, ETHER)
+    assert [mint.tick_lower for mint in size([nothing, fine], [], (ETHER, ETHER), Q96, 50, 1 << 100)] == [60]
+    assert size([much], [], (ETHER, ETHER), Q96, 50, 10**18) == []
+
+
+CONTRACT = Contract(
+    Pair(8453, "0x" + "11" * 20, Token("0x" + "22" * 20, "A", 18), Token("0x" + "33" * 20, "B", 6), 500, 10),
+    "0x" + "44" * 20,
+)
+VAULT = "0x" + "55" * 20
+
+
+def decoded(data: bytes, signatures: dict[bytes, tuple[str, list[str]]]) -> tuple:
+    name, types = signatures[data[:4]]
+    return name, *Web3().codec.decode(types, data[4:])
+
+
+def abi_of(artifact: Path) -> dict[bytes, tuple[str, list[str]]]:
+    """Selectors of a contract's functions, with their names and types, from its compiler's output."""
+    found = {}
+    for item in json.loads(artifact.read_text())["abi"]:
+        if item["type"] == "function":
+            types = [
+                f"({','.join(part['type'] for part in one['components'])})" if "components" in one else one["type"]
+                for one in item["inputs"]
+            ]
+            found[bytes(Web3.keccak(text=f"{item['name']}({','.join(types)})"))[:4]] = item["name"], types
+    return found
+
+
+def test_the_calls_are_those_of_uniswaps_manager(missing):
+    if anvil.missing():
+        missing(anvil.missing())
+    abi = abi_of(anvil.NODE_MODULES / anvil.ARTIFACTS["manager"])
+    closing = close_calls([token(8, -600, 600, 10**18)], VAULT, Q96, 50, 99)
+    mints = [
+        rebalance.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6)),
+        rebalance.Mint(8, -60, 60, (5, 6), (3, 4), 1, (5, 6)),
+    ]
+    decrease, collect, burn, mint, increase = (
+        decoded(data, abi) for data in [*closing, *mint_calls(mints, CONTRACT, VAULT, 99)]
+    )
+    least = decrease[1][2:4]
+    exact = amounts_of(10**18, Q96, sqrt_ratio_at_tick(-600), sqrt_ratio_at_tick(600), round_up=False)
+    assert decrease == ("decreaseLiquidity", (8, 10**18, *least, 99))
+    assert all(0.9 * full < part < full for part, full in zip(least, exact, strict=True))
+    most = (1 << 128) - 1
+    assert collect == ("collect", (8, VAULT, most, most)) and burn == ("burn", 8)
+    tokens = CONTRACT.pair.token0.address, CONTRACT.pair.token1.address
+    assert mint == ("mint", (*tokens, 500, -60, 60, 5, 6, 3, 4, VAULT, 99))
+    assert increase == ("increaseLiquidity", (8, 5, 6, 3, 4, 99))
+    assert decoded(bytes.fromhex(multicall([b"one", b"two"])[2:]), abi) == ("multicall", (b"one", b"two"))
+
+
+def test_slipstreams_mint_has_the_spacing_in_the_place_of_the_fee_and_a_price_at_its_end():
+    types = ["(address,address,int24,int24,int24,uint256,uint256,uint256,uint256,address,uint256,uint160)"]
+    selector = bytes(Web3.keccak(text=f"mint({types[0]})"))[:4]
+
+    class Slipstream(Contract):
+        slipstream = True
+
+    mints = [rebalance.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6))]
+    [data] = mint_calls(mints, Slipstream(CONTRACT.pair, CONTRACT.manager), VAULT, 99)
+    tokens = CONTRACT.pair.token0.address, CONTRACT.pair.token1.address
+    assert decoded(data, {selector: ("mint", types)}) == ("mint", (*tokens, 10, -60, 60, 5, 6, 3, 4, VAULT, 99, 0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is done
+
+
+def test_an_order_becomes_one_transaction_and_the_report_is_what_the_chain_has(world, tmp_path):
+    """Mint; then keep one, close one and collect its fees, add to the kept one and mint another."""
+    before, nonce = world.balances(), world.nonce
+    first = world.order("first", WIDE, Position(-60, 60, ETHER // 10, ETHER // 10))
+    [one] = world.run(tmp_path, first)
+    assert (one.code, one.before, one.released) == (Code.EXECUTED, Inventory(*before), NOTHING) and balanced(one)
+    assert world.balances() == (one.after.amount0, one.after.amount1)
+    held = world.held()
+    assert [(m.tick_lower, m.tick_upper, m.liquidity) for m in one.minted] == [row[1:] for row in held]
+    for down in (True, False):
+        world.uniswap.swap(down, ETHER // 10)
+        world.chain.mine()
+    more, new = Position(-600, 600, ETHER // 100, ETHER // 100), Position(-120, 180, ETHER, ETHER)
+    [two] = world.run(tmp_path, world.order("second", 0, more, new))
+    receipt = world.chain.receipt(two.transaction)
+    assert two.code == Code.EXECUTED and balanced(two) and two.block == int(receipt["blockNumber"], 16)
+    assert two.fees.amount0 > 0 and two.fees.amount1 > 0 and two.before == one.after
+    assert world.balances() == (two.after.amount0, two.after.amount1) and world.nonce == nonce + 2
+    kept, minted = world.held()
+    assert kept[0] == held[0][0] and kept[3] == held[0][3] + two.minted[0].liquidity  # its token, with more in it
+    assert minted[1:3] == (-120, 180) and minted[3] == two.minted[1].liquidity
+    paid = int(receipt["gasUsed"], 16) * int(receipt["effectiveGasPrice"], 16)
+    assert (two.gas_used, two.gas_wei, two.gas0, two.gas1) == (int(receipt["gasUsed"], 16), paid, paid, 0)
+
+
+def test_a_dry_run_says_to_the_wei_what_then_is_done(world, tmp_path):
+    (tmp_path / "dry").mkdir()
+    world.run(tmp_path, world.order("first", WIDE))
+    world.uniswap.swap(True, ETHER // 10)
+    world.chain.mine()
+    order, nonce = world.order("second", Position(-120, 60, ETHER, ETHER)), world.nonce
+    [foreseen] = world.run(tmp_path / "dry", order, live=False)
+    assert foreseen.code == Code.EXECUTION_DRY_RUN and world.nonce == nonce and not foreseen.transaction
+    [done] = world.run(tmp_path, order)
+    names = "before", "released", "fees", "paid", "after", "minted"
+    assert {name: getattr(foreseen, name) for name in names} == {name: getattr(done, name) for name in names}
+    assert done.fees.amount0 > 0 and balanced(foreseen) and len(foreseen.minted) == 1
+
+
+def test_an_order_that_changes_nothing_sends_nothing(world, tmp_path):
+    world.run(tmp_path, world.order("first", WIDE))
+    nonce, balances = world.nonce, world.balances()
+    [report] = world.run(tmp_path, world.order("second", 0, Position(-60, 60, 0, ETHER)))
+    assert (report.code, report.transaction, report.detail) == (Code.EXECUTED, "", "nothing to do")
+    assert report.before == report.after == Inventory(*balances) and world.nonce == nonce
+
+
+def test_what_others_pay_the_vault_in_the_same_block_is_not_the_bots_doing(world, tmp_path):
+    """The balances before and after the transaction, not before and after its block."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(order)
+            transfer = "transfer(address,uint256)"
+            world.uniswap.send(world.uniswap.token0, transfer, world.vault, 111)
+            await bot.step()
+            world.uniswap.send(world.uniswap.token0, transfer, world.vault, 5000)
+            world.uniswap.send(world.uniswap.token1, transfer, world.vault, 70000)
+            world.chain.mine()
+            world.uniswap.send(world.uniswap.token1, transfer, world.vault, 900000)
+            world.chain.mine()
+            await bot.step()
+            return (await bot.journal.report("first"))[1]
+
+    before, order = world.balances(), world.order("first", WIDE)
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and balanced(report) and "balances" not in report.detail
+    assert report.before == Inventory(before[0] + 111, before[1])
+    assert world.balances() == (report.after.amount0 + 5000, report.after.amount1 + 970000)
+
+
+def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forgot_old_states(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            [mined] = await bot.journal.attempts("first")
+            tip, batch = await bot.tip(), bot.rpc.batch
+
+            async def forgetful(calls, **options):
+                answers = await batch(calls, **options)
+                for n, (method, parameters) in enumerate(calls):
+                    if method == "eth_call" and parameters[1]["blockHash"] != tip.hash:
+                        answers[n] = Refusal(-32000, "missing trie node")
+                return answers
+
+            found = [await read_back(bot.rpc, bot.contract, bot.vault, mined, tip)]
+            bot.rpc.batch = forgetful
+            found.append(await read_back(bot.rpc, bot.contract, bot.vault, mined, tip))
+            [log] = [one for one in mined.receipt["logs"] if one["topics"][0] == INCREASE.topic]
+            log["data"] = log["data"][:-1] + ("1" if log["data"][-1] == "0" else "0")
+            return *found, await read_back(bot.rpc, bot.contract, bot.vault, mined, tip)
+
+    [report] = world.run(tmp_path, world.order("first", WIDE))
+    world.chain.mine(3)
+    sound, forgotten, other = asyncio.run(work())
+    assert sound == forgotten and not sound.trouble and sound.fill(replace(report, block=0, minted=())) == report
+    assert "position manager's" in other.trouble
+
+
+def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_fee_for_data():
+    def attempt(**receipt: int) -> Attempt:
+        return Attempt(0, "plan", "0x", "0x", 0, 0, 0, 0, {name: hex(value) for name, value in receipt.items()} or None)
+
+    found = [attempt(gasUsed=5, effectiveGasPrice=7), attempt(), attempt(gasUsed=11, effectiveGasPrice=13, l1Fee=17)]
+    assert gas_of(found) == (5 + 11, 5 * 7 + 11 * 13 + 17)
+
+
+def test_liquidity_that_a_stranger_adds_to_the_vaults_position_changes_no_decision(world, tmp_path):
+    world.run(tmp_path, world.order("first", WIDE, Position(-60, 60, ETHER // 10, ETHER // 10)))
+    order, token_id = world.order("second", 1), world.held()[0][0]
+    world.uniswap.increase(world.chain.accounts[2], token_id, 10**9, 10**9)
+    world.chain.mine()
+    [report] = world.run(tmp_path, order)
+    assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-60, 60)]
+
+
+def test_with_a_reserve_a_mint_succeeds_though_the_price_moves_before_it_is_mined(world, tmp_path):
+    """Without one the bot has to plan anew: tokens that were all meant for the range are not there any more."""
+
+    async def work(folder, reserve):
+        folder.mkdir()
+        async with world.bot(folder, reserve_ticks=reserve) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            world.uniswap.swap(True, ETHER // 5)
+            await bot.step()  # sends it again, now behind the swap
+            world.chain.mine()
+            return world.chain.rpc("eth_getTransactionReceipt", waiting)["status"]
+
+    world.run(tmp_path, world.order("first", Position(-60, 60, ETHER, ETHER)))
+    order = world.order("second", Position(-600, 600, 10 * ETHER, 10 * ETHER))
+    saved = world.chain.rpc("evm_snapshot")
+    assert asyncio.run(work(tmp_path / "tight", 0)) == "0x0"
+    assert world.chain.rpc("evm_revert", saved)
+    assert asyncio.run(work(tmp_path / "loose", 30)) == "0x1"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# At most once
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+def with_fuse(bot: Executor, at: int | None) -> list[str]:
+    """Let the bot die at the n-th of the moments before and after each write and each send; returns those passed."""
+    moments: list[str] = []
+
+    def pass_by(name: str) -> None:
+        moments.append(name)
+        if at is not None and len(moments) > at:
+            raise Crash(name)
+
+    def around_(name: str, call):
+        async def wrapped(*arguments, **options):
+            if name == "batch" and "eth_sendRawTransaction" not in [method for method, _ in arguments[0]]:
+                return await call(*arguments, **options)
+            pass_by(f"before {name}")
+            result = await call(*arguments, **options)
+            pass_by(f"after {name}")
+            return result
+
+        return wrapped
+
+    for name in ("accept", "sign", "mined", "finish"):
+        setattr(bot.journal, name, around_(name, getattr(bot.journal, name)))
+    bot.rpc.batch = around_("batch", bot.rpc.batch)
+    return moments
+
+
+def test_a_hundred_decisions_with_a_crash_at_every_step_are_each_carried_out_once(world, tmp_path):
+    """Each decision is tried with one crash or two, at any of the ten moments; a new process finds the same files."""
+    rng, start, first_nonce, reports, crashes = Random(6), world.balances(), world.nonce, [], []
+
+    def wanted(n: int) -> list[Position | int]:
+        lower, upper = -60 * rng.randint(1, 9), 60 * rng.randint(1, 9)
+        new = Position(lower, upper, ETHER // rng.randint(2, 9), ETHER // rng.randint(2, 9))
+        held = world.held()
+        return [0, new] if held and n % 3 == 0 and len(held) < 4 else [new]
+
+    async def one(order: Order, points: list[int]) -> Report:
+        while True:
+            async with world.bot(tmp_path) as bot:
+                moments = with_fuse(bot, points.pop(0) if points else None)
+                try:
+                    report = await world.carry_out(bot, order)
+                    assert moments[-1] == "after finish" or not points
+                    return report
+                except Crash as error:
+                    crashes.append(str(error))
+                    if rng.random() < 0.5:
+                        world.chain.mine()
+
+    async def work():
+        for n in range(100):
+            order = world.order(f"decision {n}", *wanted(n))
+            points = [n % 10] if n < 50 else [n % 10, rng.randrange(8)]
+            reports.append(await one(order, points))
+            world.uniswap.swap(n % 2 == 0, rng.randint(1, ETHER // 10))
+            world.chain.mine()
+
+    asyncio.run(work())
+    assert len(crashes) >= 130 and len(set(crashes)) == 10, sorted(set(crashes))
+    assert [report.code for report in reports] == [Code.EXECUTED] * 100 and all(map(balanced, reports))
+    assert world.nonce == first_nonce + 100 and len({report.transaction for report in reports}) == 100
+    for earlier, later in pairwise(reports):
+        assert earlier.after == later.before and earlier.block < later.block
+    assert reports[0].before == Inventory(*start) and world.balances() == (
+        reports[-1].after.amount0,
+        reports[-1].after.amount1,
+    )
+    count = "SELECT COUNT(*), COUNT(DISTINCT decision), COUNT(DISTINCT nonce) FROM attempts"
+    assert rows(tmp_path, f"{count} WHERE json_extract(receipt, '$.status') = '0x1'") == [(100, 100, 100)]
+    assert sum(report.fees.amount0 for report in reports) > 0 and any(len(report.minted) for report in reports)
+
+
+def test_an_order_is_not_carried_out_again_though_it_comes_back_days_later(world, tmp_path):
+    order = world.order("first", WIDE)
+    [report] = world.run(tmp_path, order)
+    nonce = world.nonce
+    world.chain.mine(2, 5 * 86400)
+    assert world.run(tmp_path, order) == [report] and world.nonce == nonce
+
+
+def test_another_order_under_a_used_name_is_refused(world, tmp_path):
+    order = world.order("first", WIDE)
+    world.run(tmp_path, order)
+    with pytest.raises(ProtocolError) as error:
+        world.run(tmp_path, replace(order, deadline=order.deadline + 1))
+    assert error.value.code == Code.ORDER_CONFLICT
+
+
+def test_more_than_a_few_open_orders_are_not_taken(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            for n in range(MAX_OPEN + 1):
+                await bot.journal.accept(replace(order, decision=str(n)))
+
+    order = world.order("", WIDE)
+    with pytest.raises(ProtocolError) as error:
+        asyncio.run(work())
+    assert error.value.code == Code.BUSY
+
+
+def test_a_dropped_transaction_is_sent_again_as_it_was(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            assert world.pending() == []
+            await bot.step()
+            assert world.pending() == [waiting]
+            return await world.carry_out(bot, order), waiting
+
+    order = world.order("first", WIDE)
+    report, sent = asyncio.run(work())
+    assert (report.code, report.transaction) == (Code.EXECUTED, sent)
+    assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
+
+
+def test_a_stuck_transaction_is_replaced_with_the_same_nonce_and_a_higher_fee(world, tmp_path):
+    """By a new plan; only one of them can be mined."""
+    dear = 40 * 10**9
+
+    async def work():
+        async with world.bot(tmp_path, replace_blocks=2) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            for _ in range(2):
+                world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(dear))
+                world.chain.mine()
+                assert await bot.step()
+            return await world.carry_out(bot, order)
+
+    order, nonce = world.order("first", WIDE), world.nonce
+    report = asyncio.run(work())
+    attempts = rows(tmp_path, "SELECT nonce, kind, hash, max_fee_wei, receipt IS NOT NULL FROM attempts ORDER BY id")
+    assert [row[:2] for row in attempts] == [(nonce, "plan")] * 2
+    assert [row[4] for row in attempts] == [0, 1] and int(attempts[1][3]) > int(attempts[0][3]) * 9 // 8
+    assert (report.code, report.transaction) == (Code.EXECUTED, attempts[1][2]) and world.nonce == nonce + 1
+
+
+def test_a_transaction_that_waits_past_the_deadline_is_cancelled_and_the_next_order_goes_on(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path, replace_blocks=100) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(40 * 10**9))
+            world.chain.mine(1)
+            world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(40 * 10**9))
+            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + 1)
+            world.chain.mine()
+            report = await world.carry_out(bot, order)
+            later = await world.carry_out(bot, world.order("second", WIDE))
+            return report, later
+
+    order, nonce, balances = world.order("first", WIDE), world.nonce, world.balances()
+    report, later = asyncio.run(work())
+    assert report.code == Code.EXECUTION_EXPIRED and report.gas_used == 21000 and report.gas0 == report.gas_wei > 0
+    assert "cancelled" in report.detail and later.code == Code.EXECUTED and later.before == Inventory(*balances)
+    kinds = rows(tmp_path, "SELECT decision, kind, nonce FROM attempts ORDER BY id")
+    assert kinds == [("first", "plan", nonce), ("first", "cancel", nonce), ("second", "plan", nonce + 1)]
+
+
+def test_a_transaction_that_is_mined_after_the_deadline_does_nothing(world, tmp_path):
+    """The contract refuses it too, if it is faster than what should cancel it."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + 1)
+            world.chain.mine()
+            return await world.carry_out(bot, order)
+
+    order, balances = world.order("first", WIDE), world.balances()
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTION_EXPIRED and report.gas_used > 21000
+    assert world.balances() == balances and len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
+
+
+def test_a_reverted_transaction_is_planned_anew_and_all_its_gas_is_counted(world, tmp_path):
+    """A swap came before it in the block: tokens that it counted on were not there."""
+
+    async def work():
+        async with world.bot(folder) as bot:
+            await bot.journal.accept(order)
+            for _ in range(reverts):
+                await bot.step()
+                [waiting] = world.pending()
+                world.chain.rpc("anvil_dropTransaction", waiting)
+                world.uniswap.swap(True, ETHER // 5)
+                await bot.step()
+                world.chain.mine()
+            return await world.carry_out(bot, order)
+
+    def gas(status: str) -> list[int]:
+        receipts = [
+            json.loads(row[0]) for row in rows(folder, "SELECT receipt FROM attempts WHERE decision = 'second'")
+        ]
+        return [int(one["gasUsed"], 16) for one in receipts if one["status"] == status]
+
+    world.run(tmp_path, world.order("first", Position(-60, 60, ETHER, ETHER)))
+    order, reverts, nonce = world.order("second", Position(-600, 600, 10 * ETHER, 10 * ETHER)), 1, world.nonce
+    folder, saved = tmp_path, world.chain.rpc("evm_snapshot")
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and balanced(report) and world.nonce == nonce + 2
+    assert len(gas("0x0")) == len(gas("0x1")) == 1 and report.gas_used == sum(gas("0x0") + gas("0x1"))
+    assert report.gas0 == report.gas_wei > 0
+
+    assert world.chain.rpc("evm_revert", saved)
+    reverts, folder = MAX_REVERTED, tmp_path / "again"
+    folder.mkdir()
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTION_REVERTED and world.nonce == nonce + MAX_REVERTED
+    assert report.gas_used > 0 and not report.transaction and report.released == NOTHING
+
+
+def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts_it(world, tmp_path):
+    """A swap in front of it in its block, with tokens left to mint from: without least amounts it would succeed."""
+
+    async def work():
+        async with world.bot(tmp_path, slippage_ticks=slippage) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            world.uniswap.swap(True, ETHER)
+            await bot.step()
+            world.chain.mine()
+            status = world.chain.rpc("eth_getTransactionReceipt", waiting)["status"]
+            return status, await world.carry_out(bot, order)
+
+    world.run(tmp_path, world.order("first", Position(-1200, 1200, ETHER // 4, ETHER // 4)))
+    for slippage, expected in ((50, "0x0"), (400, "0x1")):
+        order = world.order(f"within {slippage}", Position(-600, 600, ETHER // 4, ETHER // 4))
+        saved = world.chain.rpc("evm_snapshot")
+        status, report = asyncio.run(work())
+        assert status == expected, slippage
+        if slippage == 50:  # planned anew it is refused: the price is no more what it was
+            assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
+            (tmp_path / "journal.sqlite3").rename(tmp_path / "old")
+            assert world.chain.rpc("evm_revert", saved)
+        else:
+            assert report.code == Code.EXECUTED and balanced(report)
+
+
+def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path, confirmations=3) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            first = world.chain.mine()
+            world.chain.mine()
+            assert await bot.step() and "more are awaited" in bot.said
+            world.chain.rpc("anvil_reorg", 3, [])
+            with suppress(RuntimeError):
+                world.chain.rpc("anvil_dropAllTransactions")
+            assert world.nonce == nonce and not world.pending()
+            world.uniswap.send(world.uniswap.token0, "transfer(address,uint256)", world.vault, 77)
+            assert await bot.step() and len(world.pending()) == 1
+            return first, await world.carry_out(bot, order)
+
+    order, balances, nonce = world.order("first", WIDE), world.balances(), world.nonce
+    first, report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and report.block > first - 1 and world.nonce == nonce + 1
+    assert report.before == Inventory(balances[0] + 77, balances[1]) and balanced(report)
+    assert int(world.chain.receipt(report.transaction)["blockNumber"], 16) == report.block
+    assert world.chain.height >= report.block + 3 and len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
+
+
+def test_a_reorganisation_deeper_than_the_confirmations_is_said_and_made_good(world, tmp_path, caplog):
+    """What was final is sent again, as it was, before anything new; its report stands."""
+    first = world.order("first", WIDE)
+    saved = world.chain.rpc("evm_snapshot")
+    [report] = world.run(tmp_path, first)
+    later = world.order("second", 0, Position(-60, 60, ETHER // 4, ETHER // 4))
+    assert world.chain.rpc("evm_revert", saved)
+    assert world.held() == []
+    lost = world.order("third", Position(-120, 120, ETHER // 9, ETHER // 9))
+    refused_, done = world.run(tmp_path, lost, replace(later, deadline=later.deadline + 60))
+    assert "was final and is not in the chain" in caplog.text and report.transaction in caplog.text
+    assert refused_.code == Code.VAULT_CHANGED and done.code == Code.EXECUTED and done.before == report.after
+    assert world.chain.receipt(report.transaction) and len(world.held()) == 2
+
+
+def test_a_nonce_that_somebody_else_used_ends_the_order_and_is_said(world, tmp_path):
+    """Somebody signs with the vault's key beside the bot: nothing is tried under another nonce."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            world.uniswap.send(world.uniswap.token0, "transfer(address,uint256)", world.vault, 1, sender=world.vault)
+            world.chain.mine()
+            assert await bot.step() and not world.pending()
+            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + 1)
+            world.chain.mine()
+            return await world.carry_out(bot, order)
+
+    order, balances = world.order("first", WIDE), world.balances()
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTION_EXPIRED and "who else has the key" in report.detail
+    assert world.balances() == balances
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def refused(world: World, folder: Path, order: Order, **limits) -> Report:
+    """It is refused, and nothing was sent."""
+    nonce = world.nonce
+    [report] = world.run(folder, order, **limits)
+    assert report is not None and report.code not in (Code.EXECUTED, Code.EXECUTION_DRY_RUN), report
+    assert world.nonce == nonce and not world.pending() and not rows(folder, "SELECT 1 FROM attempts")
     return report
 
 
-def test_smoke(world, tmp_path):
+BAD = [Position(-61, 60, 1, 1), Position(60, -60, 1, 1), Position(-887280, 60, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"pool": "0x" + "12" * 20}, Code.FOREIGN_POOL, "0x1212"),
+        ({"chain_id": 1}, Code.FOREIGN_POOL, "chain 1"),
+        ({"vault": "0x" + "12" * 20}, Code.FOREIGN_VAULT, "0x1212"),
+        ({"deadline": 1000}, Code.ORDER_STALE, "deadline 1000"),
+        ({"deadline": 1 << 40}, Code.ORDER_STALE, "at most 600"),
+        ({"tick": 101}, Code.PRICE_MOVED, "tick 0, shown was 101"),
+        ({"tick": -101}, Code.PRICE_MOVED, "tick 0, shown was -101"),
+        ({"shown": (WIDE,)}, Code.VAULT_CHANGED, "(-600, 600)"),
+        ({"desired": (WIDE,) * 11}, Code.TOO_MANY_POSITIONS, "11 positions, at most 10"),
+        ({"desired": (BAD[0],)}, Code.TICK_SPACING, "-61"),
+        ({"desired": (BAD[1],)}, Code.TICK_ORDER, "-60"),
+        ({"desired": (BAD[2],)}, Code.TICK_RANGE, "-887280"),
+    ],
+)
+def test_an_order_that_is_not_allowed_is_refused_with_its_code(world, tmp_path, caplog, changes, code, said):
+    report = refused(world, tmp_path, replace(world.order("first", WIDE), **changes))
+    assert report.code == code and said in report.detail and f"first: {code}" in caplog.text
+
+
+def test_a_price_that_a_swap_moved_in_the_block_before_is_refused(world, tmp_path):
+    """Also where the miner was shown the moved price; the average does not know it yet."""
+    world.uniswap.swap(True, 2 * ETHER)
+    world.chain.mine()
+    order = world.order("first", WIDE)
+    assert order.tick < -300
+    report = refused(world, tmp_path, order)
+    assert report.code == Code.PRICE_MANIPULATED
+    assert re.search(rf"tick {order.tick}, the average of 600 s is -?\d, at most 100", report.detail)
+    world.chain.mine(2, 900)  # the price stands: it is the average
+    [report] = world.run(tmp_path, world.order("second", WIDE))
+    assert report.code == Code.EXECUTED
+
+
+def test_where_the_pool_does_not_remember_its_price_the_order_is_refused_with_the_fix(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(anvil.Uniswap, "remember", lambda self: None)
+    world = World(chain)
+    world.uniswap.swap(True, 1000)
+    world.chain.mine()
+    report = refused(world, tmp_path, world.order("first", WIDE))
+    assert report.code == Code.PRICE_UNKNOWN and "increaseObservationCardinalityNext" in report.detail
+
+
+def test_gas_above_the_limit_is_refused_and_what_is_offered_is_never_above_it(world, tmp_path):
+    world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(5 * 10**9))
+    world.chain.mine()
+    report = refused(world, tmp_path, world.order("first", WIDE), max_gas_wei=4 * 10**9)
+    assert report.code == Code.GAS_PRICE_LIMIT and "at most 4000000000" in report.detail
+    [report] = world.run(tmp_path, world.order("second", WIDE), max_gas_wei=5 * 10**9)
+    assert report.code == Code.EXECUTED
+    assert rows(tmp_path, "SELECT max_fee_wei FROM attempts") == [(str(5 * 10**9),)]
+
+
+def test_what_moves_within_an_hour_is_limited(world, tmp_path):
+    """By value, and by the chain's time."""
+    limits = {"turnover_percent": 60}
+    [first] = world.run(tmp_path, world.order("first", WIDE), **limits)
+    assert first.code == Code.EXECUTED
+    nonce, order = world.nonce, world.order("second", Position(-60, 60, ETHER // 4, ETHER // 4))
+    [second] = world.run(tmp_path, order, **limits)
+    assert second.code == Code.TURNOVER_LIMIT and world.nonce == nonce
+    assert "would move 50.00 %" in second.detail and "50.00 % were moved" in second.detail and "60 %" in second.detail
+    [third] = world.run(tmp_path, world.order("third", 0, Position(-60, 60, ETHER // 20, ETHER // 20)), **limits)
+    assert third.code == Code.EXECUTED
+    world.chain.mine(2, 3601)
+    [fourth] = world.run(tmp_path, world.order("fourth", 0), **limits)
+    assert fourth.code == Code.EXECUTED
+
+
+def test_missing_allowances_and_missing_gas_money_are_said_with_their_fix(world, tmp_path):
+    uniswap, chain = world.uniswap, world.chain
+    uniswap.send(uniswap.token1, "approve(address,uint256)", uniswap.manager, 5, sender=world.vault)
+    chain.mine()
+    report = refused(world, tmp_path, world.order("first", WIDE))
+    assert report.code == Code.EXECUTION_REVERTED and "executor.py approve" in report.detail
+    assert f"may take 5 of {uniswap.token1}" in report.detail
+    chain.rpc("anvil_setBalance", world.vault, "0x5")
+    report = refused(world, tmp_path, world.order("second", Position(60, 120, ETHER // 2, 0)))
+    assert report.code == Code.EXECUTION_REVERTED and f"send some to {world.vault}" in report.detail
+    assert "5 wei for gas" in report.detail
+
+
+def test_a_plan_that_the_contracts_would_refuse_is_refused_before_anything_is_signed(world, tmp_path):
+    """Here the range's ticks hold as much as a tick may hold."""
+    most = Pool(world.uniswap.fee, world.uniswap.spacing).max_liquidity_per_tick
+    world.chain.receipt((world.uniswap.mint_direct(6000, 6060, most - 1), world.chain.mine())[0])
+    report = refused(world, tmp_path, world.order("first", Position(6000, 6060, ETHER, 0)))
+    assert report.code == Code.EXECUTION_REVERTED and "the contracts would refuse it" in report.detail
+
+
+def test_a_pause_is_looked_at_before_every_send(world, tmp_path, caplog):
+    """What was sent before may still land; what was lost is not sent again until it is over."""
+
     async def work():
         async with world.bot(tmp_path) as bot:
-            first = await carry_out(bot, world.chain, a)
-            return first
+            (tmp_path / "pause").touch()
+            first = await world.carry_out(bot, world.order("first", WIDE))
+            (tmp_path / "pause").unlink()
+            order = world.order("second", WIDE)
+            await bot.journal.accept(order)
+            await bot.step()
+            (tmp_path / "pause").touch()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            for _ in range(3):
+                assert await bot.step() and not world.pending()
+                world.chain.mine()
+            (tmp_path / "pause").unlink()
+            return first, await world.carry_out(bot, order), waiting
 
-    a = world.order("a", Position(-600, 600, ETHER // 2, ETHER // 2))
-    r = asyncio.run(work())
-    print(r)
-    print(world.held(), world.balances())
-    world.uniswap.swap(True, ETHER)
+    first, second, sent = asyncio.run(work())
+    assert first.code == Code.EXECUTOR_PAUSED and (second.code, second.transaction) == (Code.EXECUTED, sent)
+    assert f"paused: {sent} is not sent" in caplog.text
+
+
+def test_an_order_that_became_stale_while_the_bot_was_down_is_not_begun(world, tmp_path):
+    async def accept():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(order)
+
+    order = world.order("first", WIDE)
+    asyncio.run(accept())
+    world.chain.mine(2, 200)
+    assert refused(world, tmp_path, order).code == Code.ORDER_STALE
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The door
+
+
+def private(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+@contextmanager
+def mining(chain: anvil.Chain, every: float = 0.05):
+    """A block now and then, in the background."""
+    stop = threading.Event()
+
+    def work():
+        while not stop.wait(every):
+            chain.mine()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@asynccontextmanager
+async def open_door(world: World, folder: Path, **limits):
+    """The bot at work behind its door, and a client."""
+    key_file = private(folder / "api.key", f"{API_KEY}\n")
+    async with world.bot(folder, **limits) as bot, aiohttp.ClientSession() as session:
+        door = Door(bot, key_file, answer_seconds=0.2)
+        async with serve(door.app, "127.0.0.1", 0) as port:
+            task = asyncio.create_task(bot.follow(0.02))
+            try:
+                yield f"http://127.0.0.1:{port}", session
+            finally:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+
+async def ask(session, method: str, url: str, key: str | None = API_KEY, **options) -> tuple[int, Report]:
+    headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+    async with session.request(method, url, headers=headers | options.pop("headers", {}), **options) as reply:
+        return reply.status, decode(Report, await reply.read(), 1 << 16)
+
+
+def test_an_order_is_placed_waited_for_and_looked_up(world, tmp_path):
+    async def work():
+        async with open_door(world, tmp_path, confirmations=2) as (url, session):
+            _, pending = await ask(session, "POST", f"{url}/orders", data=encode(order))
+            with mining(world.chain):
+                report = await place(session, url, API_KEY, order, SECONDS)
+            found = await ask(session, "GET", f"{url}/orders/{order.decision}")
+            again = await ask(session, "POST", f"{url}/orders", data=encode(order))
+            async with session.get(f"{url}/health") as reply:
+                health = await reply.json()
+            return pending, report, found, again, health
+
+    order = world.order("job/7 live: 1", WIDE)
+    pending, report, found, again, health = asyncio.run(work())
+    assert pending.code == Code.EXECUTION_PENDING and not pending.final
+    assert report.code == Code.EXECUTED and found == again == (200, report)
+    assert health["live"] and not health["paused"] and health["vault"] == world.vault
+
+
+def test_without_the_right_key_nothing_is_taken_and_a_key_that_was_replaced_opens_no_more(world, tmp_path, caplog):
+    async def work():
+        found = []
+        async with open_door(world, tmp_path) as (url, session):
+            for method, path in (("POST", "orders"), ("GET", "orders/first")):
+                for key in (None, "", "wrong", API_KEY + "x", API_KEY[:-1], "\u00e9" * 20):
+                    found.append(await ask(session, method, f"{url}/{path}", key, data=encode(order)))
+            found.append(await ask(session, "POST", f"{url}/orders", None, headers={"Authorization": API_KEY}))
+            private(tmp_path / "api.key", "another-key-of-this-test\n")
+            found.append(await ask(session, "POST", f"{url}/orders", API_KEY, data=encode(order)))
+            (tmp_path / "api.key").chmod(0o644)
+            found.append(await ask(session, "POST", f"{url}/orders", "another-key-of-this-test", data=encode(order)))
+            (tmp_path / "api.key").unlink()
+            found.append(await ask(session, "POST", f"{url}/orders", "another-key-of-this-test", data=encode(order)))
+        return found
+
+    order = world.order("first", WIDE)
+    found = asyncio.run(work())
+    assert {(status, report.code) for status, report in found} == {(401, Code.EXECUTOR_KEY)}
+    assert rows(tmp_path, "SELECT 1 FROM orders") == [] and caplog.text.count("executor_key") == len(found)
+    assert API_KEY not in caplog.text and "chmod 600" in caplog.text
+
+
+def test_bytes_that_are_no_order_are_refused_with_a_code(world, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(executor, "BODY_SECONDS", 0.3)
+
+    async def slowly():
+        yield b"{"
+        await asyncio.sleep(5)
+
+    async def work():
+        good = encode(world.order("first", WIDE))
+        bodies = [b"", b"{}", b"\xff", b"[" * 9000, b"null", good[:-1], good.replace(b'"tick":0', b'"tick":0.5')]
+        async with open_door(world, tmp_path) as (url, session):
+            found = [await ask(session, "POST", f"{url}/orders", data=body) for body in bodies]
+            found.append(await ask(session, "POST", f"{url}/orders", data=good.replace(b'"first"', b'""')))
+            found.append(await ask(session, "POST", f"{url}/orders", data=b" " * (1 << 20)))
+            found.append(await ask(session, "POST", f"{url}/orders", data=slowly()))
+            zipped = {"Content-Encoding": "gzip"}
+            found.append(await ask(session, "POST", f"{url}/orders", data=good, headers=zipped))
+            found += [await ask(session, *what) for what in (("GET", f"{url}/orders"), ("PUT", f"{url}/orders/a"))]
+            found.append(await ask(session, "GET", f"{url}/orders/unknown"))
+            await ask(session, "POST", f"{url}/orders", data=good)
+            other = good.replace(b'"tick":0', b'"tick":1')
+            found.append(await ask(session, "POST", f"{url}/orders", data=other))
+            return found
+
+    found = asyncio.run(work())
+    codes = [(status, report.code) for status, report in found]
+    assert [status for status, _ in codes[:8]] == [400] * 8
+    assert {code for _, code in codes[:8]} == {Code.MALFORMED}
+    assert codes[8:] == [
+        (413, Code.BODY_TOO_LARGE),
+        (408, Code.BODY_TIMEOUT),
+        (415, Code.CONTENT_TYPE),
+        (404, Code.NOT_FOUND),
+        (404, Code.NOT_FOUND),
+        (404, Code.NOT_FOUND),
+        (409, Code.ORDER_CONFLICT),
+    ]
+    assert all(f"{code}," in caplog.text for _, code in codes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+
+
+def words(world: World, folder: Path, verb: str, *more: str) -> list[str]:
+    key_file = private(folder / "vault.key", VAULT_KEY)
+    chain = ["--rpc", world.chain.url, "--pool", world.uniswap.address, "--manager", world.uniswap.manager]
+    return [verb, *chain, "--key-file", str(key_file), "--dir", str(folder / "bot"), *more]
+
+
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the program, run in this process."""
+    try:
+        code = executor.main([*arguments])
+    except SystemExit as error:
+        code = error.code
+    return code, *capsys.readouterr()
+
+
+class Process:
+    """`executor.py serve` as a process of its own."""
+
+    def __init__(self, world: World, folder: Path, *more: str):
+        api_key = private(folder / "api.key", API_KEY)
+        options = words(world, folder, "serve", "--api-key-file", str(api_key), "--port", "0", "--confirmations", "1")
+        self.log = open(folder / "serve.log", "ab")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "executor.py", *options, "--turnover-percent", "100000", *more],
+            cwd=anvil.ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )  # fmt: skip
+        self.first = self.process.stdout.readline()
+        self.url = re.search(r"http://\S+", self.first)[0]
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        ended = self.process.wait(SECONDS)
+        self.process.stdout.close()
+        self.log.close()
+        return ended
+
+
+def test_killed_at_any_moment_and_started_again_each_decision_is_carried_out_once(world, tmp_path):
+    """The real program, the real signal, over real HTTP."""
+    rng, reports, first_nonce, start = Random(4), [], world.nonce, world.balances()
+
+    async def one(order: Order, waits: list[float]) -> Report:
+        async with aiohttp.ClientSession() as session:
+            while True:
+                process = await asyncio.to_thread(Process, world, tmp_path, "--live")
+                try:
+                    placing = asyncio.create_task(place(session, process.url, API_KEY, order, SECONDS))
+                    await asyncio.wait({placing}, timeout=waits.pop() if waits else None)
+                    if placing.done():
+                        return placing.result()
+                    placing.cancel()
+                finally:
+                    process.end(signal.SIGKILL)
+
+    with mining(world.chain, 0.2):
+        for n in range(3):
+            order = world.order(f"decision {n}", Position(-60 * (n + 1), 60, ETHER // 3, ETHER // 3))
+            reports.append(asyncio.run(one(order, [rng.uniform(0.02, 0.5)])))
+    assert [report.code for report in reports] == [Code.EXECUTED] * 3 and all(map(balanced, reports))
+    assert world.nonce == first_nonce + 3 and reports[0].before == Inventory(*start)
+    assert [report.after for report in reports[:-1]] == [report.before for report in reports[1:]]
+    assert world.balances() == (reports[-1].after.amount0, reports[-1].after.amount1)
+
+
+def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, capsys):
+    async def work():
+        async with aiohttp.ClientSession() as session:
+            return await place(session, process.url, API_KEY, order, SECONDS)
+
+    order, nonce = world.order("first", WIDE), world.nonce
+    process = Process(world, tmp_path)
+    try:
+        assert process.first.startswith("DRY RUN")
+        api_key = str(tmp_path / "api.key")
+        code, _, said = command(capsys, *words(world, tmp_path, "serve", "--api-key-file", api_key))
+        report = asyncio.run(work())
+    finally:
+        ended = process.end(signal.SIGTERM)
+    assert ended == 0 and report.code == Code.EXECUTION_DRY_RUN and world.nonce == nonce
+    assert code == 2 and "another process works with this executor's folder" in said
+    logged = (tmp_path / "serve.log").read_text()
+    assert VAULT_KEY[2:] not in logged and API_KEY not in logged and "the position manager may take" in logged
+
+
+def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, capsys):
+    status = words(world, tmp_path, "status")
+    assert command(capsys, *status)[1].endswith("orders:\n  empty\n") and not list((tmp_path / "bot").glob("*"))
+    (tmp_path / "bot" / executor.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
+    world.run(tmp_path, world.order("first", WIDE))
+    code, shown, _ = command(capsys, *status)
+    assert code == 0 and "first: executed, 1 minted" in shown and "average of 600 s 0" in shown
+    assert "token 1: -600..600" in shown and "moved within an hour: 50.00 %" in shown and "not paused" in shown
+
+
+def test_pause_and_resume_are_commands(tmp_path, capsys):
+    folder = str(tmp_path)
+    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / executor.PAUSE_FILE).exists()
+    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / executor.PAUSE_FILE).exists()
+    code, _, said = command(capsys, "pause", "--dir", str(tmp_path / "gone"))
+    assert code == 2 and "--dir" in said
+
+
+def test_approve_gives_the_allowances_only_with_yes(world, tmp_path, capsys):
+    uniswap = world.uniswap
+    uniswap.send(uniswap.token0, "approve(address,uint256)", uniswap.manager, 0, sender=world.vault)
     world.chain.mine()
-    a = world.order("b", Position(-1200, 600, ETHER * 3 // 4, ETHER * 3 // 4), Position(-120, -60, ETHER, ETHER))
-    r = asyncio.run(work())
-    print(r)
-    print(world.balances())
-    assert 0
+    nonce, approve = world.nonce, words(world, tmp_path, "approve")
+    code, said, _ = command(capsys, *approve)
+    assert code == 0 and "DRY RUN" in said and world.nonce == nonce
+    with mining(world.chain):
+        code, said, _ = command(capsys, *approve, "--yes")
+    assert code == 0 and world.nonce > nonce
+    assert "already" in command(capsys, *approve)[1]
+    [report] = world.run(tmp_path, world.order("first", WIDE))
+    assert report.code == Code.EXECUTED
+
+
+def test_keys_are_read_from_files_that_nobody_else_may_read(tmp_path):
+    account = Account.from_key(VAULT_KEY)
+    plain = private(tmp_path / "plain", f"{VAULT_KEY[2:]}\n")
+    stored = private(tmp_path / "keystore", json.dumps(Account.encrypt(VAULT_KEY, "secret", iterations=2)))
+    assert load_account(plain, None).address == load_account(stored, "secret").address == account.address
+    for path, password, said in (
+        (stored, None, "--password-file"),
+        (stored, "wrong", "is its password right"),
+        (private(tmp_path / "short", VAULT_KEY[:-1]), None, "64 hexadecimal digits"),
+        (private(tmp_path / "zero", "0" * 64), None, "64 hexadecimal digits"),
+        (tmp_path / "none", None, "No such file"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            load_account(path, password)
+        assert VAULT_KEY[10:40] not in str(error.value) and "\n" not in str(error.value)
+    plain.chmod(0o640)
+    with pytest.raises(UserError, match="chmod 600"):
+        load_account(plain, None)
+    for text in ("", "short", "\n" + "k" * 40):
+        with pytest.raises(UserError, match="at least 16"):
+            read_api_key(private(tmp_path / "api", text))
+
+
+def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path, capsys):
+    api_key = str(private(tmp_path / "api.key", API_KEY))
+    good = words(world, tmp_path, "serve", "--api-key-file", api_key)
+    foreign = private(tmp_path / "foreign.key", "11" * 32)
+    no_key = [word for word in good if word not in ("--key-file", str(tmp_path / "vault.key"))]
+    for arguments, said in (
+        ([*good, "--vault", "0x" + "12" * 20], "is the key of"),
+        ([*no_key, "--live"], "--key-file"),
+        (no_key, "--vault ADDRESS"),
+        ([*good, "--api-key-file", str(tmp_path / "none")], "No such file"),
+        (["serve", "--key-file", str(foreign), "--api-key-file", api_key, "--dir", str(tmp_path / "x")], "--rpc URL"),
+        ([*good, "--rpc", "ws://127.0.0.1"], "http"),
+    ):
+        code, out, err = command(capsys, *arguments)
+        assert code == 2 and said in err and err.count("\n") == 1 and not out, (arguments, err)
+
+
+def test_another_vaults_journal_is_refused(world, tmp_path):
+    async def work(vault: str):
+        async with OrderJournal.open(tmp_path / "journal.sqlite3", CHAIN_ID, world.uniswap.address, vault):
+            pass
+
+    asyncio.run(work(world.vault))
+    with pytest.raises(UserError, match="choose another --dir"):
+        asyncio.run(work("0x" + "12" * 20))
