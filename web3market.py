@@ -53,10 +53,13 @@ class Web3Market:
     def __init__(self, follower: Follower):
         pair = self.pair = follower.contract.pair
         self._follower, self._rpc, self._contract = follower, follower.rpc, follower.contract
-        self.first = follower.first
+        self.first, self.slipstream = follower.first, follower.contract.slipstream
+        kind = "Slipstream" if self._contract.slipstream else "Uniswap V3"
+        terms = f"spacing {pair.tick_spacing}" if self._contract.slipstream else f"{pair.fee / 10_000:g} %"
+        remark = "; staked positions are scored as if unstaked, rewards are not" if self._contract.slipstream else ""
         self.label = (
-            f"Uniswap V3 pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {pair.fee / 10_000:g} %)"
-            f" on chain {pair.chain_id}"
+            f"{kind} pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {terms})"
+            f" on chain {pair.chain_id}{remark}"
         )
 
     @classmethod
@@ -160,9 +163,16 @@ class Web3Market:
     async def _with_vault(
         self, snapshot: Snapshot, held: Sequence[tuple[NamedToken, TokenPosition]], idle: tuple[int, int]
     ) -> Snapshot:
-        """A vault's positions and tokens; what burns released and nobody collected counts as idle."""
+        """A vault's positions and tokens; what burns released and nobody collected counts as idle.
+
+        Staked ones begin without fees: they are scored as if they were unstaked at the snapshot.
+        """
         positions = []
         for token, position in held:
+            if position.staked and position.liquidity:
+                inside = snapshot.open().fee_growth_inside(position.tick_lower, position.tick_upper)
+                positions.append(VaultPosition(*token, position.liquidity, *inside, 0, 0, staked=True))
+                continue
             owed = released = position.tokens_owed0, position.tokens_owed1
             if position.liquidity:
                 released = tuple(map(min, owed, await self._follower.released(token, snapshot.block)))
