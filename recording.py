@@ -64,13 +64,14 @@ class Event(NamedTuple):
     args: tuple
 
 
-def swap_call(event: Event, how: str) -> tuple[bool, int, int]:
+def swap_call(event: Event, how: str, before_x96: int = 0) -> tuple[bool, int, int]:
     """The call behind a swap event, were it of the kind `in`, `out` or `limit`: arguments for `Pool.swap`.
 
     The event tells the result, not the call, and the last unit of the fee depends on the call (v3-core issue 501).
+    Where there is no liquidity nothing is paid: then only the price before, if given, tells the direction.
     """
     amount0, amount1, sqrt_price_x96 = event.args[1:4]
-    zero_for_one = amount0 > 0 or amount1 < 0
+    zero_for_one = amount0 > 0 or amount1 < 0 or (not amount0 and not amount1 and sqrt_price_x96 < before_x96)
     if how == "limit":
         return zero_for_one, 2 * (amount0 if zero_for_one else amount1) + 1, sqrt_price_x96
     amount = amount0 if zero_for_one == (how == "in") else amount1
@@ -95,7 +96,7 @@ def find_call(pool: Pool, event: Event) -> str:
     """
     found = "refused"
     for how in ("in", "out", "limit"):
-        tried = _try_swap(pool, *swap_call(event, how))
+        tried = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96))
         if _is_result(event, *tried):
             return how
         found = (*tried[1], tried[0].sqrt_price_x96, tried[0].liquidity) if tried[1] else found
@@ -121,25 +122,25 @@ def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] 
     side = 0 if amount0 > 0 or amount1 < 0 else 1
     paid = event.args[1 + side]
     fees, calls = [pool.fee, *likely], ("in", "out", "limit")
-    _, free = _try_swap(pool, *swap_call(event, "limit"), fee=0)
+    _, free = _try_swap(pool, *swap_call(event, "limit", pool.sqrt_price_x96), fee=0)
     if free and paid:
         read_off = (paid - free[side]) * PIPS // paid
         fees += [read_off, read_off - 1, read_off + 1]
     for fee in dict.fromkeys(fee for fee in fees if 0 <= fee < PIPS):
         for how in calls:
-            if _is_result(event, *_try_swap(pool, *swap_call(event, how), fee=fee)):
+            if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
                 return how, fee
 
     def too_high(fee: int, how: str) -> bool:
         """Or just right."""
-        fork, amounts = _try_swap(pool, *swap_call(event, how), fee=fee)
+        fork, amounts = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)
         if how != "in" or not amounts:
             return not amounts or amounts[side] >= paid
         return fork.sqrt_price_x96 >= sqrt_price_x96 if side == 0 else fork.sqrt_price_x96 <= sqrt_price_x96
 
     for how in calls:
         fee = bisect_left(range(PIPS - 1), True, key=lambda fee, how=how: too_high(fee, how))
-        if _is_result(event, *_try_swap(pool, *swap_call(event, how), fee=fee)):
+        if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
             return how, fee
     raise ReplayError(event, "(by any call at any fee)", event.args[1:6], "another")
 
@@ -191,7 +192,7 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
                 else pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
             )
         else:
-            found = pool.swap(*swap_call(event, how or find_call(pool, event)))
+            found = pool.swap(*swap_call(event, how or find_call(pool, event), pool.sqrt_price_x96))
         if pool.sqrt_price_x96 != sqrt_price_x96:
             raise ReplayError(event, "sqrt_price_x96", sqrt_price_x96, pool.sqrt_price_x96)
         if found != (amount0, amount1):
