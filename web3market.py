@@ -203,11 +203,11 @@ class Web3Market:
         raise MarketError(f"{self.label} is read only here")
 
     async def uncollected(self, vault: str, block: int) -> dict[int, tuple[int, int]]:
-        """What the contracts would pay for each of the vault's tokens if it collected after `block`, to the wei."""
+        """What the contracts would pay for each token that a vault holds if it collected after `block`, to the wei."""
         vault, at = address(vault, "vault"), (await self.block(block)).hash
         with _as_market_errors():
             positions, _ = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, at))
-            ids = [position.token_id for position in positions]
+            ids = [position.token_id for position in positions if not position.staked]
             found = await self._follower.read(lambda: read_uncollected(self._rpc, self._contract, vault, ids, at))
         return dict(zip(ids, found, strict=True))
 
@@ -298,9 +298,19 @@ async def audit_chain(
         mine, theirs = told.get(place), real.get(place)
         if theirs and theirs[1] == "collect" and (mine is None or _is_part(mine, theirs)):
             continue
-        if mine != theirs:
+        if _told(mine) != _told(theirs):
             wrong.append(f"events: block {place[0]} log {place[1]} is {mine}, the chain has {theirs}")
     return wrong
+
+
+def _told(event: tuple | None) -> tuple | None:
+    """An event without what its reader found out: call and fee of a Slipstream swap, for several may give its digits.
+
+    The evidence's own were held against those digits when it was replayed.
+    """
+    if event and event[1] == "swap" and len(event) == 10:
+        return *event[:2], *event[3:8], event[9]
+    return event
 
 
 def _is_part(mine: tuple, theirs: tuple) -> bool:

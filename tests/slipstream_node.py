@@ -6,8 +6,8 @@
 What is real, that is, recorded from the bytecode: the operations and their times; what swaps, mints, burns, flashes and
 collects paid; after every operation price, tick, liquidity, fee growth, gauge fees, staked liquidity and both fees.
 
-What is computed: ticks, and positions where no operation has just shown them, by `sim.SlipstreamPool`, which makes every
-operation too, is held against all that is recorded of it, and against the dumps of all ticks and positions.
+What is computed: ticks, and positions where no operation has just shown them, by `sim.SlipstreamPool`, which makes
+every operation too, is held against all that is recorded of it, and against the dumps of all ticks and positions.
 
 What is put around it, for the traces have no tokens, no factory and no blocks: operations of one second are one block.
 Logs are encoded as the contracts encode them; their order is that of the operations. The trace's plain accounts are the
@@ -72,6 +72,7 @@ class TracedBlock:
     pool: SlipstreamPool | None = None
     tokens: dict[tuple[int, int], int] = field(default_factory=dict)
     staked: tuple[int, ...] = ()
+    words: dict[int, int] = field(default_factory=dict)  # of the tick bitmap, once asked for
 
 
 class TracedChain:
@@ -107,6 +108,7 @@ class TracedChain:
                 self._make(line)
         self._seal(self.last)
         self.head = max(self.blocks)
+        self._by_hash = {block.hash: block for block in self.blocks.values()}
 
     @property
     def last(self) -> TracedBlock:
@@ -185,7 +187,6 @@ class TracedChain:
             owner, range_ = self.manager, (line["lo"], line["hi"])
             if range_ not in self._tokens:
                 self._tokens[range_] = 1 + len(self._tokens)
-                self._new = self._tokens[range_]
             token = self._tokens[range_]
         return owner, token
 
@@ -279,7 +280,7 @@ class TracedChain:
         return [log for log in found if log["address"] in addresses and _match(log["topics"], wanted["topics"])]
 
     def _eth_call(self, transaction: dict, at: dict) -> str:
-        block = next(block for block in self.blocks.values() if block.hash == at["blockHash"])
+        block = self._by_hash[at["blockHash"]]
         data = bytes.fromhex(transaction["data"][2:])
         function = FUNCTIONS[data[:4]]
         answer = getattr(self, f"_call_{function.name}", None)
@@ -305,8 +306,10 @@ class TracedChain:
         }[function.name]
 
     def _call_tickBitmap(self, to: str, block: TracedBlock, word: int) -> tuple:
-        places = (divmod(index // self.spacing, 256) for index in block.pool.ticks)
-        return (sum(1 << bit for place, bit in places if place == word),)
+        if not block.words:
+            for place, bit in (divmod(index // self.spacing, 256) for index in block.pool.ticks):
+                block.words[place] = block.words.get(place, 0) | 1 << bit
+        return (block.words.get(word, 0),)
 
     def _call_ticks(self, to: str, block: TracedBlock, index: int) -> tuple:
         mark = block.pool.ticks[index]
