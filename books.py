@@ -118,6 +118,7 @@ class Tape:
         idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
             there.
         collected: fees that the vault has collected since the start, a part of `idle`.
+        staked: keys of the vault's positions that Slipstream's gauge holds now: they earn no fees.
         vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
     """
 
@@ -125,6 +126,7 @@ class Tape:
         self.snapshot = snapshot
         self.pool = snapshot.open()
         self.vault_keys = {position.key for position in snapshot.vault}
+        self.staked = {position.key for position in snapshot.vault if position.staked}
         self.vault_growth = [self.pool.fee_growth_inside(p.tick_lower, p.tick_upper) for p in snapshot.vault]
         self.blocks: list[int] = []
         self.zero_for_one: list[bool] = []
@@ -165,6 +167,9 @@ class Tape:
                 self.unknown_swaps += event.args[0] == "?"
             elif event.kind in ("mint", "burn", "collect") and event.args[:3] in self.vault_keys:
                 self._follow_vault(event)
+            elif event.kind in ("stake", "unstake") and event.args[:3] in self.vault_keys:
+                (self.staked.add if event.kind == "stake" else self.staked.discard)(event.args[:3])
+                self._cell = _NO_CELL
             if self._legs:
                 for leg in self._legs:
                     self._write(event.block, *leg)
@@ -198,7 +203,8 @@ class Tape:
             inside = self.pool.fee_growth_inside(*key[1:])
             last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
             holding.owed0, holding.owed1 = state.tokens_owed0, state.tokens_owed1
-            holding.growth0, holding.growth1 = (now - then & MASK_256 for now, then in zip(inside, last, strict=True))
+            if key not in self.staked:
+                holding.growth0, holding.growth1 = (a - b & MASK_256 for a, b in zip(inside, last, strict=True))
             for n, (amount, fee) in enumerate(
                 zip(holding.amounts(self.pool.sqrt_price_x96), holding.fees(), strict=True)
             ):
@@ -254,7 +260,7 @@ class Tape:
                         right = min(right, bound)
                 if lower <= lo and hi <= upper:
                     liquidity += self.pool.position(*key).liquidity
-                    exact = exact and key[0] != gauge
+                    exact = exact and key[0] != gauge and key not in self.staked
             self._cell = (left, right, liquidity, exact)
         return self._cell[2:]
 

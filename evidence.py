@@ -414,7 +414,7 @@ def _parts(evidence: dict[str, Any]) -> _Parts:
 
 def event_args(kind: str, args: list[str]) -> tuple:
     """Event arguments from their decimal strings; calls and owners stay text."""
-    textual = kind in ("swap", "mint", "burn", "collect")
+    textual = kind in ("swap", "mint", "burn", "collect", "stake", "unstake")
     if kind == "swap" and args[0] not in ("in", "out", "limit", "?"):
         raise ValueError(f"{_shown(args[0])} is no call of a swap")
     return tuple(arg if textual and n == 0 else _integer(arg) for n, arg in enumerate(args))

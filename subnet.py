@@ -3,8 +3,8 @@
     async with opened(options) as ground:
         await Validator(ground.store, ground.chain, ground.market, ...).work()
 
-Without a netuid that is a whole subnet on this machine; with one it is a real network. The market is a recording, a pool
-of a real chain, or the model, in this order; on a real network one that was recorded or is invented pays nobody.
+Without a netuid that is a whole subnet on this machine; with one it is a real network. The market is a pool of a real
+chain, a recording, or the model; on a real network one that was recorded or is invented pays nobody.
 Read next: `local.py` (the embedded chain), `chain.py` (the real one), `market.py`.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from chain import BittensorChain, Chain, ChainError, NoSuchSubnet, Wallet, load_wallet
 from local import LocalChain, block_at, reference_miners
-from market import Execution, Market, RecordedMarket
+from market import Market, RecordedMarket
 from model import ModelMarket
 from orders import Bot
 from protocol import FIRST_ASK_LEAD_SECONDS, JobSettings
@@ -32,7 +32,7 @@ from receipts import DEFAULT_PORT
 from recording import read_recording
 from runtime import UserError, only_one
 from settings import RealMarket, is_local, read_password, real_market, settings_lines
-from store import Job, Store
+from store import Job, Store, execution_of
 from wire import client_session, is_public, local_keypair
 
 LOCAL_STAKE_RAO = 100_000 * 10**9
@@ -230,7 +230,7 @@ async def open_market(options: argparse.Namespace, store: Store) -> Market:
         recording = await asyncio.to_thread(read_recording, options.events)
         build = partial(RecordedMarket, recording, options.vault, options.idle)
     else:
-        done = [_execution_of(plain) for plain in await store.executions()]
+        done = [execution_of(plain) for plain in await store.executions()]
         build = partial(ModelMarket, options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done)
     market = await asyncio.to_thread(build)
     resumed = await store.resume_time(FIRST_ASK_LEAD_SECONDS)
@@ -265,17 +265,8 @@ async def _open_chain(
         )
 
 
-def _execution_of(plain: dict) -> Execution:
-    """The inverse of `store.to_json`: all but the vault's name are integers."""
-
-    def numbers(value):
-        return tuple(numbers(item) for item in value) if isinstance(value, list) else int(value)
-
-    return Execution(**{name: value if name == "vault" else numbers(value) for name, value in plain.items()})
-
-
 def _first_jobs(market: Market, round_seconds: int, real_vault: str | None) -> list[Job]:
-    """Two jobs on one pool with different aims, so that different miners win; a real vault is managed by one of them."""
+    """Two jobs on one pool with different aims, so that different miners win; one of them manages a real vault."""
     settings = {
         "balanced": JobSettings.for_target("Balanced", min_in_range=Decimal("0.5")),
         "pol": JobSettings.for_target("PoL"),
