@@ -84,11 +84,14 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
     local = is_local(options)
     if local and options.external_ip:
         raise UserError("--external-ip is for a real network; add --netuid N, or leave it out")
+    if options.rpc and options.pace is not None:
+        raise UserError("--pace is for a recording or the model; a real market has its own")
     folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     if local:
         keypair, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
-        print("LOCAL MODE: an embedded chain, development keys, miners on loopback. Nothing here is real money;")
+        money = "The executor bot moves a vault's real tokens" if options.executor_url else "Nothing here is real money"
+        print(f"LOCAL MODE: an embedded chain, development keys, miners on loopback. {money};")
         print("a real network: --netuid N and a wallet, see README. Results follow, the log is on stderr.")
     else:
         _check_real(options)
@@ -149,12 +152,9 @@ def _check_real(options: argparse.Namespace) -> None:
         raise UserError("--fresh forgets a local subnet; to forget a real validator's memory move its files away")
     if options.no_miners:
         raise UserError("--no-miners is for a local subnet; a real one has the miners that registered")
-    rpc = getattr(options, "rpc", None)
-    if not options.dry_run and not rpc:
+    if not options.dry_run and not options.rpc:
         what = "the market is invented or past, nobody can be paid by it"
         raise UserError(f"{what}; name a real one with --rpc, or --dry-run shows what would be sent")
-    if rpc and options.pace is not None:
-        raise UserError("--pace is for a recording or the model; a real market has its own")
     if options.external_ip and not is_public(options.external_ip):
         raise UserError(f"--external-ip {options.external_ip} is no public IP address: miners do not fetch there")
     if options.pace is None:
@@ -247,8 +247,7 @@ async def _open_chain(
     """The pool of a real chain, with its executor bot if there is one."""
     from web3market import Web3Market  # it needs web3, which takes seconds to import
 
-    options.pace = 1.0
-    bot = None
+    options.pace, bot = 1.0, None
     async with AsyncExitStack() as stack:
         if real.executor_url:
             bot = Bot(await stack.enter_async_context(client_session(0)), real.executor_url, real.executor_key.reveal())
