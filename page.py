@@ -153,7 +153,7 @@ POLICY = (  # nothing from anywhere but this very style, this very script, and t
 
 
 def _tag(code: str | None) -> str:
-    good = ("scored", "accepted", "weights_set", "weights_dry_run")
+    good = ("scored", "accepted", "executed", "weights_set", "weights_dry_run")
     mood = "good" if code in good else "bad" if code and ("void" in code or "rejected" in code) else ""
     return f'<span class="tag {mood}">{shown(code or "running")}</span>'
 
@@ -409,6 +409,7 @@ class Pages:
             text += self._scores(seen, lines, panels["miner"] if isinstance(panels, Mapping) else "")
         if len(seen["scores"]) > len(lines):
             text += f"<p>{self.round_link(row, 'all books of this round')}</p>"
+        text += self._executions(seen)
         link = f'<nav><a href="{html.escape(api[:-1])}">all evidence as JSON</a></nav>' if self.links else ""
         return text + (self._reasons(seen) if whole else "") + link
 
@@ -436,7 +437,10 @@ class Pages:
         )
         live, other = "", " Another book's name leads to its own figures." if self.links else ""
         if seen["round"]["round_type"] == "live":
-            live = " A live round: the score is from what the vault really held, the curves are simulated."
+            live = (
+                " A live round: the score is from what the vault really held; the curves are simulated, with the"
+                " decisions that were carried out."
+            )
         return (
             f"<p>Of {self.name(panels['miner'])}.<span class=mute>{other}{live}</span></p>"
             f'<div class="panels">{"".join(figures)}</div>'
@@ -473,6 +477,33 @@ class Pages:
             "in range",
         )
         return f"<p class=mute>All books, in {unit}</p>{_table((*head, 'changes'), rows)}"
+
+    def _executions(self, seen: Mapping[str, Any]) -> str:
+        """What became of a live round's decisions, with the vault's idle tokens before and after each."""
+        rows, api = [], _api("rounds", seen["round"]["round_id"])
+        for n, item in enumerate(seen["executions"]):
+            num, done = self.numbers(seen).under(f"{api}/executions/{n}"), item["execution"]
+            sent = done.get("sent") or {"code": "executed"}  # the model says nothing of sending
+
+            def amounts(name: str, num: Numbers = num, done: Mapping[str, Any] = done) -> str:
+                (amount0, amount1), at = done[name], f"execution/{name}"
+                return f"{num.token0(f'{at}/0', amount0)} {num.worth(f'{at}/1', amount1)}"
+
+            cells = [
+                num("block", item["block"]),
+                num("execution/block", done["block"]),
+                num("execution/sent/gas_wei", sent.get("gas_wei"), "amount", "18,6"),
+                amounts("before"),
+                amounts("after"),
+            ]
+            said = " ".join(shown(sent[name]) for name in ("transaction", "detail") if sent.get(name))
+            rows.append(
+                f'<tr><td class=l>{_tag(sent["code"])}</td><td class="text">{said}</td>'
+                f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+            )
+        pair = f"{shown(self.pair['token0']['symbol'])} and {shown(self.pair['token1']['symbol'])}" if self.pair else ""
+        head = ("decision", "transaction, or why there is none", "acts from", "in block", "gas paid", "idle before")
+        return f"<h3>Live decisions, {pair}</h3>{_table((*head, 'idle after'), rows, 2)}" if rows else ""
 
     def _reasons(self, seen: Mapping[str, Any]) -> str:
         api = _api("rounds", seen["round"]["round_id"])

@@ -43,9 +43,9 @@ from protocol import (
     to_plain,
 )
 from recording import Event, ReplayError, Snapshot
-from rounds import Decision
+from rounds import Decision, was_carried_out
 from sim import PoolError, sqrt_ratio_at_tick
-from store import BUSY_TIMEOUT_SECONDS, JOBS_SCHEMA, Store, StoreError, to_json
+from store import BUSY_TIMEOUT_SECONDS, JOBS_SCHEMA, Store, StoreError, execution_of, to_json
 
 PAGE_ROUNDS = 50  # rounds in one answer of a list; `next` leads to the older ones
 MAX_PAGE_ROUNDS = 200
@@ -225,11 +225,15 @@ class Reader(Store):
         scores = await self._rows(
             "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", (round_id,)
         )
+        executions = await self._rows(
+            "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,)
+        )
         return {
             "rules_version": row.pop("rules_version"),
             "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps")},
             "pruned": await self._value("SELECT before FROM pruned WHERE round_id = ?", round_id),
             "asks": [dict(ask) | {"response_seconds": f"{ask['response_seconds']:.6f}"} for ask in asks],
+            "executions": [dict(item) | {"execution": json.loads(item["execution"])} for item in executions],
             "scores": [dict(score) | {"line": json.loads(score["line"])} for score in scores],
             "baselines": summary,
         }
@@ -331,7 +335,19 @@ class Reader(Store):
             f" ({', '.join('?' * len(names))}) AND effective_block < ? ORDER BY effective_block",
             (round_id, *names, blocks[1]),
         )
+        if row["round_type"] == "live":
+            asks = await self._carried_out(round_id, asks)
         return Replayable(row["settings"], row["vault_state"], body[0]["body"], blocks[1], events, asks)
+
+    async def _carried_out(self, round_id: str, asks: Iterable[sqlite3.Row]) -> list[dict[str, Any]]:
+        """A live round's answers without those that were not carried out, the others at the blocks where they were."""
+        rows = await self._rows("SELECT block, execution FROM live_executions WHERE round_id = ?", (round_id,))
+        found = {row["block"]: execution_of(json.loads(row["execution"])) for row in rows}
+        return [
+            dict(ask) | ({"effective_block": one.block} if one else {})
+            for ask in asks
+            if not (one := found.get(ask["effective_block"])) or was_carried_out(one)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +359,7 @@ class Replayable:
     pool: bytes
     close_block: int
     events: Sequence[sqlite3.Row]
-    asks: Sequence[sqlite3.Row]
+    asks: Sequence[Mapping[str, Any]]
 
 
 def _excess(score: str, keep: str) -> str:
@@ -472,7 +488,7 @@ def _moments(opening: int, close: int) -> list[int]:
     return [opening + (close - opening) * n // steps for n in range(steps + 1)]
 
 
-def _decisions(name: str, asks: Sequence[sqlite3.Row], lines: Mapping[str, dict], snapshot: Snapshot) -> list[Decision]:
+def _decisions(name: str, asks: Sequence[Mapping], lines: Mapping[str, dict], snapshot: Snapshot) -> list[Decision]:
     opening = snapshot.block
     if name == "hold":
         return [Decision(name, opening, (), ())]

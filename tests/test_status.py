@@ -36,8 +36,8 @@ from chain import ChainError
 from evidence import audit
 from figures import Numbers, shown
 from local import LocalChain
-from market import MarketError
-from protocol import MinerMetadata, Position, RebalanceAnswer
+from market import Execution, MarketError, Sent
+from protocol import Code, MinerMetadata, Position, RebalanceAnswer
 from receipts import statement
 from rounds import Line
 from scoring import CONTEXT, Outcome, score_outcome
@@ -334,6 +334,71 @@ def test_whatever_miners_write_is_shown_and_does_nothing(played, tmp_path):
         assert "<script>" not in metrics
 
     watching(subnet, work)
+
+
+def executed(round_id: str, n: int, sent: Sent | None) -> tuple:
+    block, amounts = 1_000_500 + n, ((10**18 + n, 2 * 10**9), (5, 6), (1, 0), (6, 7), (10**18, 2 * 10**9 - 1))
+    one = Execution(block + 2, "vault", (), ((-10, 10),), ((-20, 20, 5, 6),), *amounts, ((-20, 20, 77),), sent)
+    return round_id, block, "vault", json.dumps(to_json(one))
+
+
+def test_a_live_rounds_decisions_are_shown_with_what_became_of_them(played, tmp_path):
+    """Numbers as the API has them; whatever the executor bot writes does nothing."""
+    subnet, hash_ = copied(played, tmp_path / "copy"), "0x" + "8" * 64
+    [(round_id,), *_] = rows(subnet.path, "SELECT round_id FROM rounds WHERE round_type = 'live'")
+    for n, sent in enumerate(
+        (
+            Sent(Code.EXECUTED, "", hash_, 412_000, 123_456_789_000_000, 123_456_789_000_000, 0),
+            Sent(Code.PRICE_MOVED, MARKUP * 50, "", 0, 0, 0, 0),
+            Sent(Code.EXECUTED, "", MARKUP, 1, 1, 1, 0),
+            None,
+        )
+    ):
+        write(subnet.path, "INSERT INTO live_executions VALUES (?, ?, ?, ?)", *executed(round_id, n, sent))
+    number = re.compile(
+        r'<span class="n[^"]*"(?: title="([^"]*)")? data-at="([^"]*/executions/[^"]*)" data-as="(\w+)"'
+        r'(?: data-arg="([^"]*)")?>([^<]*)<'
+    )
+
+    async def work(url, get):
+        text = await get(f"/?round={round_id}")
+        assert (
+            Tags.of(text) <= {*KNOWN_TAGS} and html.escape("<script>window.hit=1") in text and "<script>w" not in text
+        )
+        assert hash_ in text and text.count(">executed<") == 3 and "price_moved" in text and "0.000123" in text
+        found = [(at, how, arg, title or None, said) for title, at, how, arg, said in number.findall(text)]
+        assert await compare(found, get, {}) == 4 * (2 + 4) + 3
+        assert "Live decisions" not in await get(f"/?round={stored_rounds(subnet.path)[-1]}")
+
+    watching(subnet, work)
+
+
+def test_the_curves_of_a_live_round_are_of_the_decisions_that_were_carried_out(played, tmp_path):
+    """Played as a live round by its winner: as many ranges as decisions, without those that failed."""
+    subnet = copied(played, tmp_path / "copy")
+    round_id, mover = next(n for n in stored_rounds(subnet.path) if n.startswith("other:")), hotkey_of("mover")
+    write(subnet.path, "UPDATE rounds SET round_type = 'live' WHERE round_id = ?", round_id)
+    acts = [
+        b
+        for (b,) in rows(
+            subnet.path,
+            "SELECT effective_block FROM predictions WHERE round_id = ? AND hotkey = ? ORDER BY 1",
+            round_id,
+            mover,
+        )
+    ]
+
+    async def ranges(reader):
+        panels = await Panels(reader).of(await reader.round(round_id), mover)
+        return [begin for begin, _, _ in panels["ranges"][mover]]
+
+    assert len(acts) > 2 and reading(subnet.path, ranges) == acts
+    for block, code, where in ((acts[1], Code.PRICE_MOVED, 0), (acts[2], Code.EXECUTED, 3)):
+        sent = Sent(code, "", "", 0, 0, 0, 0)
+        *_, text = executed(round_id, 0, sent)
+        text = json.dumps(json.loads(text) | {"block": str(block + where)})
+        write(subnet.path, "INSERT INTO live_executions VALUES (?, ?, 'vault', ?)", round_id, block, text)
+    assert reading(subnet.path, ranges) == [acts[0], acts[2] + 3, *acts[3:]]
 
 
 @pytest.mark.parametrize(
