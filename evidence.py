@@ -39,7 +39,7 @@ compares all lines. So a validator that seals a falsehood of its own is caught t
       an ask without an answer
     `sent` of an execution on a chain: why a           attributable, but for a code that the vault's events contradict;
       decision was not carried out, its transaction    `python validator.py audit --rpc` holds it against the chain
-      and gas
+      and gas; amounts that a dry run foresaw
     a live round void by live_foreign_transfer:        recomputed where the vault's own events differ from what the
       its detail, and the amounts of its executions    executions say, attributable where the chain shows other tokens
                                                        or positions at the close; `audit --rpc` looks there itself
@@ -92,12 +92,14 @@ from protocol import (
 )
 from recording import Event, ReplayError, Snapshot
 from rounds import (
+    FLOWS,
     Decision,
     Entrant,
     LiveInputs,
     Round,
     RoundInputs,
     RoundResult,
+    acted,
     own_events,
     plan,
     play,
@@ -668,7 +670,7 @@ def _check_shown(parts: _Parts) -> Iterator[str]:
         pool, price = game.tape.pool, game.tape.price_before(head + 1)
         again = replace(query, sqrt_price_x96=price, tick=pool.tick, liquidity=pool.liquidity, fee=pool.fee)
         if parts.live:
-            done = sum(was_carried_out(execution) and execution.block <= head for execution in parts.executions)
+            done = sum(acted(execution) and execution.block <= head for execution in parts.executions)
             untouched = not game.tape.unknown_swaps and parts.row["code"] != Code.LIVE_FOREIGN_TRANSFER
             vault = _vault_shown(game.tape, query) if untouched else {}
             again = replace(again, **vault, rebalances_so_far=done)
@@ -725,17 +727,23 @@ def _check_executions(parts: _Parts) -> Iterator[str]:
         if stored["block"] not in ((acts,) if said.sent else (acts, said.block)):  # once it was where the model acted
             yield f"{path}.block: {stored['block']}, the answer acts from {acts} on"
         again = Execution(said.block, vault, *orders, before=said.before, after=said.before, sent=said.sent)
-        if was_carried_out(said) or (said.sent and said.sent.transaction):
+        on_chain = not said.sent or acted(said)
+        if on_chain:
             if not max(acts, newest + 1) <= said.block < parts.row["close_block"]:
                 yield f"{path}.execution.block: {said.block}, the answer acts from {acts} on, one after the other"
-            newest = max(newest, said.block)
+            newest = said.block
+        elif was_carried_out(said):  # there was nothing to do
+            if not ask.query.block_number <= said.block < parts.row["close_block"]:
+                yield f"{path}.execution.block: {said.block}, the query shows block {ask.query.block_number}"
         else:
             again = replace(again, block=ask.query.block_number + 1)
-        if was_carried_out(said) and void:  # whose word it is that the vault was touched
-            again = replace(said, vault=vault, **dict(zip(("keep", "close", "mint"), map(tuple, orders), strict=True)))
+        if (on_chain and void) or (
+            said.sent and said.sent.code == Code.EXECUTION_DRY_RUN
+        ):  # whose word the amounts are
             flows = zip(said.before, said.released, said.fees, said.paid, strict=True)
-            again = replace(again, after=tuple(had + out + fee - paid for had, out, fee, paid in flows))
-        elif was_carried_out(said):
+            after = tuple(had + out + fee - paid for had, out, fee, paid in flows)
+            again = replace(again, **{name: getattr(said, name) for name in (*FLOWS, "minted")}, after=after)
+        elif on_chain:
             while events and events[0].block < said.block:
                 tape.feed([events.popleft()])
             before, own = tape.idle, []
@@ -748,15 +756,16 @@ def _check_executions(parts: _Parts) -> Iterator[str]:
             again = replace(again, **amounts, minted=minted)
         yield from _differences(f"{path}.execution", stored["execution"], to_json(again))
         if said.sent:
-            yield from _check_sent(f"{path}.execution.sent", said.sent, was_carried_out(said), transactions)
+            yield from _check_sent(f"{path}.execution.sent", said.sent, on_chain, transactions)
 
 
-def _check_sent(path: str, sent: Sent, carried_out: bool, transactions: set[str]) -> Iterator[str]:
+def _check_sent(path: str, sent: Sent, on_chain: bool, transactions: set[str]) -> Iterator[str]:
     """What a chain's validator says of sending fits together; `web3market.audit_chain` holds it against the chain."""
-    if carried_out or sent.transaction:
-        if not _HASH.fullmatch(sent.transaction) or sent.transaction in transactions:
-            yield f"{path}.transaction: {_shown(sent.transaction)} is none, or there twice"
-        transactions.add(sent.transaction)
+    named = _HASH.fullmatch(sent.transaction) if on_chain else sent.transaction == ""
+    if not named or sent.transaction in transactions:
+        what = "is none, or there twice" if on_chain else "did nothing"
+        yield f"{path}.transaction: {_shown(sent.transaction)} {what}"
+    transactions |= {sent.transaction} - {""}
     gas = sent.gas_used, sent.gas_wei, sent.gas0, sent.gas1
     paid = (sent.gas0, sent.gas1) in ((0, 0), (sent.gas_wei, 0), (0, sent.gas_wei))
     if min(gas) < 0 or not paid or (sent.gas_wei and not sent.gas_used):

@@ -328,18 +328,16 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     keep, book = game.keep(close), Book(tape)
     if not any(book.initial):
         return RoundResult(Code.EMPTY_VAULT, "the vault holds no tokens at the opening")
-    carried_out = [
-        execution for execution in inputs.executions if was_carried_out(execution) and execution.block < close
-    ]
-    if detail := _unexplained(tape, events, carried_out) or (inputs.closing and _transferred(tape, inputs.closing)):
+    done = [execution for execution in inputs.executions if acted(execution) and execution.block < close]
+    if detail := _unexplained(tape, events, done) or (inputs.closing and _transferred(tape, inputs.closing)):
         return RoundResult(Code.LIVE_FOREIGN_TRANSFER, detail)
     before, price = book.fees(), tape.price_before(close)
     book.mirror(events, close)
     tokens, owed = tape.vault_holds()
     earned = [owed[n] + tape.collected[n] - before[n] for n in (0, 1)]
     final = [tokens[n] + owed[n] - earned[n] for n in (0, 1)]
-    changes, share = sum(map(changed, carried_out)), game.share(book, close)
-    outcome = Outcome(*book.initial, *final, *earned, inputs.snapshot.sqrt_price_x96, price, changes, share)
+    share = game.share(book, close)
+    outcome = Outcome(*book.initial, *final, *earned, inputs.snapshot.sqrt_price_x96, price, len(done), share)
     sent = [execution.sent for execution in inputs.executions if execution.sent]
     gas = sum(one.gas0 for one in sent), sum(one.gas1 for one in sent)
     terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost, gas_cost(*gas, price))
@@ -353,9 +351,9 @@ def was_carried_out(execution: Any) -> bool:
     return execution.sent is None or execution.sent.code == Code.EXECUTED
 
 
-def changed(execution: Any) -> bool:
-    """Whether a `market.Execution` that was carried out changed the vault."""
-    return bool(execution.close or execution.minted)
+def acted(execution: Any) -> bool:
+    """Whether a `market.Execution` was carried out and changed the vault."""
+    return was_carried_out(execution) and bool(execution.close or execution.minted)
 
 
 def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
@@ -380,7 +378,7 @@ def sums_of(own: Iterable[Event]) -> tuple[tuple[int, int], tuple[int, int], tup
 def _unexplained(tape: Tape, events: Iterable[Event], executions: Iterable[Any]) -> str:
     """The first block in which the vault's own events are not what executions did there; empty if there is none."""
     own, done = own_events(tape, events), {}
-    for execution in filter(changed, executions):
+    for execution in executions:
         done.setdefault(execution.block, []).append(execution)
     for block in sorted(own.keys() | done.keys()):
         *found, minted = sums_of(own.get(block, ()))
