@@ -64,6 +64,7 @@ from rounds import (
     LiveInputs,
     Round,
     RoundResult,
+    acted,
     build_query,
     plan,
     play_live,
@@ -522,7 +523,7 @@ class Validator:
                 ask = stored.get(due, {}).get(hotkey)
                 if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
                     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
-                    done = [e for e in await self.store.executions_of(round_id) if was_carried_out(e)]
+                    done = [e for e in await self.store.executions_of(round_id) if acted(e)]
                     changes = sum(execution.block <= head.number for execution in done)
                     query = await self._query(job, round_id, "live", start, shown, head, changes)
                     said = await self._ask_all({hotkey: query}, peers, await self._patience(query.deadline))
