@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -467,12 +468,21 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
                     ("minted", ("minted", 0, 2), "5"),
                 )
             }
+            gas = str(live.executions[0].sent.gas_used + 21000)
+            wrong["gas_used "] = await audit_chain(changed(evidence, (*one, "sent", "gas_used"), gas), urls, manager)
+            failed = replace(live.executions[0], sent=replace(live.executions[0].sent, transaction=""))
+            failed = {"block": 1, "vault": world.vault, "execution": to_json(failed)}
+            failed["execution"] |= {"minted": [], "close": []}
+            more = evidence | {"executions": [failed, *evidence["executions"]]}
+            wrong["the vault sent no other"] = await audit_chain(more, urls, manager)
             world.uniswap.send(world.uniswap.token0, "transfer(address,uint256)", world.vault, 5)
+            world.uniswap.send(world.uniswap.token0, "approve(address,uint256)", world.other, 0, sender=world.vault)
             world.chain.mine()
             await market.catch_up()
             live.close += 1
             transfer = await live.evidence()
             hidden = changed(changed(transfer, ("round", "code"), "scored"), ("round", "detail"), "")
+            assert await audit_chain(changed(transfer, (*one, "sent", "gas_used"), gas), urls, manager) == []
             transfers = await audit_chain(transfer, urls, manager), await audit_chain(hidden, urls, manager)
             detail = live.result.detail
             [token_id] = world.chain.call(manager, TOKEN_OF_OWNER, world.vault, 0)
