@@ -699,7 +699,11 @@ def test_a_reverted_transaction_is_planned_anew_and_all_its_gas_is_counted(world
     assert report.gas_used > 0 and not report.transaction and report.released == NOTHING
 
 
-def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts_it(world, tmp_path):
+@pytest.mark.parametrize(("slippage", "status"), [(50, "0x0"), (400, "0x1")])
+@pytest.mark.parametrize("what", ["mint", "close"])
+def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts_it(
+    world, tmp_path, what, slippage, status
+):
     """A swap in front of it in its block, with tokens left to mint from: without least amounts it would succeed."""
 
     async def work():
@@ -711,21 +715,32 @@ def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts
             world.uniswap.swap(True, ETHER)
             await bot.step()
             world.chain.mine()
-            status = world.chain.rpc("eth_getTransactionReceipt", waiting)["status"]
-            return status, await world.carry_out(bot, order)
+            assert world.chain.rpc("eth_getTransactionReceipt", waiting)["status"] == status
+            return await world.carry_out(bot, order)
 
-    world.run(tmp_path, world.order("first", Position(-1200, 1200, ETHER // 4, ETHER // 4)))
-    for slippage, expected in ((50, "0x0"), (400, "0x1")):
-        order = world.order(f"within {slippage}", Position(-600, 600, ETHER // 4, ETHER // 4))
-        saved = world.chain.rpc("evm_snapshot")
-        status, report = asyncio.run(work())
-        assert status == expected, slippage
-        if slippage == 50:  # planned anew it is refused: the price is no more what it was
-            assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
-            (tmp_path / "journal.sqlite3").rename(tmp_path / "old")
-            assert world.chain.rpc("evm_revert", saved)
-        else:
-            assert report.code == Code.EXECUTED and balanced(report)
+    if what == "close":
+        world.run(tmp_path, world.order("first", WIDE))
+    order = world.order("second", *([WIDE] if what == "mint" else []))
+    report = asyncio.run(work())
+    if status == "0x1":
+        assert report.code == Code.EXECUTED and balanced(report)
+    else:  # planned anew it is refused: the price is no more what it was
+        assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
+
+
+def test_what_replaces_a_transaction_offers_an_eighth_more_within_the_limit_or_is_not_sent(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path, max_gas_wei=90 * 10**9) as bot:
+            tip = (await bot.tip())._replace(base_fee_wei=10**9)
+            old = Attempt(0, "plan", "0x", "0x", 40 * 10**9, 8 * 10**9, 0, 0)
+            fees = [await bot._fees(tip, None), await bot._fees(tip, old)]
+            with pytest.raises(ProtocolError) as error:
+                await bot._fees(tip, replace(old, max_fee_wei=80 * 10**9))
+            return *fees, error.value.code
+
+    first, second, code = asyncio.run(work())
+    assert 2 * 10**9 <= first.most < 10**10 and first.priority < 10**10
+    assert second == (45 * 10**9 + 1, 9 * 10**9 + 1) and code == Code.GAS_PRICE_LIMIT
 
 
 def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(world, tmp_path):
@@ -920,6 +935,44 @@ def test_a_pause_is_looked_at_before_every_send(world, tmp_path, caplog):
     first, second, sent = asyncio.run(work())
     assert first.code == Code.EXECUTOR_PAUSED and (second.code, second.transaction) == (Code.EXECUTED, sent)
     assert f"paused: {sent} is not sent" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("happening", "code"),
+    [
+        ("swap", Code.PRICE_MOVED),
+        ("pause", Code.EXECUTOR_PAUSED),
+        ("gas", Code.GAS_PRICE_LIMIT),
+        ("late", Code.ORDER_STALE),
+    ],
+)
+def test_all_is_looked_at_again_right_before_signing(world, tmp_path, happening, code):
+    """What happens here happens after the plan was simulated."""
+
+    async def work():
+        async with world.bot(tmp_path, max_gas_wei=20 * 10**9) as bot:
+            estimate = bot._estimate
+
+            async def meanwhile(to: str, data: str) -> int:
+                gas = await estimate(to, data)
+                match happening:
+                    case "swap":
+                        world.uniswap.swap(True, ETHER)
+                    case "pause":
+                        (tmp_path / "pause").touch()
+                    case "gas":
+                        world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(30 * 10**9))
+                    case "late":
+                        world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + 1)
+                world.chain.mine()
+                return gas
+
+            bot._estimate = meanwhile
+            return await world.carry_out(bot, order)
+
+    order, nonce = world.order("first", WIDE), world.nonce
+    report = asyncio.run(work())
+    assert report.code == code and world.nonce == nonce and rows(tmp_path, "SELECT 1 FROM attempts") == []
 
 
 def test_an_order_that_became_stale_while_the_bot_was_down_is_not_begun(world, tmp_path):
