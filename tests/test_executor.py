@@ -26,10 +26,11 @@ import anvil
 import pytest
 from web3 import Account, Web3
 
+import contracts
 import executor
 import rebalance
 from contracts import MANAGER_LOGS, Contract, Function, TokenPosition, describe
-from execution import MAX_REVERTED, Executor, Limits
+from execution import GWEI, MAX_REVERTED, Executor, Limits
 from executor import Door, load_account, read_api_key
 from market import Pair
 from order_journal import MAX_OPEN, Attempt, OrderJournal
@@ -38,7 +39,7 @@ from protocol import Code, Inventory, Position, ProtocolError, Token, decode, en
 from readback import gas_of, read_back
 from rebalance import VaultChanged, around, close_calls, match, mint_calls, multicall, size
 from rounds import plan
-from rpc import Refusal, open_rpc
+from rpc import Refusal, RpcError, open_rpc
 from runtime import UserError
 from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
 from wire import serve
@@ -743,6 +744,39 @@ def test_what_replaces_a_transaction_offers_an_eighth_more_within_the_limit_or_i
     assert second == (45 * 10**9 + 1, 9 * 10**9 + 1) and code == Code.GAS_PRICE_LIMIT
 
 
+def test_a_node_that_fails_at_times_delays_and_repeats_nothing(world, tmp_path, caplog):
+    """Every third answer is lost, that to a send after it arrived."""
+
+    async def work():
+        async with world.bot(tmp_path, confirmations=1) as bot:
+            batch, asked = bot.rpc.batch, []
+
+            async def unreliable(calls, **options):
+                answers = await batch(calls, **options)
+                asked.append(calls)
+                if len(asked) % 3 == 0 or (calls and calls[0][0] == "eth_sendRawTransaction"):
+                    raise RpcError("no answer")
+                return answers
+
+            bot.rpc.batch = unreliable
+            await bot.journal.accept(order)
+            task = asyncio.create_task(bot.follow(0.01))
+            async with asyncio.timeout(SECONDS):
+                while not (report := (await bot.journal.report("first"))[1]):
+                    await asyncio.sleep(0.05)
+                    world.chain.mine()
+                    if len(asked) > 60:
+                        bot.rpc.batch = batch
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return report
+
+    order, nonce = world.order("first", WIDE, deadline=world.time + 590), world.nonce
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and world.nonce == nonce + 1 and "no answer; trying again" in caplog.text
+
+
 def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(world, tmp_path):
     async def work():
         async with world.bot(tmp_path, confirmations=3) as bot:
@@ -840,6 +874,27 @@ BAD = [Position(-61, 60, 1, 1), Position(60, -60, 1, 1), Position(-887280, 60, 1
 def test_an_order_that_is_not_allowed_is_refused_with_its_code(world, tmp_path, caplog, changes, code, said):
     report = refused(world, tmp_path, replace(world.order("first", WIDE), **changes))
     assert report.code == code and said in report.detail and f"first: {code}" in caplog.text
+
+
+def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monkeypatch):
+    world.run(tmp_path, world.order("first", WIDE))
+    monkeypatch.setattr(contracts, "MAX_VAULT_TOKENS", 0)
+    [report] = world.run(tmp_path, world.order("second", 0, Position(-60, 60, 1000, 1000)))
+    assert report.code == Code.TOO_MANY_POSITIONS and "holds 1 position tokens" in report.detail
+
+
+def test_a_position_that_a_stranger_sends_is_refused_until_it_was_shown(world, tmp_path):
+    order, sender = world.order("first", WIDE), world.chain.accounts[2]
+    world.uniswap.mint(sender, -60, 60, 10**9, 10**9)
+    world.chain.mine()
+    [token_id] = world.chain.call(world.uniswap.manager, OF_OWNER, sender, 0)
+    world.uniswap.send(
+        world.uniswap.manager, "transferFrom(address,address,uint256)", sender, world.vault, token_id, sender=sender
+    )
+    world.chain.mine()
+    assert refused(world, tmp_path, order).code == Code.VAULT_CHANGED
+    [report] = world.run(tmp_path, world.order("second", WIDE))
+    assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-600, 600)]
 
 
 def test_a_price_that_a_swap_moved_in_the_block_before_is_refused(world, tmp_path):
@@ -1287,3 +1342,35 @@ def test_another_vaults_journal_is_refused(world, tmp_path):
     asyncio.run(work(world.vault))
     with pytest.raises(UserError, match="choose another --dir"):
         asyncio.run(work("0x" + "12" * 20))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The documentation
+
+DOCUMENT = (anvil.ROOT / "docs/executor.md").read_text()
+
+
+def test_every_row_of_the_tables_in_the_documentation_names_tests_that_exist():
+    lines = [line for line in DOCUMENT.splitlines() if line.startswith("| ")]
+    rows_ = [line for line in lines if "test_" in line]
+    named = {name for line in rows_ for name in re.findall(r"`(test_\w+)`", line)}
+    assert len(rows_) > 40 and len(rows_) == len(lines) - sum(line.endswith("| test |") for line in lines)
+    assert not named - globals().keys()
+    codes = {code for line in lines for code in re.findall(r"`([a-z]+_[a-z_]+)`", line.rpartition("|")[0])} - named
+    assert {code for code in codes if not code.startswith("test_")} <= {code.value for code in Code}
+
+
+def test_the_documentation_names_the_options_and_constants_as_they_are():
+    """Every option that it names exists, and every default that it says is the program's."""
+    help_ = {}
+    for action in executor.build_parser()._subparsers._group_actions[0].choices["serve"]._actions:
+        help_ |= dict.fromkeys(action.option_strings, action.default)
+    named = re.findall(r"`(--[a-z-]+)(?: N)?`(?: \((\d+)\))?", DOCUMENT)
+    assert {flag for flag, _ in named} <= help_.keys() and sum(bool(default) for _, default in named) >= 7
+    for flag, default in named:
+        value = help_[flag] // GWEI if flag == "--max-gas-gwei" else help_[flag]
+        assert not default or int(default) == value, flag
+    text = " ".join(DOCUMENT.split())
+    for value in (f"waits {executor.ANSWER_SECONDS:g} seconds", f"{MAX_REVERTED} times at most", f"{MAX_OPEN} open"):
+        assert value in text, value
+    assert f"at least {executor.MIN_API_KEY_CHARS} characters" in text
