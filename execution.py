@@ -58,6 +58,8 @@ ALLOWANCE = Function("allowance(address,address)", "uint256")
 APPROVE = Function("approve(address,uint256)", "bool")
 WETH9 = Function("WETH9()", "address")
 
+log = logging.getLogger("executor")
+
 log = logging.getLogger("execution")
 
 
@@ -99,8 +101,14 @@ class Fees(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A plan that could be signed now; `data` is empty where there is nothing to do. Amounts are those of the state it
-    was made in."""
+    """A plan that could be signed now, with the amounts of the state that it was made in.
+
+    Attributes:
+        tip: the last block that it was held against.
+        data, gas: of the transaction; no data where there is nothing to do.
+        moved_ppm: share of the inventory's value that it moves.
+        before, released, fees, mints, closed: what it would do.
+    """
 
     tip: Tip
     data: str
@@ -258,12 +266,14 @@ class Executor:
                 raise Malformed(f"block {block} is {header.hash}, {attempt.hash} is in {receipt['blockHash']}")
             await self.journal.mined(attempt, receipt, header.time)
             return True
-        self.said = f"{newest.hash} was sent at block {newest.block} and is not mined"
+        self.said = f"{newest.hash} was signed at block {newest.block} and is not mined"
         if integer(count) > newest.nonce:  # or its receipt is not there yet
             if late and integer(deep_count) > newest.nonce:
                 detail = f"nonce {newest.nonce} was used by a transaction that is not this bot's: who else has the key?"
                 await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
                 return True
+            return False
+        if not self.live:
             return False
         stuck = tip.number - newest.block >= self.limits.replace_blocks
         try:
@@ -640,6 +650,3 @@ def _foreseen(report: Report, draft: Draft) -> Report:
         paid=Inventory(*paid),
         minted=tuple(Minted(mint.tick_lower, mint.tick_upper, mint.liquidity) for mint in draft.mints),
     )
-
-
-log = logging.getLogger("executor")

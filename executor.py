@@ -290,8 +290,13 @@ async def serve_orders(options: argparse.Namespace) -> None:
     key_file = Path(options.api_key_file).expanduser()
     read_api_key(key_file)
     async with opened(options, options.live, alone=True) as bot:
-        for line in (*settings_lines(options), *await status_lines(bot)):
+        for line in settings_lines(options):
             log.info("%s", line)
+        try:
+            for line in await status_lines(bot):
+                log.info("%s", line)
+        except MarketError as error:  # orders will be refused with it; those that were sent are still awaited
+            log.error("%s", error)
         async with serve(Door(bot, key_file).app, options.host, options.port) as port:
             what = "LIVE: orders are signed and sent" if options.live else "DRY RUN: nothing is sent; --live ends that"
             print(f"{what}. Vault {bot.vault}, http://{options.host}:{port}", flush=True)

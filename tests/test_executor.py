@@ -602,6 +602,25 @@ def test_a_dropped_transaction_is_sent_again_as_it_was(world, tmp_path):
     assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
 
 
+def test_a_dry_run_awaits_what_was_sent_before_and_sends_nothing(world, tmp_path):
+    async def work(live: bool, blocks: int):
+        async with world.bot(tmp_path, live=live, replace_blocks=1) as bot:
+            await bot.journal.accept(order)
+            for _ in range(blocks):
+                if await bot.step() and world.pending():
+                    world.chain.rpc("anvil_dropTransaction", world.pending()[0])
+                    lost.append(world.nonce)
+                world.chain.mine()
+            return (await bot.journal.report("first"))[1]
+
+    order, nonce, lost = world.order("first", WIDE), world.nonce, []
+    assert asyncio.run(work(True, 1)) is None and len(lost) == 1
+    assert asyncio.run(work(False, 3)) is None and len(lost) == 1
+    world.chain.mine(2, 200)  # past the deadline: what cancels it is not sent either
+    assert asyncio.run(work(False, 3)) is None and len(lost) == 1 and world.nonce == nonce
+    assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
+
+
 def test_a_stuck_transaction_is_replaced_with_the_same_nonce_and_a_higher_fee(world, tmp_path):
     """By a new plan; only one of them can be mined."""
     dear = 40 * 10**9
