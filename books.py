@@ -118,6 +118,7 @@ class Tape:
         idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
             there.
         collected: fees that the vault has collected since the start, a part of `idle`.
+        staked: keys of the vault's positions that Slipstream's gauge holds now: they earn no fees.
         vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
     """
 
@@ -125,6 +126,7 @@ class Tape:
         self.snapshot = snapshot
         self.pool = snapshot.open()
         self.vault_keys = {position.key for position in snapshot.vault}
+        self.staked = {position.key for position in snapshot.vault if position.staked}
         self.vault_growth = [self.pool.fee_growth_inside(p.tick_lower, p.tick_upper) for p in snapshot.vault]
         self.blocks: list[int] = []
         self.zero_for_one: list[bool] = []
@@ -156,7 +158,7 @@ class Tape:
             ReplayError, PoolError: the events are not this pool's, or some are missing.
         """
         for event in events:
-            if event.kind == "mint" and event.args[0] == self.snapshot.vault_owner:
+            if event.kind == "mint" and self.is_vaults(event.args[0]):
                 self.vault_keys.add(event.args[:3])
             if event.kind != "collect_protocol":  # what the protocol was owed before the snapshot nobody knows
                 apply_event(self.pool, event, self.vault_keys)
@@ -165,12 +167,19 @@ class Tape:
                 self.unknown_swaps += event.args[0] == "?"
             elif event.kind in ("mint", "burn", "collect") and event.args[:3] in self.vault_keys:
                 self._follow_vault(event)
+            elif event.kind in ("stake", "unstake") and event.args[:3] in self.vault_keys:
+                (self.staked.add if event.kind == "stake" else self.staked.discard)(event.args[:3])
+                self._cell = _NO_CELL
             if self._legs:
                 for leg in self._legs:
                     self._write(event.block, *leg)
                 self._legs.clear()
             if event.kind == "swap":
                 self._stop(event.block)
+
+    def is_vaults(self, owner: str) -> bool:
+        """Whether positions of this owner are the vault's: on a chain `VAULT#TOKEN` is its second one in a range."""
+        return bool(self.snapshot.vault_owner) and owner.partition("#")[0] == self.snapshot.vault_owner
 
     def _follow_vault(self, event: Event) -> None:
         key, (amount0, amount1) = event.args[:3], event.args[-2:]
@@ -194,7 +203,8 @@ class Tape:
             inside = self.pool.fee_growth_inside(*key[1:])
             last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
             holding.owed0, holding.owed1 = state.tokens_owed0, state.tokens_owed1
-            holding.growth0, holding.growth1 = (now - then & MASK_256 for now, then in zip(inside, last, strict=True))
+            if key not in self.staked:
+                holding.growth0, holding.growth1 = (a - b & MASK_256 for a, b in zip(inside, last, strict=True))
             for n, (amount, fee) in enumerate(
                 zip(holding.amounts(self.pool.sqrt_price_x96), holding.fees(), strict=True)
             ):
@@ -250,7 +260,7 @@ class Tape:
                         right = min(right, bound)
                 if lower <= lo and hi <= upper:
                     liquidity += self.pool.position(*key).liquidity
-                    exact = exact and key[0] != gauge
+                    exact = exact and key[0] != gauge and key not in self.staked
             self._cell = (left, right, liquidity, exact)
         return self._cell[2:]
 
@@ -630,6 +640,27 @@ class Book:
         self.changes += 1
         self.history.append(self._signature(block))
         return True
+
+    def mirror(self, events: Iterable[Event], block: int) -> None:
+        """Walk to a block's first event and change as the vault did by its own; for the share in range, not for fees.
+
+        What the vault does acts before its block's first event, wherever in the block it stands.
+        """
+        held = {holding.key: holding.liquidity for holding in self.holdings}
+        for event in events:
+            if not (event.kind in ("mint", "burn", "collect") and self.tape.is_vaults(event.args[0])):
+                continue
+            if self._block < event.block and any(event.args[3:]):
+                self._count_blocks(event.block)
+            key, (amount0, amount1) = event.args[:3], event.args[-2:]
+            if event.kind == "mint":
+                self.idle0, self.idle1 = max(0, self.idle0 - amount0), max(0, self.idle1 - amount1)
+            else:
+                self.idle0, self.idle1 = self.idle0 + amount0, self.idle1 + amount1
+            if event.kind != "collect":
+                held[key] = held.get(key, 0) + (event.args[3] if event.kind == "mint" else -event.args[3])
+            self.holdings = [Holding(*key[1:], liquidity, key) for key, liquidity in held.items() if liquidity]
+        self._count_blocks(block)
 
     def _mintable(self, position: Position, price: int) -> int:
         """The liquidity that a desired position would get now; 0 if it would be skipped."""

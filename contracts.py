@@ -1,6 +1,6 @@
 """What the contracts answer: calls, logs, a pool and a vault's positions as they stood at a block.
 
-    contract = await describe(rpc, "0xd0b5...")             # Uniswap V3 or not: told by what it answers
+    contract = await describe(rpc, "0xd0b5...")             # Uniswap V3 or Slipstream: told by what it answers
     state = await read_state(rpc, contract, block_hash)
     ticks = await read_ticks(rpc, contract, block_hash)     # every initialised tick, through the bitmap
 
@@ -21,9 +21,9 @@ from web3 import Web3
 
 from market import Block, MarketError, Pair
 from protocol import Token
-from recording import Event, Snapshot, TickState
+from recording import Event, SlipstreamState, Snapshot, TickState
 from rpc import Endpoint, Refusal, Rpc, RpcError
-from sim import MASK_128, MAX_TICK, Pool, sqrt_ratio_at_tick
+from sim import MASK_128, MAX_TICK, Pool, SlipstreamPool, sqrt_ratio_at_tick
 
 POSITION_MANAGERS = {  # Uniswap's own, by chain id; a Slipstream pool names its own
     1: "0xc36442b4a4522e871399cd717abdd847ab11fe88",
@@ -98,13 +98,23 @@ LIQUIDITY = Function("liquidity()", "uint128")
 GROWTH0, GROWTH1 = (Function(f"feeGrowthGlobal{n}X128()", "uint256") for n in (0, 1))
 PROTOCOL_FEES = Function("protocolFees()", "uint128", "uint128")
 _STATE = SLOT0, LIQUIDITY, GROWTH0, GROWTH1, PROTOCOL_FEES
+CL_SLOT0 = Function("slot0()", "uint160", "int24", "uint16", "uint16", "uint16", "bool")  # CL: Slipstream's
+STAKED_LIQUIDITY, GAUGE_FEES = Function("stakedLiquidity()", "uint128"), Function("gaugeFees()", "uint128", "uint128")
+UNSTAKED_FEE = Function("unstakedFee()", "uint24")
+GAUGE, NFT = Function("gauge()", "address"), Function("nft()", "address")
+_CL_STATE = CL_SLOT0, LIQUIDITY, GROWTH0, GROWTH1, STAKED_LIQUIDITY, GAUGE_FEES, FEE, UNSTAKED_FEE
 TICK_BITMAP = Function("tickBitmap(int16)", "uint256")
 TICKS = Function("ticks(int24)", "uint128", "int128", "uint256", "uint256", "int56", "uint160", "uint32", "bool")
+CL_TICKS = Function(  # gross, net, staked net, outside: fee growth 0 and 1, reward growth, and what the oracle keeps
+    "ticks(int24)",
+    *("uint128", "int128", "int128", "uint256", "uint256", "uint256", "int56", "uint160", "uint32", "bool"),
+)
 POOL_POSITIONS = Function("positions(bytes32)", "uint128", "uint256", "uint256", "uint128", "uint128")
 SYMBOL, DECIMALS = Function("symbol()", "string"), Function("decimals()", "uint8")
 BALANCE_OF = Function("balanceOf(address)", "uint256")
 TOKEN_OF_OWNER = Function("tokenOfOwnerByIndex(address,uint256)", "uint256")
-TOKEN_POSITIONS = Function(
+STAKED_VALUES = Function("stakedValues(address)", "uint256[]")
+TOKEN_POSITIONS = Function(  # the fifth is the fee, Slipstream's the tick spacing
     "positions(uint256)",
     *("uint96", "address", "address", "address", "uint24", "int24", "int24"),
     *("uint128", "uint256", "uint256", "uint128", "uint128"),
@@ -140,13 +150,18 @@ POOL_LOGS = [
     LogType("SetFeeProtocol(uint8,uint8,uint8,uint8)"),
     LogType("CollectProtocol(*address,*address,uint128,uint128)"),
 ]
+CL_LOGS = [  # of a Slipstream pool besides, and of its gauge: user, token id, liquidity
+    LogType("CollectFees(*address,uint128,uint128)"),
+    LogType("Deposit(*address,*uint256,*uint128)"),
+    LogType("Withdraw(*address,*uint256,*uint128)"),
+]
 TRANSFER = LogType("Transfer(*address,*address,*uint256)")
 MANAGER_LOGS = [
     LogType("IncreaseLiquidity(*uint256,uint128,uint256,uint256)"),
     LogType("DecreaseLiquidity(*uint256,uint128,uint256,uint256)"),
     LogType("Collect(*uint256,address,uint256,uint256)"),
 ]
-_LOG_TYPES = {kind.topic: kind for kind in (*POOL_LOGS, TRANSFER, *MANAGER_LOGS)}
+_LOG_TYPES = {kind.topic: kind for kind in (*POOL_LOGS, *CL_LOGS, TRANSFER, *MANAGER_LOGS)}
 
 
 class Log(NamedTuple):
@@ -205,6 +220,34 @@ def read_header(raw: Any) -> Header:
         raise Malformed(f"a block that cannot be: {type(error).__name__} {error}"[:160]) from error
 
 
+class Receipt(NamedTuple):
+    """What became of a transaction.
+
+    Attributes:
+        block, success, sender: where it is, whether it did what it was to do, and from which address.
+        gas_used, gas_wei: what it cost, a layer 2's fee for data included.
+        places: (block, log index) of its logs.
+    """
+
+    block: int
+    success: bool
+    sender: str
+    gas_used: int
+    gas_wei: int
+    places: frozenset[tuple[int, int]]
+
+
+def read_receipt(raw: Any) -> Receipt:
+    """Check one receipt of an answer. Raises `Malformed`."""
+    try:
+        block, gas_used = int(raw["blockNumber"], 16), int(raw["gasUsed"], 16)
+        gas_wei = gas_used * int(raw["effectiveGasPrice"], 16) + int(raw.get("l1Fee") or "0x0", 16)
+        places = frozenset((block, int(log["logIndex"], 16)) for log in raw["logs"])
+        return Receipt(block, int(raw["status"], 16) == 1, raw["from"].lower(), gas_used, gas_wei, places)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Malformed(f"a receipt that cannot be: {type(error).__name__} {error}"[:160]) from error
+
+
 def header_call(number: int | str) -> tuple[str, list]:
     """For `Rpc.batch`: a block's header."""
     return "eth_getBlockByNumber", [hex(number) if isinstance(number, int) else number, False]
@@ -221,10 +264,26 @@ class Contract:
     Attributes:
         pair: what it trades, on which chain.
         manager: the position manager's address, in lower case; empty if none is known.
+        gauge: of a Slipstream pool, in lower case; empty for Uniswap's.
     """
 
     pair: Pair
     manager: str
+    gauge: str = ""
+
+    @property
+    def slipstream(self) -> bool:
+        return bool(self.gauge)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the contracts whose logs make the pool's events."""
+        return [self.pair.pool_address, *([self.gauge] if self.gauge else [])]
+
+    @property
+    def log_types(self) -> list[LogType]:
+        """Of the logs that make the pool's events."""
+        return POOL_LOGS + CL_LOGS if self.gauge else POOL_LOGS
 
     @cached_property
     def words(self) -> range:
@@ -235,7 +294,12 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a pool's contract says of itself; see `sim.Pool`. Any event but a burn changes one of these or a tick."""
+    """What a pool's contract says of itself; see `sim.Pool`. Any event but a burn changes one of these or a tick.
+
+    Attributes:
+        staked_liquidity, gauge_fees0, gauge_fees1: as of `sim.SlipstreamPool`; 0 on Uniswap.
+        fee, unstaked_fee: what the factory answers now, pips: no replay knows them. None on Uniswap.
+    """
 
     sqrt_price_x96: int
     tick: int
@@ -244,14 +308,20 @@ class State:
     fee_growth_global1_x128: int
     fee_protocol: tuple[int, int]
     protocol_fees: tuple[int, int]
+    staked_liquidity: int = 0
+    gauge_fees0: int = 0
+    gauge_fees1: int = 0
+    fee: int | None = None
+    unstaked_fee: int | None = None
 
     @classmethod
     def of(cls, pool: Pool) -> State:
-        return cls(*(getattr(pool, name) for name in cls.__slots__))
+        names = cls.__slots__[: -2 if isinstance(pool, SlipstreamPool) else -5]
+        return cls(*(getattr(pool, name) for name in names))
 
     def differences(self, other: State) -> str:
-        """In words; empty if there are none."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        """In words, but for the factory's fees; empty if there are none."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__slots__[:-2])
         return ", ".join(f"{name} {mine}, {theirs}" for name, mine, theirs in pairs if mine != theirs)
 
 
@@ -261,10 +331,12 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
     Args:
         rpc: the chain.
         pool_address: the pool's.
-        manager: the position manager's address, where it is not the one that everybody uses.
+        manager: the position manager's address, where it is not the one that everybody uses; a Slipstream pool names
+            its own.
 
     Raises:
-        MarketError: there is no pool of a known kind, or not all endpoints are of the same chain.
+        MarketError: there is no pool of a known kind, or a Slipstream pool without a gauge, or not all endpoints are of
+            the same chain.
         RpcError: the chain cannot be asked.
     """
     pool_address = address(pool_address, "pool")
@@ -274,24 +346,28 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
         raise MarketError(f"the RPC endpoints are of different chains ({said}); leave the wrong ones out")
     chain_id = int(next(iter(chains.values())), 16)
     at = read_header((await rpc.batch([header_call("latest")]))[0]).hash
-    functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, SLOT0
+    functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, SLOT0, GAUGE, NFT, STAKED_LIQUIDITY, GAUGE_FEES, UNSTAKED_FEE
     found = await rpc.batch([function.call(pool_address, at) for function in functions])
-    not_one = f"{pool_address} on chain {chain_id} does not answer as a Uniswap V3 pool; check the pool's address"
-    if isinstance(found[-1], str) and len(found[-1]) == 2 + 6 * 64:
-        raise MarketError(
-            f"{pool_address} is no Uniswap V3 pool: its slot0 has six words, as Slipstream's; not read yet"
-        )
+    slipstream = isinstance(found[4], str) and len(found[4]) == 2 + 6 * 64  # there is no protocol fee in it
+    kind = "Slipstream" if slipstream else "Uniswap V3"
+    functions = (*functions[:4], CL_SLOT0, *functions[5:]) if slipstream else functions[:5]
+    not_one = f"{pool_address} on chain {chain_id} does not answer as a {kind} pool; check the pool's address"
     try:
-        values = [function.read(result) for function, result in zip(functions, found, strict=True)]
+        values = [function.read(result) for function, result in zip(functions, found, strict=False)]
     except Malformed as error:
         raise MarketError(f"{not_one} ({error})") from error
     if None in values:
         raise MarketError(not_one)
-    (token0,), (token1,), (fee,), (tick_spacing,), _ = values
+    (token0,), (token1,), (fee,), (tick_spacing,), *rest = values
+    gauge = ""
+    if slipstream:
+        gauge, manager = rest[1][0].lower(), rest[2][0].lower()
+        if NULL_ADDRESS in (gauge, manager):
+            raise MarketError(f"the Slipstream pool {pool_address} has no gauge yet: stakes could not be followed")
     tokens = [await _describe_token(rpc, token.lower(), at) for token in (token0, token1)]
     pair = Pair(chain_id, pool_address, *tokens, fee, tick_spacing)
     manager = manager or POSITION_MANAGERS.get(chain_id, "")
-    return Contract(pair, address(manager, "position manager") if manager else "")
+    return Contract(pair, address(manager, "position manager") if manager else "", gauge)
 
 
 async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
@@ -305,7 +381,8 @@ async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
 
 
 def _state_calls(contract: Contract, at: str) -> list[tuple[str, list]]:
-    return [function.call(contract.pair.pool_address, at) for function in _STATE]
+    functions = _CL_STATE if contract.slipstream else _STATE
+    return [function.call(contract.pair.pool_address, at) for function in functions]
 
 
 async def read_state(
@@ -323,17 +400,28 @@ async def read_state(
     endpoints |= answers.endpoints
     if any(isinstance(answer, Refusal) for answer in answers):
         return None
-    return _state(answers, answers.endpoints)
+    return _state(contract, answers, answers.endpoints)
 
 
-def _state(answers: Sequence[Any], endpoints: set[Endpoint]) -> State:
+def _state(contract: Contract, answers: Sequence[Any], endpoints: set[Endpoint]) -> State:
     try:
-        values = [f.read(answer) for f, answer in zip(_STATE, answers, strict=True)]
+        functions = _CL_STATE if contract.slipstream else _STATE
+        values = [f.read(answer) for f, answer in zip(functions, answers, strict=True)]
+        if contract.slipstream:
+            (price, tick, *_), (liquidity,), (growth0,), (growth1,), staked, gauge_fees, fee, unstaked_fee = values
+            besides = *staked, *gauge_fees, *fee, *unstaked_fee
+            return State(price, tick, liquidity, growth0, growth1, (0, 0), (0, 0), *besides)
         (price, tick, *_, fee_protocol, _), *single, protocol_fees = values
         numbers = [value for (value,) in single]
         return State(price, tick, *numbers, (fee_protocol % 16, fee_protocol >> 4), protocol_fees)
     except (TypeError, Malformed) as error:
         raise Malformed(f"the pool's state cannot be: {error}", endpoints) from error
+
+
+def _tick(index: int, row: tuple, slipstream: bool) -> TickState:
+    gross, net, *rest = row
+    staked = str(rest.pop(0)) if slipstream else None
+    return TickState(index, gross, str(net), *rest[:2], staked)
 
 
 async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
@@ -348,7 +436,7 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
     answers = await rpc.batch(first + [TICK_BITMAP.call(pool, block_hash, word) for word in contract.words])
     endpoints = answers.endpoints
     try:
-        state = _state(answers[: len(first)], endpoints)
+        state = _state(contract, answers[: len(first)], endpoints)
         if not state.sqrt_price_x96:
             raise MarketError(f"{pool} has no price there yet: begin after it was initialised")
         bitmap = [TICK_BITMAP.read(answer)[0] for answer in answers[len(first) :]]
@@ -359,13 +447,11 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
             for bit in range(256)
             if word >> bit & 1
         ]
-        answers = await rpc.batch([TICKS.call(pool, block_hash, index) for index in indices])
+        function = CL_TICKS if contract.slipstream else TICKS
+        answers = await rpc.batch([function.call(pool, block_hash, index) for index in indices])
         endpoints = endpoints | answers.endpoints
-        rows = [TICKS.read(answer) for answer in answers]
-        ticks = tuple(
-            TickState(index, gross, str(net), outside0, outside1)
-            for index, (gross, net, outside0, outside1, *_) in zip(indices, rows, strict=True)
-        )
+        rows = [function.read(answer) for answer in answers]
+        ticks = tuple(_tick(index, row, contract.slipstream) for index, row in zip(indices, rows, strict=True))
     except (TypeError, Malformed) as error:
         raise Malformed(f"the pool's ticks cannot be: {error}", endpoints) from error
     in_range = sum(int(tick.liquidity_net) for tick in ticks if tick.index <= state.tick)
@@ -373,6 +459,9 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
     on_price = sqrt_ratio_at_tick(state.tick) <= state.sqrt_price_x96 <= sqrt_ratio_at_tick(state.tick + 1)
     if in_range != state.liquidity or total or not on_price or not all(tick.liquidity_gross for tick in ticks):
         raise Malformed(f"ticks with {in_range} in range and {total} left over, liquidity {state.liquidity}", endpoints)
+    staked = sum(int(tick.staked_liquidity_net or 0) for tick in ticks if tick.index <= state.tick)
+    if staked != state.staked_liquidity:
+        raise Malformed(f"ticks with {staked} staked in range, staked liquidity {state.staked_liquidity}", endpoints)
     return state, ticks
 
 
@@ -382,7 +471,7 @@ def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], 
         block=after.number + 1,
         block_time=after.time,
         block_hash=after.hash,
-        fee=contract.pair.fee,
+        fee=state.fee if contract.slipstream else contract.pair.fee,
         tick_spacing=contract.pair.tick_spacing,
         fee_protocol0=state.fee_protocol[0],
         fee_protocol1=state.fee_protocol[1],
@@ -395,6 +484,16 @@ def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], 
         vault=(),
         idle0=0,
         idle1=0,
+        slipstream=SlipstreamState(
+            contract.manager,
+            contract.gauge,
+            state.unstaked_fee,
+            state.staked_liquidity,
+            state.gauge_fees0,
+            state.gauge_fees1,
+        )
+        if contract.slipstream
+        else None,
     )
 
 
@@ -413,6 +512,7 @@ class TokenPosition(NamedTuple):
     fee_growth_inside1_last_x128: int
     tokens_owed0: int
     tokens_owed1: int
+    staked: bool = False
 
 
 async def read_vault(
@@ -420,27 +520,32 @@ async def read_vault(
 ) -> tuple[list[TokenPosition], tuple[int, int]]:
     """The positions in this pool that an address holds as tokens of the position manager, and its idle tokens.
 
+    On Slipstream also the tokens that it has staked: the gauge holds them.
+
     Raises:
         MarketError: it holds too many.
         RpcError, Malformed: as `read_ticks`.
     """
     pair, manager = contract.pair, contract.manager
     holders = [pair.token0.address, pair.token1.address, *([manager] if manager else [])]
-    answers = await rpc.batch([BALANCE_OF.call(one, block_hash, vault) for one in holders])
+    stakes = [STAKED_VALUES.call(contract.gauge, block_hash, vault)] if contract.slipstream else []
+    answers = await rpc.batch([BALANCE_OF.call(one, block_hash, vault) for one in holders] + stakes)
     try:
-        balances = [BALANCE_OF.read(answer)[0] for answer in answers]
+        balances = [BALANCE_OF.read(answer)[0] for answer in answers[: len(holders)]]
         count = balances[2] if manager else 0
-        if count > MAX_VAULT_TOKENS:
-            raise MarketError(f"vault {vault} holds {count} position tokens, at most {MAX_VAULT_TOKENS} are read")
+        staked = STAKED_VALUES.read(answers[-1])[0] if stakes else ()
+        if count + len(staked) > MAX_VAULT_TOKENS:
+            held = count + len(staked)
+            raise MarketError(f"vault {vault} holds {held} position tokens, at most {MAX_VAULT_TOKENS} are read")
         answers = await rpc.batch([TOKEN_OF_OWNER.call(manager, block_hash, vault, n) for n in range(count)])
-        ids = [TOKEN_OF_OWNER.read(answer)[0] for answer in answers]
+        ids = [TOKEN_OF_OWNER.read(answer)[0] for answer in answers] + list(staked)
         answers = await rpc.batch([TOKEN_POSITIONS.call(manager, block_hash, token_id) for token_id in ids])
         rows = [TOKEN_POSITIONS.read(answer) for answer in answers]
-        here = pair.token0.address, pair.token1.address, pair.fee
+        here = pair.token0.address, pair.token1.address, pair.tick_spacing if contract.slipstream else pair.fee
         found = [
-            TokenPosition(token_id, *rest)
-            for token_id, (_, _, token0, token1, fee, *rest) in zip(ids, rows, strict=True)
-            if (token0.lower(), token1.lower(), fee) == here
+            TokenPosition(token_id, *rest, token_id in staked)
+            for token_id, (_, _, token0, token1, terms, *rest) in zip(ids, rows, strict=True)
+            if (token0.lower(), token1.lower(), terms) == here
         ]
     except (TypeError, Malformed) as error:
         raise Malformed(f"the vault {vault} cannot be: {error}", answers.endpoints) from error
@@ -513,6 +618,8 @@ def name_tokens(
         if one.address != contract.manager:
             if one.name in ("Mint", "Burn", "Collect") and one.values[0] == contract.manager:
                 mine.append(one)
+            elif one.name in ("Deposit", "Withdraw") and one.values[1] in tokens:
+                names[one.block, one.index] = tokens[one.values[1]].owner
             continue
         if one.name == "Transfer":
             sender, to, token_id = one.values
@@ -550,14 +657,21 @@ def name_tokens(
 
 def to_events(
     logs: Iterable[Log],
+    contract: Contract,
     times: Mapping[int, int],
     names: Mapping[tuple[int, int], str],
     released: dict[tuple, tuple[int, int]],
 ) -> tuple[list[Event], list[tuple]]:
     """The pool's logs as events; a collect is what it pays beyond what burns released before.
 
+    Slipstream's gauge tells of a token that it staked or gave back; its ticks are those of the collect that the gauge
+    makes before, in the same transaction. A stake follows that collect at once, and its log comes at once too. When a
+    token goes back the receiver is called before the log is written, and may trade: the event stands where the collect
+    stood, which pays nothing to a gauge.
+
     Args:
-        logs: the pool's, in order.
+        logs: the pool's and its gauge's, in order.
+        contract: the pool.
         times: of their blocks.
         names: of owners, where they are not as logged; see `name_tokens`.
         released: by position, before the first log; brought up to date.
@@ -568,15 +682,21 @@ def to_events(
     Raises:
         Malformed: a log that the pool cannot have made.
     """
-    events, rows = [], []
+    events, rows, collects = [], [], {}
     for one in logs:
-        values = one.values
+        values, index = one.values, one.index
         owner = names.get((one.block, one.index), values[0])
         key = (owner, *values[1:3])
+        if contract.slipstream and one.name == "Collect":
+            collects[one.transaction, values[0]] = one
+            if values[0] == contract.gauge:
+                continue
         match one.name:
             case "Swap":
                 kind, args = "swap", ("", *values[2:])
             case "Mint":
+                if contract.slipstream and owner == contract.gauge and values[3] != contract.manager:
+                    key = (f"{owner}#", *values[1:3])  # somebody's gift to the gauge, which nobody stakes
                 kind, args = "mint", (*key, *values[4:])
             case "Burn":
                 kind, args = "burn", (*key, *values[3:])
@@ -588,9 +708,21 @@ def to_events(
                 kind, args = "set_fee_protocol", values[2:]
             case "CollectProtocol":
                 kind, args = "collect_protocol", values[2:]
+            case "CollectFees":
+                kind, args = "collect_fees", values[1:]
+            case "Deposit" | "Withdraw":
+                kind = "stake" if one.name == "Deposit" else "unstake"
+                collect = collects.get((one.transaction, contract.manager if kind == "stake" else contract.gauge))
+                if not collect:
+                    raise Malformed(f"block {one.block} log {one.index}: {one.name} without the collect before it")
+                if not values[2]:
+                    continue
+                owner = names.get((one.block, one.index), contract.manager)
+                args = (owner, *collect.values[1:3], values[2])
+                index = one.index if kind == "stake" else collect.index
             case _:
                 raise Malformed(f"block {one.block} log {one.index}: {one.name} in a pool that has a price")
-        if kind in ("burn", "collect") and any(args[-2:]):
+        if kind in ("burn", "collect") and owner != contract.gauge and any(args[-2:]):
             held = released.get(key, (0, 0))
             if kind == "burn":
                 left = held[0] + args[-2], held[1] + args[-1]
@@ -602,5 +734,5 @@ def to_events(
                 released[key] = left
                 rows.append((one.block, one.index, *key, *map(str, left)))
         if kind != "collect" or any(args[-2:]):
-            events.append(Event(one.block, one.index, times[one.block], kind, args))
-    return events, rows
+            events.append(Event(one.block, index, times[one.block], kind, args))
+    return sorted(events, key=lambda event: event[:2]), rows

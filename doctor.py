@@ -2,10 +2,12 @@
 
     python validator.py doctor [--dir local] [--db FILE] [--port 8091]
     python validator.py doctor --netuid N --wallet NAME --wallet-hotkey NAME     and the wallet, and what the chain says
+    python validator.py doctor --rpc URL --pool 0x.. --vault 0x..        and whether a real market can be opened there
     python doctor.py                    the same where validator.py itself does not start: a package is missing
 
-Exit code 0 when nothing fails, else 1. Nothing is changed, and nothing leaves this machine unless a subnet is named:
-then its chain is read. This file needs only the standard library, and no particular Python, to say what is missing.
+Exit code 0 when nothing fails, else 1. Nothing is changed, and nothing leaves this machine unless a subnet or a node is
+named: then they are asked, each node for some 1,100 small things. This file needs only the standard library, and no
+particular Python, to say what is missing.
 Read next: `store.py` (the databases), `settings.py` (the options).
 """
 
@@ -14,6 +16,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import ipaddress
+import json
+import logging
 import os
 import re
 import shutil
@@ -28,10 +33,19 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from runtime import UserError
-from settings import add_chain_options, is_local, masked_url, read_password, resolve
+from settings import (
+    add_chain_options,
+    add_market_options,
+    is_local,
+    masked_url,
+    read_executor_key,
+    read_password,
+    resolve,
+)
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 FIRST_PYTHON, LAST_PYTHON = (3, 11), (3, 13)
@@ -44,6 +58,17 @@ BLOCK_SECONDS = 12  # of the subnet's chain
 CHAIN_SECONDS = 90  # for all that is asked of it; dialing a public endpoint takes several
 GOOD_BALANCE_RAO = 10_000_000  # free TAO that pays the fees of some hundred writes
 RAO = 10**9
+NODE_SECONDS = 10  # for one question to a node
+SLOW_NODE_SECONDS = 1.0
+STALE_HEAD_SECONDS, DEAD_HEAD_SECONDS = 60, 600  # of a chain's newest block; slow chains have one in 12 s
+AHEAD_SECONDS = 15  # that a block may be ahead of this machine's clock
+LOG_RANGES = (5000, 2000, 1000, 500, 200, 50, 10, 1)  # blocks of one eth_getLogs; the follower takes at most the first
+GOOD_LOG_RANGE, GOOD_BATCH = 50, 100
+ENOUGH_CALLS = 1000  # in one request; what a validator sends at most
+HOUR, DAY = 3600, 86_400
+ORACLE_SECONDS = 600  # the executor compares with the average price of so long
+MAX_HEALTH_BYTES = 64 << 10
+NULL_ADDRESS = "0x" + "0" * 40
 F_GETLK_FORMAT = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, length, pid
 
 
@@ -340,6 +365,313 @@ async def check_chain(chain, place: str) -> list[Finding]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# A pool of a real chain
+
+
+def check_market(options: argparse.Namespace) -> Iterator[Finding]:
+    """Whether a real market could be opened: its nodes, pool and vault, and the executor bot.
+
+    Args:
+        options: with the settings of `settings.add_market_options`, resolved.
+    """
+    if not options.rpc:
+        yield Finding(OK, "no node of a pool's chain is named (--rpc): the market is a model or a recording")
+        return
+    try:
+        import aiohttp  # noqa: F401
+
+        import contracts  # noqa: F401
+    except (ImportError, SyntaxError, TypeError) as error:
+        yield Finding(WARN, f"nodes, pool and executor are not checked: {error}", "mend the lines above first")
+        return
+    logging.getLogger("rpc").addHandler(logging.NullHandler())  # what it has to say is in the findings
+    yield from asyncio.run(_check_chain_side(options))
+    if options.executor_url:
+        yield from check_executor_key(options)
+        yield from asyncio.run(check_executor(options.executor_url))
+    else:
+        yield Finding(OK, "no executor bot is named (--executor-url): evaluation only, no live rounds")
+
+
+async def _check_chain_side(options: argparse.Namespace) -> list[Finding]:
+    looks = await asyncio.gather(*(check_node(url, options.pool) for url in options.rpc))
+    found = [finding for findings, _ in looks for finding in findings]
+    heads = [head for _, head in looks if head]
+    if len(heads) > 1:
+        found += await check_agreement(heads, options.confirmations)
+    if options.pool is None:
+        found.append(Finding(WARN, "no pool is named: nodes alone were checked", "--pool 0x..."))
+    elif urls := [head.url for head in heads]:
+        found += await check_pool(urls, options.pool, options.manager, options.vault, bool(options.executor_url))
+    return found
+
+
+class NodeHead(NamedTuple):
+    """A node's host, address, chain id, and its newest block, a `contracts.Header`."""
+
+    name: str
+    url: str
+    chain_id: int
+    block: Any
+
+
+def _open(urls: list[str]) -> Any:
+    from rpc import open_rpc
+
+    return open_rpc(urls, total_seconds=NODE_SECONDS, attempt_seconds=NODE_SECONDS)
+
+
+async def check_node(url: str, pool: str | None) -> tuple[list[Finding], NodeHead | None]:
+    """What a node can do of what a validator asks of it; it is named by its host alone.
+
+    Args:
+        url: of the node.
+        pool: whose state and logs are asked for; None for those of nobody.
+
+    Returns:
+        The findings, and where the node's chain is; None if it is of no use.
+    """
+    from contracts import header_call, read_header
+    from rpc import RpcError
+
+    found, elsewhere = [], "look at its address and your key for it, or name another node"
+    async with _open([url]) as rpc:
+        name = rpc.endpoints[0].name
+        try:
+            (chain,) = await rpc.batch([("eth_chainId", [])])
+            began = time.monotonic()
+            (raw,) = await rpc.batch([header_call("latest")])
+            taken, head = time.monotonic() - began, NodeHead(name, url, int(chain, 16), read_header(raw))
+        except (RpcError, TypeError, ValueError) as error:
+            return [Finding(FAIL, f"node {name}: {error!s:.200}", elsewhere)], None
+        slow, age = taken > SLOW_NODE_SECONDS, time.time() - head.block.time
+        fix = "every round takes dozens of requests; name a faster one first" if slow else ""
+        what = f"node {name}: chain {head.chain_id}, block {head.block.number}, answers in {taken * 1000:.0f} ms"
+        found.append(Finding(WARN if slow else OK, what, fix))
+        if age < -AHEAD_SECONDS:
+            what, fix = f"{-age:.0f} s ahead of this clock", "synchronise the clock of this machine"
+        else:
+            what = f"{max(age, 0):.0f} s old"
+            fix = "it is behind, or the chain stands; name a node that keeps up" if age > STALE_HEAD_SECONDS else ""
+        level = FAIL if age > DEAD_HEAD_SECONDS else WARN if fix else OK
+        found.append(Finding(level, f"node {name}: its newest block is {what}", fix))
+        for look in (_look_by_hash, _look_at_logs, _look_at_batches, _look_back):
+            try:
+                level, what, fix = await look(rpc, head.block, pool or NULL_ADDRESS)
+            except (RpcError, TypeError, ValueError) as error:
+                level, what, fix = FAIL, f"{error!s:.200}", elsewhere
+            found.append(Finding(level, f"node {name}: {what}", fix))
+        return found, head
+
+
+async def _look_by_hash(rpc: Any, head: Any, address: str) -> tuple[str, str, str]:
+    if why := await _no_state(rpc, head, address):
+        fix = "it cannot be used, a validator reads every state by its block's hash; name another node"
+        return FAIL, f"state by block hash (EIP-1898) is refused: {why}", fix
+    return OK, "takes block hashes (EIP-1898)", ""
+
+
+async def _no_state(rpc: Any, block: Any, address: str) -> str:
+    """Why the state after a block cannot be had; empty if it can."""
+    from contracts import SLOT0
+    from rpc import Refusal
+
+    (answer,) = await rpc.batch([SLOT0.call(address, block.hash)], refusable=True)
+    return f"{answer!s:.100}" if isinstance(answer, Refusal) and not answer.reverted else ""
+
+
+async def _look_at_logs(rpc: Any, head: Any, address: str) -> tuple[str, str, str]:
+    for blocks in (ranges := [n for n in LOG_RANGES if n <= head.number + 1]):
+        span = {"fromBlock": hex(head.number - blocks + 1), "toBlock": hex(head.number)}
+        (answer,) = await rpc.batch([("eth_getLogs", [span | {"address": address}])], refusable=True)
+        if isinstance(answer, list):
+            few = blocks < GOOD_LOG_RANGE and blocks != ranges[0]
+            fix = "catching up after a stop takes long with it; name one that gives more" if few else ""
+            return WARN if few else OK, f"eth_getLogs gives {blocks} blocks at a time", fix
+    return FAIL, f"eth_getLogs is refused: {answer!s:.100}", "name another node, this one gives no events"
+
+
+async def _look_at_batches(rpc: Any, head: Any, address: str) -> tuple[str, str, str]:
+    await rpc.batch([("eth_chainId", [])] * ENOUGH_CALLS, refusable=True)
+    most = min(rpc.endpoints[0].most_calls, ENOUGH_CALLS)  # it is halved until the node takes it
+    fix = "a snapshot of a pool takes up to 700 calls; name a node that takes more" if most < GOOD_BATCH else ""
+    return WARN if fix else OK, f"takes {most} calls in a request", fix
+
+
+async def _look_back(rpc: Any, head: Any, address: str) -> tuple[str, str, str]:
+    """How old a state it still has."""
+    from contracts import header_call, read_header
+
+    back = min(1000, head.number)
+    (past,) = map(read_header, await rpc.batch([header_call(head.number - back)]))
+    pace = max(head.time - past.time, 1) / max(back, 1)  # seconds a block
+    for seconds, age in ((HOUR, "an hour"), (DAY, "a day")):
+        if (number := head.number - round(seconds / pace)) < 0:
+            return OK, f"the chain is younger than {age}", ""
+        (block,) = map(read_header, await rpc.batch([header_call(number)]))
+        if why := await _no_state(rpc, block, address):
+            what = f"the state of {age} ago is gone ({why})"
+            if seconds == DAY:
+                return OK, f"{what}: enough for rounds, an audit against the chain needs an archive node", ""
+            return WARN, what, "rounds that were open at a stop may be lost; a node with more history keeps them"
+    return OK, "has the state of a day ago", ""
+
+
+async def check_agreement(heads: list[NodeHead], confirmations: int) -> list[Finding]:
+    """Whether the nodes are of one chain, and of one opinion about a block that all of them should have.
+
+    Args:
+        heads: of the nodes.
+        confirmations: how far below the lowest head that block is.
+    """
+    from contracts import header_call, read_header
+    from rpc import RpcError
+
+    if len({head.chain_id for head in heads}) > 1:
+        said = ", ".join(f"{head.name} {head.chain_id}" for head in heads)
+        return [Finding(FAIL, f"the nodes are of different chains ({said})", "leave the wrong ones out")]
+    number, hashes = max(0, min(head.block.number for head in heads) - confirmations), []
+    for head in heads:
+        try:
+            async with _open([head.url]) as rpc:
+                hashes.append(read_header((await rpc.batch([header_call(number)]))[0]).hash)
+        except RpcError as error:
+            hashes.append(f"{error!s:.100}")
+    if len(set(hashes)) == 1:
+        return [Finding(OK, f"all {len(heads)} nodes have the same block {number}")]
+    said = ", ".join(f"{head.name} {what}" for head, what in zip(heads, hashes, strict=True))
+    fix = "one of them is wrong or of another fork; compare with a block explorer and leave it out"
+    return [Finding(FAIL, f"the nodes disagree about block {number} ({said})", fix)]
+
+
+async def check_pool(
+    urls: list[str], pool: str, manager: str | None, vault: str | None, executes: bool
+) -> list[Finding]:
+    """What the contracts say of the pool, its oracle, the position manager and the vault.
+
+    Args:
+        urls: of nodes that answer.
+        pool, manager, vault: addresses; None for the chain's usual manager, and for no vault.
+        executes: whether an executor bot will be asked, which needs the oracle.
+    """
+    from contracts import SLOT0, Function, Malformed, describe, header_call, read_header, read_vault
+    from market import MarketError
+    from rpc import Refusal, RpcError
+
+    observe, factory = Function("observe(uint32[])", "int56[]", "uint160[]"), Function("factory()", "address")
+    found = []
+    try:
+        async with _open(urls) as rpc:
+            contract = await describe(rpc, pool, manager)
+            pair = contract.pair
+            at = read_header((await rpc.batch([header_call("latest")]))[0]).hash
+            what = (
+                f"{pair.token0.symbol}/{pair.token1.symbol}, fee {pair.fee / 10_000:g} %, spacing {pair.tick_spacing}"
+            )
+            found.append(Finding(OK, f"pool {pool}: {what}"))
+
+            slot0, seen = await rpc.batch(
+                [SLOT0.call(pool, at), observe.call(pool, at, [ORACLE_SECONDS, 0])], refusable=True
+            )
+            if isinstance(seen, Refusal):
+                short = f"its oracle does not reach back {ORACLE_SECONDS // 60} minutes ({seen!s:.80})"
+                fix = "anybody can call increaseObservationCardinalityNext on it once, then wait"
+                fix += "; the executor refuses every decision until then" if executes else ""
+                found.append(Finding(FAIL if executes else WARN, f"pool {pool}: {short}", fix))
+            else:
+                (then, now), _ = observe.read(seen)
+                spot = int.from_bytes(bytes.fromhex(slot0[2 + 64 : 2 + 128]), signed=True)
+                said = f"average tick of {ORACLE_SECONDS // 60} minutes {(now - then) // ORACLE_SECONDS}, now {spot}"
+                found.append(Finding(OK, f"pool {pool}: oracle, {said}"))
+
+            if not contract.manager:
+                fix = "name it with --manager 0x..., else the vault's positions are not seen"
+                found.append(Finding(FAIL, f"no position manager is known on chain {pair.chain_id}", fix))
+            else:
+                answers = await rpc.batch([factory.call(one, at) for one in (pool, contract.manager)], refusable=True)
+                of_pool, of_manager = map(factory.read, answers)
+                if of_manager is None or of_manager != of_pool:
+                    what = f"position manager {contract.manager}: " + (
+                        "no position manager stands there" if of_manager is None else "it is of another factory's pools"
+                    )
+                    found.append(Finding(FAIL, what, "name the pool's own with --manager 0x..."))
+                    return found
+                found.append(Finding(OK, f"position manager {contract.manager}"))
+            if vault is None:
+                found.append(Finding(WARN, "no vault is named: no job can be made for it", "--vault 0x..."))
+                return found
+            positions, idle = await read_vault(rpc, contract, vault, at)
+            working = sum(position.liquidity > 0 for position in positions)
+            amounts = [
+                f"{amount / 10**token.decimals:.6g} {token.symbol}"
+                for amount, token in zip(idle, (pair.token0, pair.token1), strict=True)
+            ]
+            what = f"vault {vault}: {len(positions)} positions in this pool, {working} with liquidity, "
+            what += f"idle {' and '.join(amounts)}"
+            empty = not working and not any(idle)
+            fix = "its rounds are skipped as empty; is it the right address, on this chain?" if empty else ""
+            found.append(Finding(WARN if empty else OK, what, fix))
+    except MarketError as error:
+        found.append(Finding(FAIL, str(error), "name the right one with --pool, --manager, --vault"))
+    except (Malformed, TypeError, ValueError) as error:
+        found.append(Finding(FAIL, f"pool {pool}: {error!s:.200}", "check the addresses, or name another node"))
+    except RpcError as error:
+        found.append(Finding(FAIL, f"pool {pool}: {error}", "name a node that answers with --rpc"))
+    return found
+
+
+def check_executor_key(options: argparse.Namespace) -> Iterator[Finding]:
+    """Whether there is a key for the executor bot that nobody else can read, here or on its way."""
+    parts = urlsplit(options.executor_url)
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        fix = "use https, or an SSH or VPN tunnel that ends on loopback"
+        yield Finding(WARN, f"the executor's key travels in the clear to {masked_url(options.executor_url)}", fix)
+    try:
+        key = read_executor_key(options)
+    except UserError as error:
+        yield Finding(FAIL, f"the executor's key: {error}")
+        return
+    if key is None:
+        fix = "name its file with --executor-key-file, or set EXECUTOR_API_KEY"
+        yield Finding(FAIL, "the executor's key is not given", fix)
+    else:
+        name = "executor_key" if options.executor_key else "executor_key_file"
+        yield Finding(OK, f"the executor's key is given ({options.sources[name].name})")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def check_executor(url: str) -> list[Finding]:
+    """Whether the executor bot answers; no key is shown to it."""
+    import aiohttp
+
+    name, fix = f"executor {masked_url(url)}", "start it (python executor.py), or correct --executor-url"
+    try:
+        async with (
+            asyncio.timeout(NODE_SECONDS),
+            aiohttp.ClientSession(trust_env=False) as session,
+            session.get(f"{url}/health", allow_redirects=False) as reply,
+        ):
+            raw, status = await reply.content.read(MAX_HEALTH_BYTES), reply.status
+    except TimeoutError:
+        return [Finding(FAIL, f"{name}: no answer within {NODE_SECONDS} s", fix)]
+    except (aiohttp.ClientError, OSError) as error:
+        return [Finding(FAIL, f"{name}: {type(error).__name__} {error}", fix)]
+    try:
+        json.loads(raw)
+        if status == 200:
+            return [Finding(OK, f"{name} answers")]
+    except (ValueError, RecursionError):
+        pass
+    return [Finding(FAIL, f"{name}/health: HTTP {status}, {raw[:60]!r}", fix)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -352,6 +684,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--port", type=int, default=DEFAULT_PORT, help=f"where a miner would listen (default: {DEFAULT_PORT})"
     )
     add_chain_options(parser)
+    add_market_options(parser)
 
 
 def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
@@ -395,6 +728,7 @@ def _all(options: argparse.Namespace) -> Iterator[Finding]:
         yield problem
     else:
         yield from check_subnet(options)
+        yield from check_market(options)
 
 
 def report(options: argparse.Namespace) -> int:

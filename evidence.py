@@ -15,7 +15,8 @@ The object is canonical JSON (`protocol.canonical`: sorted keys, no spaces, ASCI
     asks                                 by due block and hotkey: query and raw answer (base64), the miner's signature
                                          over both, nonce, code, detail, the block at which it acted
     entrants                             who accepted, with registration block and reputation before the round
-    executions                           live decisions carried out on the vault: market.Execution
+    executions                           what became of each live answer that changes something, by the block from which
+                                         it acts: market.Execution
     scores, baselines                    rounds.Line of every miner by rank, and of keep, hold and best
     seal                                 the sha256 of each part, signed by the validator
 
@@ -36,6 +37,12 @@ compares all lines. So a validator that seals a falsehood of its own is caught t
       an answered ask
     market, response_seconds, nonce and detail of      attributable: the seal proves who said so
       an ask without an answer
+    `sent` of an execution on a chain: why a           attributable, but for a code that the vault's events contradict;
+      decision was not carried out, its transaction    `python validator.py audit --rpc` holds it against the chain
+      and gas
+    a live round void by live_foreign_transfer:        recomputed where the vault's own events differ from what the
+      its detail, and the amounts of its executions    executions say, attributable where the chain shows other tokens
+                                                       or positions at the close; `audit --rpc` looks there itself
     why and when a round was skipped, void or          attributable, unless it is a swap of unknown call, an empty
       interrupted; its pool and settings if nobody       vault, or the live miner's own first answer: these are
       was asked                                          recomputed
@@ -58,7 +65,7 @@ from pathlib import Path
 from typing import Any
 
 from books import Holding, Tape
-from market import Execution
+from market import Execution, Sent
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,
@@ -84,10 +91,23 @@ from protocol import (
     to_plain,
 )
 from recording import Event, ReplayError, Snapshot
-from rounds import Decision, Entrant, LiveInputs, Round, RoundInputs, plan, play, play_live
+from rounds import (
+    Decision,
+    Entrant,
+    LiveInputs,
+    Round,
+    RoundInputs,
+    RoundResult,
+    own_events,
+    plan,
+    play,
+    play_live,
+    sums_of,
+    was_carried_out,
+)
 from scoring import RULES_VERSION
 from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
-from store import execution_json, to_json
+from store import execution_of, to_json
 from wire import sign_statement, verify_answer, verify_statement
 
 FORMAT = "alm-round/1"
@@ -95,7 +115,13 @@ SEAL_SCHEME = "alm-seal/1"
 MAX_EVIDENCE_BYTES = 512 << 20  # 256 miners, 24 checkpoints, the longest answers
 MAX_MALFORMED = 100  # so many malformed parts are named; the rest adds nothing
 MAX_SHOWN_CHARS = 120  # of a value in a message
-PLAYED = (Code.SCORED, Code.NOBODY_RANKED, Code.VOID_UNKNOWN_SWAP, Code.EMPTY_VAULT)  # these ends are recomputed
+PLAYED = (  # these ends are recomputed, the last one as far as the table above says
+    Code.SCORED,
+    Code.NOBODY_RANKED,
+    Code.VOID_UNKNOWN_SWAP,
+    Code.EMPTY_VAULT,
+    Code.LIVE_FOREIGN_TRANSFER,
+)
 BROKEN = (Code.VOID_INTERRUPTED, Code.VOID_CONTRADICTION, Code.VOID_GAP)  # a round that may have no close
 SKIPPED = (Code.LIVE_NO_WINNER, Code.LIVE_NOT_ELIGIBLE, Code.LIVE_WINNER_GONE, Code.LIVE_READ_ONLY_MARKET)
 SILENT = (  # what an ask without an answer may have ended with; of a committed miner it is KEPT for one of these
@@ -157,6 +183,7 @@ SHAPE = {  # a list of one: any number of them; "?": or null; "object" and "list
 }
 _DIGITS = re.compile(r"0|-?[1-9][0-9]{0,77}", re.ASCII)
 _SECONDS = re.compile(r"[0-9]{1,12}\.[0-9]{6}", re.ASCII)
+_HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 _SPELLING = {"number": "a JSON integer", "digits": "an integer as a decimal string", "decimal": "a number as a string"}
 _ABSENT = "(absent)"
 _MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ReplayError, PoolError)
@@ -341,6 +368,7 @@ class _Parts:
     snapshot: Snapshot | None
     events: tuple[Event, ...]
     asks: list[_Ask]
+    executions: list[Execution]
 
     @property
     def live(self) -> bool:
@@ -376,13 +404,17 @@ def _parts(evidence: dict[str, Any]) -> _Parts:
             with _named(f"asks[{n}].answer"):
                 answer = decode(RebalanceAnswer, body, MAX_ANSWER_BYTES)
         asks.append(_Ask(f"asks[{n}]", ask, query, body, answer))
+    executions = []
+    for n, stored in enumerate(evidence["executions"]):
+        with _named(f"executions[{n}].execution"):
+            executions.append(execution_of(stored["execution"]))
     settings = from_plain(JobSettings, evidence["round"]["settings"], "round.settings")
-    return _Parts(evidence, evidence["round"], settings, snapshot, tuple(events), asks)
+    return _Parts(evidence, evidence["round"], settings, snapshot, tuple(events), asks, executions)
 
 
 def event_args(kind: str, args: list[str]) -> tuple:
     """Event arguments from their decimal strings; calls and owners stay text."""
-    textual = kind in ("swap", "mint", "burn", "collect")
+    textual = kind in ("swap", "mint", "burn", "collect", "stake", "unstake")
     if kind == "swap" and args[0] not in ("in", "out", "limit", "?"):
         raise ValueError(f"{_shown(args[0])} is no call of a swap")
     return tuple(arg if textual and n == 0 else _integer(arg) for n, arg in enumerate(args))
@@ -636,8 +668,9 @@ def _check_shown(parts: _Parts) -> Iterator[str]:
         pool, price = game.tape.pool, game.tape.price_before(head + 1)
         again = replace(query, sqrt_price_x96=price, tick=pool.tick, liquidity=pool.liquidity, fee=pool.fee)
         if parts.live:
-            done = sum(execution["block"] <= head for execution in parts.evidence["executions"])
-            vault = {} if game.tape.unknown_swaps else _vault_shown(game.tape, query)
+            done = sum(was_carried_out(execution) and execution.block <= head for execution in parts.executions)
+            untouched = not game.tape.unknown_swaps and parts.row["code"] != Code.LIVE_FOREIGN_TRANSFER
+            vault = _vault_shown(game.tape, query) if untouched else {}
             again = replace(again, **vault, rebalances_so_far=done)
         elif ask.hotkey in game.books:
             book = game.books[ask.hotkey].at(head + 1)
@@ -672,40 +705,63 @@ def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
 
 
 def _check_executions(parts: _Parts) -> Iterator[str]:
-    """Each answer of a live round that changes something was carried out, and the vault's own events say the same."""
-    executions = parts.evidence["executions"]
+    """Each answer of a live round that changes something was acted on, and the vault's own events say the same."""
+    stored_ones, void = parts.evidence["executions"], parts.row["code"] == Code.LIVE_FOREIGN_TRANSFER
     if not (parts.live and parts.played):
-        if executions and not (parts.live and parts.row["code"] in BROKEN):
-            yield f"executions: {len(executions)} in a round that has none"
+        if stored_ones and not (parts.live and parts.row["code"] in BROKEN):
+            yield f"executions: {len(stored_ones)} in a round that has none"
         return
     if parts.row["code"] == Code.VOID_CONTRADICTION:
         return  # the events say nothing for certain
     asks = [ask for ask in parts.asks if ask.answer]
     plans = [(ask, *plan(ask.query.current_positions, ask.answer.desired_positions)) for ask in asks]
     plans = [found for found in plans if found[2] or found[3]]
-    if len(plans) != len(executions):
-        yield f"executions: {len(executions)} items, {len(plans)} answers change something"
-    tape, events = Tape(parts.snapshot), deque(parts.events)
-    for n, ((ask, keep, close, mint), stored) in enumerate(zip(plans, executions, strict=False)):
-        block, acts = stored["block"], ask.stored["effective_block"]
-        while events and events[0].block < block:
-            tape.feed([events.popleft()])
-        before, own = tape.idle, []
-        while events and events[0].block == block:
-            own.append(events.popleft())
-        tape.feed(own)
-        own = [e for e in own if e.kind in ("mint", "burn", "collect") and e.args[0] == parts.snapshot.vault_owner]
-        released, fees, paid = (
-            tuple(sum(event.args[side] for event in own if event.kind == kind) for side in (-2, -1))
-            for kind in ("burn", "collect", "mint")
-        )
-        minted = [event.args[1:4] for event in own if event.kind == "mint"]
-        vault = ask.query.sn_liquidity_manager_address
-        again = Execution(block, vault, keep, close, mint, before, released, fees, paid, tape.idle, minted)
-        yield from _differences(f"executions[{n}].vault", stored["vault"], vault)
-        yield from _differences(f"executions[{n}].execution", stored["execution"], execution_json(again))
-        if block < acts:
-            yield f"executions[{n}].block: {block}, the answer acts from {acts} on"
+    if len(plans) != len(stored_ones):
+        yield f"executions: {len(stored_ones)} items, {len(plans)} answers change something"
+    tape, events, newest, transactions = Tape(parts.snapshot), deque(parts.events), 0, set()
+    for n, ((ask, *orders), stored, said) in enumerate(zip(plans, stored_ones, parts.executions, strict=False)):
+        path, acts, vault = f"executions[{n}]", ask.stored["effective_block"], ask.query.sn_liquidity_manager_address
+        yield from _differences(f"{path}.vault", stored["vault"], vault)
+        if stored["block"] not in ((acts,) if said.sent else (acts, said.block)):  # once it was where the model acted
+            yield f"{path}.block: {stored['block']}, the answer acts from {acts} on"
+        again = Execution(said.block, vault, *orders, before=said.before, after=said.before, sent=said.sent)
+        if was_carried_out(said) or (said.sent and said.sent.transaction):
+            if not max(acts, newest + 1) <= said.block < parts.row["close_block"]:
+                yield f"{path}.execution.block: {said.block}, the answer acts from {acts} on, one after the other"
+            newest = max(newest, said.block)
+        else:
+            again = replace(again, block=ask.query.block_number + 1)
+        if was_carried_out(said) and void:  # whose word it is that the vault was touched
+            again = replace(said, vault=vault, **dict(zip(("keep", "close", "mint"), map(tuple, orders), strict=True)))
+            flows = zip(said.before, said.released, said.fees, said.paid, strict=True)
+            again = replace(again, after=tuple(had + out + fee - paid for had, out, fee, paid in flows))
+        elif was_carried_out(said):
+            while events and events[0].block < said.block:
+                tape.feed([events.popleft()])
+            before, own = tape.idle, []
+            while events and events[0].block == said.block:
+                own.append(events.popleft())
+            tape.feed(own)
+            released, fees, paid, minted = sums_of(own_events(tape, own).get(said.block, ()))
+            minted = said.minted if sorted(said.minted) == sorted(minted) else minted
+            amounts = {"before": before, "released": released, "fees": fees, "paid": paid, "after": tape.idle}
+            again = replace(again, **amounts, minted=minted)
+        yield from _differences(f"{path}.execution", stored["execution"], to_json(again))
+        if said.sent:
+            yield from _check_sent(f"{path}.execution.sent", said.sent, was_carried_out(said), transactions)
+
+
+def _check_sent(path: str, sent: Sent, carried_out: bool, transactions: set[str]) -> Iterator[str]:
+    """What a chain's validator says of sending fits together; `web3market.audit_chain` holds it against the chain."""
+    if carried_out or sent.transaction:
+        if not _HASH.fullmatch(sent.transaction) or sent.transaction in transactions:
+            yield f"{path}.transaction: {_shown(sent.transaction)} is none, or there twice"
+        transactions.add(sent.transaction)
+    gas = sent.gas_used, sent.gas_wei, sent.gas0, sent.gas1
+    paid = (sent.gas0, sent.gas1) in ((0, 0), (sent.gas_wei, 0), (0, sent.gas_wei))
+    if min(gas) < 0 or not paid or (sent.gas_wei and not sent.gas_used):
+        used, wei, gas0, gas1 = map(_shown, gas)
+        yield f"{path}.gas0, gas1: {gas0} and {gas1}, gas_used {used}, gas_wei {wei}"
 
 
 def _check_result(parts: _Parts) -> Iterator[str]:
@@ -715,7 +771,11 @@ def _check_result(parts: _Parts) -> Iterator[str]:
     row, settings, close = parts.row, parts.settings, parts.row["close_block"]
     if parts.live:
         hotkey = parts.asks[0].hotkey if parts.asks else ""
-        result = play_live(LiveInputs(settings, parts.snapshot, close, parts.events, hotkey, parts.decisions))
+        executions = tuple(parts.executions)
+        result = play_live(LiveInputs(settings, parts.snapshot, close, parts.events, hotkey, executions))
+        on_a_chain = all(execution.sent for execution in executions)
+        if on_a_chain and result.code is Code.SCORED and row["code"] == Code.LIVE_FOREIGN_TRANSFER:
+            result = RoundResult(Code.LIVE_FOREIGN_TRANSFER, row["detail"])  # which only the chain's close shows
     else:
         entrants = tuple(
             Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in parts.evidence["entrants"]

@@ -27,7 +27,6 @@ import aiosqlite
 
 from contracts import (
     MANAGER_LOGS,
-    POOL_LOGS,
     TRANSFER,
     Contract,
     Header,
@@ -48,9 +47,9 @@ from contracts import (
 )
 from market import Block, MarketError
 from protocol import encode, from_plain
-from recording import Event, ReplayError, Snapshot, apply_event, find_call
+from recording import Event, ReplayError, Snapshot, apply_event, find_call, find_call_and_fee
 from rpc import Endpoint, Refusal, Rpc, RpcError
-from sim import Pool, PoolError
+from sim import Pool, PoolError, SlipstreamPool
 from store import transaction, write_lock
 
 CONFIRMATIONS = 3  # blocks on top of one before it is believed; a reorganisation that deep goes unseen
@@ -121,19 +120,55 @@ SCHEMA = (
 )
 
 
-def follow(pool: Pool, events: Iterable[Event]) -> list[Event]:
+def follow(pool: Pool, events: Iterable[Event], likely_fees: Iterable[int] = ()) -> list[Event]:
     """Make the events' calls again on a pool that knows no positions; returns them with every swap's call.
+
+    On Slipstream also with every swap's fee, and with what the gauge takes of unstaked fees: the pool's `unstaked_fee`.
 
     Raises:
         ReplayError, PoolError: they are not this pool's, or some are missing.
     """
-    done = []
+    done, slipstream = [], isinstance(pool, SlipstreamPool)
     for event in events:
-        if event.kind == "swap" and not event.args[0]:
-            event = event._replace(args=(find_call(pool, event), *event.args[1:]))
+        args = event.args
+        if event.kind == "swap" and not args[0]:
+            if slipstream:
+                how, fee = find_call_and_fee(pool, event, likely_fees)
+                args = (how, *args[1:], fee, pool.unstaked_fee)
+            else:
+                args = (find_call(pool, event), *args[1:])
+        elif slipstream and event.kind == "flash" and len(args) == 4:
+            args = (*args, pool.unstaked_fee)
+        event = event._replace(args=args)
         apply_event(pool, event, ())
         done.append(event)
     return done
+
+
+def follow_to(pool: Pool, events: Sequence[Event], state: State | None) -> tuple[Pool, list[Event]]:
+    """As `follow`, up to the contract's state where it is known: the pool in it, which may be another, and the events.
+
+    On Slipstream the factory may have changed what the gauge takes of unstaked fees. No log tells: it is tried before
+    each event.
+
+    Raises:
+        ReplayError, PoolError, Malformed: they are not this pool's, or some are missing.
+    """
+    if state is None or state.unstaked_fee is None:
+        done = follow(pool, events)
+        if state and (differences := State.of(pool).differences(state)):
+            raise Malformed(f"the logs and the contract differ: {differences}")
+        return pool, done
+    differences, turned = "", state.unstaked_fee != pool.unstaked_fee
+    for turn in range(len(events) + 1 if turned else 1):
+        trial = pool.copy() if turned else pool
+        done = follow(trial, events[:turn], (state.fee,)) if turned else []
+        trial.set_fees(trial.fee, state.unstaked_fee)
+        done += follow(trial, events[turn:] if turned else events, (state.fee,))
+        if not (differences := State.of(trial).differences(state)):
+            trial.set_fees(state.fee, state.unstaked_fee)
+            return trial, done
+    raise Malformed(f"the logs and the contract differ: {differences}")
 
 
 class _Contradiction(Exception):
@@ -322,18 +357,21 @@ class Follower:
             if headers[first].parent != tip.block.hash:
                 raise _Reorganised
             times = {number: header.time for number, header in headers.items()}
+            last_block = headers[last].block
+            state = await read_state(self.rpc, self.contract, last_block.hash, must_check, endpoints)
+            if last > first and state and self._turned(tip.pool, state, logs):
+                self._chunk = (last - first + 1) // 2
+                raise _TooMany(f"the unstaked fee changed in blocks {first} to {last}")
             if any(one.block_hash != headers[one.block].hash for one in logs):
                 raise Malformed("logs of blocks that are not in the chain")
             names, new = name_tokens(logs, self.contract, self.vaults, tip.tokens)
-            mine = [one for one in logs if one.address == self.contract.pair.pool_address]
-            events, released = to_events(mine, times, names, tip.released)
-            events = await asyncio.to_thread(follow, tip.pool, events)
-            tip.block = headers[last].block
-            state = await read_state(self.rpc, self.contract, tip.block.hash, must_check, endpoints)
-            if state and (differences := State.of(tip.pool).differences(state)):
-                raise Malformed(f"after block {last} the logs and the contract differ: {differences}")
+            mine = [one for one in logs if one.address in self.contract.addresses]
+            events, released = to_events(mine, self.contract, times, names, tip.released)
+            tip.pool, events = await asyncio.to_thread(follow_to, tip.pool, events, state)
+            tip.block = last_block
         except (Malformed, ReplayError, PoolError) as error:
-            raise _Contradiction(str(error), endpoints | getattr(error, "endpoints", set())) from error
+            what = f"up to block {last}: {error}"
+            raise _Contradiction(what, endpoints | getattr(error, "endpoints", set())) from error
         draft.events += events
         draft.blocks |= {number: header.block for number, header in headers.items()}
         draft.released += released
@@ -344,12 +382,19 @@ class Follower:
             self._chunk = min(2 * self._chunk if fast else self._chunk + self._chunk // 8 + 1, MAX_CHUNK_BLOCKS)
         return state is not None
 
+    @staticmethod
+    def _turned(pool: Pool, state: State, logs: Iterable[Log]) -> bool:
+        """Whether Slipstream's gauge takes another part of unstaked fees than before, and it matters from where on."""
+        turned = state.unstaked_fee is not None and state.unstaked_fee != pool.unstaked_fee
+        return turned and any(one.name in ("Swap", "Flash") for one in logs)
+
     async def _read_logs(
         self, first: int, last: int, tokens: Mapping[int, NamedToken], endpoints: set[Endpoint]
     ) -> tuple[list[Log], dict[int, Header]]:
         """The logs of some blocks, in order, and the headers of those blocks that have any, and of both ends."""
         span = {"fromBlock": hex(first), "toBlock": hex(last)}
-        pool = span | {"address": self.contract.pair.pool_address, "topics": [[kind.topic for kind in POOL_LOGS]]}
+        addresses, kinds = self.contract.addresses, [kind.topic for kind in self.contract.log_types]
+        pool = span | {"address": addresses if len(addresses) > 1 else addresses[0], "topics": [kinds]}
         calls = [header_call(first), header_call(last), ("eth_getLogs", [pool])]
         manager = span | {"address": self.contract.manager}
         if self.vaults and self.contract.manager:
@@ -366,7 +411,7 @@ class Follower:
             raise Malformed("a log is told twice")
         if logs and not first <= logs[0].block <= logs[-1].block <= last:
             raise Malformed(f"logs of other blocks than {first} to {last}")
-        if any(one.address not in (self.contract.pair.pool_address, self.contract.manager) for one in logs):
+        if any(one.address not in (*addresses, self.contract.manager) for one in logs):
             raise Malformed("logs of another contract")
         await self._compare([call for call in calls if call[0] == "eth_getLogs"][:1], found[0], endpoints)
         headers = {number: self._header(raw, number) for number, raw in ((first, from_block), (last, to_block))}
@@ -513,8 +558,11 @@ class Follower:
 
     async def check(self, tip: Tip, snapshot: Snapshot, state: State) -> None:
         """Hold the replayed pool against the contract's, tick by tick: the one is where the other was read."""
-        mine = Snapshot.of(tip.pool, (), (0, 0), snapshot.block, snapshot.block_time, snapshot.block_hash)
-        if mine == snapshot and State.of(tip.pool) == state:
+        pool = tip.pool.copy()
+        if self.contract.slipstream:  # what the factory answers now no event tells
+            pool.set_fees(state.fee, state.unstaked_fee)
+        mine = Snapshot.of(pool, (), (0, 0), snapshot.block, snapshot.block_time, snapshot.block_hash)
+        if mine == snapshot and not State.of(pool).differences(state):
             async with self._busy:
                 if self.tip is tip:
                     async with transaction(self._db):

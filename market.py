@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +54,10 @@ CSV_HEADER = (
 
 class MarketError(Exception):
     """A market cannot do what was asked; the message says what, why and the fix, in one line."""
+
+
+class MarketGap(MarketError):
+    """Some events of these blocks cannot be had, or were replaced after they had been given out."""
 
 
 class MarketEnded(Exception):
@@ -142,7 +146,8 @@ class Market(Protocol):
         label: one line that says what this is; a model is called a model, a recording a recording.
         pair: what is traded.
         first: the first block that may be asked for.
-        executes: whether `execute` works here.
+        read_only: why `execute` does not work here; empty where it does.
+        settle_seconds: of market time that an order may take at most after the answer it comes from.
         full_speed: whether market time waits for those inside `participant()` instead of following a clock.
 
     All methods raise `MarketEnded` for blocks beyond the end, and `MarketError`.
@@ -151,11 +156,15 @@ class Market(Protocol):
     label: str
     pair: Pair
     first: int
-    executes: bool
+    read_only: str
+    settle_seconds: int
     full_speed: bool
 
     async def head(self) -> Block:
         """The last complete block."""
+
+    async def now(self) -> int:
+        """Market time, unix seconds: at full speed the head's, else the clock's, which may be far ahead of it."""
 
     async def block(self, number: int) -> Block:
         """Any block up to the head; a market in memory knows the others too."""
@@ -172,6 +181,9 @@ class Market(Protocol):
     async def reach_time(self, time_seconds: int) -> Block:
         """`reach` for the first block with a timestamp of at least `time_seconds`."""
 
+    async def reach_first(self, number: int, time_seconds: int) -> Block:
+        """`reach` or `reach_time`, whichever comes first."""
+
     async def snapshot(self, vault: str, block: int) -> Snapshot:
         """Pool and vault before the first event of `block`, which is at most one above the head."""
 
@@ -185,7 +197,7 @@ class Market(Protocol):
         """Inside, a task is busy unless it waits in `reach`; see `Lockstep`."""
 
     async def execute(self, order: Order) -> Execution:
-        """Rebalance a vault as soon as it can be done; only where `executes`.
+        """Rebalance a vault as soon as it can be done; only where not `read_only`.
 
         Asked again with the same `order.decision`, a chain's market says again what became of it. The model acts before
         the first event of the block after the head, each time it is asked.
@@ -268,12 +280,12 @@ class Paced:
         self._market, self._pace, self._clock = market, pace, clock
         self._origin = clock() - market.time_of(first) / pace
 
-    def _now(self) -> float:
+    def now(self) -> float:
         return (self._clock() - self._origin) * self._pace
 
     @property
     def head(self) -> int:
-        return self._market.last_block_by(int(self._now()))
+        return self._market.last_block_by(int(self.now()))
 
     @asynccontextmanager
     async def participant(self) -> AsyncIterator[None]:
@@ -281,7 +293,7 @@ class Paced:
 
     async def reach(self, number: int) -> None:
         while self.head < number:
-            await asyncio.sleep(max(0.0, self._market.time_of(number) - self._now()) / self._pace)
+            await asyncio.sleep(max(0.0, self._market.time_of(number) - self.now()) / self._pace)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -431,7 +443,8 @@ class InMemoryMarket(ABC):
         clock: seconds, for a pace.
     """
 
-    executes = False
+    read_only = "what happened has happened"
+    settle_seconds = 0
 
     def __init__(
         self,
@@ -483,6 +496,9 @@ class InMemoryMarket(ABC):
     async def head(self) -> Block:
         return await self.block(self._clock.head)
 
+    async def now(self) -> int:
+        return self.time_of(self._clock.head) if isinstance(self._clock, Lockstep) else int(self._clock.now())
+
     async def block(self, number: int) -> Block:
         if self.last is not None and number > self.last:
             raise MarketEnded(f"block {number}: {self.label} ends with block {self.last}")
@@ -503,6 +519,11 @@ class InMemoryMarket(ABC):
     async def reach_time(self, time_seconds: int) -> Block:
         return await self.reach(self.number_at(time_seconds))
 
+    async def reach_first(self, number: int, time_seconds: int) -> Block:
+        with suppress(MarketEnded):
+            number = min(number, self.number_at(time_seconds))
+        return await self.reach(number)
+
     def participant(self) -> AbstractAsyncContextManager[None]:
         return self._clock.participant()
 
@@ -519,7 +540,7 @@ class InMemoryMarket(ABC):
         return Snapshot.of(pool, keys, purse.before(index), block, at.time, at.hash, purse.owner)
 
     async def execute(self, order: Order) -> Execution:
-        raise MarketError(f"{self.label} cannot be changed: what happened has happened")
+        raise MarketError(f"{self.label} cannot be changed: {self.read_only}")
 
     def _purse(self, vault: str) -> Purse:
         if vault not in self._purses:

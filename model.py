@@ -81,7 +81,7 @@ class ModelMarket(InMemoryMarket):
         executions: what was executed so far, in order.
     """
 
-    executes = True
+    read_only = ""
 
     def __init__(
         self, seed: int, vaults: Mapping[str, int] | None = None, executions: Iterable[Execution] = (), **options

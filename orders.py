@@ -1,6 +1,6 @@
 """What a validator asks of its executor bot, the bot's answer, and the client between them.
 
-    report = await place(session, "http://127.0.0.1:8095", key, order, seconds=90)
+    report = await place(Bot(session, "http://127.0.0.1:8095", key), order, seconds=90)
 
 An order says what a miner answered and what it had been shown, nothing else: no address that tokens could go to, no
 call of a contract. So whoever steals the key to this door can move the vault's tokens between its own positions, within
@@ -21,6 +21,7 @@ from protocol import Amount, Code, Inventory, Position, ProtocolError, SqrtPrice
 MAX_ORDER_BYTES = 64 << 10
 MAX_REPORT_BYTES = 64 << 10
 NOTHING = Inventory(0, 0)
+EXECUTION_SECONDS = 120  # chain time: from a live answer's deadline until its transaction must be in a block
 POLL_SECONDS = 0.5  # between two questions about an order that is on its way
 
 
@@ -97,13 +98,20 @@ class Report:
         return self.code != Code.EXECUTION_PENDING
 
 
-async def place(session: aiohttp.ClientSession, url: str, key: str, order: Order, seconds: float) -> Report:
+@dataclass(frozen=True, slots=True)
+class Bot:
+    """An executor bot as its client knows it: a session to ask through, where it listens, the key to its door."""
+
+    session: aiohttp.ClientSession
+    url: str
+    key: str
+
+
+async def place(bot: Bot, order: Order, seconds: float) -> Report:
     """Give an order to the bot and wait for how it ended; the same order may be given again at any time.
 
     Args:
-        session: without redirects to follow.
-        url: of the bot.
-        key: for its door.
+        bot: whom to ask.
         order: what to do.
         seconds: how long to ask in all; what is lost on the way is asked again.
 
@@ -111,14 +119,16 @@ async def place(session: aiohttp.ClientSession, url: str, key: str, order: Order
         The final report; where there is none in time, one of code `EXECUTION_UNKNOWN`: the bot may still do it.
     """
     until, said = time.monotonic() + seconds, "it was not asked"
-    body, headers = encode(order), {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    body, headers = encode(order), {"Authorization": f"Bearer {bot.key}", "Content-Type": "application/json"}
     while (left := until - time.monotonic()) > 0:
         try:
             async with asyncio.timeout(left):
-                async with session.post(f"{url}/orders", data=body, headers=headers, allow_redirects=False) as reply:
+                async with bot.session.post(
+                    f"{bot.url}/orders", data=body, headers=headers, allow_redirects=False
+                ) as reply:
                     raw = await reply.content.read(MAX_REPORT_BYTES + 1)
             report = decode(Report, raw, MAX_REPORT_BYTES)
-            if report.decision != order.decision:
+            if report.decision != order.decision or report.code not in set(Code):
                 raise ProtocolError(Code.MALFORMED, f"a report of {report.decision[:60]}")
             if report.final:
                 return report

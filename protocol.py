@@ -481,7 +481,8 @@ def _short_int(text: str) -> int:
 def to_plain(value: Any) -> Any:
     """A message as dicts, lists, strings, ints, bools and None; amounts and decimals become strings."""
     if dataclasses.is_dataclass(value):
-        return {name: write(getattr(value, name)) for name, write, _ in _codec(type(value))}
+        parts = [(name, getattr(value, name), write, left_out) for name, write, _, left_out in _codec(type(value))]
+        return {name: write(part) for name, part, write, left_out in parts if not left_out or part is not None}
     return value
 
 
@@ -491,17 +492,21 @@ def from_plain(cls: type[T], value: Any, where: str = "") -> T:
     if not isinstance(value, dict):
         raise ProtocolError(Code.MALFORMED, f"{where} is {_kind(value)}, an object is expected")
     fields = _codec(cls)
-    if unknown := value.keys() - {name for name, _, _ in fields}:
+    if unknown := value.keys() - {name for name, *_ in fields}:
         raise ProtocolError(Code.MALFORMED, f"{where} has an unknown field {min(unknown)[:40]!r}")
-    if missing := [name for name, _, _ in fields if name not in value]:
+    if missing := [name for name, _, _, left_out in fields if name not in value and not left_out]:
         raise ProtocolError(Code.MALFORMED, f"{where} lacks the field {missing[0]!r}")
-    return cls(**{name: read(value[name], f"{where}.{name}") for name, _, read in fields})
+    return cls(**{name: read(value[name], f"{where}.{name}") for name, _, read, _ in fields if name in value})
+
+
+LEFT_OUT = {"left_out": True}  # metadata of a dataclass's field that is not written at all while it is None
 
 
 @cache
-def _codec(cls: type) -> tuple[tuple[str, Any, Any], ...]:
+def _codec(cls: type) -> tuple[tuple[str, Any, Any, bool], ...]:
+    """By field: name, writer, reader, whether None is left out."""
     hints = get_type_hints(cls, include_extras=True)
-    return tuple((f.name, *_field_codec(hints[f.name])) for f in dataclasses.fields(cls))
+    return tuple((f.name, *_field_codec(hints[f.name]), "left_out" in f.metadata) for f in dataclasses.fields(cls))
 
 
 def _field_codec(hint: Any) -> tuple[Any, Any]:

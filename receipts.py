@@ -12,7 +12,7 @@ JSON (`wire.sign_statement`). Every miner that was asked in a round gets one, ra
     round                                id, times, opening, close, settings, code and detail
     entrant                              registration block and reputation before the round, null if not accepted
     ranked, line                         how many were ranked; the miner's `rounds.Line` with rank, score and all its
-                                         terms, null if it was not ranked
+                                         terms, and a live round's gas, null if it was not ranked
     baselines                            scores of keep, hold and best
     asks                                 each ask of this miner: sha256 of query and answer, nonce, code, when it acted
     seal                                 sha256 of the digests that seal the round's evidence
@@ -55,7 +55,7 @@ from protocol import (
     parse_json,
 )
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, run
-from scoring import RULES_VERSION, Outcome, Terms, score_outcome
+from scoring import RULES_VERSION, Outcome, Terms, gas_cost, score_outcome
 from store import Store, to_json
 from wire import Gate, Limits, WireError, ask, build_app, client_session, serve, sign_statement, verify_statement
 
@@ -81,7 +81,7 @@ MAX_DIGITS = 100  # before the point, of a score: more are no score, and hard to
 ASK_FIELDS = ("due_block", "nonce", "code", "detail", "effective_block", "response_seconds")
 BASELINES = ("keep", "hold", "best")
 MAYBE_INT, MAYBE_TEXT = (int, NoneType), (str, NoneType)
-_NULLABLE = ("entrant", "line")
+_NULLABLE, _OPTIONAL = ("entrant", "line"), {"gas"}
 _SHAPE = {
     **dict.fromkeys(("format", "market", "pool", "validator", "hotkey", "seal"), str),
     **dict.fromkeys(("rules_version", "ranked"), int),
@@ -90,7 +90,7 @@ _SHAPE = {
     | {"opening_block": MAYBE_INT, "close_block": MAYBE_INT, "opening_hash": MAYBE_TEXT, "settings": JobSettings},
     "entrant": {"registered_block": int, "combined": str},
     "line": dict.fromkeys(("name", "score", "rank", "copy_of"), str)
-    | {"range_": (NoneType,)}
+    | {"range_": (NoneType,), "gas": [str]}
     | {name: {field.name: str for field in fields(cls)} for name, cls in (("outcome", Outcome), ("terms", Terms))},
     "baselines": dict.fromkeys(BASELINES, MAYBE_TEXT),
     "asks": [dict.fromkeys((*ASK_FIELDS, "query", "answer"), str) | {"due_block": int, "effective_block": MAYBE_INT}],
@@ -169,10 +169,12 @@ def check_shape(value: Any, shape: Any, where: str) -> None:
     """
     if shape is JobSettings:
         from_plain(JobSettings, value, where)
-    elif isinstance(shape, dict) and isinstance(value, dict) and value.keys() == shape.keys():
-        for name, inner in shape.items():
+    elif (
+        isinstance(shape, dict) and isinstance(value, dict) and shape.keys() - _OPTIONAL <= value.keys() <= shape.keys()
+    ):
+        for name in value:
             if not (value[name] is None and name in _NULLABLE):
-                check_shape(value[name], inner, f"{where}.{name}")
+                check_shape(value[name], shape[name], f"{where}.{name}")
     elif isinstance(shape, list) and isinstance(value, list):
         for n, item in enumerate(value):
             check_shape(item, shape[0], f"{where}[{n}]")
@@ -234,7 +236,11 @@ def _wrong_digits(said: dict[str, Any]) -> Iterator[str]:
     line, settings = said["line"], from_plain(JobSettings, said["round"]["settings"])
     plain = line["outcome"]
     outcome = Outcome(**{name: Decimal(text) if name == "in_range" else int(text) for name, text in plain.items()})
-    terms = score_outcome(outcome, settings.target, settings.rebalance_cost)
+    gas0, gas1 = map(int, line.get("gas", (0, 0)))
+    if "gas" in line and (min(gas0, gas1) < 0 or said["round"]["round_type"] != "live"):
+        yield f"line.gas: {gas0} and {gas1} in a round of type {said['round']['round_type']}"
+    gas = gas_cost(gas0, gas1, outcome.sqrt_price_end_x96)
+    terms = score_outcome(outcome, settings.target, settings.rebalance_cost, gas)
     for name, computed in to_json(terms).items():
         if line["terms"][name] != computed:
             yield f"line.terms.{name}: {line['terms'][name]}, its amounts give {computed}"
@@ -269,9 +275,10 @@ class Issuer:
     own, so that nobody's fetching keeps a round waiting.
     """
 
-    def __init__(self, store: Store, chain: Chain, keypair: Any, session: aiohttp.ClientSession):
+    def __init__(self, store: Store, chain: Chain, keypair: Any, session: aiohttp.ClientSession, public_only=False):
         """Use `issuing`."""
         self.store, self.chain, self.keypair, self.session = store, chain, keypair, session
+        self.public_only = public_only
         self.unposted = 0
         self.callers: dict[str, tuple[bool, int]] = {}  # who may fetch: `wire.Callers`
         self._addresses: dict[str, str] = {}
@@ -344,6 +351,7 @@ class Issuer:
                         receiver=hotkey,
                         total_seconds=POST_SECONDS,
                         max_reply_bytes=MAX_POST_REPLY_BYTES,
+                        public_only=self.public_only,
                     )
                 if reply.code is not Code.ACCEPTED:
                     log.debug("receipts for %s: %s %s", hotkey, reply.code, reply.detail)
@@ -415,12 +423,23 @@ class Issuer:
 
 
 @asynccontextmanager
-async def issuing(path: Path, chain: Chain, keypair: Any, host: str, port: int | None) -> AsyncIterator[Issuer]:
-    """Serve receipts inside the block, at an address that the chain then shows; at its end wait a little for posts.
+async def issuing(
+    path: Path,
+    chain: Chain,
+    keypair: Any,
+    host: str | None,
+    port: int | None,
+    published: str | None = None,
+    public_only: bool = False,
+) -> AsyncIterator[Issuer]:
+    """Post receipts inside the block, and serve them to their miners; at its end wait a little for posts.
 
     Args:
         path: the validator's jobs database.
+        host: to listen on; None serves nobody.
         port: to listen on, 0 any free one; None is `DEFAULT_PORT`, or any free one if that is taken.
+        published: the IP address at which others reach this port, which the chain is told; None tells it nothing.
+        public_only: as `wire.ask`, of the addresses that are posted to.
 
     Raises:
         WireError: the port cannot be listened on.
@@ -428,29 +447,49 @@ async def issuing(path: Path, chain: Chain, keypair: Any, host: str, port: int |
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         store, session = await enter(Store.open(path)), await enter(client_session(POSTS))
-        issuer = Issuer(store, chain, keypair, session)
+        issuer = Issuer(store, chain, keypair, session, public_only)
         issuer.callers |= dict.fromkeys(await store.ranked_ever(), (True, 0))
-        gate = Gate(lambda: (issuer.callers, 0.0), min_stake_rao=0)
-        choices = [DEFAULT_PORT, 0] if port is None else [port]
+        if host is not None:
+            listening = await enter(_serving(issuer, host, port))
+            if published is not None:
+                await _publish(chain, published, listening)
+        with suppress(ChainError):
+            await issuer.refresh()
+        try:
+            yield issuer
+        finally:
+            await issuer.drain()
+
+
+@asynccontextmanager
+async def _serving(issuer: Issuer, host: str, port: int | None) -> AsyncIterator[int]:
+    """The server, and the port that it has got."""
+    gate = Gate(lambda: (issuer.callers, 0.0), min_stake_rao=0)
+    choices = [DEFAULT_PORT, 0] if port is None else [port]
+    async with AsyncExitStack() as stack:
         for choice in choices:
-            app = build_app(keypair=keypair, gate=gate, routes={"/receipts": issuer.answer}, limits=SERVER_LIMITS)
+            routes = {"/receipts": issuer.answer}
+            app = build_app(keypair=issuer.keypair, gate=gate, routes=routes, limits=SERVER_LIMITS)
             try:
-                listening = await enter(serve(app, host, choice))
+                listening = await stack.enter_async_context(serve(app, host, choice))
                 break
             except WireError as error:
                 if choice == choices[-1]:
                     raise
                 log.info("%s; receipts are served on a free one", error)
-        outcome = await chain.serve(host, listening)
-        if not outcome.ok:
-            log.warning("the chain refused the address %s:%d: %s %s", host, listening, outcome.name, outcome.detail)
-        with suppress(ChainError):
-            await issuer.refresh()
         log.info("receipts are served to their miners at http://%s:%d/receipts", host, listening)
-        try:
-            yield issuer
-        finally:
-            await issuer.drain()
+        yield listening
+
+
+async def _publish(chain: Chain, address: str, port: int) -> None:
+    """Without it miners do not find what they could fetch; the rounds go on."""
+    try:
+        outcome = await chain.serve(address, port)
+        problem = "" if outcome.ok else f"{outcome.name} {outcome.detail}"
+    except ChainError as error:
+        problem = str(error)
+    if problem:
+        log.warning("the chain did not take the address %s:%d: %s", address, port, problem)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

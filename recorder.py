@@ -99,6 +99,8 @@ async def record(options: argparse.Namespace) -> int:
 
 async def _record(market: Web3Market, options: argparse.Namespace, name: str) -> int:
     first, last = options.first, options.last
+    if market.slipstream:
+        raise UserError(f"--pool {options.pool} is a Slipstream pool: only Uniswap V3 pools can be recorded")
     print(market.label, flush=True)
 
     def progress(block: int) -> None:

@@ -15,15 +15,16 @@ import hashlib
 import json
 import lzma
 import sys
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from protocol import Amount, SqrtPrice, Word
-from sim import MAX_SQRT_RATIO, MAX_TICK, MIN_SQRT_RATIO, PIPS, Pool, PoolError, PositionState
+from protocol import LEFT_OUT, Amount, SqrtPrice, Word
+from sim import MAX_SQRT_RATIO, MAX_TICK, MIN_SQRT_RATIO, PIPS, Pool, PoolError, PositionState, SlipstreamPool
 
 
 class ReplayError(Exception):
@@ -44,11 +45,16 @@ class Event(NamedTuple):
         kind: with the meaning of `args`
             `swap`: how, amount0, amount1, sqrt_price_x96, liquidity, tick (all after). `how` is the call behind it:
             `in` exact input, `out` exact output, `limit` more input than needed and a price limit at the event's price,
-            `?` unknown for good (take the event's state over), `` not known yet.
-            `mint`, `burn`: owner, tick_lower, tick_upper, liquidity, amount0, amount1.
-            `flash`: amount0, amount1, paid0, paid1 (above the loan).
+            `?` unknown for good (take the event's state over), `` not known yet. On Slipstream also fee, unstaked_fee:
+            what the factory asked for at that swap, in pips.
+            `mint`, `burn`: owner, tick_lower, tick_upper, liquidity, amount0, amount1. On Slipstream those of the gauge
+            stake what they mint, and take from the stake what they burn.
+            `flash`: amount0, amount1, paid0, paid1 (above the loan). On Slipstream also unstaked_fee, pips.
             `set_fee_protocol`: fee_protocol0, fee_protocol1. `collect_protocol`: amount0, amount1.
             `collect`: owner, tick_lower, tick_upper, amount0, amount1.
+            `stake`, `unstake` (Slipstream): owner, tick_lower, tick_upper, liquidity: from the owner's position to the
+            gauge's and back; the owner is the position manager, or whose token it is.
+            `collect_fees` (Slipstream): amount0, amount1 that the gauge was paid.
     """
 
     block: int
@@ -58,13 +64,14 @@ class Event(NamedTuple):
     args: tuple
 
 
-def swap_call(event: Event, how: str) -> tuple[bool, int, int]:
+def swap_call(event: Event, how: str, before_x96: int = 0) -> tuple[bool, int, int]:
     """The call behind a swap event, were it of the kind `in`, `out` or `limit`: arguments for `Pool.swap`.
 
     The event tells the result, not the call, and the last unit of the fee depends on the call (v3-core issue 501).
+    Where there is no liquidity nothing is paid: then only the price before, if given, tells the direction.
     """
-    _, amount0, amount1, sqrt_price_x96, _, _ = event.args
-    zero_for_one = amount0 > 0 or amount1 < 0
+    amount0, amount1, sqrt_price_x96 = event.args[1:4]
+    zero_for_one = amount0 > 0 or amount1 < 0 or (not amount0 and not amount1 and sqrt_price_x96 < before_x96)
     if how == "limit":
         return zero_for_one, 2 * (amount0 if zero_for_one else amount1) + 1, sqrt_price_x96
     amount = amount0 if zero_for_one == (how == "in") else amount1
@@ -87,19 +94,73 @@ def find_call(pool: Pool, event: Event) -> str:
     Raises:
         ReplayError: none of them gives the event's digits.
     """
-    expected, tick = event.args[1:-1], event.args[-1]
     found = "refused"
     for how in ("in", "out", "limit"):
-        fork = copy.copy(pool)  # a swap changes numbers, and ticks: all else may be shared
-        fork.legs, fork._marks = None, _CopiedOnRead(pool._marks)
-        try:
-            amounts = fork.swap(*swap_call(event, how))
-        except PoolError:
-            continue
-        found = (*amounts, fork.sqrt_price_x96, fork.liquidity)
-        if found == expected and fork.stands_at(tick):
+        tried = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96))
+        if _is_result(event, *tried):
             return how
+        found = (*tried[1], tried[0].sqrt_price_x96, tried[0].liquidity) if tried[1] else found
     raise ReplayError(event, "(by any call)", event.args[1:], found)
+
+
+def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] = ()) -> tuple[str, int]:
+    """As `find_call`, and at which fee: on Slipstream it may change at any swap, and the event does not tell.
+
+    Tried are the pool's fee, the likely ones, what the event's input is above that of the same move without a fee, and
+    then all, by halving: with a higher fee the same input moves the price less, and the same move takes more input.
+    Where several fees give the event's digits, which only happens to swaps of few units, the first one found is taken.
+
+    Args:
+        pool: in the state before the event; it stays as it is.
+        event: a swap.
+        likely: fees in pips, the likeliest first.
+
+    Raises:
+        ReplayError: no call at any fee gives the event's digits.
+    """
+    amount0, amount1, sqrt_price_x96 = event.args[1:4]
+    side = 0 if amount0 > 0 or amount1 < 0 else 1
+    paid = event.args[1 + side]
+    fees, calls = [pool.fee, *likely], ("in", "out", "limit")
+    _, free = _try_swap(pool, *swap_call(event, "limit", pool.sqrt_price_x96), fee=0)
+    if free and paid:
+        read_off = (paid - free[side]) * PIPS // paid
+        fees += [read_off, read_off - 1, read_off + 1]
+    for fee in dict.fromkeys(fee for fee in fees if 0 <= fee < PIPS):
+        for how in calls:
+            if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
+                return how, fee
+
+    def too_high(fee: int, how: str) -> bool:
+        """Or just right."""
+        fork, amounts = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)
+        if how != "in" or not amounts:
+            return not amounts or amounts[side] >= paid
+        return fork.sqrt_price_x96 >= sqrt_price_x96 if side == 0 else fork.sqrt_price_x96 <= sqrt_price_x96
+
+    for how in calls:
+        fee = bisect_left(range(PIPS - 1), True, key=lambda fee, how=how: too_high(fee, how))
+        if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
+            return how, fee
+    raise ReplayError(event, "(by any call at any fee)", event.args[1:6], "another")
+
+
+def _try_swap(pool: Pool, *call, fee: int | None = None) -> tuple[Pool, tuple[int, int] | None]:
+    """What a swap would make of the pool, and its amounts; None where it would be refused."""
+    fork = copy.copy(pool)  # a swap changes numbers, and ticks: all else may be shared
+    fork.legs, fork._marks = None, _CopiedOnRead(pool._marks)
+    if fee is not None:
+        fork.set_fees(fee, pool.unstaked_fee)
+    try:
+        return fork, fork.swap(*call)
+    except PoolError:
+        return fork, None
+
+
+def _is_result(event: Event, after: Pool, amounts: tuple[int, int] | None) -> bool:
+    """Whether a swap's amounts and the pool after it are the event's."""
+    found = amounts and (*amounts, after.sqrt_price_x96, after.liquidity)
+    return found == event.args[1:5] and after.stands_at(event.args[5])
 
 
 def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = None) -> None:
@@ -116,8 +177,11 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
         PoolError: the contract would have refused the call.
     """
     kind, args = event.kind, event.args
+    slipstream = isinstance(pool, SlipstreamPool)
     if kind == "swap":
-        how, amount0, amount1, sqrt_price_x96, liquidity, tick = args
+        how, amount0, amount1, sqrt_price_x96, liquidity, tick, *fees = args
+        if fees:
+            _set_fees(pool, event, *fees)
         if how == "?":
             pool.jump(sqrt_price_x96, tick, liquidity)
             return
@@ -128,7 +192,7 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
                 else pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
             )
         else:
-            found = pool.swap(*swap_call(event, how or find_call(pool, event)))
+            found = pool.swap(*swap_call(event, how or find_call(pool, event), pool.sqrt_price_x96))
         if pool.sqrt_price_x96 != sqrt_price_x96:
             raise ReplayError(event, "sqrt_price_x96", sqrt_price_x96, pool.sqrt_price_x96)
         if found != (amount0, amount1):
@@ -148,6 +212,25 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
             found = (-released0, -released1)
         if found != (amount0, amount1):
             raise ReplayError(event, "amounts", (amount0, amount1), found)
+        if slipstream and owner == pool.gauge and amount:
+            pool.stake(amount if kind == "mint" else -amount, tick_lower, tick_upper, False)
+    elif slipstream and kind == "flash":  # which part of it was the fee changes nothing
+        amount0, amount1, paid0, paid1, *unstaked_fee = args
+        fee = pool.fee
+        _set_fees(pool, event, 0, *(unstaked_fee or [pool.unstaked_fee]))
+        pool.flash(amount0, amount1, paid0, paid1)
+        pool.set_fees(fee, pool.unstaked_fee)
+    elif slipstream and kind in ("stake", "unstake"):
+        owner, tick_lower, tick_upper, amount = args
+        everybody = accounts is None
+        pool.stake(amount if kind == "stake" else -amount, tick_lower, tick_upper, everybody)
+        if not everybody and kind == "unstake" and args[:3] in accounts:  # it earned no fees meanwhile
+            inside = pool.fee_growth_inside(tick_lower, tick_upper)
+            pool.position(owner, tick_lower, tick_upper).settle(*inside, earns=False)
+    elif slipstream and kind == "collect_fees":
+        found = pool.collect_fees()
+        if any(paid != told and (paid, told) != (1, 0) for paid, told in zip(found, args, strict=True)):
+            raise ReplayError(event, "amounts", args, found)  # some versions tell of a lone unit, which stays
     elif kind == "flash":
         amount0, amount1, paid0, paid1 = args
         fee0, fee1 = (-(-amount * pool.fee // PIPS) for amount in (amount0, amount1))
@@ -164,24 +247,37 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
         raise ReplayError(event, "kind", "one this program knows", kind)
 
 
+def _set_fees(pool: Pool, event: Event, fee: int, unstaked_fee: int) -> None:
+    """What Slipstream's factory answered at an event."""
+    if not (isinstance(pool, SlipstreamPool) and 0 <= fee < PIPS and 0 <= unstaked_fee <= PIPS):
+        raise ReplayError(event, "fees", (fee, unstaked_fee), "none that this pool can have")
+    if (pool.fee, pool.unstaked_fee) != (fee, unstaked_fee):
+        pool.set_fees(fee, unstaked_fee)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Snapshots
 
 
 @dataclass(frozen=True, slots=True)
 class TickState:
-    """One initialised tick; see `sim.Tick`."""
+    """One initialised tick; see `sim.Tick`, and for `staked_liquidity_net` `sim.SlipstreamTick`."""
 
     index: int
     liquidity_gross: Amount
     liquidity_net: str  # signed, decimal
     fee_growth_outside0_x128: Word
     fee_growth_outside1_x128: Word
+    staked_liquidity_net: str | None = field(default=None, metadata=LEFT_OUT)  # signed, decimal
 
 
 @dataclass(frozen=True, slots=True)
 class VaultPosition:
-    """One of the vault's positions in the pool; see `sim.PositionState`."""
+    """One of the vault's positions in the pool; see `sim.PositionState`.
+
+    Attributes:
+        staked: True where Slipstream's gauge holds it, whose positions earn no fees; else None.
+    """
 
     owner: str
     tick_lower: int
@@ -191,10 +287,29 @@ class VaultPosition:
     fee_growth_inside1_last_x128: Word
     tokens_owed0: Amount
     tokens_owed1: Amount
+    staked: bool | None = field(default=None, metadata=LEFT_OUT)
 
     @property
     def key(self) -> tuple[str, int, int]:
         return self.owner, self.tick_lower, self.tick_upper
+
+
+@dataclass(frozen=True, slots=True)
+class SlipstreamState:
+    """What a Slipstream pool has besides; see `sim.SlipstreamPool`. Rewards are not scored, and not here.
+
+    Attributes:
+        manager, gauge: the owners of those positions that have tokens, and of those that are staked.
+        unstaked_fee: pips, as the factory answers at the snapshot.
+        staked_liquidity, gauge_fees0, gauge_fees1: the pool's.
+    """
+
+    manager: str
+    gauge: str
+    unstaked_fee: int
+    staked_liquidity: Amount
+    gauge_fees0: Amount
+    gauge_fees1: Amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +323,8 @@ class Snapshot:
         vault: the vault's positions, in the order in which miners are shown them.
         idle0, idle1: the vault's tokens outside the pool, base units.
         vault_owner: whose positions are the vault's, also those opened later; empty if only the listed ones are.
+        slipstream: what a Slipstream pool has besides; None for Uniswap's. Its `fee` is what the factory answers at the
+            snapshot; each swap says its own.
     """
 
     block: int
@@ -227,6 +344,7 @@ class Snapshot:
     idle0: Amount
     idle1: Amount
     vault_owner: str = ""
+    slipstream: SlipstreamState | None = field(default=None, metadata=LEFT_OUT)
 
     @classmethod
     def of(
@@ -241,6 +359,7 @@ class Snapshot:
     ) -> Snapshot:
         """Take a pool's state; `vault_keys` are the vault's positions in it, those without liquidity are left out."""
         held = [(key, pool.positions[key]) for key in vault_keys if key in pool.positions]
+        slipstream = isinstance(pool, SlipstreamPool)
         return cls(
             block=block,
             block_time=block_time,
@@ -261,6 +380,7 @@ class Snapshot:
                     str(mark.liquidity_net),
                     mark.fee_growth_outside0_x128,
                     mark.fee_growth_outside1_x128,
+                    str(mark.staked_liquidity_net) if slipstream else None,
                 )
                 for index, mark in sorted(pool.ticks.items())
             ),
@@ -280,11 +400,24 @@ class Snapshot:
             idle0=idle[0],
             idle1=idle[1],
             vault_owner=vault_owner,
+            slipstream=SlipstreamState(
+                str(pool.nft),
+                str(pool.gauge),
+                pool.unstaked_fee,
+                pool.staked_liquidity,
+                pool.gauge_fees0,
+                pool.gauge_fees1,
+            )
+            if slipstream
+            else None,
         )
 
     def open(self) -> Pool:
         """A pool in this state, which knows the vault's positions and no others."""
+        known = self.slipstream
         pool = Pool(self.fee, self.tick_spacing)
+        if known:
+            pool = SlipstreamPool(self.fee, self.tick_spacing, known.unstaked_fee, known.manager, known.gauge)
         pool.initialize(self.sqrt_price_x96)
         if self.fee_protocol0 or self.fee_protocol1:
             pool.set_fee_protocol(self.fee_protocol0, self.fee_protocol1)
@@ -304,6 +437,11 @@ class Snapshot:
                 for t in self.ticks
             ],
         )
+        if known:
+            pool.staked_liquidity = known.staked_liquidity
+            pool.gauge_fees0, pool.gauge_fees1 = known.gauge_fees0, known.gauge_fees1
+            for t in self.ticks:
+                pool.ticks[t.index].staked_liquidity_net = int(t.staked_liquidity_net)
         for position in self.vault:
             state = pool.positions[position.key] = PositionState()
             state.liquidity = position.liquidity

@@ -31,12 +31,14 @@ from protocol import (
     human_price,
 )
 from recording import Event, ReplayError, Snapshot
-from scoring import CONTEXT, Entry, Outcome, Terms, counted, rank, score_outcome
+from scoring import CONTEXT, Entry, Outcome, Terms, counted, gas_cost, rank, score_outcome
 from sim import MAX_TICK, MIN_TICK, PoolError, amounts_of, liquidity_for, sqrt_ratio_at_tick, tick_at_sqrt_ratio
 
 HINDSIGHT_SPACINGS = 50  # how far beyond the visited ticks the best fixed range is searched
 HINDSIGHT_BOUNDS = 240  # on so many bounds; where the price travelled far, each n-th of the tick grid is one
 ROUNDING = 1 << 64  # 2**-128 token1 base units: more than the roundings to 1e-40 of all terms of a score together
+FLOWS = ("released", "fees", "paid")  # of an execution: what burns, collects and mints of the vault come to
+MAX_DETAIL_CHARS = 500
 PACE_BLOCKS = 1000  # a query's expected blocks go by the pace of so many blocks before it
 
 
@@ -104,6 +106,7 @@ class Line:
         rank: 1 is best; 0 for the baselines.
         copy_of: hotkey of the older registration whose book was the same at every block, else empty.
         range_: the best fixed range's ticks; None for all other books.
+        gas: of a live round, in base units of both tokens; None where there is none to deduct.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Line:
     rank: int = 0
     copy_of: str = ""
     range_: tuple[int, int] | None = None
+    gas: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,14 +257,17 @@ class Round:
     def line(self, name: str, book: Book, close_block: int) -> Line:
         """Walk a book to the close and score it."""
         book.walk(close_block)
-        price = self.tape.price_before(close_block)
-        blocks = close_block - self.snapshot.block
-        share = CONTEXT.divide(Decimal(book.in_range()), Decimal(SHARE_QUANTUM * blocks)) if blocks else Decimal(0)
+        price, share = self.tape.price_before(close_block), self.share(book, close_block)
         outcome = Outcome(
             *book.initial, *book.final(price), *book.earned(), self.snapshot.sqrt_price_x96, price, book.changes, share
         )
         terms = score_outcome(outcome, self.settings.target, self.settings.rebalance_cost)
         return Line(name, outcome, terms, terms.score)
+
+    def share(self, book: Book, close_block: int) -> Decimal:
+        """The block-weighted share of a book's value that was in range, once it has been walked to the close."""
+        blocks = close_block - self.snapshot.block
+        return CONTEXT.divide(Decimal(book.in_range()), Decimal(SHARE_QUANTUM * blocks)) if blocks else Decimal(0)
 
 
 def play(inputs: RoundInputs) -> RoundResult:
@@ -289,7 +296,8 @@ class LiveInputs:
     Attributes:
         settings, snapshot, close_block, events: as for `RoundInputs`; the events have the vault's own transactions.
         hotkey: of the miner that managed the vault.
-        decisions: what was executed; `block` is where its transactions came first.
+        executions: what became of its decisions that change something: each a `market.Execution`.
+        closing: what the chain itself shows before the close's first event; None where nobody can touch the vault.
     """
 
     settings: JobSettings
@@ -297,38 +305,120 @@ class LiveInputs:
     close_block: int
     events: tuple[Event, ...]
     hotkey: str
-    decisions: tuple[Decision, ...]
+    executions: tuple[Any, ...]
+    closing: Snapshot | None = None
 
 
 def play_live(inputs: LiveInputs) -> RoundResult:
-    """Score a live round from what the vault really held at both ends.
+    """Score a live round from what the vault really held from the opening to the close.
 
-    The miner's book is walked too, but only for the share of value that was in range and the number of changes: amounts
-    and fees are the vault's, as its events left them.
+    Amounts, fees and the share of value in range follow from the vault's own events, wherever in their blocks they
+    stand; gas from the executions, also of those that failed. The round is void where executions do not explain the
+    vault.
     """
-    game = Round(inputs.settings, inputs.snapshot)
+    game, close = Round(inputs.settings, inputs.snapshot), inputs.close_block
+    events = [event for event in inputs.events if event.block < close]
     try:
-        game.feed(event for event in inputs.events if event.block < inputs.close_block)
+        game.feed(events)
     except (ReplayError, PoolError) as error:
         return RoundResult(Code.VOID_CONTRADICTION, str(error))
-    if game.tape.unknown_swaps:
-        return RoundResult(Code.VOID_UNKNOWN_SWAP, f"{game.tape.unknown_swaps} swaps of unknown call in the window")
-    keep, book = game.keep(inputs.close_block), Book(game.tape)
+    tape = game.tape
+    if tape.unknown_swaps:
+        return RoundResult(Code.VOID_UNKNOWN_SWAP, f"{tape.unknown_swaps} swaps of unknown call in the window")
+    keep, book = game.keep(close), Book(tape)
     if not any(book.initial):
         return RoundResult(Code.EMPTY_VAULT, "the vault holds no tokens at the opening")
-    before = book.fees()
-    for decision in sorted(inputs.decisions, key=lambda decision: decision.block):
-        book.rebalance(decision.block, decision.desired, decision.shown)
-    simulated = game.line(inputs.hotkey, book, inputs.close_block).outcome
-    tokens, owed = game.tape.vault_holds()
-    earned = [owed[n] + game.tape.collected[n] - before[n] for n in (0, 1)]
+    carried_out = [
+        execution for execution in inputs.executions if was_carried_out(execution) and execution.block < close
+    ]
+    if detail := _unexplained(tape, events, carried_out) or (inputs.closing and _transferred(tape, inputs.closing)):
+        return RoundResult(Code.LIVE_FOREIGN_TRANSFER, detail)
+    before, price = book.fees(), tape.price_before(close)
+    book.mirror(events, close)
+    tokens, owed = tape.vault_holds()
+    earned = [owed[n] + tape.collected[n] - before[n] for n in (0, 1)]
     final = [tokens[n] + owed[n] - earned[n] for n in (0, 1)]
-    outcome = replace(simulated, final0=final[0], final1=final[1], fees0=earned[0], fees1=earned[1])
-    terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost)
+    changes, share = sum(map(changed, carried_out)), game.share(book, close)
+    outcome = Outcome(*book.initial, *final, *earned, inputs.snapshot.sqrt_price_x96, price, changes, share)
+    sent = [execution.sent for execution in inputs.executions if execution.sent]
+    gas = sum(one.gas0 for one in sent), sum(one.gas1 for one in sent)
+    terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost, gas_cost(*gas, price))
     score, _ = counted(terms, keep.terms, inputs.settings.min_in_range, False)
-    detail = "" if outcome == simulated else f"the vault's simulated book would have ended with {simulated}"
-    line = Line(inputs.hotkey, outcome, terms, score, rank=1)
-    return RoundResult(Code.SCORED, detail, (line,), keep, swaps=game.tape.swaps)
+    line = Line(inputs.hotkey, outcome, terms, score, rank=1, gas=gas if any(gas) else None)
+    return RoundResult(Code.SCORED, "", (line,), keep, swaps=tape.swaps)
+
+
+def was_carried_out(execution: Any) -> bool:
+    """Whether a `market.Execution` took place: on the model always."""
+    return execution.sent is None or execution.sent.code == Code.EXECUTED
+
+
+def changed(execution: Any) -> bool:
+    """Whether a `market.Execution` that was carried out changed the vault."""
+    return bool(execution.close or execution.minted)
+
+
+def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
+    """The vault's own events that move anything, by block."""
+    own: dict[int, list[Event]] = {}
+    for event in events:
+        if event.kind in ("mint", "burn", "collect") and tape.is_vaults(event.args[0]) and any(event.args[3:]):
+            own.setdefault(event.block, []).append(event)
+    return own
+
+
+def sums_of(own: Iterable[Event]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple]:
+    """What a vault's own events come to: (released, fees, paid, minted), as `market.Execution` has them."""
+    own = list(own)
+    flows = (
+        tuple(sum(event.args[side] for event in own if event.kind == kind) for side in (-2, -1))
+        for kind in ("burn", "collect", "mint")
+    )
+    return *flows, tuple(event.args[1:4] for event in own if event.kind == "mint")
+
+
+def _unexplained(tape: Tape, events: Iterable[Event], executions: Iterable[Any]) -> str:
+    """The first block in which the vault's own events are not what executions did there; empty if there is none."""
+    own, done = own_events(tape, events), {}
+    for execution in filter(changed, executions):
+        done.setdefault(execution.block, []).append(execution)
+    for block in sorted(own.keys() | done.keys()):
+        *found, minted = sums_of(own.get(block, ()))
+        here = done.get(block, ())
+        said = [tuple(sum(getattr(one, name)[n] for one in here) for n in (0, 1)) for name in FLOWS]
+        theirs = sorted(row for one in here for row in one.minted)
+        if not (block in own and block in done and said == found and theirs == sorted(minted)):
+            detail = f"block {block}: the vault's positions {_flows(found, minted)}; executions {_flows(said, theirs)}"
+            return detail[:MAX_DETAIL_CHARS]
+    return ""
+
+
+def _flows(amounts: Iterable[tuple[int, int]], minted: Iterable[tuple]) -> str:
+    words = [f"{name} {amount0} and {amount1}" for name, (amount0, amount1) in zip(FLOWS, amounts, strict=True)]
+    return ", ".join(words + [f"minted {liquidity} from {lower} to {upper}" for lower, upper, liquidity in minted])
+
+
+def _transferred(tape: Tape, closing: Snapshot) -> str:
+    """What the chain shows at the close and the vault's own events do not explain; empty if nothing."""
+    mine, theirs = {}, {}
+    for key in sorted(tape.vault_keys):
+        mine[key[1:]] = mine.get(key[1:], 0) + tape.pool.position(*key).liquidity
+    for position in closing.vault:
+        ticks = position.key[1:]
+        theirs[ticks] = theirs.get(ticks, 0) + position.liquidity
+    for ticks in sorted(mine.keys() | theirs.keys()):
+        if (expected := mine.get(ticks, 0)) != (found := theirs.get(ticks, 0)):
+            return (
+                f"at the close the vault has liquidity {found} from {ticks[0]} to {ticks[1]}, {expected} by its events"
+            )
+    expected = tuple(map(add, *tape.vault_holds()))
+    found = Book(Tape(closing)).initial  # what burns released and what fees paid may be told apart differently
+    if found != expected:
+        more = ", ".join(
+            f"{a - b:+d} of token{n}" for n, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b
+        )
+        return f"at the close the vault has {more} that nothing in the round explains"
+    return ""
 
 
 def best_fixed_range(

@@ -117,7 +117,7 @@ class Terms:
         fees: earned in the round, at the end price.
         divergence: the final holdings without fees and costs, less the initial ones, both at the end price; what
             providing liquidity lost to holding (impermanent loss), so rarely above 0.
-        costs: `rebalance_cost` times the answers that changed something.
+        costs: `rebalance_cost` times the answers that changed something, and a live round's gas.
         value_gain: `drift + fees + divergence - costs`.
         loss0, loss1: part of each initial amount that is gone, after costs, 0 to 1.
         loss: both in one by `smooth_max`, 0 to 1 + ln(2) / 100.
@@ -188,7 +188,17 @@ def pol_score(value_gain: Decimal, penalty: Decimal) -> Decimal:
         return value_gain * penalty if value_gain >= 0 else value_gain / penalty
 
 
-def score_outcome(outcome: Outcome, target: str, rebalance_cost: int) -> Terms:
+def gas_cost(gas0: int, gas1: int, sqrt_price_x96: int) -> int:
+    """What gas is worth in token1 base units, rounded up.
+
+    Args:
+        gas0, gas1: spent, in base units of the token that is the chain's wrapped native one; 0 of the other.
+        sqrt_price_x96: at the close.
+    """
+    return gas1 - (-gas0 * sqrt_price_x96**2 >> 192)
+
+
+def score_outcome(outcome: Outcome, target: str, rebalance_cost: int, gas: int = 0) -> Terms:
     """Score one book over one round.
 
     Costs are taken from `final1` whatever the target: they lower the value and raise `loss1`. MaxFees looks at fees
@@ -199,6 +209,7 @@ def score_outcome(outcome: Outcome, target: str, rebalance_cost: int) -> Terms:
         target: `PoL`: `value_gain` times or divided by the penalty; `MaxFees`: fees less costs; `MinIL`: value without
             fees less holding, plus 1e-5 of the initial value, at most 0; `Balanced`: final value less holding.
         rebalance_cost: token1 base units for each answer that changed something, >= 0.
+        gas: of a live round's executions, token1 base units, >= 0; see `gas_cost`.
 
     Raises:
         UnknownTarget: `target` is none of the four.
@@ -209,14 +220,14 @@ def score_outcome(outcome: Outcome, target: str, rebalance_cost: int) -> Terms:
     with localcontext(CONTEXT):
         initial_value = value(o.initial0, o.initial1, o.sqrt_price_start_x96)
         holding = value(o.initial0, o.initial1, o.sqrt_price_end_x96)
-        costs = Decimal(rebalance_cost * o.changes)
+        costs = Decimal(rebalance_cost * o.changes + gas)
         drift = holding - initial_value
         fees = value(o.fees0, o.fees1, o.sqrt_price_end_x96)
         divergence = value(o.final0, o.final1, o.sqrt_price_end_x96) - holding
         value_gain = drift + fees + divergence - costs
 
         dust = DUST * initial_value
-        final1 = o.final1 - rebalance_cost * o.changes
+        final1 = o.final1 - rebalance_cost * o.changes - gas
         loss0 = _loss(o.initial0, o.final0, value(o.initial0, 0, o.sqrt_price_start_x96) < dust)
         loss1 = _loss(o.initial1, final1, o.initial1 < dust)
         loss = smooth_max(loss0, loss1)

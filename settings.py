@@ -9,6 +9,7 @@
     options = parse_options(build_parser(), argv)
     print(*settings_lines(options), sep="\\n")   # once, no secret
     password = read_password(options)            # where a key may be encrypted
+    add_market_options(parser)                   # a pool of a real chain: then `real_market(options)`
 
 The spellings are those of the ecosystem, old and new. Nothing to run here. Read next: `runtime.py`, `notify.py`.
 """
@@ -34,6 +35,7 @@ from runtime import EXIT_USAGE, LOG_FILE_BYTES, LOG_FILES_KEPT, LOG_LEVELS, User
 
 NETWORKS = ("finney", "test", "archive", "devnet", "local")  # the SDK's names; others are ws:// or wss:// addresses
 MAX_NETUID = 2**16 - 1
+MAX_CONFIRMATIONS = 10_000
 MAX_DOTENV_BYTES = 2**16
 MAX_PASSWORD_BYTES = 2**12
 PASSWORD_COMMAND_SECONDS = 60  # in all; a first `gcloud` call takes several
@@ -83,6 +85,21 @@ def url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def evm_address(value: str) -> str:
+    """The type of an option that is an address of a contract or account of an EVM chain; in lower case."""
+    if not re.fullmatch(r"0x[0-9a-fA-F]{40}", value):
+        shown = repr(value) if len(value) <= 42 else f"{len(value)} characters"  # which may be a private key
+        raise argparse.ArgumentTypeError(f"{shown}: 0x and 40 hexadecimal digits are expected")
+    return value.lower()
+
+
+def _service(value: str) -> str:
+    value = url("http", "https")(value)
+    if urlsplit(value).query or urlsplit(value).fragment:
+        raise argparse.ArgumentTypeError("has more than scheme, host, port and path")
+    return value.rstrip("/")
+
+
 def _key_name(value: str) -> str:
     if not re.fullmatch(r"[^/\0]+", value) or value.strip(" .") != value:
         raise argparse.ArgumentTypeError(f"{value!r} is no name of a wallet or key")
@@ -112,6 +129,7 @@ class Setting(NamedTuple):
         type: checks and converts the text; raises `argparse.ArgumentTypeError`.
         metavar: what stands for the value in the help.
         secret: never printed, taken out of the environment; becomes a `Secret`.
+        many: may be given again and again; a variable has commas between them. Becomes a list.
     """
 
     name: str
@@ -122,6 +140,13 @@ class Setting(NamedTuple):
     type: Callable[[str], Any] = text
     metavar: str | None = None
     secret: bool = False
+    many: bool = False
+
+    def read(self, value: str) -> Any:
+        """What a variable says. Raises `argparse.ArgumentTypeError`."""
+        if not self.many:
+            return self.type(value)
+        return [self.type(part.strip()) for part in value.split(",")]
 
 
 class Source(NamedTuple):
@@ -170,12 +195,44 @@ CHAIN_SETTINGS = (
         " 'gcloud secrets versions access latest --secret=NAME'", ("BT_WALLET_PASSWORD_COMMAND",), metavar="COMMAND",
     ),
 )  # fmt: skip
+MARKET_SETTINGS = (
+    Setting(
+        "rpc", ("--rpc",), "a node of the pool's chain, http or https; give several, the most preferred first."
+        " An address with a key in it belongs into the environment", ("ALM_RPC_URLS",), type=url("http", "https"),
+        metavar="URL", many=True,
+    ),
+    Setting("pool", ("--pool",), "the pool's address", ("ALM_POOL",), type=evm_address, metavar="0x..."),
+    Setting(
+        "vault", ("--vault",), "with --rpc the address that holds positions and tokens; of a recording its position"
+        " OWNER:LOWER:UPPER (default: see README)", metavar="VAULT",
+    ),
+    Setting(
+        "manager", ("--manager",), "the position manager's address, where it is not the chain's usual one",
+        type=evm_address, metavar="0x...",
+    ),
+    Setting(
+        "confirmations", ("--confirmations",), "blocks that must stand on top of one before it is believed",
+        default=3, type=number(0, MAX_CONFIRMATIONS), metavar="N",
+    ),
+    Setting(
+        "executor_url", ("--executor-url",), "the executor bot that carries live decisions out; without it there are"
+        " no live rounds", ("EXECUTOR_BOT_URL",), type=_service, metavar="URL",
+    ),
+    Setting("executor_key", (), "", ("EXECUTOR_API_KEY",), secret=True),
+    Setting(
+        "executor_key_file", ("--executor-key-file",),
+        "its first line is the executor bot's key; nobody else may read it", ("EXECUTOR_API_KEY_FILE",),
+        metavar="FILE",
+    ),
+)  # fmt: skip
 LOG_SETTINGS = (
     Setting("log_level", (), "", default="INFO"),
     Setting("log_json", (), "", default=False),
     Setting("log_file", (), ""),
 )
-_SECRET_VARIABLES = re.compile(r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL")  # never left to a child
+_SECRET_VARIABLES = re.compile(
+    r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL|EXECUTOR_API_KEY|ALM_RPC_URLS"
+)  # never left to a child
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, settings: Sequence[Setting]) -> None:
@@ -193,6 +250,7 @@ def add_settings(parser: argparse.ArgumentParser, title: str, settings: Sequence
                 dest=setting.name,
                 default=argparse.SUPPRESS,
                 type=setting.type,
+                action="append" if setting.many else "store",
                 metavar=setting.metavar,
                 help=setting.help + (f" ({'; '.join(notes)})" if notes else ""),
             )
@@ -202,6 +260,11 @@ def add_settings(parser: argparse.ArgumentParser, title: str, settings: Sequence
 def add_chain_options(parser: argparse.ArgumentParser) -> None:
     """Wallet, network and subnet; see `is_local`, `read_password`."""
     add_settings(parser, "chain", CHAIN_SETTINGS)
+
+
+def add_market_options(parser: argparse.ArgumentParser) -> None:
+    """A pool of a real chain, its vault, and the executor bot; see `real_market`."""
+    add_settings(parser, "real pool", MARKET_SETTINGS)
 
 
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
@@ -269,6 +332,8 @@ def resolve(
         options.sources[setting.name] = source
     if hasattr(options, "netuid"):
         _settle_chain(options)
+    if "executor_url" in options.sources:  # the bot itself names a chain too, in its own way
+        _settle_market(options)
 
 
 def _look_up(setting: Setting, environ: Mapping, file: Mapping, dotenv: Path) -> tuple[Any, Source]:
@@ -281,7 +346,7 @@ def _look_up(setting: Setting, environ: Mapping, file: Mapping, dotenv: Path) ->
         if setting.secret and rank == DOTENV and dotenv.stat().st_mode & 0o077:
             raise UserError(f"{dotenv} holds {name} and others can read it; run: chmod 600 {dotenv}")
         try:
-            return setting.type(variables[name]), Source(rank, f"{where} {name}")
+            return setting.read(variables[name]), Source(rank, f"{where} {name}")
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{name} ({where}) {error}") from None
     return setting.default, Source(DEFAULT, "default")
@@ -317,16 +382,84 @@ def is_local(options: argparse.Namespace) -> bool:
     return options.netuid is None
 
 
+def _settle_market(options: argparse.Namespace) -> None:
+    """A recording that is named counts for more than a chain in the environment; both as options are a mistake."""
+    given = [name for name in _RPC_NAMES if options.sources[name].rank == OPTION and getattr(options, name) is not None]
+    if getattr(options, "events", None) and not given:
+        options.rpc = options.pool = options.executor_url = None
+    elif getattr(options, "events", None):
+        raise UserError(f"--events is a recording, --{given[0].replace('_', '-')} is for a real chain; name one")
+    elif not options.rpc and given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{flag} is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS")
+    elif options.rpc and options.vault is not None:
+        try:
+            options.vault = evm_address(options.vault)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--vault {error}; OWNER:LOWER:UPPER is for recordings") from None
+
+
+_RPC_NAMES = tuple(setting.name for setting in MARKET_SETTINGS if setting.name != "vault")
+
+
+class RealMarket(NamedTuple):
+    """A pool of a real chain, as the options name it.
+
+    Attributes:
+        urls: of the chain's nodes, in order of preference; they may hold secrets.
+        pool, vault, manager: addresses in lower case; None for the chain's usual manager.
+        confirmations: blocks on top of one before it is believed.
+        executor_url, executor_key: of the executor bot; None where there is none, and then no live rounds.
+    """
+
+    urls: tuple[str, ...]
+    pool: str
+    vault: str
+    manager: str | None
+    confirmations: int
+    executor_url: str | None
+    executor_key: Secret | None
+
+
+def real_market(options: argparse.Namespace) -> RealMarket | None:
+    """The pool of a real chain that the options name; None where no node of one is named.
+
+    Raises:
+        UserError: pool, vault or the executor's key are missing, or the key cannot be read.
+    """
+    if not options.rpc:
+        return None
+    for name, fix in (("pool", "or set ALM_POOL"), ("vault", "the address whose positions are managed")):
+        if getattr(options, name) is None:
+            raise UserError(f"a chain is named with --rpc, but no {name}; add --{name} 0x..., {fix}")
+    key = read_executor_key(options)
+    if options.executor_url and key is None:
+        fix = "name its key with --executor-key-file, or set EXECUTOR_API_KEY"
+        raise UserError(f"the executor bot {masked_url(options.executor_url)} asks for a key; {fix}")
+    return RealMarket(
+        tuple(options.rpc),
+        options.pool,
+        options.vault,
+        options.manager,
+        options.confirmations,
+        options.executor_url,
+        key if options.executor_url else None,
+    )
+
+
 def settings_lines(options: argparse.Namespace) -> list[str]:
     """What a program prints once at its start: each setting that has a value, and its source; no secret."""
     local = "netuid" in options.sources and is_local(options)
+    modelled = "rpc" in options.sources and not options.rpc
     lines = ["SETTING chain = embedded, on this machine (no --netuid)"] if local else []
     for name, source in options.sources.items():
         value = getattr(options, name)
-        if value is None or (local and name in _CHAIN_NAMES):
+        if value is None or (local and name in _CHAIN_NAMES) or (modelled and name in _RPC_NAMES):
             continue
         if name == "password_command":  # its arguments may be secret
             value = f"{value.split()[0]} ..."
+        elif isinstance(value, list):
+            value = ", ".join(map(masked_url, value))
         elif isinstance(value, str) and "://" in value:
             value = masked_url(value)
         lines.append(f"SETTING {name} = {value} ({source.name})")
@@ -378,7 +511,7 @@ _DOTENV_LINE = re.compile(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The wallet's password
+# The wallet's password, the executor's key
 
 
 def read_password(options: argparse.Namespace) -> str | None:
@@ -392,29 +525,49 @@ def read_password(options: argparse.Namespace) -> str | None:
     Raises:
         UserError: two were given in the same place, or the one given does not yield a password; contains no output.
     """
-    given = sorted(
-        (options.sources[name], name)
-        for name in ("password", "password_file", "password_command")
-        if getattr(options, name) is not None
-    )
-    if not given:
-        return None
-    if len(given) > 1 and given[0][0].rank == given[1][0].rank:
-        raise UserError(f"both {given[0][1]} and {given[1][1]} are given ({given[0][0].name}); name one")
-    name = given[0][1]
-    if name == "password":
-        return options.password.reveal()
-    if name == "password_file":
-        return _first_line(read_private(Path(options.password_file).expanduser()), options.password_file)
+    match _given(options, "password", "password_file", "password_command"):
+        case None:
+            return None
+        case "password":
+            return options.password.reveal()
+        case "password_file":
+            return _first_line(read_private(options.password_file, "password file"), options.password_file)
     return _first_line(_output_of(options.password_command), "--password-command")
 
 
-def read_private(path: Path, what: str = "password file") -> bytes:
+def read_executor_key(options: argparse.Namespace) -> Secret | None:
+    """The executor bot's key from a variable or a file, whichever was given nearest to the command line.
+
+    Raises:
+        UserError: both were given in the same place, or the file does not yield a key that fits into an HTTP header.
+    """
+    name = _given(options, "executor_key", "executor_key_file")
+    if name is None:
+        return None
+    key, what = options.executor_key, "EXECUTOR_API_KEY"
+    if name == "executor_key_file":
+        what = options.executor_key_file
+        key = Secret(_first_line(read_private(what, "key file"), what, "key"))
+    if not re.fullmatch(r"[!-~]+", key.reveal()):
+        raise UserError(f"{what}: the key has a space or another character that an HTTP header cannot carry")
+    return key
+
+
+def _given(options: argparse.Namespace, *names: str) -> str | None:
+    """Which of these was given nearest to the command line. Raises `UserError` for two in the same place."""
+    given = sorted((options.sources[name], name) for name in names if getattr(options, name) is not None)
+    if len(given) > 1 and given[0][0].rank == given[1][0].rank:
+        raise UserError(f"both {given[0][1]} and {given[1][1]} are given ({given[0][0].name}); name one")
+    return given[0][1] if given else None
+
+
+def read_private(name: str | Path, what: str) -> bytes:
     """The first `MAX_PASSWORD_BYTES + 1` bytes of a file that nobody else may read.
 
     Raises:
         UserError: others may, or it cannot be read; contains none of it.
     """
+    path = Path(name).expanduser()
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
@@ -423,8 +576,8 @@ def read_private(path: Path, what: str = "password file") -> bytes:
         with open(path, "rb", opener=opener) as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
-                instead = "; use --password-command for anything else" if what == "password file" else ""
-                raise UserError(f"{what} {path} is no regular file{instead}")
+                fix = "; use --password-command for anything else" if what.startswith("password") else ""
+                raise UserError(f"{what} {path} is no regular file{fix}")
             # systemd guards its credentials with an ACL, which shows as permission for the group
             by_systemd = os.environ.get("CREDENTIALS_DIRECTORY") == str(path.parent)
             if mode & 0o077 and not by_systemd:
@@ -469,13 +622,13 @@ def _output_of(command: str) -> bytes:
         process.wait()
 
 
-def _first_line(data: bytes, what: str) -> str:
+def _first_line(data: bytes, what: str, kind: str = "password") -> str:
     if len(data) > MAX_PASSWORD_BYTES:
-        raise UserError(f"{what}: more than {MAX_PASSWORD_BYTES} bytes, that is no password")
+        raise UserError(f"{what}: more than {MAX_PASSWORD_BYTES} bytes, that is no {kind}")
     try:
         line = data.decode().split("\n")[0].removesuffix("\r")
     except UnicodeDecodeError:
-        raise UserError(f"{what}: the password is no UTF-8") from None
+        raise UserError(f"{what}: the {kind} is no UTF-8") from None
     if not line:
-        raise UserError(f"{what}: the first line, which should be the password, is empty")
+        raise UserError(f"{what}: the first line, which should be the {kind}, is empty")
     return line

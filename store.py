@@ -27,13 +27,14 @@ from pathlib import Path
 
 import aiosqlite
 
-from market import Execution
+from market import Execution, MarketGap, Sent
 from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, digest, encode
 from recording import Event, Snapshot
 from rounds import Entrant, RoundResult
 from scoring import Standing
 
 BUSY_TIMEOUT_SECONDS = 10
+ONLY_ON_A_CHAIN = ("sent", "gas")  # of an execution and of a line: left out where there is none, as before chains
 
 
 class StoreError(Exception):
@@ -420,11 +421,22 @@ class Store:
                 )
 
     async def open_window(self, round_id: str, pool: str, snapshot: Snapshot) -> None:
-        """The opening: pool (shared by all jobs on it) and vault before its first event."""
+        """The opening: pool (shared by all jobs on it) and vault before its first event.
+
+        Raises:
+            MarketGap: as `add_events`.
+        """
+        body = encode(replace(snapshot, vault=(), idle0=0, idle1=0, vault_owner=""))
         async with self._transaction(self._events):
+            found = await self._events.execute_fetchall(
+                "SELECT body FROM snapshots WHERE pool = ? AND block = ?", (pool, snapshot.block)
+            )
+            for row in found:
+                known = _as_json(_inflated(row["body"]))  # older ones name the vault that came first
+                if not isinstance(known, dict) or known | {"vault_owner": ""} != json.loads(body):
+                    await self._keep_evidence({snapshot.block})
             await self._events.execute(
-                "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?)",
-                (pool, snapshot.block, zlib.compress(encode(replace(snapshot, vault=(), idle0=0, idle1=0)))),
+                "INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?)", (pool, snapshot.block, zlib.compress(body))
             )
         async with self._transaction(self._jobs):
             await self._jobs.execute(
@@ -432,16 +444,46 @@ class Store:
                 (snapshot.block, snapshot.block_hash, encode(replace(snapshot, ticks=())).decode(), round_id),
             )
 
-    async def add_events(self, pool: str, events: Iterable[Event]) -> None:
-        """A round's events; those already there (of another job's round) stay as they are."""
+    async def add_events(self, pool: str, first: int, last: int, events: Iterable[Event]) -> None:
+        """The events of blocks `first` to `last`, in place of any others there: rounds of several jobs share them.
+
+        What a reorganisation took back after it was believed must not stand beside what came instead. But a finished
+        round stays what it was scored from: it must not be given another's past, so then it is the caller's round that
+        cannot go on.
+
+        Raises:
+            MarketGap: a finished round's evidence would change; nothing was stored.
+        """
+        rows = {
+            (pool, e.block, e.log_index, e.time, e.kind, canonical([str(arg) for arg in e.args]).decode())
+            for e in events
+        }
         async with self._transaction(self._events):
-            await self._events.executemany(
-                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (pool, e.block, e.log_index, e.time, e.kind, canonical([str(arg) for arg in e.args]).decode())
-                    for e in events
-                ],
+            found = await self._events.execute_fetchall(
+                "SELECT * FROM events WHERE pool = ? AND block BETWEEN ? AND ?", (pool, first, last)
             )
+            stored = set(map(tuple, found))
+            if rows == stored:
+                return
+            await self._keep_evidence({row[1] for row in rows ^ stored})
+            await self._events.executemany(
+                "DELETE FROM events WHERE pool = ? AND block = ? AND log_index = ?", [row[:3] for row in stored - rows]
+            )
+            await self._events.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", sorted(rows - stored))
+
+    async def _keep_evidence(self, blocks: set[int]) -> None:
+        """Raises `MarketGap` where what is known of these blocks is evidence of a finished round."""
+        rounds = await self._rows(
+            "SELECT round_id, opening_block, close_block FROM rounds WHERE code IS NOT NULL AND close_block > ?"
+            " AND opening_block <= ? AND round_id NOT IN (SELECT round_id FROM pruned) ORDER BY start_time, round_id",
+            (min(blocks), max(blocks)),
+        )
+        for row in rounds:
+            if changed := sorted(blocks & set(range(row["opening_block"], row["close_block"]))):
+                raise MarketGap(
+                    f"block {changed[0]} is not what round {row['round_id']} was scored from: the chain was reorganised"
+                    " deeper than its blocks were confirmed; raise --confirmations"
+                )
 
     async def finish_round(
         self,
@@ -517,8 +559,13 @@ class Store:
         async with self._transaction(self._jobs):
             await self._jobs.execute(
                 "INSERT INTO live_executions VALUES (?, ?, ?, ?)",
-                (round_id, block, execution.vault, canonical(execution_json(execution)).decode()),
+                (round_id, block, execution.vault, canonical(to_json(execution)).decode()),
             )
+
+    async def executions_of(self, round_id: str) -> list[Execution]:
+        """What became of a round's decisions that change something, in order."""
+        rows = await self._rows("SELECT execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,))
+        return [execution_of(json.loads(row["execution"])) for row in rows]
 
     async def executions(self) -> list[dict]:
         """All live decisions carried out, in order: in one block by the round's end and job."""
@@ -911,15 +958,31 @@ def _inflated(blob: bytes) -> bytes:
 def to_json(value):
     """Result dataclasses as plain JSON: numbers as decimal strings, nested dataclasses as objects."""
     if is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        members = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        return {name: member for name, member in members.items() if member is not None or name not in ONLY_ON_A_CHAIN}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
-    return value if value is None or isinstance(value, (str, bool)) else str(value)
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
-def execution_json(execution: Execution) -> dict:
-    """As `to_json`; what was not sent to a chain says nothing of sending."""
-    return {name: value for name, value in to_json(execution).items() if name != "sent" or value}
+def execution_of(plain: dict) -> Execution:
+    """The inverse of `to_json`. Raises `ValueError` for what it does not write."""
+    try:
+        if sent := plain.get("sent"):
+            said = Code(sent["code"]), str(sent["detail"]), str(sent["transaction"])
+            sent = Sent(*said, *(int(sent[name]) for name in ("gas_used", "gas_wei", "gas0", "gas1")))
+        names = [field.name for field in fields(Execution) if field.name not in ("vault", "sent")]
+        members = {name: _integers(plain[name]) for name in names}
+        execution = Execution(vault=str(plain["vault"]), sent=sent, **members)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"not an execution: {type(error).__name__} {error}") from error
+    if to_json(execution) != plain:
+        raise ValueError("not spelt as executions are")
+    return execution
+
+
+def _integers(plain):
+    return tuple(map(_integers, plain)) if isinstance(plain, list) else int(plain)
 
 
 def build_parser() -> argparse.ArgumentParser:

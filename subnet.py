@@ -3,8 +3,8 @@
     async with opened(options) as ground:
         await Validator(ground.store, ground.chain, ground.market, ...).work()
 
-Without a netuid that is a whole subnet on this machine; with one it is a real network, as far as this release goes: a
-market that was recorded or is invented pays nobody, so weights are computed and not sent.
+Without a netuid that is a whole subnet on this machine; with one it is a real network. The market is a pool of a real
+chain, a recording, or the model; on a real network one that was recorded or is invented pays nobody.
 Read next: `local.py` (the embedded chain), `chain.py` (the real one), `market.py`.
 """
 
@@ -24,14 +24,16 @@ from typing import Any
 
 from chain import BittensorChain, Chain, ChainError, NoSuchSubnet, Wallet, load_wallet
 from local import LocalChain, block_at, reference_miners
-from market import Execution, Market, RecordedMarket
+from market import Market, RecordedMarket
 from model import ModelMarket
+from orders import Bot
 from protocol import FIRST_ASK_LEAD_SECONDS, JobSettings
+from receipts import DEFAULT_PORT
 from recording import read_recording
 from runtime import UserError, only_one
-from settings import is_local, read_password, settings_lines
-from store import Job, Store
-from wire import local_keypair
+from settings import RealMarket, is_local, read_password, real_market, settings_lines
+from store import Job, Store, execution_of
+from wire import client_session, is_public, local_keypair
 
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
@@ -39,7 +41,13 @@ MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job ma
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
 RETRY_SECONDS = 30  # until a chain that did not answer at the start is dialed again
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
-OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # what --fresh removes
+OWN_FILES = (
+    "validator.*sqlite3*",
+    "chain.sqlite3*",
+    "pool.sqlite3*",
+    "receipts-*.sqlite3*",
+    "miner-*.log",
+)  # what --fresh removes
 
 log = logging.getLogger("subnet")
 
@@ -74,17 +82,23 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         StoreError, MarketError, RecordingError, ChainError: a part cannot be opened.
     """
     local = is_local(options)
+    if local and options.external_ip:
+        raise UserError("--external-ip is for a real network; add --netuid N, or leave it out")
+    if options.rpc and options.pace is not None:
+        raise UserError("--pace is for a recording or the model; a real market has its own")
     folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     if local:
         keypair, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
-        print("LOCAL MODE: an embedded chain, development keys, miners on loopback. Nothing here is real money;")
+        money = "The executor bot moves a vault's real tokens" if options.executor_url else "Nothing here is real money"
+        print(f"LOCAL MODE: an embedded chain, development keys, miners on loopback. {money};")
         print("a real network: --netuid N and a wallet, see README. Results follow, the log is on stderr.")
     else:
         _check_real(options)
         wallet = await asyncio.to_thread(wallet_of, options)
         keypair = wallet.hotkey
-        print(f"NETUID {options.netuid}, DRY RUN: nothing is sent to the chain. The log is on stderr.")
+        what = "DRY RUN: nothing is sent to the chain" if options.dry_run else "weights are set on the chain"
+        print(f"NETUID {options.netuid}, {what}. The log is on stderr.")
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         if not local:  # first: a hotkey that is not registered must not become the owner of a new database
@@ -100,7 +114,10 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         if options.db:
             stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
         jobs = await store.jobs()
-        market = await open_market(options, store)
+        if real := real_market(options):
+            market = await enter(_open_chain(real, options, folder / "pool.sqlite3", jobs))
+        else:
+            market = await open_market(options, store)
         print(f"MARKET: {market.label}", flush=True)
         owner = {"market": market.label, "pool": market.pair.pool_address, "validator": keypair.ss58_address}
         for key, value in owner.items():
@@ -118,7 +135,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
                 )
             )
             await chain.register(keypair.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
-        for job in [] if jobs else _first_jobs(market, options.round_seconds):
+        for job in [] if jobs else _first_jobs(market, options.round_seconds, real and real.vault):
             await store.put_job(job)
         if local and not options.no_miners:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
@@ -135,10 +152,22 @@ def _check_real(options: argparse.Namespace) -> None:
         raise UserError("--fresh forgets a local subnet; to forget a real validator's memory move its files away")
     if options.no_miners:
         raise UserError("--no-miners is for a local subnet; a real one has the miners that registered")
-    if not options.dry_run:
-        raise UserError("the market is invented or past, nobody can be paid by it; --dry-run shows what would be sent")
+    if not options.dry_run and not options.rpc:
+        what = "the market is invented or past, nobody can be paid by it"
+        raise UserError(f"{what}; name a real one with --rpc, or --dry-run shows what would be sent")
+    if options.external_ip and not is_public(options.external_ip):
+        raise UserError(f"--external-ip {options.external_ip} is no public IP address: miners do not fetch there")
     if options.pace is None:
         options.pace = 1.0
+
+
+def receipts_door(options: argparse.Namespace) -> tuple[str | None, int, str | None]:
+    """Where the validator of a real network serves receipts, as `receipts.issuing` takes it: host, port, published.
+
+    Nowhere without an address at which miners reach it; in a dry run they can, but the chain is not told.
+    """
+    host, port = options.host if options.external_ip else None, DEFAULT_PORT if options.port is None else options.port
+    return host, port, None if options.dry_run else options.external_ip
 
 
 def wallet_of(options: argparse.Namespace) -> Wallet:
@@ -201,7 +230,7 @@ async def open_market(options: argparse.Namespace, store: Store) -> Market:
         recording = await asyncio.to_thread(read_recording, options.events)
         build = partial(RecordedMarket, recording, options.vault, options.idle)
     else:
-        done = [_execution_of(plain) for plain in await store.executions()]
+        done = [execution_of(plain) for plain in await store.executions()]
         build = partial(ModelMarket, options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL), done)
     market = await asyncio.to_thread(build)
     resumed = await store.resume_time(FIRST_ASK_LEAD_SECONDS)
@@ -211,20 +240,38 @@ async def open_market(options: argparse.Namespace, store: Store) -> Market:
     return await asyncio.to_thread(build, head=head, pace=options.pace)
 
 
-def _execution_of(plain: dict) -> Execution:
-    """The inverse of `store.to_json`: all but the vault's name are integers."""
+@asynccontextmanager
+async def _open_chain(
+    real: RealMarket, options: argparse.Namespace, path: Path, jobs: list[Job]
+) -> AsyncIterator[Market]:
+    """The pool of a real chain, with its executor bot if there is one."""
+    from web3market import Web3Market  # it needs web3, which takes seconds to import
 
-    def numbers(value):
-        return tuple(numbers(item) for item in value) if isinstance(value, list) else int(value)
+    options.pace, bot = 1.0, None
+    async with AsyncExitStack() as stack:
+        if real.executor_url:
+            bot = Bot(await stack.enter_async_context(client_session(0)), real.executor_url, real.executor_key.reveal())
+        yield await stack.enter_async_context(
+            Web3Market.open(
+                real.urls,
+                real.pool,
+                path,
+                vaults={real.vault, *(job.vault for job in jobs)},
+                manager=real.manager,
+                confirmations=real.confirmations,
+                bot=bot,
+            )
+        )
 
-    return Execution(**{name: value if name == "vault" else numbers(value) for name, value in plain.items()})
 
-
-def _first_jobs(market: Market, round_seconds: int) -> list[Job]:
-    """Two jobs on one pool with different aims, so that different miners win."""
+def _first_jobs(market: Market, round_seconds: int, real_vault: str | None) -> list[Job]:
+    """Two jobs on one pool with different aims, so that different miners win; one of them manages a real vault."""
     settings = {
         "balanced": JobSettings.for_target("Balanced", min_in_range=Decimal("0.5")),
         "pol": JobSettings.for_target("PoL"),
     }
-    recorded = getattr(market, "vault", None)
-    return [Job(job_id, recorded or MODEL_VAULTS[job_id], round_seconds, rules) for job_id, rules in settings.items()]
+    vault = real_vault or getattr(market, "vault", None)
+    return [
+        Job(job_id, vault or MODEL_VAULTS[job_id], round_seconds, rules, live=not real_vault or job_id == "pol")
+        for job_id, rules in settings.items()
+    ]

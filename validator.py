@@ -19,12 +19,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -37,9 +39,9 @@ from chain import BLOCK_SECONDS, Chain, ChainError
 from evidence import EvidenceError, audit, judge, kept, seal
 from evidence import read as read_evidence
 from local import block_at
-from market import Block, Market, MarketEnded, MarketError
+from market import Block, Market, MarketEnded, MarketError, MarketGap
 from notify import AlertRules, Notifier, add_notify_options, day_before, summary_due
-from orders import Order
+from orders import EXECUTION_SECONDS, Order
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,
@@ -55,13 +57,24 @@ from protocol import (
 )
 from receipts import issuing
 from recording import RecordingError, ReplayError
-from rounds import PACE_BLOCKS, Decision, Entrant, LiveInputs, Round, RoundResult, build_query, plan, play_live
+from rounds import (
+    PACE_BLOCKS,
+    Decision,
+    Entrant,
+    LiveInputs,
+    Round,
+    RoundResult,
+    build_query,
+    plan,
+    play_live,
+    was_carried_out,
+)
 from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_limit, run
 from scoring import Standing
-from settings import add_chain_options, add_logging_options, parse_options
+from settings import add_chain_options, add_logging_options, add_market_options, evm_address, parse_options, url
 from sim import PoolError
 from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError
-from subnet import REFERENCE_STRATEGIES, Ground, opened
+from subnet import REFERENCE_STRATEGIES, Ground, opened, receipts_door
 from views import NotShown
 from weights import INTERVAL_BLOCKS, Weigher
 from wire import Reply, WireError, ask, client_session, local_keypair
@@ -69,7 +82,6 @@ from wire import Reply, WireError, ask, client_session, local_keypair
 DAY_SECONDS = 86_400
 LOCAL_HOST = "127.0.0.1"
 KEEP_DAYS = 30  # of evidence: what can be audited
-EXECUTION_SECONDS = 60  # from a live ask's deadline until its transaction must be in a block, chain time
 SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
 log = logging.getLogger("validator")
 
@@ -283,6 +295,8 @@ class Validator:
                 try:
                     if await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
                         await play(job, round_id, start)
+                except MarketGap as error:
+                    await self._void(round_id, Code.VOID_GAP, str(error))
                 except (MarketEnded, MarketError, ChainError) as error:
                     await self._void(round_id, Code.VOID_INTERRUPTED, str(error))
                 except _Contradiction as error:
@@ -340,15 +354,15 @@ class Validator:
 
         # observe
         head = await market.head()
-        if not stored and head.time >= start - FIRST_ASK_DEADLINE_SECONDS:  # who is asked now would know the opening
-            return await self._void(round_id, Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
+        if not stored and (too_late := await self._too_late(head, start)):
+            return await self._void(round_id, Code.VOID_INTERRUPTED, too_late)
         peers = {peer.hotkey: peer for peer in await self._peers()}
 
         # ask
         if not stored:
             shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
             query = await self._query(job, round_id, "evaluation", start, shown, head, 0)
-            said = await self._ask_all(dict.fromkeys(peers, query), peers, self._patience(query.deadline - head.time))
+            said = await self._ask_all(dict.fromkeys(peers, query), peers, await self._patience(query.deadline))
         await market.reach_time(start)
         opening = await market.first_block_at(start)
         if not stored:
@@ -380,7 +394,7 @@ class Validator:
         try:
             while True:
                 due += job.settings.checkpoint_blocks
-                head = await self._reach(due, end)
+                head = await market.reach_first(due, end)
                 if head.time >= end:
                     break
                 fed = await self._feed(game, fed, head.number)
@@ -423,16 +437,10 @@ class Validator:
         asked = {ask.hotkey: (ask.code, ask.detail) for ask in first.values()}
         await self._show(job, round_id, result, asked, playing.missed)
 
-    async def _reach(self, due: int, end: int) -> Block:
-        """Wait for a block, or for the close where the market knows that it comes first; returns the head."""
-        with suppress(MarketEnded, MarketError):
-            due = min(due, (await self.market.first_block_at(end)).number)
-        return await self.market.reach(due)
-
     async def _feed(self, game: Round, first: int, last: int) -> int:
         """Give the round the events of some blocks, and keep them; returns the next block."""
         events = await self.market.events(first, last)
-        await self.store.add_events(self.pool, events)  # first: if they contradict the replay, they are the proof
+        await self.store.add_events(self.pool, first, last, events)  # first: of a contradiction they are the proof
         try:
             game.feed(events)
         except (ReplayError, PoolError) as error:
@@ -441,7 +449,8 @@ class Validator:
 
     async def _checkpoint(self, playing: _Playing, due: int, head: Block, queries: dict[str, RebalanceQuery]) -> None:
         """Ask these miners about their own books; the answers wait in `playing` for their block."""
-        round_id, patience = playing.round_id, self._patience(playing.start + playing.job.round_seconds - head.time)
+        round_id, end = playing.round_id, playing.start + playing.job.round_seconds
+        patience = await self._patience(min(head.time + ASK_SECONDS, end))
 
         async def one(hotkey: str, query: RebalanceQuery) -> None:
             try:
@@ -463,14 +472,13 @@ class Validator:
             hotkey = next(iter(stored[min(stored)]))
         else:
             hotkey = await self.store.last_winner(job.job_id, head.time)
-            if not market.executes:
-                return await self._void(round_id, Code.LIVE_READ_ONLY_MARKET, "what happened has happened")
+            if detail := market.read_only or await self._unfit_for_live(job):
+                return await self._void(round_id, Code.LIVE_READ_ONLY_MARKET, detail)
             if not hotkey:
                 detail = "no evaluation has finished with a winner yet"
                 return await self._void(round_id, Code.LIVE_NO_WINNER, detail)
-            if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:
-                detail = f"block {head.number} came too late to ask"
-                return await self._void(round_id, Code.VOID_INTERRUPTED, detail)
+            if too_late := await self._too_late(head, start):
+                return await self._void(round_id, Code.VOID_INTERRUPTED, too_late)
             days = await self.store.days(job.job_id, hotkey, head.time)
             eligible, count = scoring.live_eligible(days, head.time // DAY_SECONDS)
             if not eligible:
@@ -486,11 +494,11 @@ class Validator:
                 return await self._void(round_id, Code.LIVE_WINNER_GONE, detail)
             shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
             query = await self._query(job, round_id, "live", start, shown, head, 0)
-            said = await self._ask_all({hotkey: query}, peers, self._patience(query.deadline - head.time))
+            said = await self._ask_all({hotkey: query}, peers, await self._patience(query.deadline))
         await market.reach_time(start)
 
         # simulate: here the market itself does
-        key, decisions, missed, changes = (end, job.job_id), [], [], 0
+        key, missed = (end, job.job_id), []
         with self._listed(self._deciding, key):
             opening = await market.first_block_at(start)
             if not stored:
@@ -503,39 +511,40 @@ class Validator:
                 return await self._void(round_id, ask.code, f"{hotkey}: {ask.detail}", asked=1)
             snapshot = await market.snapshot(job.vault, opening.number)
             await self.store.open_window(round_id, self.pool, snapshot)
-            decisions.append(_decision(ask))
-            changes += await self._execute(job, key, ask)
-        due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS
+            await self._execute(key, ask)
+        due, next_ask = opening.number, end - FIRST_ASK_LEAD_SECONDS - market.settle_seconds
         while True:
             due += job.settings.checkpoint_blocks
-            head = await self._reach(due, next_ask)
+            head = await market.reach_first(due, next_ask)
             if head.time >= next_ask:  # who is asked from now on for the next round is shown this vault
                 break
             with self._listed(self._deciding, key):
                 ask = stored.get(due, {}).get(hotkey)
                 if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
                     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
+                    done = [e for e in await self.store.executions_of(round_id) if was_carried_out(e)]
+                    changes = sum(execution.block <= head.number for execution in done)
                     query = await self._query(job, round_id, "live", start, shown, head, changes)
-                    said = await self._ask_all({hotkey: query}, peers, self._patience(end - head.time))
+                    said = await self._ask_all({hotkey: query}, peers, await self._patience(query.deadline))
                     reply, code, detail, _ = said[hotkey]
                     acts = (await market.head()).number + 1
                     ask = _prediction(round_id, hotkey, due, query, reply, *kept(code, detail), acts)
                     await self.store.add_predictions([ask])
                 if ask and ask.code is Code.ACCEPTED:
-                    decisions.append(_decision(ask))
-                    changes += await self._execute(job, key, ask)
+                    await self._execute(key, ask)
                 elif ask:
                     missed.append(ask.detail)
 
         await market.reach_time(end)
         close = await market.first_block_at(end)
         events = await market.events(opening.number, close.number - 1)
-        await self.store.add_events(self.pool, events)
+        await self.store.add_events(self.pool, opening.number, close.number - 1, events)
 
         # score: from what the vault really holds at both ends
-        result = await asyncio.to_thread(
-            play_live, LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, tuple(decisions))
-        )
+        executions = tuple(await self.store.executions_of(round_id))
+        closing = await market.snapshot(job.vault, close.number) if market.settle_seconds else None
+        inputs = LiveInputs(job.settings, snapshot, close.number, tuple(events), hotkey, executions, closing)
+        result = await asyncio.to_thread(play_live, inputs)
         if result.detail or result.code is not Code.SCORED:
             log.warning("%s: %s, %s", round_id, result.code, result.detail)
 
@@ -546,19 +555,37 @@ class Validator:
         await self._finish(round_id, result, close.number, 1, standings, close.time // DAY_SECONDS)
         await self._show(job, round_id, result, {}, {hotkey: missed} if missed else {})
 
-    async def _execute(self, job: Job, key: tuple, ask: Prediction) -> bool:
-        """Carry an answer out on the market, unless it changes nothing or was carried out; returns if it changes."""
+    async def _unfit_for_live(self, job: Job) -> str:
+        """Why a job has no live rounds although the market could execute; empty if it has."""
+        needed = FIRST_ASK_LEAD_SECONDS + self.market.settle_seconds
+        if job.round_seconds < needed:
+            return f"rounds of {job.round_seconds} s end before a decision is settled, which takes up to {needed} s"
+        same = [other for other in await self.store.jobs() if other.active and other.live and other.vault == job.vault]
+        manager = min((other.job_id for other in same), default=job.job_id)
+        return "" if manager == job.job_id else f"job {manager} manages this vault"
+
+    async def _execute(self, key: tuple, ask: Prediction) -> None:
+        """Carry an answer out on the market, unless it changes nothing or was carried out before a crash.
+
+        What failed is noted too, and the round goes on with what the vault really has. Raises `MarketError` where
+        nobody says how it ended: then nobody can say any more whose the vault's changes are.
+        """
         if self.market.full_speed:  # in one order within a block, once all that woke with it have listed themselves
             await asyncio.sleep(0)
             await self._turn(key, self._deciding)
         order = _order(ask)
         _, close, mint = plan(order.shown, order.desired)
-        if not close and not mint:
-            return False
-        if not await self.store.was_executed(ask.round_id, ask.effective_block):
-            execution = await self.market.execute(order)
-            await self.store.add_execution(ask.round_id, ask.effective_block, execution)
-        return True
+        if not (close or mint) or await self.store.was_executed(ask.round_id, ask.effective_block):
+            return
+        execution = await self.market.execute(order)
+        await self.store.add_execution(ask.round_id, ask.effective_block, execution)
+        if not was_carried_out(execution):
+            code, detail = execution.sent.code, execution.sent.detail
+            log.warning(
+                "%s: the decision at block %d was not carried out: %s, %s", ask.round_id, ask.due_block, code, detail
+            )
+            if code == Code.EXECUTION_UNKNOWN:
+                raise MarketError(f"the executor bot does not say what became of a decision: {detail}")
 
     # -- asking
 
@@ -603,19 +630,29 @@ class Validator:
         said = await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
         return dict(zip(queries, said, strict=True))
 
-    def _patience(self, market_seconds: int) -> float:
-        """How many real seconds an answer may take that is of use for so much market time."""
-        return ASK_SECONDS if self.market.full_speed else min(ASK_SECONDS, market_seconds / self.options.pace)
+    async def _too_late(self, head: Block, start: int) -> str:
+        """Why a round can not begin any more; who is asked from then on could know the opening."""
+        late = await self.market.now() >= start - FIRST_ASK_DEADLINE_SECONDS
+        return f"block {head.number} came too late to ask" if late else ""
+
+    async def _patience(self, until: int) -> float:
+        """How many real seconds an answer may take that must be there at this market time."""
+        if self.market.full_speed:
+            return ASK_SECONDS
+        return min(ASK_SECONDS, max(0, until - await self.market.now()) / self.options.pace)
 
     async def _effective_block(self, asked: Block) -> int:
         """The first block above the head whose time is later than the arrival of an answer that came now."""
-        if not (self.market.full_speed and self.options.latency_seconds):
-            return (await self.market.head()).number + 1
+        market = self.market
+        if market.full_speed and not self.options.latency_seconds:
+            return (await market.head()).number + 1
+        arrived = asked.time + self.options.latency_seconds if market.full_speed else await market.now()
         try:
-            late = await self.market.first_block_at(asked.time + self.options.latency_seconds + 1)
+            if not market.full_speed:  # on a chain that block is not there yet
+                await market.reach_time(arrived + 1)
+            return max(asked.number + 1, (await market.first_block_at(arrived + 1)).number)
         except MarketEnded:
             return sys.maxsize
-        return max(asked.number + 1, late.number)
 
     # -- weights
 
@@ -743,7 +780,7 @@ def _order(ask: Prediction) -> Order:
         block_number=query.block_number,
         sqrt_price_x96=query.sqrt_price_x96,
         tick=query.tick,
-        deadline=query.deadline + EXECUTION_SECONDS,
+        deadline=max(query.deadline, query.window_start_time) + EXECUTION_SECONDS,
     )
 
 
@@ -762,9 +799,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     market = parser.add_argument_group("market")
     market.add_argument("--events", metavar="PATH", help="replay this recording of a real pool instead of the model")
-    market.add_argument(
-        "--vault", metavar="OWNER:LOWER:UPPER", help="a recorded position that is the vault (default: see README)"
-    )
     market.add_argument(
         "--idle", type=_amounts, metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units"
     )
@@ -812,7 +846,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=number(0, 65535),
         help="where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)",
     )
+    local.add_argument(
+        "--external-ip", metavar="IP", help="on a real network: publish this address, and serve receipts at --port"
+    )
+    local.add_argument("--host", default=LOCAL_HOST, help="where to listen then; 0.0.0.0 is all (default: 127.0.0.1)")
     status.add_options(local.add_argument, status.VALIDATOR_PORT)
+    add_market_options(parser)
     add_chain_options(parser)
     add_notify_options(parser)
     add_logging_options(parser)
@@ -825,6 +864,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     audits.add_argument(
         "--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds"
+    )
+    audits.add_argument(
+        "--rpc",
+        dest="audit_rpc",
+        action="append",
+        type=url("http", "https"),
+        metavar="URL",
+        help="compare with the chain too, as this node tells it; it must have the old state (archive); give several",
+    )
+    audits.add_argument(
+        "--manager",
+        dest="audit_manager",
+        type=evm_address,
+        metavar="0x...",
+        help="the position manager's address, where it is not the chain's usual one",
     )
     reports = commands.add_parser("report", help="write jobs, leaderboards and rounds as one self-contained HTML file")
     reports.add_argument(
@@ -856,9 +910,9 @@ async def validate(options: argparse.Namespace) -> None:
         if not ground.market.full_speed:
             sender = f"validator {ground.keypair.ss58_address}, netuid {options.netuid or 'local'}"
             validator.notifier = await enter(Notifier.open(options.slack_webhook_url, sender))
-        if ground.local:
-            issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, LOCAL_HOST, options.port))
-            validator.on_sealed = issuer.post
+        door = (LOCAL_HOST, options.port, LOCAL_HOST) if ground.local else receipts_door(options)
+        issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, *door, public_only=not ground.local))
+        validator.on_sealed = issuer.post
         await enter(status.serve_validator(ground, options))
         await validator.work()
         validator.print_latest()
@@ -866,7 +920,7 @@ async def validate(options: argparse.Namespace) -> None:
 
 
 async def run_audit(options: argparse.Namespace) -> int:
-    """Audit stored rounds and exported files, one line each."""
+    """Audit stored rounds and exported files, one line each; those that agree also on the chain, if one is named."""
     wrong, refused = 0, 0
     async with AsyncExitStack() as stack:
         store, names = None, []
@@ -885,17 +939,31 @@ async def run_audit(options: argparse.Namespace) -> int:
                     evidence = await asyncio.to_thread(read_evidence, Path(name))
                 else:
                     evidence = await store.evidence(name)
-                problems = await asyncio.to_thread(audit, evidence)
-            except (EvidenceError, Pruned) as error:
+                problems, on_chain = await asyncio.to_thread(audit, evidence), ""
+                if options.audit_rpc and not problems:
+                    problems, on_chain = await _audit_on_chain(evidence, options)
+            except (EvidenceError, Pruned, MarketError) as error:
                 refused += 1
                 print(f"{name}: cannot be audited: {error}")
                 continue
             wrong += bool(problems)
-            print(f"{name}: " + ("every digit agrees" if not problems else f"{len(problems)} differences"))
+            agrees = f"every digit agrees{on_chain}"
+            print(f"{name}: " + (agrees if not problems else f"{len(problems)} differences{on_chain}"))
             for problem in problems:
                 print(f"  {problem}")
     print(f"{len(names) - refused} rounds audited, {wrong} differ" + (f", {refused} not audited" if refused else ""))
     return EXIT_FAILED if wrong or refused else EXIT_OK
+
+
+async def _audit_on_chain(evidence: dict[str, Any], options: argparse.Namespace) -> tuple[list[str], str]:
+    """What differs, and what to say of the chain."""
+    vault = (evidence["snapshot"] or {}).get("vault_owner", "")
+    if not re.fullmatch("0x[0-9a-f]{40}", vault, re.ASCII):
+        return [], "; nothing of a chain is in this round to compare with"
+    from web3market import audit_chain  # it needs web3, which takes seconds to import
+
+    wrong = await audit_chain(evidence, options.audit_rpc, options.audit_manager or options.manager)
+    return wrong, " with the chain" if wrong else ", also with the chain"
 
 
 async def write_report(options: argparse.Namespace) -> None:

@@ -11,32 +11,40 @@ from __future__ import annotations
 import asyncio
 import base64
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import orders
+from books import Tape
 from contracts import (
     NamedToken,
+    Receipt,
+    State,
     TokenPosition,
     address,
     describe,
     read_liquidity,
+    read_receipt,
     read_ticks,
     read_uncollected,
     read_vault,
     snapshot_of,
 )
 from follower import CONFIRMATIONS, SCHEMA, Follower
-from market import Block, Execution, MarketError
-from orders import Order
-from protocol import MAX_QUERY_BYTES, RebalanceQuery, decode, from_plain
-from recording import Event, Snapshot, VaultPosition
+from market import Block, Execution, MarketError, MarketGap, Sent
+from orders import EXECUTION_SECONDS, Bot, Order
+from protocol import ASK_SECONDS, MAX_QUERY_BYTES, Code, JobSettings, RebalanceQuery, decode, from_plain
+from recording import Event, Snapshot, TickState, VaultPosition
+from rounds import FLOWS, LiveInputs, own_events, plan, play_live, sums_of
 from rpc import RpcError, open_rpc
-from store import connect
+from store import connect, execution_of
 
 POLL_SECONDS = 1.0
+REPORT_SECONDS = 60.0  # past an order's deadline: until its bot must know how it ended
 
 
 class Web3Market:
@@ -47,16 +55,22 @@ class Web3Market:
     in the same range; all others belong to whom the pool names, mostly the position manager.
     """
 
-    executes = False
+    settle_seconds = ASK_SECONDS + EXECUTION_SECONDS
     full_speed = False
 
-    def __init__(self, follower: Follower):
+    def __init__(self, follower: Follower, clock: Callable[[], float] = time.time, bot: Bot | None = None):
         pair = self.pair = follower.contract.pair
         self._follower, self._rpc, self._contract = follower, follower.rpc, follower.contract
-        self.first = follower.first
+        self._clock, self._bot = clock, bot
+        self.read_only = "" if bot else "no executor bot moves this vault; --executor-url names one"
+        self.first, self.slipstream = follower.first, follower.contract.slipstream
+        self._reading, self._read = asyncio.Lock(), ("", None)  # the last block's hash whose ticks were read, and they
+        kind = "Slipstream" if self._contract.slipstream else "Uniswap V3"
+        terms = f"spacing {pair.tick_spacing}" if self._contract.slipstream else f"{pair.fee / 10_000:g} %"
+        remark = "; staked positions are scored as if unstaked, rewards are not" if self._contract.slipstream else ""
         self.label = (
-            f"Uniswap V3 pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {pair.fee / 10_000:g} %)"
-            f" on chain {pair.chain_id}"
+            f"{kind} pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {terms})"
+            f" on chain {pair.chain_id}{remark}"
         )
 
     @classmethod
@@ -73,6 +87,8 @@ class Web3Market:
         confirmations: int = CONFIRMATIONS,
         poll_seconds: float = POLL_SECONDS,
         following: bool = True,
+        clock: Callable[[], float] = time.time,
+        bot: Bot | None = None,
         **limits: float,
     ) -> AsyncIterator[Web3Market]:
         """Open a pool, and follow it in the background until the end.
@@ -87,6 +103,8 @@ class Web3Market:
             confirmations: how many blocks must stand on top of one before it is believed.
             poll_seconds: between two looks at the chain.
             following: whether to follow; else the caller calls `catch_up`.
+            clock: unix seconds; the chain's blocks follow it.
+            bot: who carries orders out; without one the market is read only.
             limits: see `rpc.Rpc`.
 
         Raises:
@@ -101,7 +119,7 @@ class Web3Market:
                 await follower.begin(first, {address(vault, "vault") for vault in vaults}, path)
             task = asyncio.create_task(follower.follow(poll_seconds)) if following else None
             try:
-                yield cls(follower)
+                yield cls(follower, clock, bot)
             finally:
                 if task:
                     task.cancel()
@@ -112,6 +130,9 @@ class Web3Market:
 
     async def head(self) -> Block:
         return self._follower.tip.block
+
+    async def now(self) -> int:
+        return int(self._clock())
 
     async def block(self, number: int) -> Block:
         if number > self._follower.tip.block.number:
@@ -133,13 +154,17 @@ class Web3Market:
         return high if low.time < time_seconds else low
 
     async def reach(self, number: int) -> Block:
-        async with self._follower.moved:
-            await self._follower.moved.wait_for(lambda: self._follower.tip.block.number >= number)
-        return self._follower.tip.block
+        return await self._until(lambda head: head.number >= number)
 
     async def reach_time(self, time_seconds: int) -> Block:
+        return await self._until(lambda head: head.time >= time_seconds)
+
+    async def reach_first(self, number: int, time_seconds: int) -> Block:
+        return await self._until(lambda head: head.number >= number or head.time >= time_seconds)
+
+    async def _until(self, reached: Callable[[Block], bool]) -> Block:
         async with self._follower.moved:
-            await self._follower.moved.wait_for(lambda: self._follower.tip.block.time >= time_seconds)
+            await self._follower.moved.wait_for(lambda: reached(self._follower.tip.block))
         return self._follower.tip.block
 
     async def snapshot(self, vault: str, block: int) -> Snapshot:
@@ -148,21 +173,38 @@ class Web3Market:
         before, tip = await self.block(block - 1), self._follower.tip
         at = before if block > tip.block.number else await self.block(block)
         with _as_market_errors():
-            state, ticks = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, before.hash))
+            state, ticks = await self._read_ticks(before.hash)
             held, idle = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
         snapshot = snapshot_of(self._contract, state, ticks, before)
         if before == tip.block:
             await self._follower.check(tip, snapshot, state)
+            if self._follower.tip.block.number < tip.block.number:
+                self._read = "", None  # one of the two is wrong, and it may be this
         names = await self._follower.name(vault, held, before)
         snapshot = replace(snapshot, block=block, block_time=at.time, block_hash=at.hash, vault_owner=vault)
         return await self._with_vault(snapshot, [(names[position.token_id], position) for position in held], idle)
 
+    async def _read_ticks(self, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
+        """All of the pool after a block; once for all jobs, which ask together: it is most of what a round costs."""
+        async with self._reading:
+            if self._read[0] != block_hash:
+                read = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, block_hash))
+                self._read = block_hash, read
+            return self._read[1]
+
     async def _with_vault(
         self, snapshot: Snapshot, held: Sequence[tuple[NamedToken, TokenPosition]], idle: tuple[int, int]
     ) -> Snapshot:
-        """A vault's positions and tokens; what burns released and nobody collected counts as idle."""
+        """A vault's positions and tokens; what burns released and nobody collected counts as idle.
+
+        Staked ones begin without fees: they are scored as if they were unstaked at the snapshot.
+        """
         positions = []
         for token, position in held:
+            if position.staked and position.liquidity:
+                inside = snapshot.open().fee_growth_inside(position.tick_lower, position.tick_upper)
+                positions.append(VaultPosition(*token, position.liquidity, *inside, 0, 0, staked=True))
+                continue
             owed = released = position.tokens_owed0, position.tokens_owed1
             if position.liquidity:
                 released = tuple(map(min, owed, await self._follower.released(token, snapshot.block)))
@@ -179,10 +221,10 @@ class Web3Market:
             raise MarketError(f"block {first}: events of this pool were read from block {self.first + 1} on")
         for began, ended, reason in self._follower.gaps:
             if began <= last and first <= ended:
-                raise MarketError(f"the events of blocks {began} to {ended} could not be had: {reason}")
+                raise MarketGap(f"the events of blocks {began} to {ended} could not be had: {reason}")
         for began, ended in self._follower.replaced:
             if began < first <= ended + 1:
-                raise MarketError(f"blocks {began} to {ended} were replaced after they had been read (reorganisation)")
+                raise MarketGap(f"blocks {began} to {ended} were replaced after they had been read (reorganisation)")
         return await self._follower.events(first, last)
 
     @asynccontextmanager
@@ -190,14 +232,35 @@ class Web3Market:
         yield
 
     async def execute(self, order: Order) -> Execution:
-        raise MarketError(f"{self.label} is read only here")
+        """As every market's; waits until the order is final on the chain and its block has been read here."""
+        if not self._bot:
+            raise MarketError(f"{self.label} cannot be changed: {self.read_only}")
+        left = max(0.0, order.deadline - self._clock())
+        report = await orders.place(self._bot, order, left + REPORT_SECONDS)
+        if report.block:
+            await self.reach(report.block)
+        keep, close, mint = plan(order.shown, order.desired)
+        return Execution(
+            block=report.block or order.block_number + 1,
+            vault=order.vault,
+            keep=tuple(keep),
+            close=tuple(close),
+            mint=tuple(mint),
+            before=astuple(report.before),
+            released=astuple(report.released),
+            fees=astuple(report.fees),
+            paid=astuple(report.paid),
+            after=astuple(report.after),
+            minted=tuple(map(astuple, report.minted)),
+            sent=Sent(Code(report.code), *(getattr(report, name) for name in Sent.__slots__[1:])),
+        )
 
     async def uncollected(self, vault: str, block: int) -> dict[int, tuple[int, int]]:
-        """What the contracts would pay for each of the vault's tokens if it collected after `block`, to the wei."""
+        """What the contracts would pay for each token that a vault holds if it collected after `block`, to the wei."""
         vault, at = address(vault, "vault"), (await self.block(block)).hash
         with _as_market_errors():
             positions, _ = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, at))
-            ids = [position.token_id for position in positions]
+            ids = [position.token_id for position in positions if not position.staked]
             found = await self._follower.read(lambda: read_uncollected(self._rpc, self._contract, vault, ids, at))
         return dict(zip(ids, found, strict=True))
 
@@ -211,6 +274,13 @@ class Web3Market:
         with _as_market_errors():
             held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)
         return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
+
+    async def receipts(self, transactions: Sequence[str]) -> dict[str, Receipt | None]:
+        """What became of transactions, by hash; None where the chain has no such one."""
+        hashes = [hash_ for hash_ in transactions if hash_]
+        with _as_market_errors():
+            found = await self._rpc.batch([("eth_getTransactionReceipt", [hash_]) for hash_ in hashes])
+            return {hash_: raw and read_receipt(raw) for hash_, raw in zip(hashes, found, strict=True)}
 
     async def catch_up(self, until: int | None = None, progress: Callable[[int], None] | None = None) -> None:
         """Where nobody follows in the background: see `Follower.catch_up`."""
@@ -231,8 +301,12 @@ async def audit_chain(
 ) -> list[str]:
     """Hold a stored round against the chain: its snapshot, its events, and every block hash that miners were shown.
 
+    Of a live round also each transaction, with what it did to the vault and what it cost, and whether anything else
+    happened to the vault before the close.
+
     What burns released before the round and nobody had collected at its start is idle to a validator that saw them and
     owed to one that came later: idle and owed tokens are compared together, and a collect may be less than the chain's.
+    Which of the vault's tokens in one range has the plain name depends on that as well: they count as one.
 
     Args:
         evidence: as `evidence.py` describes it, after `evidence.audit` found nothing wrong.
@@ -249,19 +323,19 @@ async def audit_chain(
     row = evidence["round"]
     if evidence["snapshot"] is None:
         return []  # the round never opened
-    stored = from_plain(Snapshot, evidence["snapshot"])
-    opening = stored.block
-    last = int(row["close_block"]) - 1 if row["close_block"] is not None else opening
+    stored, played = from_plain(Snapshot, evidence["snapshot"]), row["close_block"] is not None
+    opening, vault = stored.block, stored.vault_owner
+    last = int(row["close_block"]) - 1 if played else opening
     queries = [decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES) for ask in evidence["asks"]]
     shown = {(query.block_number, query.block_hash) for query in queries} | {(opening, row["opening_hash"])}
-    vaults = [stored.vault_owner] if stored.vault_owner else []
+    executions, closing = [execution_of(item["execution"]) for item in evidence["executions"]], None
     with tempfile.TemporaryDirectory() as folder:
         async with Web3Market.open(
             urls,
             evidence["pool"],
             Path(folder) / "audit.sqlite3",
             first=opening - 1,
-            vaults=vaults,
+            vaults=[vault] if vault else [],
             manager=manager,
             confirmations=0,
             following=False,
@@ -273,24 +347,78 @@ async def audit_chain(
                 for number, hash_ in sorted(shown)
                 if (block := await market.block(number)).hash != hash_
             ]
-            found = await market.snapshot(stored.vault_owner, opening)
+            found = await market.snapshot(vault, opening)
             events = await market.events(opening, last)
+            receipts = await market.receipts([one.sent.transaction for one in executions if one.sent])
+            if played and row["round_type"] == "live":
+                closing = await market.snapshot(vault, last + 1)
     wrong += [
         f"snapshot.{name}: {mine}, the chain has {theirs}"
         for name, mine in _comparable(stored).items()
         if mine != (theirs := _comparable(found)[name])
     ]
-    if row["close_block"] is None:
+    tape = Tape(found)
+    for n, one in enumerate(executions):
+        if one.sent and one.sent.transaction:
+            receipt, own = receipts[one.sent.transaction], None
+            if receipt and played:
+                own = own_events(tape, [e for e in events if e[:2] in receipt.places]).get(one.block, [])
+            wrong += [f"executions[{n}]: {what}" for what in _check_receipt(one, receipt, own)]
+    if not played:
         return wrong
-    told = {(int(block), int(at)): (time, kind, *args) for block, at, time, kind, args in evidence["events"]}
-    real = {event[:2]: (str(event.time), event.kind, *map(str, event.args)) for event in events}
+    told = {(int(block), int(at)): (time, kind, *_unnamed(args)) for block, at, time, kind, args in evidence["events"]}
+    real = {event[:2]: (str(event.time), event.kind, *_unnamed(map(str, event.args))) for event in events}
     for place in sorted(told.keys() | real.keys()):
         mine, theirs = told.get(place), real.get(place)
         if theirs and theirs[1] == "collect" and (mine is None or _is_part(mine, theirs)):
             continue
-        if mine != theirs:
+        if _told(mine) != _told(theirs):
             wrong.append(f"events: block {place[0]} log {place[1]} is {mine}, the chain has {theirs}")
+    if closing:
+        settings = from_plain(JobSettings, row["settings"])
+        inputs = LiveInputs(settings, found, last + 1, tuple(events), "", tuple(executions), closing)
+        result = await asyncio.to_thread(play_live, inputs)
+        if (result.code, result.detail) != (row["code"], row["detail"]):
+            said, shows = (
+                " ".join(filter(None, pair)) for pair in ((row["code"], row["detail"]), (result.code, result.detail))
+            )
+            wrong.append(f"round: {said}; the chain shows {shows}")
     return wrong
+
+
+def _check_receipt(one: Execution, receipt: Receipt | None, own: list[Event] | None) -> Iterator[str]:
+    """What a transaction was and cost, and what the vault's own events in it say; `own` is None where nobody knows."""
+    sent = one.sent
+    if receipt is None:
+        yield f"transaction {sent.transaction} is not on the chain"
+        return
+    said = one.block, sent.code == Code.EXECUTED, one.vault, sent.gas_used, sent.gas_wei
+    pairs = dict(
+        zip(("block", "success", "sender", "gas_used", "gas_wei"), zip(said, receipt, strict=False), strict=True)
+    )
+    if own is not None and receipt.success:
+        *flows, minted = sums_of(own)
+        pairs |= {name: (getattr(one, name), real) for name, real in zip(FLOWS, flows, strict=True)}
+        pairs["minted"] = sorted(one.minted), sorted(minted)
+    for name, (mine, real) in pairs.items():
+        if mine != real:
+            yield f"{name} {mine}, transaction {sent.transaction} has {real}"
+
+
+def _unnamed(args: Iterable[str]) -> tuple[str, ...]:
+    """An event's arguments without the number of the vault's token."""
+    owner, *rest = args
+    return owner.partition("#")[0], *rest
+
+
+def _told(event: tuple | None) -> tuple | None:
+    """An event without what its reader found out: call and fee of a Slipstream swap, for several may give its digits.
+
+    The evidence's own were held against those digits when it was replayed.
+    """
+    if event and event[1] == "swap" and len(event) == 10:
+        return *event[:2], *event[3:8], event[9]
+    return event
 
 
 def _is_part(mine: tuple, theirs: tuple) -> bool:
@@ -302,7 +430,7 @@ def _comparable(snapshot: Snapshot) -> dict[str, Any]:
     owed = [(position.tokens_owed0, position.tokens_owed1) for position in snapshot.vault]
     return {name: getattr(snapshot, name) for name in Snapshot.__slots__} | {
         "ticks": snapshot.ticks,
-        "vault": [replace(position, tokens_owed0=0, tokens_owed1=0) for position in snapshot.vault],
+        "vault": [replace(p, owner=p.owner.partition("#")[0], tokens_owed0=0, tokens_owed1=0) for p in snapshot.vault],
         "idle0": snapshot.idle0 + sum(amount for amount, _ in owed),
         "idle1": snapshot.idle1 + sum(amount for _, amount in owed),
     }

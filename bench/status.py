@@ -61,7 +61,7 @@ async def one_round(store: Store, market: ModelMarket) -> str:
     snapshot = await market.snapshot(JOB.vault, opening.number)
     events = await market.events(opening.number, close.number - 1)
     await store.open_window(round_id, market.pair.pool_address, snapshot)
-    await store.add_events(market.pair.pool_address, events)
+    await store.add_events(market.pair.pool_address, opening.number, close.number - 1, events)
     entrants = [Entrant(key, n, Decimal(0)) for n, key in enumerate(KEYS)]
     game = Round(JOB.settings, snapshot)
     for key in KEYS:

@@ -225,6 +225,24 @@ class Uniswap:
             sender=owner,
         )
 
+    def minting(self, owner: str, tick_lower: int, tick_upper: int, amount0: int, amount1: int) -> bytes:
+        """The call data of `mint`, for the manager's `multicall`."""
+        signature = "mint((address,address,uint24,int24,int24,uint256,uint256,uint256,uint256,address,uint256))"
+        terms = self.token0, self.token1, self.fee, tick_lower, tick_upper, amount0, amount1, 0, 0, owner, DEADLINE
+        return bytes.fromhex(encoded(signature, *terms)[2:])
+
+    def closing(self, owner: str, token_id: int, liquidity: int) -> list[bytes]:
+        """The call data that takes all out of a token and burns it, for the manager's `multicall`."""
+        most = (1 << 128) - 1
+        calls = (
+            encoded(
+                "decreaseLiquidity((uint256,uint128,uint256,uint256,uint256))", token_id, liquidity, 0, 0, DEADLINE
+            ),
+            encoded("collect((uint256,address,uint128,uint128))", token_id, owner, most, most),
+            encoded("burn(uint256)", token_id),
+        )
+        return [bytes.fromhex(call[2:]) for call in calls]
+
     def increase(self, owner: str, token_id: int, amount0: int, amount1: int) -> str:
         signature = "increaseLiquidity((uint256,uint256,uint256,uint256,uint256,uint256))"
         return self.send(self.manager, signature, token_id, amount0, amount1, 0, 0, DEADLINE, sender=owner)

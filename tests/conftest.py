@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-os.environ["NETUID"] = ""  # a developer's .env leads no test to a real network
+os.environ["NETUID"] = os.environ["ALM_RPC_URLS"] = ""  # a developer's .env leads no test to a real network or chain
 
 RECORDINGS = Path(os.environ.get("ALM_RECORDINGS") or Path(__file__).resolve().parents[1] / "../shared/data")
 

@@ -38,7 +38,7 @@ from protocol import (
 )
 from recording import Event, Snapshot
 from rounds import Decision, Entrant, LiveInputs, RoundInputs, RoundResult, play, play_live
-from store import Job, Store
+from store import Job, Store, execution_of
 from validator import Validator, build_parser
 from wire import Gate, Limits, build_app, client_session, local_keypair, serve
 
@@ -362,7 +362,13 @@ def rebuilt(path: Path, round_id: str) -> RoundResult:
     rules = from_plain(JobSettings, json.loads(settings))
     if round_type == "live":
         winner = decisions[0].hotkey
-        return play_live(LiveInputs(rules, snapshot, close, tuple(events), winner, tuple(decisions)))
+        executions = [
+            execution_of(json.loads(text))
+            for (text,) in rows(
+                path, "SELECT execution FROM live_executions WHERE round_id = ? ORDER BY block", round_id
+            )
+        ]
+        return play_live(LiveInputs(rules, snapshot, close, tuple(events), winner, tuple(executions)))
     entrants = tuple(
         Entrant(hotkey, registered, Decimal(combined))
         for hotkey, registered, combined in rows(

@@ -12,16 +12,23 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import time
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import anvil
 import pytest
+from aiohttp import web
 from bittensor.keyfiles import Keyfile, Keypair
 from subnets import ROOT, command, start, wait_for
+from test_rpc import Server
 
 import doctor
+import rpc
 from chain import BLOCK_SECONDS, Metagraph, Neuron
+from contracts import SLOT0, Function
 from doctor import FAIL, OK, WARN, Finding
 from local import LocalChain
 from miner import build_parser
@@ -29,6 +36,7 @@ from runtime import Parser
 from settings import resolve
 from store import JOBS_SCHEMA, Store
 
+NOBODY = "0x" + "12" * 20
 HOLD = (  # a process that has the databases open, as a validator has between two rounds
     "import asyncio, sys; from store import Store\n"
     "async def main():\n"
@@ -354,6 +362,268 @@ def test_a_free_balance_too_small_for_fees_is_a_warning():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# A pool of a real chain
+
+
+@dataclass
+class Node:
+    """A node of which something may be wrong; it knows nothing but headers, and that no contract stands anywhere."""
+
+    chain_id: int = 8453
+    height: int = 100_000  # blocks of two seconds
+    age: float = 1
+    fork: str = "f"
+    by_hash: bool = True
+    most_logs: int = 10**9
+    most_calls: int = 10**9
+    remembers: int = 10**9  # blocks
+    broken: tuple = ()
+
+    def __call__(self, calls: list[dict]):
+        if len(calls) > self.most_calls:
+            return web.Response(status=413)
+        if any(call["method"] in self.broken for call in calls):
+            return web.Response(status=500, text="SECRET")
+        return [{"jsonrpc": "2.0", "id": call["id"]} | self.one(call["method"], call["params"]) for call in calls]
+
+    def one(self, method: str, parameters: list) -> dict:
+        match method:
+            case "eth_chainId":
+                return {"result": hex(self.chain_id)}
+            case "eth_getBlockByNumber":
+                number = self.height if parameters[0] == "latest" else int(parameters[0], 16)
+                at = int(time.time() - self.age) - 2 * (self.height - number)
+                words = {"hash": f"0x{number:063x}{self.fork}", "parentHash": "0x" + "0" * 64}
+                return {"result": {"number": hex(number), "timestamp": hex(at)} | words}
+            case "eth_getLogs":
+                blocks = int(parameters[0]["toBlock"], 16) - int(parameters[0]["fromBlock"], 16) + 1
+                if blocks > self.most_logs:
+                    return {"error": {"code": -32600, "message": "too many blocks"}}
+                return {"result": []}
+        if not self.by_hash:
+            return {"error": {"code": -32602, "message": "invalid block number"}}
+        if int(parameters[1]["blockHash"][:-1], 16) < self.height - self.remembers:
+            return {"error": {"code": -32000, "message": "missing trie node"}}
+        return {"result": "0x"}
+
+
+def looked_at(*nodes: Node) -> list[Finding]:
+    """What is found of nodes on the loopback interface, and of whether they agree; their addresses hold secrets."""
+
+    async def look() -> list[Finding]:
+        async with AsyncExitStack() as stack:
+            urls = [await stack.enter_async_context(Server(node)) for node in nodes]
+            looks = [await doctor.check_node(url, None) for url in urls]
+            heads = [head for _, head in looks if head]
+            found = [finding for part, _ in looks for finding in part]
+            return found + (await doctor.check_agreement(heads, 3) if len(heads) > 1 else [])
+
+    found = asyncio.run(look())
+    for finding in found:
+        assert not any(secret in str(finding) for secret in ("SECRET", "secret-key", "password", "\n")), finding
+        assert bool(finding.fix) == (finding.level != OK), finding
+    return found
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(doctor, "NODE_SECONDS", 0.5)
+    monkeypatch.setattr(rpc, "FIRST_REST_SECONDS", 0.1)
+
+
+def test_of_a_node_that_can_do_all_nothing_is_wrong():
+    found = looked_at(Node())
+    assert [finding.level for finding in found] == [OK] * 6
+    for said in (
+        "chain 8453, block 100000",
+        "EIP-1898",
+        "5000 blocks at a time",
+        "1000 calls in a request",
+        "a day ago",
+    ):
+        assert any(said in finding.what for finding in found), said
+    assert any("younger than a day" in finding.what for finding in looked_at(Node(height=2000)))
+    assert any("gives 10 blocks" in finding.what for finding in looked_at(Node(height=12)))  # all that there are: fine
+
+
+@pytest.mark.parametrize(
+    ("wrong", "level", "said", "fix"),
+    [
+        ({"broken": ("eth_chainId",)}, FAIL, "HTTP 500", "name another node"),
+        ({"age": 90}, WARN, "its newest block is 9", "keeps up"),
+        ({"age": 700}, FAIL, "its newest block is 70", "keeps up"),
+        ({"age": -40}, WARN, "s ahead of this clock", "synchronise"),
+        ({"by_hash": False}, FAIL, "(EIP-1898) is refused: invalid block number", "name another node"),
+        ({"most_logs": 0}, FAIL, "eth_getLogs is refused: too many blocks", "gives no events"),
+        ({"most_logs": 10}, WARN, "eth_getLogs gives 10 blocks at a time", "takes long"),
+        ({"broken": ("eth_getLogs",)}, FAIL, "eth_getLogs: no answer within 0.5 s", "name another node"),
+        ({"most_calls": 20}, WARN, "takes 15 calls in a request", "700 calls"),
+        ({"remembers": 128}, WARN, "an hour ago is gone (missing trie node", "more history"),
+    ],
+)
+def test_what_a_node_cannot_do_is_named_with_its_fix(impatient, wrong, level, said, fix):
+    found = looked_at(Node(**wrong))
+    bad = [finding for finding in found if finding.level != OK]
+    assert any(finding.level == level and said in finding.what and fix in finding.fix for finding in bad), found
+    if wrong.keys() & {"age", "most_logs", "most_calls", "remembers"}:
+        assert len(bad) == 1 and len(found) == 6
+
+
+def test_a_node_that_prunes_after_some_hours_is_enough_for_rounds():
+    found = looked_at(Node(remembers=5000))
+    assert [finding.level for finding in found] == [OK] * 6 and "archive" in found[-1].what
+
+
+def test_a_node_that_is_slow_is_a_warning(monkeypatch):
+    monkeypatch.setattr(doctor, "SLOW_NODE_SECONDS", 0.0)
+    assert looked_at(Node())[0].level == WARN
+
+
+def test_nodes_of_two_chains_and_nodes_that_disagree_about_a_block_fail():
+    *_, found = looked_at(Node(), Node(height=99_990))
+    assert found == Finding(OK, "all 2 nodes have the same block 99987")
+    *_, found = looked_at(Node(), Node(), Node(chain_id=1))
+    assert found.level == FAIL and "different chains" in found.what and found.what.count("8453") == 2
+    *_, found = looked_at(Node(), Node(fork="e"))
+    assert found.level == FAIL and "disagree about block 99997" in found.what and f"{99_997:x}e" in found.what
+
+
+@pytest.fixture(scope="module")
+def uniswap(request):
+    """Uniswap's contracts on a development chain, with a position of accounts[1] in a pool."""
+    if anvil.missing():
+        request.getfixturevalue("missing")(anvil.missing())
+    with anvil.Chain() as chain:
+        uniswap = anvil.Uniswap(chain)
+        uniswap.mint(chain.accounts[1], -600, 600, 10**18, 10**18)
+        uniswap.swap(True, 10**15)
+        chain.mine()
+        yield uniswap
+
+
+def of_pool(uniswap, executes: bool = False, **changes: str | None) -> list[Finding]:
+    named = {"pool": uniswap.address, "manager": uniswap.manager, "vault": uniswap.chain.accounts[1]} | changes
+    return asyncio.run(doctor.check_pool([uniswap.chain.url], **named, executes=executes))
+
+
+def test_pool_oracle_manager_and_vault_are_what_the_contracts_say(uniswap):
+    pool, oracle, manager, vault = of_pool(uniswap)
+    assert pool == Finding(OK, f"pool {uniswap.address}: AAA/BBB, fee 0.3 %, spacing 60")
+    assert oracle.level == WARN and "does not reach back 10 minutes" in oracle.what and "OLD" in oracle.what
+    assert of_pool(uniswap, executes=True)[1].level == FAIL
+    assert manager.level == OK and uniswap.manager in manager.what
+    token0, token1 = (
+        uniswap.chain.call(token, Function("balanceOf(address)", "uint256"), uniswap.chain.accounts[1])[0] / 1e18
+        for token in (uniswap.token0, uniswap.token1)
+    )
+    said = f"1 positions in this pool, 1 with liquidity, idle {token0:.6g} "
+    assert vault.level == OK and said in vault.what and f" and {token1:.6g} " in vault.what
+    uniswap.chain.mine(2, 700)  # the only observation is now old enough
+    oracle = of_pool(uniswap)[1]
+    [_, tick, *_] = uniswap.chain.call(uniswap.address, SLOT0)
+    assert oracle.level == OK and oracle.what.endswith(f"average tick of 10 minutes {tick}, now {tick}"), oracle
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "said", "fix"),
+    [
+        ({"manager": None}, FAIL, "no position manager is known on chain 31337", "--manager 0x..."),
+        ({"manager": "token0"}, FAIL, "no position manager stands there", "--manager 0x..."),
+        ({"manager": "another"}, FAIL, "of another factory's pools", "--manager 0x..."),
+        ({"pool": "manager"}, FAIL, "does not answer as a Uniswap V3 pool", "--pool"),
+        ({"pool": NOBODY}, FAIL, "does not answer as a Uniswap V3 pool", "--pool"),
+        ({"vault": NOBODY}, WARN, "0 positions in this pool, 0 with liquidity, idle 0 ", "is it the right address"),
+        ({"vault": None}, WARN, "no vault is named", "--vault 0x..."),
+    ],
+)
+def test_a_wrong_address_is_named_with_its_fix(uniswap, changes, level, said, fix):
+    if changes.get("manager") == "another":
+        arguments = f"{NOBODY[2:]:0>64}{uniswap.token0[2:]:0>64}{0:064x}"
+        changes = {"manager": uniswap.chain.deploy(anvil.bytecode("manager") + arguments)}
+    named = {name: getattr(uniswap, value or "", value) for name, value in changes.items()}
+    found = of_pool(uniswap, **named)
+    assert any(finding.level == level and said in finding.what and fix in finding.fix for finding in found), found
+
+
+def test_the_command_examines_nodes_pool_and_vault_and_prints_no_secret(uniswap, tmp_path):
+    line = ["--pool", uniswap.address, "--manager", uniswap.manager, "--vault", uniswap.chain.accounts[1]]
+    line += ["--dir", tmp_path, "--port", 0]
+    environ = os.environ | {"ALM_RPC_URLS": uniswap.chain.url.replace("//", "//user:SECRET@")}
+    done = command("validator.py", "doctor", *line, env=environ)
+    assert done.returncode == 0 and not done.stderr and "chain 31337, block " in done.stdout, done
+    assert "1 with liquidity" in done.stdout and "evaluation only, no live rounds" in done.stdout
+    assert "SECRET" not in done.stdout
+    environ |= {"EXECUTOR_BOT_URL": "http://127.0.0.1:9/SECRET", "EXECUTOR_API_KEY": "SECRET"}
+    done = command("doctor.py", *line, env=environ)
+    assert done.returncode == 1 and not done.stderr and "SECRET" not in done.stdout
+    assert "FAIL executor http://127.0.0.1:9/*****: ClientConnectorError" in done.stdout
+    done = command("doctor.py", "--pool", uniswap.address, env=os.environ | {"ALM_RPC_URLS": ""})
+    assert "FAIL --pool is given, but no node of the chain; add --rpc URL" in done.stdout
+
+
+def test_an_executor_answers_with_json_or_fails(monkeypatch):
+    monkeypatch.setattr(doctor, "NODE_SECONDS", 0.3)
+
+    async def hang(request: web.Request) -> web.Response:
+        await asyncio.sleep(60)
+
+    async def look(answer) -> Finding:
+        async def health(request: web.Request) -> web.Response:
+            return await answer(request) if asyncio.iscoroutinefunction(answer) else answer
+
+        app = web.Application()
+        app.router.add_get("/SECRET/health", health)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            port = site._server.sockets[0].getsockname()[1]
+            (finding,) = await doctor.check_executor(f"http://127.0.0.1:{port}/SECRET")
+            return finding
+        finally:
+            await runner.cleanup()
+
+    assert asyncio.run(look(web.json_response({"paused": False}))).what.endswith("/***** answers")
+    for answer, said in (
+        (web.json_response({}, status=401), "HTTP 401"),
+        (web.Response(text="<html>"), "HTTP 200, b'<html>'"),
+        (web.Response(status=302, headers={"Location": "/SECRET/health"}), "HTTP 302"),
+        (hang, "no answer within 0.3 s"),
+    ):
+        finding = asyncio.run(look(answer))
+        assert finding.level == FAIL and said in finding.what and "--executor-url" in finding.fix
+        assert "SECRET" not in str(finding)
+
+
+def test_an_executors_key_is_there_for_nobody_else_to_read_and_not_sent_in_the_clear(tmp_path):
+    path = tmp_path / "key"
+    path.write_text("k3y")
+    path.chmod(0o600)
+
+    def found(url: str, environ: dict | None = None, *line: str) -> list[tuple[str, str]]:
+        parser = Parser()
+        doctor.add_options(parser)
+        options = parser.parse_args(["--rpc", "http://127.0.0.1:9", "--executor-url", url, *line])
+        resolve(options, environ or {}, Path("no.env"))
+        findings = list(doctor.check_executor_key(options))
+        assert "k3y" not in str(findings) and "SECRET" not in str(findings)
+        return [(finding.level, finding.what + finding.fix) for finding in findings]
+
+    for url in ("http://127.0.0.1:8095", "http://[::1]:8095", "http://localhost:8095", "https://bot.example/SECRET"):
+        assert [level for level, _ in found(url, {"EXECUTOR_API_KEY": "k3y"})] == [OK]
+        assert [level for level, _ in found(url, {}, "--executor-key-file", str(path))] == [OK]
+    for url in ("http://10.1.2.3:8095/SECRET", "http://bot.example/SECRET"):
+        (level, what), _ = found(url, {"EXECUTOR_API_KEY": "k3y"})
+        assert level == WARN and "travels in the clear" in what and "https" in what
+    ((level, what),) = found("https://bot.example")
+    assert level == FAIL and "--executor-key-file" in what
+    path.chmod(0o644)
+    ((level, what),) = found("https://bot.example", {}, "--executor-key-file", str(path))
+    assert level == FAIL and f"chmod 600 {path}" in what
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -393,6 +663,8 @@ def test_it_runs_where_no_package_is_installed(tmp_path):
     assert "versions are not compared" in done.stdout
     done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0, "--netuid", 98)
     assert "wallet and chain are not checked" in done.stdout and not done.stderr
+    done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0, "--rpc", "http://127.0.0.1:9/SECRET")
+    assert "nodes, pool and executor are not checked" in done.stdout and "SECRET" not in done.stdout + done.stderr
 
 
 def test_a_wrong_setting_is_a_line_of_the_report(tmp_path):

@@ -37,8 +37,10 @@ import scoring
 import sim
 import validator
 from evidence import EvidenceError, audit, seal
+from market import Execution, Sent
 from model import FIRST_TIME, ModelMarket
-from protocol import Position, canonical
+from protocol import Code, Position, canonical
+from rounds import plan
 from store import Store
 from wire import local_keypair
 
@@ -59,6 +61,26 @@ class _Market(ModelMarket):
             event._replace(args=("?", *event.args[1:])) if event.kind == "swap" and event.time >= since else event
             for event in await super().events(first, last)
         ]
+
+
+class _Chain(ModelMarket):
+    """The model behind an executor bot: what it carries out comes two blocks late and costs gas, much of it fails."""
+
+    orders = 0
+
+    async def execute(self, order):
+        self.orders += 1
+        keep, close, mint = (tuple(part) for part in plan(order.shown, order.desired))
+        failed = Execution(order.block_number + 1, order.vault, keep, close, mint)
+        if self.orders % 4 == 2:
+            return replace(failed, sent=Sent(Code.PRICE_MOVED, "12 ticks, at most 10", "", 0, 0, 0, 0))
+        if self.orders % 4 == 3:
+            return replace(failed, sent=Sent(Code.EXECUTION_REVERTED, "Price slippage check", "", 21000, 7, 7, 0))
+        head = await self.reach((await self.head()).number + 2)
+        done = await super().execute(order)
+        assert done.block > head.number > order.block_number
+        sent = Sent(Code.EXECUTED, "", f"0x{self.orders:064x}", 412_345, 98_765_432_100_000, 98_765_432_100_000, 0)
+        return replace(done, sent=sent)
 
 
 def _all_in(query, half_width):
@@ -130,6 +152,28 @@ def played(tmp_path_factory):
         return play_subnet(folder, MINERS, jobs, market, proven, rounds=PLAYED_ROUNDS)
 
 
+@pytest.fixture(scope="session")
+def on_a_chain(tmp_path_factory) -> dict[str, Any]:
+    """Evidence of a live round of which a chain's market told."""
+
+    async def proven(subnet, *_):
+        for n in range(1, 7):
+            row = ("job", hotkey_of("leader"), FIRST_TIME // 86_400 - n)
+            await write_meanwhile(subnet.path, "INSERT INTO miner_participation VALUES (?, ?, ?, 0)", *row)
+
+    def leads(query):
+        if query.round_type == "live" and query.rebalances_so_far == 2:
+            raise RuntimeError("a bug")
+        return _all_in(query, 300 + query.block_number // 20 % 5 * 100)
+
+    job = a_job(target="MaxFees", live=True, round_seconds=320, checkpoint_blocks=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "PROVIDERS", 6)
+        folder, market = tmp_path_factory.mktemp("chain"), functools.partial(_Chain, 5, {VAULT: CAPITAL})
+        subnet = play_subnet(folder, {"leader": leads, "keeper": keep}, [job], market, proven, rounds=3)
+    return exported(subnet.path, f"job:live:{FIRST_TIME + 320 * 3}")
+
+
 def exported(path: Path, round_id: str) -> dict[str, Any]:
     async def export():
         async with Store.open(path) as store:
@@ -156,9 +200,9 @@ def ids(played) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def rounds(played, ids) -> dict[str, dict[str, Any]]:
+def rounds(played, ids, on_a_chain) -> dict[str, dict[str, Any]]:
     """Evidence by kind; tests change copies, or take back what they change."""
-    return {kind: exported(played.path, round_id) for kind, round_id in ids.items()}
+    return {kind: exported(played.path, round_id) for kind, round_id in ids.items()} | {"chain": on_a_chain}
 
 
 @pytest.fixture
@@ -168,13 +212,25 @@ def quick(monkeypatch):
         monkeypatch.setattr(evidence, name, functools.cache(getattr(evidence, name)))
 
 
-KINDS = ("evaluation", "live", "refused", "skipped", "void", "void live", "contradicted", "interrupted", "empty")
+KINDS = (
+    "evaluation",
+    "live",
+    "chain",
+    "refused",
+    "skipped",
+    "void",
+    "void live",
+    "contradicted",
+    "interrupted",
+    "empty",
+)
 
 
 def test_the_rounds_are_of_the_kinds_that_the_tests_below_speak_of(rounds, played):
     assert {kind: rounds[kind]["round"]["code"] for kind in KINDS} == {
         "evaluation": "scored",
         "live": "scored",
+        "chain": "scored",
         "refused": "refused",
         "skipped": "live_no_winner",
         "void": "void_unknown_swap",
@@ -188,6 +244,14 @@ def test_the_rounds_are_of_the_kinds_that_the_tests_below_speak_of(rounds, playe
     assert any(score["line"]["copy_of"] for score in rounds["evaluation"]["scores"])
     assert rounds["live"]["executions"] and "kept" in {ask["code"] for ask in rounds["live"]["asks"]}
     assert set(rounds) == set(KINDS)
+    sent = [execution["execution"]["sent"]["code"] for execution in rounds["chain"]["executions"]]
+    assert Counter(sent) == {"executed": 2, "price_moved": 1, "execution_reverted": 1}
+    assert all(
+        int(execution["execution"]["block"]) == execution["block"] + 2
+        for execution in rounds["chain"]["executions"]
+        if execution["execution"]["sent"]["transaction"]
+    )
+    assert "kept" in {ask["code"] for ask in rounds["chain"]["asks"]} and audit(rounds["chain"]) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,7 +359,7 @@ def test_the_changes_are_taken_back_and_reach_every_leaf():
     assert len(found) == len(set(found))
 
 
-@pytest.mark.parametrize("kind", ["evaluation", "live", "refused", "skipped", "interrupted"])
+@pytest.mark.parametrize("kind", ["evaluation", "live", "chain", "refused", "skipped", "interrupted"])
 def test_whatever_is_changed_after_the_validator_sealed_it_is_named(kind, rounds, monkeypatch):
     """By shape and seal alone: nothing is recomputed here."""
     monkeypatch.setattr(evidence, "CHECKS", ())
@@ -350,6 +414,9 @@ def kind_of(path: str, subject: dict[str, Any]) -> str:
     if found := re.match(r"asks\[(\d+)\]", path):
         which = "answered" if subject["asks"][int(found[1])]["answer"] else "silent"
         return f"asks[{which}]{path[found.end() :]}"
+    if found := re.fullmatch(r"executions\[(\d+)\]\.execution\.sent\.(.*)", path):
+        code = subject["executions"][int(found[1])]["execution"]["sent"]["code"]
+        return f"sent.{found[2]}" + " of a failed one" * (code != "executed" and found[2] != "code")
     if found := re.match(r"seal|scores(?=\[)|baselines|executions(?=\[)|round\.settings", path):
         return found[0]
     if found := re.fullmatch(r"events\[\d+\]\[(\d)\](.*)", path):
@@ -412,9 +479,20 @@ LIVE_FALSEHOODS = FALSEHOODS | {
     "events[].log_index": "sometimes",
     "events[].time": "sometimes",
 }
+CHAIN_FALSEHOODS = LIVE_FALSEHOODS | {
+    "asks[silent].query.block_number": "sometimes",
+    "sent.detail": "never",
+    "sent.transaction": "never",
+    "sent.gas_used": "never",
+    "sent.detail of a failed one": "never",
+    "sent.gas_used of a failed one": "never",
+}
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("evaluation", EVALUATION_FALSEHOODS), ("live", LIVE_FALSEHOODS)])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("evaluation", EVALUATION_FALSEHOODS), ("live", LIVE_FALSEHOODS), ("chain", CHAIN_FALSEHOODS)],
+)
 def test_a_falsehood_that_the_validator_sealed_is_caught_where_the_table_says_so_and_not_elsewhere(
     kind, expected, rounds, quick
 ):
@@ -445,6 +523,32 @@ def test_a_round_without_scores_cannot_be_given_any_and_its_code_follows_from_wh
         assert any(named(problems, place) for place in places), (name, value, problems)
         holder[name] = was
     assert subject == rounds[kind]
+
+
+def test_a_live_round_is_void_by_the_vaults_own_events_or_by_the_validators_word_of_a_transfer(rounds):
+    """The word is taken for what only the chain shows; the amounts of executions are then part of it."""
+    subject = copy.deepcopy(rounds["chain"])
+    detail = "at the close the vault has +5 of token0 that nothing in the round explains"
+    void = {"code": "live_foreign_transfer", "detail": detail, "winner": None, "swaps": 0}
+    subject["round"] |= void
+    subject |= {"scores": [], "baselines": {}}
+    assert audit(seal(subject, KEY)) == []
+    said = subject["executions"][-1]["execution"]
+    for name in ("block", "keep", "close", "vault"):
+        was, said[name] = said[name], next(others(said[name])) if isinstance(said[name], str) else [["1", "2"]]
+        assert named(audit(seal(subject, KEY)), "round.detail" if name == "block" else "executions[3]"), name
+        said[name] = was
+    said["released"][0] = str(int(said["released"][0]) + 1)
+    problems = audit(seal(subject, KEY))
+    assert [p.partition(":")[0] for p in problems] == ["executions[3].execution.after[0]", "round.detail"], problems
+    said["after"][0] = str(int(said["after"][0]) + 1)
+    (problem,) = audit(seal(subject, KEY))  # the events say what the detail must be
+    assert problem.startswith("round.detail: ") and f"recomputed block {said['block']}: " in problem
+
+    modelled = copy.deepcopy(rounds["live"])  # where nobody else can touch the vault
+    modelled["round"] |= void
+    modelled |= {"scores": [], "baselines": {}}
+    assert named(audit(seal(modelled, KEY)), "round.code")
 
 
 def test_who_seals_with_another_key_is_named_by_every_signed_answer(rounds):
@@ -698,7 +802,7 @@ def test_evidence_with_anything_in_any_place_is_never_an_error_and_never_agrees(
     assert subject == rounds["live"] and len(seen) > 70
 
 
-@pytest.mark.parametrize("kind", ["evaluation", "live"])
+@pytest.mark.parametrize("kind", ["evaluation", "live", "chain"])
 def test_extreme_numbers_that_the_validator_sealed_do_not_break_the_replay(kind, rounds, quick):
     subject, seen = copy.deepcopy(rounds[kind]), Counter()
     for path in replaced(subject, extremes):

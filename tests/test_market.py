@@ -207,7 +207,7 @@ def test_nobody_sees_what_lies_above_the_head():
 
 def test_a_recording_cannot_be_changed():
     venue = RecordedMarket(small_recording())
-    assert not venue.executes
+    assert venue.read_only
     with pytest.raises(MarketError, match="cannot be changed"):
         asyncio.run(venue.execute(None))
 

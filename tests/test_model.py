@@ -112,7 +112,7 @@ def test_it_says_that_it_is_a_model():
     venue = at(0)
     assert venue.label == "MODEL of a market (seed 7): invented order flow, no real pool"
     assert venue.pair.pool_address == "model:7"
-    assert venue.executes
+    assert not venue.read_only
 
 
 def test_old_events_are_forgotten_and_nothing_else_changes(monkeypatch):

@@ -41,10 +41,11 @@ import receipt_book
 import receipts
 from local import LocalChain
 from model import FIRST_TIME
-from protocol import Code, Position, ProtocolError, RebalanceQuery, canonical, digest, encode
+from protocol import Code, JobSettings, Position, ProtocolError, RebalanceQuery, canonical, digest, encode
 from receipt_book import ReceiptBook, fetch
 from receipts import Issuer, issue, problems, read, seal_digest, statement
-from store import Store
+from scoring import Outcome, gas_cost, score_outcome
+from store import Store, to_json
 from wire import Gate, WireError, ask, build_app, client_session, local_keypair, serve, sign_statement
 
 VALIDATOR, EVE = local_keypair("validator-hotkey"), local_keypair("eve-hotkey")
@@ -255,6 +256,27 @@ def test_a_wrong_score_is_found_without_the_evidence(played):
     assert {("pol", True, True), ("pol", False, True), ("pol", False, False), ("fees", False, True)} <= seen
 
 
+def test_the_gas_of_a_live_round_is_said_and_its_score_follows_from_it(played):
+    round_id, hotkey = next(pair for pair in played.asked if ":live:" in pair[0])
+    said = copy.deepcopy(played.receipt(round_id, hotkey)["statement"])
+    assert "gas" not in said["line"]
+    line, settings = said["line"], JobSettings.for_target("MaxFees")
+    outcome = Outcome(**{k: Decimal(v) if k == "in_range" else int(v) for k, v in line["outcome"].items()})
+    gas = 3 * 10**14, 5
+    terms = score_outcome(outcome, "MaxFees", settings.rebalance_cost, gas_cost(*gas, outcome.sqrt_price_end_x96))
+    line |= {"gas": to_json(gas), "terms": to_json(terms), "score": str(terms.score)}
+    assert list(problems(read(signed(said)))) == [] and terms.costs > 10**5
+    for n in (0, 1):  # a unit of token0 is less than one of token1 here
+        more = with_change(said, ("line", "gas", n), lambda text: str(int(text) + 10**14))
+        assert any(what.startswith("line.terms.costs: ") for what in problems(more))
+    for wrong in ([], ["1"], ["1", "2", "3"], ["x", "1"], ["-1", "5"]):
+        assert list(problems(with_change(said, ("line", "gas"), lambda _, wrong=wrong: wrong))), wrong
+    assert list(problems(with_change(said, ("line",), lambda line: {k: v for k, v in line.items() if k != "gas"})))
+    evaluated = with_change(said, ("round", "round_type"), lambda _: "evaluation")
+    assert any(what.startswith("line.gas: ") for what in problems(evaluated))
+    assert refusal(lambda: read(signed(with_change(said, ("line", "gas"), lambda _: [3, 5])))) is Code.MALFORMED
+
+
 def test_numbers_that_are_none_or_too_long_to_print_are_named_and_cost_nothing(played):
     round_id, hotkey = next(pair for pair in played.asked if pair[1] == hotkey_of("moves"))
     said = played.receipt(round_id, hotkey)["statement"]
@@ -274,7 +296,7 @@ async def serving(played: Played, folder: Path, *registered: str):
         await chain.register(VALIDATOR.ss58_address, "cold", 10**15)
         for name in registered:
             await chain.register(hotkey_of(name), f"{name}'s coldkey")
-        async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", 0) as issuer:
+        async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", 0, "127.0.0.1") as issuer:
             (own,) = [n for n in (await chain.metagraph()).neurons if n.hotkey == VALIDATOR.ss58_address]
             yield issuer, f"http://{own.address}"
 
@@ -710,7 +732,7 @@ def test_the_default_port_gives_way_and_a_port_that_was_asked_for_does_not(playe
             tmp_path / "chain.sqlite3", VALIDATOR.ss58_address, "cold", genesis_block=1
         ) as chain:
             await chain.register(VALIDATOR.ss58_address, "cold", 10**15)
-            async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port):
+            async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port, "127.0.0.1"):
                 (own,) = [n for n in (await chain.metagraph()).neurons if n.address]
                 return int(own.address.rpartition(":")[2])
 

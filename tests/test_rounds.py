@@ -26,6 +26,7 @@ import rounds
 import scoring
 import sim
 from books import SHARE_QUANTUM, Book, Tape
+from market import Execution, Sent
 from protocol import Code, JobSettings, Position
 from recording import Event, Snapshot
 from rounds import (
@@ -559,8 +560,14 @@ def test_at_the_end_of_the_scale_the_grid_ends_too(monkeypatch):
 # Live rounds
 
 
-def live_round(seed: int, poke: bool) -> LiveInputs:
-    """The vault closes its position in block 104 and mints another, on chain; the decision says the same."""
+def live_round(seed: int, poke: bool = False, first: bool = True, token: str = "") -> tuple[LiveInputs, Decision]:
+    """The vault closes its position in block 104 and mints another, on chain; the decision says the same.
+
+    Args:
+        poke: somebody settles the position's fees in block 102.
+        first: the transaction comes before block 104's swap, as on the model, or after it.
+        token: what the new position's owner is called beyond the vault.
+    """
     rng, pool = Random(seed), market(swaps=0)[0].open()
     idle, events = (10**17, 10**17), []
     pool.flash(0, 0, 10**9, 10**8)  # fees from before the round
@@ -581,6 +588,8 @@ def live_round(seed: int, poke: bool) -> LiveInputs:
             pool.burn(VAULT, -100, 100, 0)
             note(block, "burn", (VAULT, -100, 100, 0, 0, 0))
     shown = Book(Tape(snapshot)).shown(pool.sqrt_price_x96)
+    if not first:
+        swap(104)
     out = pool.burn(VAULT, -100, 100, 10**18)
     note(104, "burn", (VAULT, -100, 100, 10**18, *out))
     state = pool.positions[VAULT, -100, 100]
@@ -590,22 +599,142 @@ def live_round(seed: int, poke: bool) -> LiveInputs:
     have = tuple(i + o + f for i, o, f in zip(idle, out, fees, strict=True))
     lower, upper = sqrt_ratio_at_tick(-200), sqrt_ratio_at_tick(200)
     liquidity = sim.liquidity_for(*have, pool.sqrt_price_x96, lower, upper)
-    note(104, "mint", (VAULT, -200, 200, liquidity, *pool.mint(VAULT, -200, 200, liquidity)))
-    for block in range(104, 108):
+    paid = pool.mint(VAULT + token, -200, 200, liquidity)
+    note(104, "mint", (VAULT + token, -200, 200, liquidity, *paid))
+    for block in range(104 if first else 105, 108):
         swap(block)
-    decision = Decision("a", 104, tuple(shown), (Position(-200, 200, *have),))
-    return LiveInputs(JobSettings(), snapshot, CLOSE, tuple(events), "a", (decision,))
+    left = tuple(h - p for h, p in zip(have, paid, strict=True))
+    closing = Snapshot.of(pool, [(VAULT + token, -200, 200)], left, CLOSE, 12 * CLOSE, "synthetic", VAULT)
+    plan = ((-100, 100),), ((-200, 200, *have),)
+    execution = Execution(104, VAULT, (), *plan, idle, out, fees, paid, left, ((-200, 200, liquidity),))
+    inputs = LiveInputs(JobSettings(), snapshot, CLOSE, tuple(events), "a", (execution,), closing)
+    return inputs, Decision("a", 104, tuple(shown), (Position(-200, 200, *have),))
+
+
+def sent(inputs: LiveInputs, code: Code = Code.EXECUTED, gas0: int = 0, gas1: int = 0) -> LiveInputs:
+    """The same, as it is told of a chain."""
+    said = Sent(code, "", "0x" + "1" * 64, 300_000, max(gas0, gas1), gas0, gas1)
+    return replace(inputs, executions=tuple(replace(execution, sent=said) for execution in inputs.executions))
 
 
 @pytest.mark.parametrize("poke", [False, True])
 def test_a_live_round_executed_to_the_letter_is_scored_as_its_simulation(poke):
     """To the wei: the vault's own liquidity is in the pool, so each leg's share is its own growth."""
     for seed in range(20):
-        inputs = live_round(seed, poke)
-        result = play_live(inputs)
+        inputs, decision = live_round(seed, poke)
+        result, game = play_live(inputs), Round(inputs.settings, inputs.snapshot)
+        game.feed(inputs.events)
+        book = Book(game.tape)
+        book.rebalance(104, decision.desired, decision.shown)
         assert result.code == Code.SCORED and result.detail == "", seed
         (line,) = result.lines
+        assert line.outcome == game.line("a", book, CLOSE).outcome, seed
         assert line.name == "a" and line.outcome.changes == 1 and any((line.outcome.fees0, line.outcome.fees1))
         assert play_live(replace(inputs, events=inputs.events[1:])).code == Code.VOID_CONTRADICTION
         wrong = Event(CLOSE, 0, 0, "mint", ("x", 0, 1, 5, 0, 0))
         assert line.rank == 1 and play_live(replace(inputs, events=(*inputs.events, wrong))) == result
+        assert play_live(replace(inputs, closing=None)) == play_live(sent(inputs)) == result and line.gas is None
+
+
+def test_the_share_in_range_is_of_the_positions_that_the_vault_really_had():
+    """Block by block, in fractions: those after block 104's transaction, wherever in the block it stands."""
+    differ = 0
+    for seed in range(20):
+        inputs, decision = live_round(seed, first=False, token="#9")
+        tape = Tape(inputs.snapshot)
+        tape.feed(inputs.events)
+        (line,), (execution,) = play_live(inputs).lines, inputs.executions
+
+        total = Fraction(0)
+        for since, until, ticks, liquidity, idle in (
+            (100, 104, (-100, 100), 10**18, execution.before),
+            (104, CLOSE, execution.minted[0][:2], execution.minted[0][2], execution.after),
+        ):
+            price, bounds = tape.price_before(since), [sqrt_ratio_at_tick(tick) for tick in ticks]
+            held = sim.amounts_of(liquidity, price, *bounds, round_up=False)
+            worth = [a0 * Fraction(price, Q96) ** 2 + a1 for a0, a1 in (held, idle)]
+            inside = sum(bounds[0] <= tape.price_before(block + 1) < bounds[1] for block in range(since, until))
+            total += worth[0] / sum(worth) * inside
+        assert abs(Fraction(line.outcome.in_range) * (CLOSE - 100) - total) < Fraction(1, 10**17), seed
+        game = Round(inputs.settings, inputs.snapshot)
+        game.feed(inputs.events)
+        book = Book(game.tape)
+        book.rebalance(104, decision.desired, decision.shown)
+        differ += game.line("a", book, CLOSE).outcome != line.outcome
+    assert differ > 10  # a simulated book knows nothing of what came before the transaction
+
+
+def test_gas_is_deducted_in_token1_at_the_end_price_rounded_up_and_keep_pays_none():
+    for seed, target in enumerate(TARGETS):
+        inputs, _ = live_round(seed)
+        inputs = replace(inputs, settings=JobSettings(target=target, rebalance_cost=1000))
+        free = play_live(inputs)
+        for gas0, gas1 in ((3 * 10**14 + 1, 0), (0, 2 * 10**14)):
+            result = play_live(sent(inputs, gas0=gas0, gas1=gas1))
+            (line,), (unpaid,) = result.lines, free.lines
+            cost = ceil(gas0 * Fraction(line.outcome.sqrt_price_end_x96, Q96) ** 2) + gas1
+            assert line.outcome == unpaid.outcome and line.gas == (gas0, gas1) and result.keep == free.keep
+            assert line.terms.costs == 1000 + cost
+            assert line.terms.value_gain == CONTEXT.subtract(unpaid.terms.value_gain, D(cost))
+            assert line.terms == score_outcome(line.outcome, target, 1000, cost)
+            assert line.score < unpaid.score
+
+
+def test_a_failed_decision_costs_its_gas_and_changes_nothing():
+    inputs, _ = live_round(1)
+    quiet = replace(
+        inputs, events=inputs.events[:4], close_block=104, closing=None, settings=JobSettings(min_in_range=D(0))
+    )
+    failed = replace(inputs.executions[0], released=(0, 0), fees=(0, 0), paid=(0, 0), minted=())
+    result = play_live(sent(replace(quiet, executions=(failed,)), Code.EXECUTION_REVERTED, gas1=7))
+    (line,) = result.lines
+    assert line.outcome.changes == 0 and line.terms.costs == 7 and line.outcome == result.keep.outcome
+    (free,) = play_live(sent(replace(quiet, executions=(failed,)), Code.TURNOVER_LIMIT)).lines
+    assert free.terms == result.keep.terms and free.gas is None
+
+
+def foreign(inputs: LiveInputs, **terms) -> str:
+    result = play_live(replace(inputs, **terms))
+    assert result.code == Code.LIVE_FOREIGN_TRANSFER and not result.lines and not result.keep, result
+    return result.detail
+
+
+def test_what_the_chain_shows_at_the_close_and_no_event_explains_voids_the_round_with_the_amounts():
+    inputs, _ = live_round(2)
+    closing, (position,) = inputs.closing, inputs.closing.vault
+    assert "+5 of token0 that" in foreign(inputs, closing=replace(closing, idle0=closing.idle0 + 5))
+    out = replace(closing, idle0=closing.idle0 - 1, idle1=closing.idle1 - 2)
+    assert "-1 of token0, -2 of token1" in foreign(inputs, closing=out)
+    gone = foreign(inputs, closing=replace(closing, vault=()))
+    assert f"liquidity 0 from -200 to 200, {position.liquidity} by its events" in gone
+    given = replace(position, owner=f"{VAULT}#3", tick_lower=-300)
+    assert "liquidity 5 from" in foreign(
+        inputs, closing=replace(closing, vault=(position, replace(given, liquidity=5)))
+    )
+    # fees that were released and not collected are idle to one reader and owed to another
+    owed = replace(position, tokens_owed0=position.tokens_owed0 + 3)
+    same = replace(closing, idle0=closing.idle0 - 3, vault=(owed,))
+    assert play_live(replace(inputs, closing=same)) == play_live(inputs)
+
+
+def test_a_change_of_the_vaults_positions_that_no_execution_explains_voids_the_round():
+    inputs, _ = live_round(3, token="#9")
+    (execution,), events = inputs.executions, inputs.events
+    assert play_live(inputs).code == Code.SCORED
+    assert "executions released 0 and 0, fees 0 and 0, paid 0 and 0" in foreign(inputs, executions=())
+    for name in ("released", "fees", "paid"):
+        amounts = getattr(execution, name)
+        more = replace(execution, **{name: (amounts[0], amounts[1] + 1)})
+        assert f"{name} {amounts[0]} and {amounts[1] + 1}" in foreign(inputs, executions=(more,))
+    foreign(inputs, executions=(replace(execution, minted=()),))
+    foreign(inputs, executions=(replace(execution, block=105),))
+    foreign(inputs, executions=sent(inputs, Code.EXECUTION_UNKNOWN).executions)
+
+    tape = Tape(inputs.snapshot)
+    tape.feed(events)
+    paid = tape.pool.copy().mint(VAULT, -200, 200, 10)
+    for block, owner in ((108, VAULT), (109, f"{VAULT}#12")):
+        dust = Event(block, 0, 12 * block, "mint", (owner, -200, 200, 10, *paid))
+        assert f"block {block}: " in foreign(inputs, events=(*events, dust))
+    others = Event(108, 0, 1296, "mint", (f"{VAULT}x", -200, 200, 10, *paid))
+    assert play_live(replace(inputs, events=(*events, others))).code == Code.SCORED

@@ -20,20 +20,25 @@ import pytest
 from subnets import ROOT
 
 import settings
+from follower import CONFIRMATIONS
 from notify import NOTIFY_SETTINGS
 from runtime import Parser, UserError
 from settings import (
     CHAIN_SETTINGS,
+    MARKET_SETTINGS,
     Secret,
     Setting,
     add_chain_options,
     add_logging_options,
+    add_market_options,
     add_settings,
     is_local,
     masked_url,
     parse_options,
     read_dotenv,
+    read_executor_key,
     read_password,
+    real_market,
     settings_lines,
 )
 
@@ -47,7 +52,11 @@ def build_parser() -> Parser:
     add_logging_options(parser)
     webhook = Setting("webhook", ("--webhook",), "a secret", ("WEBHOOK",), type=settings.url("https"), secret=True)
     add_settings(parser, "alerts", (webhook,))
-    add_chain_options(parser.add_subparsers(dest="command").add_parser("doctor"))
+    parser.add_argument("--events")
+    add_market_options(parser)
+    doctor = parser.add_subparsers(dest="command").add_parser("doctor")
+    add_chain_options(doctor)
+    add_market_options(doctor)
     return parser
 
 
@@ -174,6 +183,104 @@ def test_the_log_options_give_what_run_takes(parsed):
         assert (options.log_level, options.log_json, options.log_file) == (level, False, None)
     options = parsed("--log-json --log_file x.log doctor")
     assert (options.log_json, options.log_file) == (True, "x.log")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A pool of a real chain
+
+POOL, VAULT, NODE = "0x" + "AB" * 20, "0x" + "cd" * 20, "https://node.example/v3/SECRET"
+
+
+def test_nodes_may_be_given_again_and_again_and_a_variable_has_commas_between_them(parsed):
+    for command in ("", "doctor "):
+        options = parsed(f"{command}--rpc {NODE} --rpc http://127.0.0.1:8545 --pool {POOL}", {"ALM_RPC_URLS": "x"})
+        assert options.rpc == [NODE, "http://127.0.0.1:8545"] and options.pool == POOL.lower()
+    environ = {"ALM_RPC_URLS": f"{NODE}, http://127.0.0.1:8545", "ALM_POOL": POOL}
+    assert parsed("", environ).rpc == [NODE, "http://127.0.0.1:8545"] and "ALM_RPC_URLS" not in environ
+    assert parsed("", {}, f"ALM_RPC_URLS='{NODE}'").rpc == [NODE]
+    assert parsed("").rpc is None and parsed("", {"ALM_RPC_URLS": ""}, f"ALM_RPC_URLS='{NODE}'").rpc is None
+
+
+def test_a_real_pool_is_all_that_a_market_needs_to_be_opened(parsed):
+    line = f"--rpc {NODE} --pool {POOL} --vault {VAULT.upper().replace('X', 'x')}"
+    assert real_market(parsed(line)) == ((NODE,), POOL.lower(), VAULT, None, CONFIRMATIONS, None, None)
+    bot = " --executor-url http://127.0.0.1:8095/ --manager 0x" + "1" * 40 + " --confirmations 0"
+    found = real_market(parsed(line + bot, {"EXECUTOR_API_KEY": "k3y"}))
+    assert found[3:6] == ("0x" + "1" * 40, 0, "http://127.0.0.1:8095") and found.executor_key.reveal() == "k3y"
+    assert "k3y" not in repr(found)
+    found = real_market(parsed(line, {"EXECUTOR_BOT_URL": "http://127.0.0.1:8095", "EXECUTOR_API_KEY": "k3y"}))
+    assert found.executor_url == "http://127.0.0.1:8095"
+    assert real_market(parsed("", {"ALM_POOL": POOL, "EXECUTOR_API_KEY": "k3y"})) is None
+    assert real_market(parsed(line, {"EXECUTOR_API_KEY": "k3y"})).executor_key is None
+
+
+@pytest.mark.parametrize(
+    ("line", "environ", "says"),
+    [
+        (f"--rpc {NODE} --vault {VAULT}", {}, "no pool; add --pool 0x..., or set ALM_POOL"),
+        (f"--rpc {NODE} --pool {POOL}", {}, "no vault; add --vault 0x..."),
+        (f"--rpc {NODE} --pool {POOL} --vault {VAULT} --executor-url http://127.0.0.1:1/SECRET", {}, "asks for a key"),
+    ],
+)
+def test_a_market_that_lacks_a_part_says_which(parsed, line, environ, says):
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        real_market(parsed(line, environ))
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "environ", "says"),
+    [
+        (f"--pool {POOL}", {}, "--pool is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS"),
+        ("--executor-url http://127.0.0.1:1", {}, "--executor-url is given, but no node"),
+        ("--confirmations 5", {}, "--confirmations is given, but no node"),
+        (f"--rpc {NODE} --events recording", {}, "--events is a recording, --rpc is for a real chain; name one"),
+        (f"--rpc {NODE} --vault 0:-60:60", {}, "--vault '0:-60:60': 0x and 40 hexadecimal digits"),
+        (f"--rpc {NODE} --vault 0x{'5e' * 32}", {}, "--vault 66 characters: 0x and 40"),  # a private key
+        ("--rpc ws://node/SECRET", {}, "--rpc"),
+        ("--rpc node/SECRET", {}, "--rpc"),
+        ("", {"ALM_RPC_URLS": f"{NODE},"}, "ALM_RPC_URLS (environment)"),
+        ("", {"ALM_POOL": "0x12"}, "ALM_POOL (environment) '0x12'"),
+        (f"--rpc {NODE} --confirmations -1", {}, "--confirmations"),
+        (f"--rpc {NODE} --executor-url http://127.0.0.1:1/?SECRET", {}, "--executor-url"),
+    ],
+)
+def test_a_mistake_about_a_real_pool_is_one_line_without_a_secret(mistake, line, environ, says):
+    error = mistake(line, environ)
+    assert says in error and "SECRET" not in error and "5e5e5e" not in error
+
+
+def test_a_recording_that_is_named_counts_for_more_than_a_chain_in_the_environment(parsed):
+    environ = {"ALM_RPC_URLS": NODE, "ALM_POOL": POOL, "EXECUTOR_BOT_URL": "http://127.0.0.1:1"}
+    options = parsed("--events recording --vault 0:-60:60", environ)
+    assert real_market(options) is None and options.vault == "0:-60:60"
+    assert not [line for line in settings_lines(options) if "example" in line or "pool" in line]
+
+
+def test_the_executors_key_comes_from_one_place_and_fits_into_a_header(parsed, tmp_path):
+    path = tmp_path / "key"
+    path.write_text("from-file\nrest")
+    path.chmod(0o600)
+    line = f"--rpc {NODE} --executor-key-file {path}"
+    assert read_executor_key(parsed(f"--rpc {NODE}")) is None
+    assert read_executor_key(parsed(line)).reveal() == "from-file"
+    environ = {"EXECUTOR_API_KEY": "from-environment"}
+    options = parsed(f"--rpc {NODE}", environ)
+    assert read_executor_key(options).reveal() == "from-environment" and not environ
+    assert "from-environment" not in f"{options} {settings_lines(options)}"
+    assert read_executor_key(parsed(line, {"EXECUTOR_API_KEY": "x"})).reveal() == "from-file"
+    with pytest.raises(UserError, match="both executor_key"):
+        read_executor_key(parsed("", {"EXECUTOR_API_KEY": "x", "EXECUTOR_API_KEY_FILE": str(path)}))
+    with pytest.raises(UserError, match="another character") as caught:
+        read_executor_key(parsed("", {"EXECUTOR_API_KEY": "x\nInjected: header"}))
+    assert "Injected" not in str(caught.value)
+    path.chmod(0o640)
+    with pytest.raises(UserError, match=f"key file {path} can be read by others; run: chmod 600"):
+        read_executor_key(parsed(line))
+    path.chmod(0o600)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="the first line, which should be the key, is empty"):
+        read_executor_key(parsed(line))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -436,11 +543,15 @@ def test_a_password_command_runs_without_a_shell_and_without_secrets(parsed, mon
 def test_the_readmes_table_is_the_settings_as_they_are():
     section = (ROOT / "README.md").read_text().split("## Options and environment\n", 1)[1].split("\n## ", 1)[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
-    listed = {tuple(re.findall(r"`([A-Z_]+)`", names)): (flags, default) for flags, names, default in rows}
-    for setting in (*CHAIN_SETTINGS, *NOTIFY_SETTINGS):
-        flags, default = listed.pop(setting.env)
+    listed = {
+        (*re.findall(r"`(--\S+)`", flags), *re.findall(r"`([A-Z_]+)`", names)): row
+        for row in rows
+        for flags, names, _ in [row]
+    }
+    for setting in (*CHAIN_SETTINGS, *NOTIFY_SETTINGS, *MARKET_SETTINGS):
         dotted = [flag for flag in setting.flags if "_" not in flag.partition(".")[0]]
-        assert re.findall(r"`(--\S+)`", flags) == dotted, setting.name
+        *_, default = listed.pop((*dotted, *setting.env))
         shown = re.findall(r"`(.+)`", default)
-        assert shown == (["finney"] if setting.name == "network" else [setting.default] if setting.default else [])
-    assert set(listed) == {()}  # the log's
+        usual = {"network": "finney"}.get(setting.name, setting.default)
+        assert shown == ([] if usual is None else [str(usual)]), setting.name
+    assert [row[1].strip() for row in listed.values()] == [""] * 3  # the log's

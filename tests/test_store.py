@@ -21,7 +21,9 @@ from subnets import ROOT, a_job, rows, write
 from worlds import random_world
 
 import store
+from market import MarketGap
 from protocol import Code, JobSettings
+from recording import Event
 from rounds import Entrant, Line, RoundResult
 from scoring import Outcome, Standing, score_outcome, update_eval
 from store import EVENTS_SCHEMA, JOBS_SCHEMA, Prediction, Store, StoreError, connect, to_json, transaction
@@ -535,8 +537,10 @@ def test_events_and_pools_are_stored_once_however_many_rounds_share_them(path):
         for job, idle in (("one", 7), ("two", 8)):
             round_id = await a_round(memory, job=job, finish=False)
             await memory.open_window(round_id, "pool", replace(world.snapshot, idle0=idle))
-            await memory.add_events("pool", world.events[:8])
-        await memory.add_events("pool", world.events)
+            until = world.events[8].block
+            await memory.add_events("pool", 0, until - 1, [event for event in world.events if event.block < until])
+        await memory.add_events("pool", until, 10**9, [event for event in world.events if event.block >= until])
+        await memory.add_events("pool", 0, 10**9, world.events)
 
     using(path, work)
     events = path.with_name("validator.events.sqlite3")
@@ -546,6 +550,63 @@ def test_events_and_pools_are_stored_once_however_many_rounds_share_them(path):
         (e.block, e.log_index, e.kind, json.dumps(list(map(str, e.args)), separators=(",", ":"))) for e in world.events
     ]
     assert [json.loads(state)["idle0"] for (state,) in rows(path, "SELECT vault_state FROM rounds")] == ["7", "8"]
+
+
+def pokes(*places: tuple[int, int], amount: int = 0) -> list[Event]:
+    return [Event(*place, 12 * place[0], "burn", ("x", -10, 10, amount, 0, 0)) for place in places]
+
+
+async def stored_events(memory: Store, path: Path) -> list[tuple]:
+    events = path.with_name("validator.events.sqlite3")
+    return rows(events, "SELECT pool, block, log_index, json_extract(args, '$[3]') FROM events ORDER BY 1, 2, 3")
+
+
+def test_what_a_reorganisation_took_back_goes_with_what_came_instead(path):
+    async def work(memory):
+        await memory.add_events("other", 5, 9, pokes((7, 0)))
+        await memory.add_events("pool", 5, 9, pokes((5, 1), (7, 0), (7, 3), (9, 2)))
+        await memory.add_events("pool", 6, 8, [*pokes((7, 0)), *pokes((7, 2), amount=4), *pokes((8, 1))])
+        assert await stored_events(memory, path) == [
+            ("other", 7, 0, "0"),
+            *(("pool", *row) for row in ((5, 1, "0"), (7, 0, "0"), (7, 2, "4"), (8, 1, "0"), (9, 2, "0"))),
+        ]
+        await memory.add_events("pool", 8, 9, pokes((8, 1), amount=5))
+        assert (await stored_events(memory, path))[-1] == ("pool", 8, 1, "5")
+
+    using(path, work)
+
+
+def test_a_finished_round_keeps_the_events_it_was_scored_from_and_the_next_one_is_told(path):
+    """Finished: blocks 100 to 109. A round that still runs has no evidence yet."""
+    snapshot = replace(random_world(1).snapshot, block=100)
+
+    async def work(memory):
+        running = await a_round(memory, job="running", finish=False)
+        done = await a_round(memory, finish=False)
+        for round_id in (running, done):
+            await memory.open_window(round_id, "pool", snapshot)
+        await memory.add_events("pool", 100, 112, pokes((104, 1), (109, 1), (110, 1)))
+        await memory.add_events("pool", 100, 112, pokes((104, 2), (109, 1), (110, 1)))
+        await memory.finish_round(done, "job", a_result("alice"), 110, 1, {}, 0)
+        held = (await memory.evidence(done))["events"]
+        before = await stored_events(memory, path)
+        for changed in (pokes((109, 1), (110, 1)), pokes((104, 2), (109, 1), (109, 2), (110, 1))):
+            with pytest.raises(MarketGap, match=f"round {done} was scored from"):
+                await memory.add_events("pool", 100, 112, changed)
+        with pytest.raises(MarketGap, match="block 100 is not"):
+            await memory.open_window(running, "pool", replace(snapshot, tick=snapshot.tick + 1))
+        assert await stored_events(memory, path) == before and (await memory.evidence(done))["events"] == held
+        await memory.open_window(
+            running, "pool", replace(snapshot, idle0=9, vault_owner="me")
+        )  # another vault, the same pool
+        await memory.add_events("pool", 100, 112, pokes((104, 2), (109, 1), (110, 2), (111, 1)))  # after its close
+        assert (await memory.evidence(done))["events"] == held and len(await stored_events(memory, path)) == 4
+        await memory.add_seal(done, {})
+        assert await memory.prune(2**40) == 1
+        await memory.add_events("pool", 100, 112, [])  # a pruned round has no evidence that could change
+        assert await stored_events(memory, path) == []
+
+    using(path, work)
 
 
 def test_results_become_plain_json_with_numbers_as_strings():

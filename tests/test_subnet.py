@@ -15,17 +15,24 @@ from pathlib import Path
 
 import pytest
 from bittensor.keyfiles import Keyfile
-from subnets import ROOT, command, hotkey_of, rows
+from subnets import FAST, ROOT, accept, command, hotkey_of, rows
 from substrate import LOST, Node
 from test_chain import _sdk_caches, cold, hot  # noqa: F401
 
 import miner
+import receipt_book
+import receipts
 import subnet
 import validator
-from chain import BittensorChain
+import wire
+from chain import BittensorChain, ChainError
 from local import LocalChain, reference_miners
+from model import FIRST_BLOCK, ModelMarket
+from protocol import RebalanceQuery, decode, encode
+from receipt_book import ReceiptBook
+from runtime import UserError
 from settings import parse_options
-from wire import local_keypair
+from wire import Gate, build_app, local_keypair, serve
 
 NETUID = 98
 
@@ -91,7 +98,9 @@ MINER = "--netuid 98 --wallet w --wallet-hotkey m --dir new --external-ip 5.6.7.
         (validator, VALIDATOR.replace("--dry-run", ""), "--dry-run shows what would be sent"),
         (validator, f"{VALIDATOR} --fresh", "move its files away"),
         (validator, f"{VALIDATOR} --no-miners", "a real one has the miners that registered"),
+        (validator, f"{VALIDATOR} --external-ip 10.1.2.3", "--external-ip 10.1.2.3 is no public IP address"),
         (validator, VALIDATOR.replace("--netuid 98", ""), "add --netuid N"),
+        (validator, "--dir new --external-ip 5.6.7.8", "--external-ip is for a real network"),
         (miner, f"{MINER} --wallet nobody", "no key file"),
         (miner, f"{MINER} --wallet-hotkey locked --password-file wrong", "wrong password for"),
         (miner, f"{MINER} --wallet-hotkey stranger", "not registered on netuid 98; btcli subnets register"),
@@ -229,3 +238,118 @@ def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wa
     axon, out = node.state.uids[2].axon, capsys.readouterr().out
     assert ipaddress.ip_address(axon["ip"]) == ipaddress.ip_address("5.6.7.8") and node.submitted == 1
     assert f"uid 2, hotkey {hot('m')}, strategy mine, 5.6.7.8:{axon['port']}" in out and "LOCAL" not in out
+
+
+def test_a_market_of_a_real_chain_needs_no_dry_run_and_has_its_own_pace(wallets):
+    options = options_of(validator, VALIDATOR.replace("--dry-run", ""))
+    with pytest.raises(UserError, match="name a real one with --rpc, or --dry-run"):
+        subnet._check_real(options)
+    options.rpc = ["http://127.0.0.1:8545"]
+    subnet._check_real(options)
+    assert options.pace == 1.0
+    options.pace = 60.0
+    with pytest.raises(UserError, match="--pace is for a recording"):
+        subnet._check_real(options)
+
+
+@pytest.mark.parametrize(
+    ("line", "door"),
+    [
+        ("", (None, 8090, None)),
+        ("--external-ip 5.6.7.8", ("127.0.0.1", 8090, "5.6.7.8")),
+        ("--external-ip 5.6.7.8 --host 0.0.0.0 --port 99", ("0.0.0.0", 99, "5.6.7.8")),
+        ("--external-ip 5.6.7.8 --dry-run", ("127.0.0.1", 8090, None)),
+    ],
+)
+def test_receipts_are_served_where_miners_reach_them_and_published_unless_nothing_is_sent(line, door):
+    assert subnet.receipts_door(options_of(validator, line)) == door
+
+
+async def on_the_network(node, wallets, monkeypatch, tmp_path, line: str, after):
+    """A validator's round on the network with a miner that keeps what is posted; then `after(book)`, while both serve.
+
+    The model stands for a real pool, and the loopback interface for the public network.
+    """
+    monkeypatch.setattr(subnet, "open_market", model_market)
+    for module in (wire, subnet):
+        monkeypatch.setattr(module, "is_public", lambda host: True)
+    line = f"--netuid 98 --wallet w --wallet-hotkey v --dir new --wallet-path {wallets} {line}"
+    options = options_of(validator, f"{line} --rounds 1 --round-seconds 60 --log-level ERROR")
+    options.rpc = ["http://127.0.0.1:9"]
+    ready, done = asyncio.Event(), asyncio.Event()
+
+    async def farewell(ground) -> None:
+        ready.set()
+        await done.wait()
+
+    monkeypatch.setattr(validator, "_farewell", farewell)
+
+    async def rebalance(caller: str, body: bytes) -> bytes:
+        return encode(accept(decode(RebalanceQuery, body, len(body)).current_positions))
+
+    async with ReceiptBook.open(tmp_path / "receipts-mine.sqlite3", hot("m")) as book:
+        gate = Gate(lambda: ({}, 0.0), min_stake_rao=0, allow=frozenset({hot("v")}))
+        routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
+        app = build_app(keypair=local_keypair("m-hotkey"), gate=gate, routes=routes, limits=FAST)
+        async with serve(app, "127.0.0.1", 0) as port:
+            node.state.uids[2].axon = axon("127.0.0.1", port)
+            running = asyncio.create_task(validator.validate(options))
+            waiting = asyncio.create_task(ready.wait())
+            await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+            assert ready.is_set(), running.result()
+            await after(book)
+            done.set()
+            await running
+
+
+def axon(ip: str, port: int) -> dict:
+    return {"ip": int(ipaddress.IPv4Address(ip)), "port": port, "ip_type": 4, "block": 1}
+
+
+async def model_market(options, store) -> ModelMarket:
+    return ModelMarket(5, dict.fromkeys(subnet.MODEL_VAULTS.values(), subnet.MODEL_CAPITAL), head=FIRST_BLOCK, pace=60)
+
+
+def test_receipts_are_posted_to_the_miners_of_a_network_and_served_to_nobody_without_an_address(
+    node, wallets, monkeypatch, tmp_path
+):
+    async def posted(book: ReceiptBook) -> None:
+        while len(held := await book.held(hot("v"))) < 2:  # one of each job, or the deadline below passes
+            await asyncio.sleep(0.01)
+        assert {name.split(":")[1] for name in held} == {"evaluation"}
+        assert [wrong async for _, one in book.receipts() for wrong in receipts.problems(receipts.read(one))] == []
+
+    work = on_the_network(node, wallets, monkeypatch, tmp_path, "--dry-run", posted)
+    asyncio.run(asyncio.wait_for(work, 60))
+    assert not node.state.uids[1].axon["port"] and node.submitted == 0
+
+
+def test_a_miner_finds_a_validators_receipts_by_its_published_address(node, wallets, monkeypatch, tmp_path, capsys):
+    async def fetched(book: ReceiptBook) -> None:
+        public = node.state.uids[1].axon
+        assert public["ip"] == int(ipaddress.IPv4Address("5.6.7.8"))
+        node.state.uids[1].axon = axon("127.0.0.1", port := public["port"])  # where the public network would lead
+        line = f"--netuid 98 --wallet w --wallet-hotkey m --wallet-path {wallets} --dir new receipts"
+        assert await receipt_book._report(options_of(miner, line)) == 0
+        out = capsys.readouterr().out
+        assert f"2 receipts fetched from http://127.0.0.1:{port}\n" in out and "2 receipts are signed; 0 rounds" in out
+
+    line = "--external-ip 5.6.7.8 --port 0"
+    asyncio.run(asyncio.wait_for(on_the_network(node, wallets, monkeypatch, tmp_path, line, fetched), 60))
+    assert node.submitted >= 1  # the address; and weights, if they were due
+
+
+def test_a_chain_that_does_not_take_the_address_stops_no_round(node, wallets, monkeypatch, tmp_path, caplog):
+    async def nothing(book: ReceiptBook) -> None:
+        assert not node.state.uids[1].axon["port"]
+
+    async def refused(self, host: str, port: int):
+        raise ChainError("it is silent")
+
+    monkeypatch.setattr(BittensorChain, "serve", refused)
+    line = "--external-ip 5.6.7.8 --port 0"
+    asyncio.run(asyncio.wait_for(on_the_network(node, wallets, monkeypatch, tmp_path, line, nothing), 60))
+    assert "it is silent" in caplog.text
+    assert set(rows(Path("new/validator.sqlite3"), "SELECT code FROM rounds WHERE round_type = 'evaluation'")) == {
+        ("scored",)
+    }

@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from random import Random
+from typing import Any
 
 import aiohttp
 import anvil
@@ -23,12 +24,15 @@ import pytest
 from aiohttp import web
 
 import rpc
-from contracts import Function, Malformed, read_header, read_log
-from market import MarketError, RecordedMarket
-from protocol import JobSettings, to_plain
+import validator
+import web3market
+from contracts import TOKEN_OF_OWNER, Function, Malformed, read_header, read_log, read_ticks
+from market import Execution, MarketError, RecordedMarket, Sent
+from protocol import Code, JobSettings, canonical, to_plain
 from recording import Event, Snapshot, apply_event, read_recording, replay
-from rounds import Round
+from rounds import LiveInputs, Round, play_live
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
+from store import to_json
 from web3market import Web3Market, audit_chain
 
 ETHER = 10**18
@@ -113,6 +117,15 @@ class World:
 
     def balance(self, holder: str, token: str) -> int:
         return self.chain.call(token, Function("balanceOf(address)", "uint256"), holder)[0]
+
+    def everything(self, end: Snapshot) -> list[int]:
+        """The vault's tokens now, without uncollected fees: its balances, and what the contract would release."""
+        total = [self.balance(self.vault, token) for token in (self.uniswap.token0, self.uniswap.token1)]
+        for position in end.vault:
+            bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+            for n, amount in enumerate(amounts_of(position.liquidity, end.sqrt_price_x96, *bounds, round_up=False)):
+                total[n] += amount
+        return total
 
     @asynccontextmanager
     async def market(self, path, urls=(), **options) -> AsyncIterator[Web3Market]:
@@ -215,14 +228,9 @@ def test_what_the_vault_does_itself_is_followed_token_by_token(chain, tmp_path, 
             game, events = Round(JobSettings(), snapshot), await market.events(opening, close - 1)
             game.feed(events)
             end = await market.snapshot(world.vault, close)
-            balances = [world.balance(world.vault, token) for token in (world.uniswap.token0, world.uniswap.token1)]
-            return game, events, end, await market.uncollected(world.vault, close - 1), balances
+            return game, events, world.everything(end), await market.uncollected(world.vault, close - 1)
 
-    game, events, end, uncollected, total = asyncio.run(work())
-    for position in end.vault:
-        bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
-        for n, amount in enumerate(amounts_of(position.liquidity, end.sqrt_price_x96, *bounds, round_up=False)):
-            total[n] += amount
+    game, events, total, uncollected = asyncio.run(work())
     for fees in uncollected.values():
         total = [have + fee for have, fee in zip(total, fees, strict=True)]
     tokens, fees = game.tape.vault_holds()
@@ -303,7 +311,12 @@ def test_an_audit_on_the_chain_agrees_with_what_happened_and_names_what_was_chan
             events = await market.events(opening, close.number - 1)
         evidence = {
             "pool": world.uniswap.address,
-            "round": {"opening_hash": snapshot.block_hash, "close_block": str(close.number)},
+            "round": {
+                "opening_hash": snapshot.block_hash,
+                "close_block": str(close.number),
+                "round_type": "evaluation",
+            },
+            "executions": [],
             "snapshot": to_plain(snapshot),
             "events": [[*map(str, e[:3]), e.kind, [*map(str, e.args)]] for e in events],
             "asks": [],
@@ -335,6 +348,182 @@ def test_an_audit_on_the_chain_agrees_with_what_happened_and_names_what_was_chan
     for path, wrong in changed:
         words = "block" if path[0] == "round" else "events" if path[0] == "events" else f"{path[0]}.{path[1]}"
         assert len(wrong) == 1 and wrong[0].startswith(words), path
+
+
+class LiveRound:
+    """A live round on the chain with two transactions of the vault, the first in a range that it closed long before."""
+
+    def __init__(self, world: World, market: Web3Market):
+        self.world, self.market, self.executions = world, market, []
+
+    async def play(self) -> None:
+        world, vault, minting = self.world, self.world.vault, self.world.uniswap.minting
+        first, second = (await self.market.snapshot(vault, (await self.market.head()).number + 1)).vault
+        lower, upper = first.tick_lower, first.tick_upper
+        await self.carry_out([(4, first)], [minting(vault, lower - 600, upper + 600, ETHER // 20, ETHER // 30)])
+        self.executions.clear()
+        world.trade(2)
+        await self.market.catch_up()
+        self.opening = (await self.market.head()).number + 1
+        world.trade(4)
+        await self.carry_out([(5, second)], [minting(vault, lower, upper, ETHER // 50, ETHER // 50)])
+        world.trade(4)
+        await self.carry_out([], [minting(vault, upper, upper + 60, ETHER // 90, ETHER // 90)])
+        world.trade(4)
+        await self.market.catch_up()
+        self.snapshot = await self.market.snapshot(vault, self.opening)
+        self.close = (await self.market.head()).number + 1
+
+    async def carry_out(self, closing: list, minting: list[bytes]) -> None:
+        """One transaction, between others in its block; what it did is told by the chain's own logs."""
+        world, uniswap, vault = self.world, self.world.uniswap, self.world.vault
+        calls = [call for token_id, held in closing for call in uniswap.closing(vault, token_id, held.liquidity)]
+        before = [world.balance(vault, token) for token in (uniswap.token0, uniswap.token1)]
+        uniswap.swap(True, 10**15)
+        transaction = uniswap.send(uniswap.manager, "multicall(bytes[])", [*calls, *minting], sender=vault)
+        uniswap.swap(False, 10**15)
+        world.chain.mine()
+        receipt = world.chain.receipt(transaction)
+        await self.market.catch_up()
+        block, indices = int(receipt["blockNumber"], 16), {int(log["logIndex"], 16) for log in receipt["logs"]}
+        flows, minted = {"burn": [0, 0], "collect": [0, 0], "mint": [0, 0]}, []
+        for event in await self.market.events(block, block):
+            if event.log_index in indices:
+                flows[event.kind] = [a + b for a, b in zip(flows[event.kind], event.args[-2:], strict=True)]
+                minted += [event.args[1:4]] if event.kind == "mint" else []
+        after = [world.balance(vault, token) for token in (uniswap.token0, uniswap.token1)]
+        released, fees, paid = (tuple(flows[kind]) for kind in ("burn", "collect", "mint"))
+        assert after == [b + r + f - p for b, r, f, p in zip(before, released, fees, paid, strict=True)]
+        gas = int(receipt["gasUsed"], 16)
+        wei = gas * int(receipt["effectiveGasPrice"], 16)
+        assert wei > 0
+        ranges = tuple((held.tick_lower, held.tick_upper) for _, held in closing)
+        asked = tuple((*row[:2], 0, 0) for row in minted)
+        sent = Sent(Code.EXECUTED, "", transaction, gas, wei, wei, 0)
+        amounts = tuple(before), released, fees, paid, tuple(after), tuple(minted)
+        self.executions.append(Execution(block, vault, (), ranges, asked, *amounts, sent))
+
+    async def evidence(self) -> dict[str, Any]:
+        """As far as the chain has a say in it."""
+        events = await self.market.events(self.opening, self.close - 1)
+        closing = await self.market.snapshot(self.world.vault, self.close)
+        inputs = self.snapshot, self.close, tuple(events), "", tuple(self.executions), closing
+        self.result = play_live(LiveInputs(JobSettings(), *inputs))
+        return {
+            "pool": self.world.uniswap.address,
+            "round": {
+                "opening_hash": self.snapshot.block_hash,
+                "close_block": self.close,
+                "round_type": "live",
+                "settings": to_plain(JobSettings()),
+                "code": str(self.result.code),
+                "detail": self.result.detail,
+            },
+            "snapshot": to_plain(self.snapshot),
+            "events": [[*map(str, e[:3]), e.kind, [*map(str, e.args)]] for e in events],
+            "asks": [],
+            "executions": [
+                {"block": one.block, "vault": one.vault, "execution": to_json(one)} for one in self.executions
+            ],
+        }
+
+
+def changed(value: Any, path: tuple, new: Any) -> Any:
+    value = copy.deepcopy(value)
+    at = value
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = new
+    return value
+
+
+def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_transactions(world, tmp_path):
+    """Also by an auditor that follows the vault from this round on, to whom its tokens have other names."""
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            world.trade(3)
+            await market.catch_up()
+            live, urls, manager = LiveRound(world, market), [world.chain.url], world.uniswap.manager
+            await live.play()
+            evidence = await live.evidence()
+            [line], total = live.result.lines, world.everything(await market.snapshot(world.vault, live.close))
+            for fees in (await market.uncollected(world.vault, live.close - 1)).values():
+                total = [have + fee for have, fee in zip(total, fees, strict=True)]
+            outcome = line.outcome
+            assert line.gas == (sum(one.sent.gas_wei for one in live.executions), 0)
+            honest = await audit_chain(evidence, urls, manager)
+            one = ("executions", 0, "execution")
+            wrong = {
+                name: await audit_chain(changed(evidence, (*one, *path), new), urls, manager)
+                for name, path, new in (
+                    ("gas_used", ("sent", "gas_used"), "21000"),
+                    ("gas_wei", ("sent", "gas_wei"), "5"),
+                    ("success", ("sent", "code"), "execution_reverted"),
+                    ("transaction", ("sent", "transaction"), "0x" + "7" * 64),
+                    ("sender", ("vault",), world.other),
+                    ("block", ("block",), str(live.executions[0].block + 1)),
+                    ("released", ("released", 0), "5"),
+                    ("minted", ("minted", 0, 2), "5"),
+                )
+            }
+            world.uniswap.send(world.uniswap.token0, "transfer(address,uint256)", world.vault, 5)
+            world.chain.mine()
+            await market.catch_up()
+            live.close += 1
+            transfer = await live.evidence()
+            hidden = changed(changed(transfer, ("round", "code"), "scored"), ("round", "detail"), "")
+            transfers = await audit_chain(transfer, urls, manager), await audit_chain(hidden, urls, manager)
+            detail = live.result.detail
+            [token_id] = world.chain.call(manager, TOKEN_OF_OWNER, world.vault, 0)
+            dust = world.uniswap.increase(world.other, token_id, 10**6, 10**6)
+            world.chain.mine()
+            world.chain.receipt(dust)
+            await market.catch_up()
+            live.close += 1
+            dusty = await live.evidence()
+            dusted = await audit_chain(dusty, urls, manager)
+            return outcome, total, evidence, honest, wrong, transfers, detail, dusty, dusted
+
+    outcome, total, evidence, honest, wrong, transfers, detail, dusty, dusted = asyncio.run(work())
+    assert honest == [] and evidence["round"]["code"] == "scored"
+    assert [outcome.final0 + outcome.fees0, outcome.final1 + outcome.fees1] == total
+    assert outcome.changes == 2 and 0 < outcome.in_range < 1
+    assert len({args[0] for *_, kind, args in evidence["events"] if args[0].startswith(world.vault)}) == 2
+    for name, found in wrong.items():
+        assert any(what.startswith("executions[0]: ") and name in what for what in found), (name, found)
+    assert transfers[0] == [] and detail == "at the close the vault has +5 of token0 that nothing in the round explains"
+    assert transfers[1] == [f"round: scored; the chain shows live_foreign_transfer {detail}"]
+    assert dusty["round"]["code"] == "live_foreign_transfer" and "the vault's positions" in dusty["round"]["detail"]
+    assert dusted == []
+
+
+def test_the_audit_command_compares_with_the_chain_after_the_digits(world, tmp_path, monkeypatch, capsys):
+    """What it says of digits is tested with `evidence.py`; here they all agree."""
+    monkeypatch.setattr(validator, "audit", lambda evidence: evidence.get("wrong", []))
+
+    async def work():
+        async with world.market(tmp_path / "a.sqlite3") as market:
+            live = LiveRound(world, market)
+            await live.play()
+            return await live.evidence()
+
+    honest, file = asyncio.run(work()), tmp_path / "round.json"
+    gas = changed(honest, ("executions", 1, "execution", "sent", "gas_used"), "21000")
+    modelled = changed(honest, ("snapshot", "vault_owner"), "vault")
+    chain = ["--rpc", world.chain.url, "--manager", world.uniswap.manager]
+    for evidence, options, code, said in (
+        (honest, chain, 0, "every digit agrees, also with the chain\n1 rounds audited, 0 differ"),
+        (honest, [], 0, "every digit agrees\n1 rounds"),
+        (gas, chain, 1, "1 differences with the chain\n  executions[1]: gas_used 21000, transaction 0x"),
+        (gas | {"wrong": ["round.code: x"]}, chain, 1, "1 differences\n  round.code: x\n1 rounds"),
+        (modelled, chain, 0, "every digit agrees; nothing of a chain is in this round to compare with\n1 rounds"),
+        (modelled | {"snapshot": None}, chain, 0, "every digit agrees; nothing of a chain is in this round"),
+        (changed(honest, ("pool",), "0x" + "1" * 40), chain, 1, f"cannot be audited: 0x{'1' * 40} on chain 31337"),
+    ):
+        file.write_bytes(canonical(evidence))
+        assert validator.main(["audit", str(file), *options]) == code
+        assert capsys.readouterr().out.startswith(f"{file}: {said}"), said
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -493,6 +682,44 @@ def test_a_single_endpoint_that_loses_events_is_found_out_before_the_next_round_
     lost, events = asyncio.run(work())
     assert [event.kind for event in lost] == [] and [event.kind for event in events] == ["mint"]
     assert "are read again" in caplog.text
+
+
+def test_jobs_that_ask_about_one_block_read_its_ticks_once_and_again_if_they_may_be_wrong(world, tmp_path, monkeypatch):
+    first, read = world.chain.height, []
+
+    async def counted(rpc, contract, block_hash: str):
+        read.append(block_hash)
+        return await read_ticks(rpc, contract, block_hash)
+
+    monkeypatch.setattr(web3market, "read_ticks", counted)
+
+    async def work():
+        node = Node(world.chain, on("eth_getLogs", lambda _, logs: [one for one in logs if one["topics"][0] != MINT]))
+        node.faulty = False
+        async with node as url, world.market(tmp_path / "a.sqlite3", [url], first=first, total_seconds=2) as market:
+
+            async def snapshots() -> list[Snapshot]:
+                at = (await market.head()).number + 1
+                return await asyncio.gather(*(market.snapshot(vault, at) for vault in (world.vault, world.other) * 2))
+
+            one, other, *again = await snapshots()
+            assert [one, other] == again and one.ticks == other.ticks and one.vault != other.vault
+            assert len(read) == 1
+            world.chain.mine()
+            await market.catch_up()
+            await snapshots()
+            assert len(read) == 2
+            node.faulty = True
+            world.uniswap.mint_direct(50 * world.uniswap.spacing, 60 * world.uniswap.spacing, 10**9)
+            world.chain.mine()
+            await market.catch_up()
+            node.faulty = False
+            await snapshots()  # not the same as what was followed: one of the two is wrong
+            await read_on(market, world)
+            await snapshots()
+            assert read[-1] == read[-2] != read[1]
+
+    asyncio.run(work())
 
 
 MINT = "0x7a53080ba414158be7ec69b987b5fb7d07dee101fe85488f0853ae16239d0bde"

@@ -1,0 +1,729 @@
+"""A Slipstream pool on a chain: what the real bytecode did, as its traces have it, against what the market says of it.
+
+The chain is a trace, served by `slipstream_node.py`, which says what of it is real.
+Run with `python -m pytest tests/test_slipstream.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import sys
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from slipstream_node import FIRST_BLOCK, POOL, TracedChain
+from subnets import a_job, keep, play_subnet
+
+import rpc
+from contracts import CL_LOGS, POOL_LOGS, Contract, Log, Malformed, to_events
+from evidence import audit, seal
+from market import InMemoryMarket, MarketEnded, MarketError, Pair
+from protocol import JobSettings, Position, Token, canonical, decode, encode, from_plain, to_plain
+from recording import Event, ReplayError, Snapshot, apply_event, find_call_and_fee
+from rounds import Round
+from sim import MASK_128, MASK_256, SlipstreamPool
+from store import Store
+from web3market import Web3Market, audit_chain
+from wire import local_keypair
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = local_keypair("validator-hotkey")
+TRACES = sorted((Path(__file__).parent / "traces").glob("slipstream_*.jsonl.gz"))
+CALM, BOUNDARY = TRACES[1], TRACES[4]
+RECORDED = "sqrtPriceX96", "tick", "liquidity", "feeGrowthGlobal0X128", "feeGrowthGlobal1X128"
+RECORDED += "gaugeFees0", "gaugeFees1", "stakedLiquidity"
+HELD = "sqrt_price_x96", "tick", "liquidity", "fee_growth_global0_x128", "fee_growth_global1_x128"
+HELD += "gauge_fees0", "gauge_fees1", "staked_liquidity"
+
+each_trace = pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name[11:13])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Failing endpoints rest for hundredths of seconds."""
+    monkeypatch.setattr(rpc, "FIRST_REST_SECONDS", 0.01)
+    monkeypatch.setattr(rpc, "MAX_REST_SECONDS", 0.05)
+
+
+def open_market(chain: TracedChain, path: Path, *urls: str, **options) -> AbstractAsyncContextManager[Web3Market]:
+    options = {"first": FIRST_BLOCK, "vaults": [chain.vault], "confirmations": 0, "following": False} | options
+    return Web3Market.open(urls, POOL, path, **options)
+
+
+async def read_all(market: Web3Market, chain: TracedChain) -> list[Event]:
+    """Catch up as the follower does: again, when it failed."""
+    for _ in range(40):
+        with suppress(rpc.RpcError):
+            await market.catch_up()
+        if (await market.head()).number == chain.head:
+            return await market._follower.events(market.first + 1, chain.head)
+        await asyncio.sleep(0.01)
+    raise AssertionError("it does not catch up")
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """By trace: the chain, and the events that a market found in it."""
+    found = {}
+
+    def follow(path: Path) -> tuple[TracedChain, list[Event]]:
+        if path not in found:
+            chain = TracedChain(path)
+
+            async def work():
+                file = tmp_path_factory.mktemp("followed") / "a.sqlite3"
+                async with chain.node() as url, open_market(chain, file, url) as market:
+                    events = await read_all(market, chain)
+                    return events, market._follower.gaps
+
+            events, gaps = asyncio.run(work())
+            assert not gaps
+            found[path] = chain, events
+        return found[path]
+
+    return follow
+
+
+def operation_of(chain: TracedChain, event: Event) -> int:
+    """Number of the operation that an event comes from."""
+    return int(chain.blocks[event.block].logs[event.log_index]["transactionHash"], 16)
+
+
+def start_of(chain: TracedChain) -> SlipstreamPool:
+    """The pool before anything happened, without positions."""
+    return Snapshot.of(chain.blocks[FIRST_BLOCK].pool, (), (0, 0), FIRST_BLOCK, 0, "").open()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is found
+
+
+@each_trace
+def test_the_events_that_were_found_make_the_pool_what_the_bytecode_made_it_after_every_operation(followed, path):
+    """Not at the ends of chunks alone, where the follower looks: so every fee and every stake is in its place."""
+    chain, events = followed(path)
+    recorded, lines = {}, [line for _, line in chain.operations()]
+    for one, two in zip(lines, [*lines[1:], {}], strict=True):  # what a gauge mints or burns it stakes at once
+        later = two if two.get("op") == "stake" and not two["upd"] else one
+        recorded[one["i"]] = [dict(zip(chain._keys, later["s"], strict=True))[name] for name in RECORDED]
+    pool, compared = start_of(chain), 0
+    for event, following in zip(events, [*events[1:], None], strict=True):
+        apply_event(pool, event, ())
+        number = operation_of(chain, event)
+        if not following or operation_of(chain, following) != number:
+            assert [getattr(pool, name) for name in HELD] == recorded[number], event
+            compared += 1
+    assert compared > 500
+    last = chain.blocks[chain.head].pool
+    assert {i: mark.staked_liquidity_net for i, mark in pool.ticks.items()} == {
+        i: mark.staked_liquidity_net for i, mark in last.ticks.items()
+    }
+
+
+@each_trace
+def test_the_fee_of_every_swap_is_what_the_factory_said_or_the_swap_was_of_few_units_that_other_fees_explain(
+    followed, path
+):
+    chain, events = followed(path)
+    swaps = [(line["s"][chain._keys.index("fee")], line) for _, line in chain.operations() if line["op"] == "swap"]
+    found = [event for event in events if event.kind == "swap"]
+    pool, other, at = start_of(chain), 0, 0
+    for event in events:
+        if event.kind == "swap":
+            fee, line = swaps[at]
+            at += 1
+            assert event.args[1:3] == tuple(line["ret"])
+            if event.args[6] != fee:
+                paid, spent = max(event.args[1:3]), pool.copy()
+                spent.set_fees(fee, pool.unstaked_fee)
+                assert find_call_and_fee(spent, event._replace(args=("", *event.args[1:6])))[1] == fee
+                assert paid < 100, event
+                other += 1
+        apply_event(pool, event, ())
+    assert len(found) == len(swaps) > 290 and other < len(swaps) / 15
+    assert len({fee for fee, _ in swaps}) > 4
+
+
+@each_trace
+def test_every_stake_is_found_where_it_was_made(followed, path):
+    chain, events = followed(path)
+    made = [line for _, line in chain.operations() if line["op"] == "stake" and line["upd"]]
+    found = [event for event in events if event.kind in ("stake", "unstake")]
+    assert [
+        (operation_of(chain, event), *event.args[1:3], event.args[3] * (1 if event.kind == "stake" else -1))
+        for event in found
+    ] == [(line["i"], line["lo"], line["hi"], line["d"]) for line in made]
+    assert {event.kind for event in found} == {"stake", "unstake"} and {e.args[0] for e in found} == {chain.manager}
+
+
+def test_a_fee_is_found_that_nobody_expects_and_one_that_cannot_be_is_refused():
+    """By halving as well: on a pool so deep that few units do not move it evenly."""
+    fees = 0, 1, 77, 3_141, 99_999, 500_000
+    for liquidity, amount in ((10**18, 10**15), (10**30, 10**9), (10**9, 10**12)):
+        for fee in fees:
+            for amount_specified in (amount, -amount // 1000):
+                pool = SlipstreamPool(fee, 10, 100_000, "nft", "gauge")
+                pool.initialize(1 << 96)
+                pool.mint("nft", -50_000, 50_000, liquidity)
+                pool.mint("nft", -30, 30, liquidity)
+                after = pool.copy()
+                paid = after.swap(True, amount_specified, 4295128740)
+                told = ("", *paid, after.sqrt_price_x96, after.liquidity, after.tick)
+                event = Event(1, 0, 0, "swap", told)
+                pool.set_fees(12_345, 100_000)
+                how, found = find_call_and_fee(pool, event)
+                pool.set_fees(found, 100_000)
+                apply_event(pool, event._replace(args=(how, *told[1:])))
+                growth = pool.fee_growth_global0_x128, pool.gauge_fees0
+                assert growth == (after.fee_growth_global0_x128, after.gauge_fees0), (liquidity, fee)
+                assert found == fee or max(paid) < 10**7, (fee, found)
+    with pytest.raises(ReplayError, match="by any call at any fee"):
+        find_call_and_fee(after, event)
+
+
+@each_trace
+def test_snapshots_are_the_bytecodes_pool_and_survive_json(path, tmp_path, caplog):
+    chain = TracedChain(path)
+    numbers = range(FIRST_BLOCK + 40, max(chain.blocks), 60)
+
+    async def work():
+        async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
+            found = []
+            for chain.head in numbers:
+                await read_all(market, chain)
+                found.append(await market.snapshot(chain.vault, chain.head + 1))
+            return found
+
+    found = asyncio.run(work())
+    for number, snapshot in zip(numbers, found, strict=True):
+        pool = chain.blocks[number].pool
+        keys = [(chain.vault, *range_) for range_ in sorted(chain.blocks[number].tokens)]
+        expected = Snapshot.of(pool, keys, (0, 0), number + 1, 0, "", chain.vault)
+        for name in ("ticks", "slipstream", "fee", "liquidity", "sqrt_price_x96", "fee_growth_global1_x128"):
+            assert getattr(snapshot, name) == getattr(expected, name), name
+        assert {p.key: p.liquidity for p in snapshot.vault} == {p.key: p.liquidity for p in expected.vault}
+        assert (
+            from_plain(Snapshot, json.loads(encode(snapshot)))
+            == decode(Snapshot, encode(snapshot), 1 << 24)
+            == snapshot
+        )
+        again = Snapshot.of(snapshot.open(), [p.key for p in snapshot.vault], (0, 0), number + 1, 0, "", chain.vault)
+        assert replace(again, block_time=0, idle0=0) == replace(snapshot, block_time=0, block_hash="", idle0=0, idle1=0)
+    assert sum(bool(snapshot.vault) for snapshot in found) > 1
+    assert "are read again" not in caplog.text
+
+
+def test_what_a_uniswap_snapshot_says_has_not_changed():
+    """Old evidence has no word of Slipstream."""
+    pool = SlipstreamPool(500, 10, 0, "nft", "gauge")
+    pool.initialize(1 << 96)
+    pool.mint("nft", -10, 10, 5)
+    slipstream = to_plain(Snapshot.of(pool, [("nft", -10, 10)], (0, 0), 1, 0, ""))
+    uniswap = to_plain(
+        replace(
+            from_plain(Snapshot, slipstream),
+            slipstream=None,
+            ticks=tuple(replace(tick, staked_liquidity_net=None) for tick in from_plain(Snapshot, slipstream).ticks),
+        )
+    )
+    assert slipstream.keys() - uniswap.keys() == {"slipstream"}
+    assert slipstream["ticks"][0].keys() - uniswap["ticks"][0].keys() == {"staked_liquidity_net"}
+    assert "staked" not in json.dumps(uniswap)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keep equals chain
+
+
+def untouched(chain: TracedChain, index: int) -> list[tuple[int, int, dict]]:
+    """Stretches in which an owner does nothing: (first block, last block, the operation of its that ends it)."""
+    stretches, last = [], None
+    for block, line in chain.operations():
+        if line.get("owner") == index and line["op"] in ("mint", "burn", "collect"):
+            if last is not None and block.number - last > 8:
+                stretches.append((last + 1, block.number - 1, line))
+            last = block.number
+    return stretches
+
+
+@each_trace
+def test_keep_earns_to_the_wei_what_the_vaults_positions_really_earned(path, tmp_path):
+    """While others stake, unstake and pay changing fees.
+
+    What it earned is read off the trace: where its owner touches a position the bytecode shows what it is owed, and
+    `TracedChain` has shown that the pool which settles the others is the bytecode's at that operation.
+    """
+    chain, earned_something = TracedChain(path), 0
+
+    async def work():
+        async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
+            await read_all(market, chain)
+            found = []
+            for first, last, _ in untouched(chain, 3):
+                snapshot = await market.snapshot(chain.vault, first)
+                if snapshot.vault:
+                    game = Round(JobSettings(), snapshot)
+                    game.feed(await market.events(first, last))
+                    found.append((first, last, snapshot, game.keep(last + 1).outcome, game.tape))
+            return found
+
+    for first, last, snapshot, keep_, tape in asyncio.run(work()):
+        ranges = [(position.tick_lower, position.tick_upper) for position in snapshot.vault]
+        before, after = (
+            [chain.earned(chain.blocks[number], range_) for range_ in ranges] for number in (first - 1, last)
+        )
+        chains = tuple(sum((b[n] - a[n]) & MASK_128 for a, b in zip(before, after, strict=True)) for n in (0, 1))
+        if max(map(max, before + after)) < MASK_128 >> 1:  # what is owed wraps around in some traces
+            assert (keep_.fees0, keep_.fees1) == chains, (first, last)
+            earned_something += any(chains)
+        assert tape.swaps == sum(
+            line["op"] == "swap" for block, line in chain.operations() if first <= block.number <= last
+        )
+    assert earned_something > 1
+
+
+def test_the_bytecode_itself_shows_what_was_earned():
+    """What the test above compares with, where an operation after a stretch shows what its position is owed."""
+    shown = 0
+    for path in TRACES:
+        chain = TracedChain(path)
+        for _, last, line in untouched(chain, 3):
+            if line["op"] in ("mint", "burn") and chain.blocks[last + 1].operations[0] is line:
+                owed = chain.earned(chain.blocks[last], (line["lo"], line["hi"]))
+                released = line["ret"] if line["op"] == "burn" else (0, 0)
+                assert [(fees + amount) & MASK_128 for fees, amount in zip(owed, released, strict=True)] == line["p"][
+                    3:
+                ]
+                shown += any(owed)
+    assert shown > 5
+
+
+def staked(chain: TracedChain) -> TracedChain:
+    """The same, but for the node, which says that the gauge holds all of the vault's tokens."""
+    for block in chain.blocks.values():
+        block.staked = tuple(block.tokens.values())
+    return chain
+
+
+def test_a_staked_vault_is_scored_as_if_unstaked(tmp_path):
+    """The same stretches, with a vault that is said to be staked: up to a unit of growth a leg what the other earns."""
+    chain, compared = staked(TracedChain(BOUNDARY)), 0
+
+    async def work():
+        async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
+            await read_all(market, chain)
+            found = []
+            for first, last, _ in untouched(chain, 3):
+                snapshot = await market.snapshot(chain.vault, first)
+                if snapshot.vault:
+                    found.append((first, last, snapshot, await market.events(first, last)))
+            assert not await market.uncollected(chain.vault, chain.head)
+            return found, market.label
+
+    found, label = asyncio.run(work())
+    assert "staked positions are scored as if unstaked, rewards are not" in label
+    for first, last, snapshot, events in found:
+        assert all(position.staked for position in snapshot.vault)
+        assert not any(position.tokens_owed0 or position.tokens_owed1 for position in snapshot.vault)
+        game = Round(JobSettings(), snapshot)
+        game.feed(events)
+        outcome = game.keep(last + 1).outcome
+        ranges = [(position.tick_lower, position.tick_upper) for position in snapshot.vault]
+        growth = [
+            chain.blocks[number].pool.fee_growth_inside(*range_) for number in (first - 1, last) for range_ in ranges
+        ]
+        for n, fees in enumerate((outcome.fees0, outcome.fees1)):
+            real = sum(
+                ((after[n] - before[n]) & MASK_256) * position.liquidity >> 128
+                for position, before, after in zip(snapshot.vault, growth, growth[len(ranges) :], strict=False)
+            )
+            assert real * 0.999 - 2 * len(game.tape.blocks) <= fees <= real * 1.001 + 2 * len(game.tape.blocks)
+            compared += fees > 1000
+        assert game.tape.vault_holds()[1] == (0, 0)  # the gauge has the fees
+    assert compared > 2
+
+
+def test_a_vault_that_stakes_in_a_round_earns_until_then_and_from_where_it_takes_its_token_back():
+    """What it really has; a book that keeps its position goes on earning as if it were unstaked."""
+    pool = SlipstreamPool(3000, 10, 100_000, "manager", "gauge")
+    pool.initialize(1 << 96)
+    pool.mint("crowd", -1000, 1000, 10**18)
+    pool.mint("manager", -500, 500, 10**18)
+    snapshot = Snapshot.of(pool, [("manager", -500, 500)], (0, 0), 1, 0, "", "manager")
+    walker, events, earned = pool.copy(), [], []
+
+    def act(kind: str) -> None:
+        number = len(events)
+        if kind == "swap":
+            amounts = walker.swap(number % 2 == 0, 10**15, 4295128740 if number % 2 == 0 else 1 << 159)
+            after = walker.sqrt_price_x96, walker.liquidity, walker.tick, walker.fee, walker.unstaked_fee
+            args = ("in", *amounts, *after)
+        else:
+            args = ("manager", -500, 500, 10**18)
+            walker.stake(10**18 if kind == "stake" else -(10**18), -500, 500, True)
+        events.append(Event(1 + number, 0, number, kind, args))
+
+    for kind in ("swap", "swap", "stake", "swap", "swap", "unstake", "swap", "swap"):
+        act(kind)
+        state = walker.copy()
+        if state.position("manager", -500, 500).liquidity:
+            state.burn("manager", -500, 500, 0)
+        earned.append(position_owed(state))
+    games = []
+    for until in range(len(events)):
+        game = Round(JobSettings(), snapshot)
+        game.feed(events[: until + 1])
+        games.append(game)
+    assert [game.tape.vault_holds()[1] for game in games[:2]] == earned[:2]
+    assert games[-1].tape.vault_holds()[1] == tuple(
+        end - back for end, back in zip(earned[-1], earned[5], strict=True)
+    )  # before it staked, the gauge collected
+    book = games[-1].keep(len(events) + 1).outcome
+    assert book.fees0 > earned[-1][0] > 0 and not games[-1].tape.staked
+    assert games[3].tape.staked == {("manager", -500, 500)}
+
+
+def position_owed(pool: SlipstreamPool) -> tuple[int, int]:
+    state = pool.position("manager", -500, 500)
+    return state.tokens_owed0, state.tokens_owed1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evidence
+
+
+class TracedMarket(InMemoryMarket):
+    """A trace as a market that plays at full speed: its pool, and the events that were found in it.
+
+    Blocks are `BLOCK_SECONDS` apart: the trace's own gaps of hours leave no time to ask.
+    """
+
+    BLOCK_SECONDS, FIRST_TIME = 10, 1_700_000_000
+
+    def __init__(self, chain: TracedChain, events: list[Event]):
+        self._chain, self._events = chain, [event._replace(time=self.time_of(event.block)) for event in events]
+        tokens = Token("0x" + "8" * 40, "NIL", 18), Token("0x" + "9" * 40, "ONE", 18)
+        pair, pool = Pair(8453, POOL, *tokens, 500, chain.spacing), chain.blocks[FIRST_BLOCK].pool
+        super().__init__("a trace", pair, pool, FIRST_BLOCK + 1, "trace", last=max(chain.blocks))
+
+    def time_of(self, number: int) -> int:
+        return self.FIRST_TIME + self.BLOCK_SECONDS * number
+
+    def number_at(self, time_seconds: int) -> int:
+        number = max(self.first, -(-(time_seconds - self.FIRST_TIME) // self.BLOCK_SECONDS))
+        if number > self.last:
+            raise MarketEnded(f"time {time_seconds}")
+        return number
+
+    def _new_purse(self, vault: str):
+        raise NotImplementedError
+
+    def _grow(self, last: int) -> None:
+        pass
+
+    async def events(self, first: int, last: int) -> list[Event]:
+        return [event for event in self._events if first <= event.block <= last]
+
+    async def snapshot(self, vault: str, block: int) -> Snapshot:
+        before = self._chain.blocks[block - 1]
+        at, keys = await self.block(block), [(vault, *range_) for range_ in sorted(before.tokens)]
+        return Snapshot.of(before.pool, keys, (0, 0), block, at.time, at.hash, vault)
+
+
+def test_rounds_on_a_slipstream_pool_are_stored_sealed_and_audited(followed, tmp_path):
+    """By a whole validator with miners; a falsehood in what only Slipstream has is found if a digit depends on it."""
+    chain, events = followed(BOUNDARY)
+    job = replace(a_job(round_seconds=600, checkpoint_blocks=15), vault=chain.vault)
+    miners = {"keeper": keep, "mover": lambda query: [Position(-5000, 5000, *query.holdings())]}
+    subnet = play_subnet(tmp_path, miners, [job], lambda: TracedMarket(chain, events), rounds=4)
+    assert subnet.codes().count("scored") >= 2
+
+    async def export():
+        async with Store.open(subnet.path) as store:
+            scored = [row for (row,) in subnet.rows("SELECT round_id FROM rounds WHERE code = 'scored'")]
+            return [json.loads(canonical(await store.evidence(round_id))) for round_id in scored]
+
+    kinds = set()
+    for evidence in asyncio.run(export()):
+        assert audit(evidence) == []
+        kinds |= {event[3] for event in evidence["events"]}
+        for path, value in falsehoods(evidence):
+            changed = copy.deepcopy(evidence)
+            at = changed
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = value
+            found = audit(seal(changed, KEY))
+            assert found, path
+    assert kinds >= {"swap", "mint", "burn", "stake", "unstake"}
+
+
+def falsehoods(evidence: dict):
+    """(path, value) that an audit must find even if the validator seals them."""
+    slipstream, events = evidence["snapshot"]["slipstream"], evidence["events"]
+    yield ("snapshot", "slipstream"), None
+    yield ("snapshot", "slipstream", "gauge"), 5
+    yield ("snapshot", "slipstream", "staked_liquidity"), str(int(slipstream["staked_liquidity"]) + 10**24)
+    yield ("snapshot", "ticks", 0, "staked_liquidity_net"), "x"
+    for n, event in enumerate(events):
+        if event[3] == "swap" and abs(int(event[4][1])) > 10**9 and abs(int(event[4][2])) > 10**9:
+            yield ("events", n, 4, 6), str(int(event[4][6]) + 5000)
+            yield ("events", n, 4, 6), "1000000"
+            yield ("events", n, 4, 7), "-1"
+            yield ("events", n, 4), event[4][:7]
+            break
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# When nodes lie
+
+
+def without(name: str, every: int = 1):
+    """A node that leaves out logs of one kind."""
+    topic = next(kind.topic for kind in (*POOL_LOGS, *CL_LOGS) if kind.name == name)
+
+    def fault(method: str, result):
+        if method != "eth_getLogs":
+            return result
+        return [log for n, log in enumerate(result) if log["topics"][0] != topic or n % every]
+
+    return fault
+
+
+FAULTS = {
+    "leaves stakes out": without("Deposit"),
+    "leaves unstakes out": without("Withdraw"),
+    "leaves some stakes out": without("Deposit", every=3),
+    "leaves out what the gauge collects": without("CollectFees"),
+    "leaves swaps out": without("Swap", every=7),
+    "leaves collects out": without("Collect"),
+}
+
+
+@pytest.mark.parametrize("fault_", FAULTS)
+def test_with_one_honest_endpoint_no_stake_is_lost(followed, tmp_path, fault_, caplog):
+    chain, events = followed(BOUNDARY)
+
+    async def work():
+        async with AsyncExitStack() as stack:
+            liar, honest = [await stack.enter_async_context(chain.node(*fault)) for fault in ([FAULTS[fault_]], [])]
+            market = await stack.enter_async_context(open_market(chain, tmp_path / "a.sqlite3", liar, honest))
+            return await read_all(market, chain), market._follower.gaps, liar.split("/")[2]
+
+    found, gaps, liar = asyncio.run(work())
+    assert found == events and not gaps
+    assert any(liar in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+@pytest.mark.parametrize("fault", ["leaves stakes out", "leaves unstakes out", "leaves out what the gauge collects"])
+def test_a_single_endpoint_that_loses_stakes_leaves_gaps_that_are_named(tmp_path, fault):
+    """Nothing wrong is told: what is told between the gaps makes the pool that the contract says it is."""
+    chain = TracedChain(BOUNDARY)
+    chain.head = FIRST_BLOCK + 200
+
+    async def work():
+        async with chain.node(FAULTS[fault]) as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
+            await read_all(market, chain)
+            gaps = market._follower.gaps
+            with pytest.raises(MarketError, match="could not be had"):
+                await market.events(FIRST_BLOCK + 1, chain.head)
+            return gaps
+
+    gaps = asyncio.run(work())
+    assert gaps and all("differ" in reason or "collect_fees" in reason or "burn" in reason for _, _, reason in gaps)
+
+
+def test_a_stake_out_of_range_that_a_single_endpoint_loses_is_found_when_ticks_are_compared(tmp_path, caplog):
+    chain = TracedChain(BOUNDARY)
+    for block, line in chain.operations():
+        if line["op"] == "stake" and line["upd"] and not line["lo"] <= block.pool.tick < line["hi"]:
+            number = block.number
+            break
+    chain.head = number - 1
+    lost = {"on": True}
+
+    def fault(method: str, result):
+        return without("Deposit")(method, result) if lost["on"] else result
+
+    async def work():
+        async with (
+            chain.node(fault) as url,
+            open_market(chain, tmp_path / "a.sqlite3", url, first=number - 1) as market,
+        ):
+            chain.head = number
+            await read_all(market, chain)
+            before = await market.events(number, number)
+            lost["on"] = False
+            await market.snapshot(chain.vault, number + 1)
+            await read_all(market, chain)
+            return before, await market.events(number, number)
+
+    before, after = asyncio.run(work())
+    assert "stake" not in {event.kind for event in before} and "stake" in {event.kind for event in after}
+    assert "are read again" in caplog.text
+
+
+def test_events_are_the_same_however_often_the_file_is_opened_and_however_the_blocks_are_cut(followed, tmp_path):
+    """But for the fee of swaps of few units, which several fees explain."""
+    chain, events = followed(CALM)
+    fresh, found = TracedChain(CALM), []
+
+    async def work(head: int):
+        fresh.head = head
+        async with fresh.node() as url, open_market(fresh, tmp_path / "a.sqlite3", url) as market:
+            return await read_all(market, fresh)
+
+    for head in (*range(FIRST_BLOCK + 1, max(chain.blocks), 37), max(chain.blocks)):
+        found = asyncio.run(work(head))
+    assert [event[:4] for event in found] == [event[:4] for event in events]
+    for one, other in zip(found, events, strict=True):
+        if one != other:
+            assert one.kind == "swap" and one.args[1:6] == other.args[1:6] and max(one.args[1:3]) < 100
+    assert sum(one != other for one, other in zip(found, events, strict=True)) < 20
+
+
+def test_an_audit_on_the_chain_agrees_and_names_a_stake_and_an_unstaked_fee_that_are_false(followed, tmp_path):
+    chain, _ = followed(BOUNDARY)
+    opening, close = FIRST_BLOCK + 100, FIRST_BLOCK + 140
+
+    async def work():
+        async with chain.node() as url:
+            async with open_market(chain, tmp_path / "a.sqlite3", url) as market:
+                await read_all(market, chain)
+                snapshot = await market.snapshot(chain.vault, opening)
+                told = await market.events(opening, close - 1)
+            evidence = {
+                "pool": POOL,
+                "round": {"opening_hash": snapshot.block_hash, "close_block": str(close)},
+                "snapshot": to_plain(snapshot),
+                "events": [[*map(str, e[:3]), e.kind, [*map(str, e.args)]] for e in told],
+                "asks": [],
+            }
+            honest, found = await audit_chain(evidence, [url]), []
+            stake = next(n for n, event in enumerate(told) if event.kind in ("stake", "unstake"))
+            swap = next(n for n, event in enumerate(told) if event.kind == "swap")
+            for path, value in (
+                (("snapshot", "slipstream", "staked_liquidity"), "7"),
+                (("snapshot", "slipstream", "unstaked_fee"), 7),
+                (("snapshot", "ticks", 0, "staked_liquidity_net"), "7"),
+                (("events", stake, 4, 3), "7"),
+                (("events", swap, 4, 7), "7"),
+            ):
+                changed = copy.deepcopy(evidence)
+                at = changed
+                for key in path[:-1]:
+                    at = at[key]
+                at[path[-1]] = value
+                found.append((path, await audit_chain(changed, [url])))
+            return honest, found
+
+    honest, found = asyncio.run(work())
+    assert honest == []
+    for path, wrong in found:
+        assert len(wrong) == 1 and wrong[0].startswith(path[0] if path[0] == "events" else f"{path[0]}.{path[1]}"), path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logs and descriptions
+
+
+A_MANAGER, A_GAUGE, SOMEBODY = ("0x" + digit * 40 for digit in "ace")
+A_PAIR = Pair(8453, POOL, Token("0x" + "8" * 40, "NIL", 18), Token("0x" + "9" * 40, "ONE", 18), 500, 10)
+A_CONTRACT = Contract(A_PAIR, A_MANAGER, A_GAUGE)
+
+
+def logs_of(*told: tuple) -> list[Log]:
+    """Of one transaction, in order: (contract, name, values)."""
+    return [Log(7, n, "0x", "0x1", contract, name, values) for n, (contract, name, values) in enumerate(told)]
+
+
+def test_a_token_is_unstaked_before_its_receiver_is_called_who_may_trade_first():
+    """The gauge's log comes last; what the pool did meanwhile was done with the stake gone."""
+    swap = POOL, "Swap", (SOMEBODY, SOMEBODY, 5, -4, 1 << 96, 10, 0)
+    logs = logs_of(
+        (POOL, "Burn", (A_GAUGE, -10, 10, 0, 0, 0)),
+        (POOL, "Collect", (A_GAUGE, -10, 10, SOMEBODY, 0, 0)),
+        swap,
+        (POOL, "Collect", (SOMEBODY, -90, 90, SOMEBODY, 1, 1)),
+        (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1000)),
+    )
+    events, _ = to_events(logs, A_CONTRACT, {7: 70}, {}, {})
+    assert [(event.log_index, event.kind) for event in events] == [
+        (0, "burn"),
+        (1, "unstake"),
+        (2, "swap"),
+        (3, "collect"),
+    ]
+    assert events[1].args == (A_MANAGER, -10, 10, 1000)
+
+
+def test_stakes_are_of_the_token_whose_collect_the_gauge_made_just_before():
+    logs = logs_of(
+        (POOL, "Collect", (A_MANAGER, -10, 10, SOMEBODY, 3, 4)),
+        (A_GAUGE, "Deposit", (SOMEBODY, 3, 1000)),
+        (POOL, "Collect", (A_MANAGER, -20, 20, SOMEBODY, 0, 0)),
+        (A_GAUGE, "Deposit", (SOMEBODY, 4, 2000)),
+        (POOL, "Collect", (A_GAUGE, -10, 10, SOMEBODY, 0, 0)),
+        (A_GAUGE, "Withdraw", (SOMEBODY, 3, 0)),
+        (POOL, "CollectFees", (A_GAUGE, 8, 9)),
+    )
+    events, _ = to_events(logs, A_CONTRACT, {7: 70}, {(7, 3): "vault"}, {})
+    assert [(event.kind, *event.args) for event in events] == [
+        ("collect", A_MANAGER, -10, 10, 3, 4),
+        ("stake", A_MANAGER, -10, 10, 1000),
+        ("stake", "vault", -20, 20, 2000),
+        ("collect_fees", 8, 9),
+    ]
+    with pytest.raises(Malformed, match="Withdraw without the collect before it"):
+        to_events(logs_of(logs[0][4:], (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1))), A_CONTRACT, {7: 70}, {}, {})
+
+
+def test_what_somebody_gives_to_the_gauge_is_not_staked():
+    """Anybody may mint for any owner; what the gauge mints itself comes through the position manager."""
+    logs = logs_of(
+        (POOL, "Mint", (A_GAUGE, -10, 10, SOMEBODY, 50, 1, 1)),
+        (POOL, "Mint", (A_GAUGE, -10, 10, A_MANAGER, 50, 1, 1)),
+    )
+    events, _ = to_events(logs, A_CONTRACT, {7: 70}, {}, {})
+    pool = SlipstreamPool(500, 10, 0, A_MANAGER, A_GAUGE)
+    pool.initialize(1 << 96)
+    for event, staked_ in zip(events, (0, 50), strict=True):
+        apply_event(pool, event, ())
+        assert pool.staked_liquidity == staked_
+
+
+def test_what_is_no_slipstream_pool_or_cannot_be_followed_is_refused_in_one_line(tmp_path):
+    chain = TracedChain(CALM)
+
+    async def refused(change) -> str:
+        chain._of_pool = lambda function, pool: change(function.name, TracedChain._of_pool(chain, function, pool))
+        async with chain.node() as url:
+            with pytest.raises(MarketError) as error:
+                async with open_market(chain, tmp_path / "a.sqlite3", url):
+                    pass
+            return str(error.value)
+
+    no_gauge = asyncio.run(refused(lambda name, found: ("0x" + "0" * 40,) if name == "gauge" else found))
+    nameless = asyncio.run(refused(lambda name, found: None if name == "stakedLiquidity" else found))
+    assert "no gauge yet" in no_gauge and "does not answer as a Slipstream pool" in nameless
+    assert "\n" not in no_gauge + nameless
+
+
+def test_a_slipstream_pool_is_not_recorded_and_this_is_said_in_one_line(tmp_path):
+    chain = TracedChain(CALM)
+
+    async def work():
+        async with chain.node() as url:
+            command = ["market.py", "record", "--rpc", url, "--pool", POOL, "--from", str(FIRST_BLOCK + 1)]
+            command += ["--to", str(FIRST_BLOCK + 9), "--out", str(tmp_path), "--confirmations", "0"]
+            ended = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stdout=-1, stderr=-1)
+            _, err = await asyncio.wait_for(ended.communicate(), 60)
+            return ended.returncode, err.decode()
+
+    code, err = asyncio.run(work())
+    assert code == 2 and "only Uniswap V3 pools can be recorded" in err and err.count("\n") == 1
