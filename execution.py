@@ -314,6 +314,8 @@ class Executor:
             keep, close, wanted = rebalance.match(order.shown, order.desired, held)
         except VaultChanged as error:
             raise ProtocolError(Code.VAULT_CHANGED, str(error)) from None
+        if staked := [token.token_id for token in close if token.staked]:
+            raise ProtocolError(Code.EXECUTION_REVERTED, f"tokens {staked} are staked in the gauge: withdraw them")
         slippage = self.limits.slippage_ticks
         calls = rebalance.close_calls(close, self.vault, price, slippage, order.deadline)
         released = collected = (0, 0)

@@ -27,6 +27,7 @@ import pytest
 from web3 import Account, Web3
 
 import contracts
+import execution
 import executor
 import rebalance
 from contracts import MANAGER_LOGS, Contract, Function, TokenPosition, describe
@@ -34,7 +35,7 @@ from execution import GWEI, MAX_REVERTED, Executor, Limits
 from executor import Door, load_account, read_api_key
 from market import Pair
 from order_journal import MAX_OPEN, Attempt, OrderJournal
-from orders import NOTHING, Order, Report, place
+from orders import NOTHING, Bot, Order, Report, place
 from protocol import Code, Inventory, Position, ProtocolError, Token, decode, encode
 from readback import gas_of, read_back
 from rebalance import VaultChanged, around, close_calls, match, mint_calls, multicall, size
@@ -325,11 +326,8 @@ def test_slipstreams_mint_has_the_spacing_in_the_place_of_the_fee_and_a_price_at
     types = ["(address,address,int24,int24,int24,uint256,uint256,uint256,uint256,address,uint256,uint160)"]
     selector = bytes(Web3.keccak(text=f"mint({types[0]})"))[:4]
 
-    class Slipstream(Contract):
-        slipstream = True
-
     mints = [rebalance.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6))]
-    [data] = mint_calls(mints, Slipstream(CONTRACT.pair, CONTRACT.manager), VAULT, 99)
+    [data] = mint_calls(mints, replace(CONTRACT, gauge="0x" + "66" * 20), VAULT, 99)
     tokens = CONTRACT.pair.token0.address, CONTRACT.pair.token1.address
     assert decoded(data, {selector: ("mint", types)}) == ("mint", (*tokens, 10, -60, 60, 5, 6, 3, 4, VAULT, 99, 0))
 
@@ -902,6 +900,22 @@ def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monke
     assert report.code == Code.TOO_MANY_POSITIONS and "holds 1 position tokens" in report.detail
 
 
+def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world, tmp_path, monkeypatch):
+    """As on Slipstream, where the gauge then has the token; here it is only said to be."""
+
+    async def staked(*arguments):
+        held, idle = await contracts.read_vault(*arguments)
+        return [one._replace(staked=one.token_id == first) for one in held], idle
+
+    world.run(tmp_path, world.order("first", WIDE))
+    first = world.held()[0][0]
+    monkeypatch.setattr(execution, "read_vault", staked)
+    [report] = world.run(tmp_path, world.order("second"))
+    assert report.code == Code.EXECUTION_REVERTED and f"tokens [{first}] are staked" in report.detail
+    [report] = world.run(tmp_path, world.order("third", 0, Position(-600, 600, ETHER // 9, ETHER // 9)))
+    assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-600, 600)] * 2
+
+
 def test_a_position_that_a_stranger_sends_is_refused_until_it_was_shown(world, tmp_path):
     order, sender = world.order("first", WIDE), world.chain.accounts[2]
     world.uniswap.mint(sender, -60, 60, 10**9, 10**9)
@@ -1115,7 +1129,7 @@ def test_an_order_is_placed_waited_for_and_looked_up(world, tmp_path):
         async with open_door(world, tmp_path, confirmations=2) as (url, session):
             _, pending = await ask(session, "POST", f"{url}/orders", data=encode(order))
             with mining(world.chain):
-                report = await place(session, url, API_KEY, order, SECONDS)
+                report = await place(Bot(session, url, API_KEY), order, SECONDS)
             found = await ask(session, "GET", f"{url}/orders/{order.decision}")
             again = await ask(session, "POST", f"{url}/orders", data=encode(order))
             async with session.get(f"{url}/health") as reply:
@@ -1242,7 +1256,7 @@ def test_killed_at_any_moment_and_started_again_each_decision_is_carried_out_onc
             while True:
                 process = await asyncio.to_thread(Process, world, tmp_path, "--live")
                 try:
-                    placing = asyncio.create_task(place(session, process.url, API_KEY, order, SECONDS))
+                    placing = asyncio.create_task(place(Bot(session, process.url, API_KEY), order, SECONDS))
                     await asyncio.wait({placing}, timeout=waits.pop() if waits else None)
                     if placing.done():
                         return placing.result()
@@ -1263,7 +1277,7 @@ def test_killed_at_any_moment_and_started_again_each_decision_is_carried_out_onc
 def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, capsys):
     async def work():
         async with aiohttp.ClientSession() as session:
-            return await place(session, process.url, API_KEY, order, SECONDS)
+            return await place(Bot(session, process.url, API_KEY), order, SECONDS)
 
     order, nonce = world.order("first", WIDE), world.nonce
     process = Process(world, tmp_path)
