@@ -273,7 +273,8 @@ class Executor:
                 await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
                 return True
             return False
-        if not self.live:
+        if not self.live or self.pause_file.exists():
+            self.said += "; nothing is sent in a pause" if self.live else "; nothing is sent in a dry run"
             return False
         stuck = tip.number - newest.block >= self.limits.replace_blocks
         try:
@@ -542,7 +543,7 @@ class Executor:
 
     async def _broadcast(self, attempt: Attempt) -> None:
         """Whether it arrived is not asked here: the next look at the chain says."""
-        if attempt.kind == PLAN and self.pause_file.exists():
+        if self.pause_file.exists():
             log.warning("paused: %s is not sent", attempt.hash)
             return
         [answer] = await self.rpc.batch([("eth_sendRawTransaction", [attempt.raw])], refusable=True)

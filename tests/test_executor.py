@@ -1001,28 +1001,45 @@ def test_a_plan_that_the_contracts_would_refuse_is_refused_before_anything_is_si
 
 
 def test_a_pause_is_looked_at_before_every_send(world, tmp_path, caplog):
-    """What was sent before may still land; what was lost is not sent again until it is over."""
+    """What was sent before may still land; what was lost is not sent again until it is over, nor is it cancelled."""
+    pause = tmp_path / "pause"
 
     async def work():
         async with world.bot(tmp_path) as bot:
-            (tmp_path / "pause").touch()
+            pause.touch()
             first = await world.carry_out(bot, world.order("first", WIDE))
-            (tmp_path / "pause").unlink()
-            order = world.order("second", WIDE)
-            await bot.journal.accept(order)
-            await bot.step()
-            (tmp_path / "pause").touch()
-            [waiting] = world.pending()
-            world.chain.rpc("anvil_dropTransaction", waiting)
-            for _ in range(3):
-                assert await bot.step() and not world.pending()
-                world.chain.mine()
-            (tmp_path / "pause").unlink()
-            return first, await world.carry_out(bot, order), waiting
+            pause.unlink()
+            order, sign = world.order("second", WIDE), bot.journal.sign
 
-    first, second, sent = asyncio.run(work())
-    assert first.code == Code.EXECUTOR_PAUSED and (second.code, second.transaction) == (Code.EXECUTED, sent)
-    assert f"paused: {sent} is not sent" in caplog.text
+            async def signed(*arguments):
+                await sign(*arguments)
+                pause.touch()  # between the journal and the send
+
+            bot.journal.sign = signed
+            await bot.journal.accept(order)
+            assert await bot.step() and not world.pending()
+            bot.journal.sign = sign
+            for _ in range(3):
+                assert await bot.step() and not world.pending() and "pause" in bot.said
+                world.chain.mine()
+            pause.unlink()
+            second, third = await world.carry_out(bot, order), world.order("third", 0, Position(-60, 60, 10**9, 10**9))
+            await bot.journal.accept(third)
+            await bot.step()
+            pause.touch()
+            world.chain.rpc("anvil_dropAllTransactions")
+            world.chain.mine(2, 200)
+            assert await bot.step() and not world.pending()
+            pause.unlink()
+            return first, second, await world.carry_out(bot, third)
+
+    first, second, third = asyncio.run(work())
+    assert [report.code for report in (first, second, third)] == [
+        Code.EXECUTOR_PAUSED,
+        Code.EXECUTED,
+        Code.EXECUTION_EXPIRED,
+    ]
+    assert f"paused: {second.transaction} is not sent" in caplog.text
 
 
 @pytest.mark.parametrize(
