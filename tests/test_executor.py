@@ -1309,11 +1309,13 @@ def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, ca
     assert code == 2 and "another process works with this executor's folder" in said
     logged = (tmp_path / "serve.log").read_text()
     assert VAULT_KEY[2:] not in logged and API_KEY not in logged and "the position manager may take" in logged
+    shown = command(capsys, *words(world, tmp_path, "status"))[1]
+    assert "last started as a dry run" in shown and "  confirmations 1\n" in shown and "  first: execution_dry" in shown
 
 
 def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, capsys):
     status = words(world, tmp_path, "status")
-    assert command(capsys, *status)[1].endswith("orders:\n  empty\n") and not list((tmp_path / "bot").glob("*"))
+    assert command(capsys, *status)[1].endswith("no orders yet\n") and not list((tmp_path / "bot").glob("*"))
     (tmp_path / "bot" / executor.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
     world.run(tmp_path, world.order("first", WIDE))
     code, shown, _ = command(capsys, *status)
