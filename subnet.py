@@ -86,6 +86,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         raise UserError("--external-ip is for a real network; add --netuid N, or leave it out")
     if options.rpc and options.pace is not None:
         raise UserError("--pace is for a recording or the model; a real market has its own")
+    real = real_market(options)
     folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     if local:
@@ -114,7 +115,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
         if options.db:
             stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
         jobs = await store.jobs()
-        if real := real_market(options):
+        if real:
             market = await enter(_open_chain(real, options, folder / "pool.sqlite3", jobs))
         else:
             market = await open_market(options, store)

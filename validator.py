@@ -557,8 +557,7 @@ class Validator:
 
     async def _unfit_for_live(self, job: Job) -> str:
         """Why a job has no live rounds although the market could execute; empty if it has."""
-        needed = FIRST_ASK_LEAD_SECONDS + self.market.settle_seconds
-        if job.round_seconds < needed:
+        if (settle := self.market.settle_seconds) and job.round_seconds < (needed := FIRST_ASK_LEAD_SECONDS + settle):
             return f"rounds of {job.round_seconds} s end before a decision is settled, which takes up to {needed} s"
         same = [other for other in await self.store.jobs() if other.active and other.live and other.vault == job.vault]
         manager = min((other.job_id for other in same), default=job.job_id)

@@ -10,7 +10,7 @@ import asyncio
 import functools
 import ipaddress
 import logging
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -79,6 +79,7 @@ def mistake(program, capsys, line: str) -> str:
     return error[:-1]
 
 
+POOL = "0x" + "ab" * 20
 VALIDATOR = "--netuid 98 --wallet w --wallet-hotkey v --dir new --dry-run"
 MINER = "--netuid 98 --wallet w --wallet-hotkey m --dir new --external-ip 5.6.7.8 --port 0"
 
@@ -101,6 +102,8 @@ MINER = "--netuid 98 --wallet w --wallet-hotkey m --dir new --external-ip 5.6.7.
         (validator, f"{VALIDATOR} --external-ip 10.1.2.3", "--external-ip 10.1.2.3 is no public IP address"),
         (validator, VALIDATOR.replace("--netuid 98", ""), "add --netuid N"),
         (validator, "--dir new --external-ip 5.6.7.8", "--external-ip is for a real network"),
+        (validator, f"--dir new --rpc http://n --pool {POOL} --vault {POOL} --pace 2", "--pace is for a recording"),
+        (validator, f"{VALIDATOR} --rpc http://n --pool {POOL}", "add --vault 0x..., the address whose positions"),
         (miner, f"{MINER} --wallet nobody", "no key file"),
         (miner, f"{MINER} --wallet-hotkey locked --password-file wrong", "wrong password for"),
         (miner, f"{MINER} --wallet-hotkey stranger", "not registered on netuid 98; btcli subnets register"),
@@ -240,16 +243,12 @@ def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wa
     assert f"uid 2, hotkey {hot('m')}, strategy mine, 5.6.7.8:{axon['port']}" in out and "LOCAL" not in out
 
 
-def test_a_market_of_a_real_chain_needs_no_dry_run_and_has_its_own_pace(wallets):
+def test_a_market_of_a_real_chain_needs_no_dry_run(wallets):
     options = options_of(validator, VALIDATOR.replace("--dry-run", ""))
     with pytest.raises(UserError, match="name a real one with --rpc, or --dry-run"):
         subnet._check_real(options)
     options.rpc = ["http://127.0.0.1:8545"]
     subnet._check_real(options)
-    assert options.pace == 1.0
-    options.pace = 60.0
-    with pytest.raises(UserError, match="--pace is for a recording"):
-        subnet._check_real(options)
 
 
 @pytest.mark.parametrize(
@@ -270,12 +269,12 @@ async def on_the_network(node, wallets, monkeypatch, tmp_path, line: str, after)
 
     The model stands for a real pool, and the loopback interface for the public network.
     """
-    monkeypatch.setattr(subnet, "open_market", model_market)
+    monkeypatch.setattr(subnet, "_open_chain", model_market)
     for module in (wire, subnet):
         monkeypatch.setattr(module, "is_public", lambda host: True)
     line = f"--netuid 98 --wallet w --wallet-hotkey v --dir new --wallet-path {wallets} {line}"
     options = options_of(validator, f"{line} --rounds 1 --round-seconds 60 --log-level ERROR")
-    options.rpc = ["http://127.0.0.1:9"]
+    options.rpc, options.pool, options.vault = ["http://127.0.0.1:9"], "unused", "vault-pol"
     ready, done = asyncio.Event(), asyncio.Event()
 
     async def farewell(ground) -> None:
@@ -306,8 +305,10 @@ def axon(ip: str, port: int) -> dict:
     return {"ip": int(ipaddress.IPv4Address(ip)), "port": port, "ip_type": 4, "block": 1}
 
 
-async def model_market(options, store) -> ModelMarket:
-    return ModelMarket(5, dict.fromkeys(subnet.MODEL_VAULTS.values(), subnet.MODEL_CAPITAL), head=FIRST_BLOCK, pace=60)
+@asynccontextmanager
+async def model_market(real, options, path, jobs):
+    options.pace = 60.0
+    yield ModelMarket(5, {real.vault: subnet.MODEL_CAPITAL}, head=FIRST_BLOCK, pace=60)
 
 
 def test_receipts_are_posted_to_the_miners_of_a_network_and_served_to_nobody_without_an_address(
