@@ -58,6 +58,8 @@ ALLOWANCE = Function("allowance(address,address)", "uint256")
 APPROVE = Function("approve(address,uint256)", "bool")
 WETH9 = Function("WETH9()", "address")
 
+log = logging.getLogger("executor")
+
 log = logging.getLogger("execution")
 
 
@@ -99,8 +101,14 @@ class Fees(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A plan that could be signed now; `data` is empty where there is nothing to do. Amounts are those of the state it
-    was made in."""
+    """A plan that could be signed now, with the amounts of the state that it was made in.
+
+    Attributes:
+        tip: the last block that it was held against.
+        data, gas: of the transaction; no data where there is nothing to do.
+        moved_ppm: share of the inventory's value that it moves.
+        before, released, fees, mints, closed: what it would do.
+    """
 
     tip: Tip
     data: str
@@ -258,12 +266,15 @@ class Executor:
                 raise Malformed(f"block {block} is {header.hash}, {attempt.hash} is in {receipt['blockHash']}")
             await self.journal.mined(attempt, receipt, header.time)
             return True
-        self.said = f"{newest.hash} was sent at block {newest.block} and is not mined"
+        self.said = f"{newest.hash} was signed at block {newest.block} and is not mined"
         if integer(count) > newest.nonce:  # or its receipt is not there yet
             if late and integer(deep_count) > newest.nonce:
                 detail = f"nonce {newest.nonce} was used by a transaction that is not this bot's: who else has the key?"
                 await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
                 return True
+            return False
+        if not self.live or self.pause_file.exists():
+            self.said += "; nothing is sent in a pause" if self.live else "; nothing is sent in a dry run"
             return False
         stuck = tip.number - newest.block >= self.limits.replace_blocks
         try:
@@ -304,6 +315,8 @@ class Executor:
             keep, close, wanted = rebalance.match(order.shown, order.desired, held)
         except VaultChanged as error:
             raise ProtocolError(Code.VAULT_CHANGED, str(error)) from None
+        if staked := [token.token_id for token in close if token.staked]:
+            raise ProtocolError(Code.EXECUTION_REVERTED, f"tokens {staked} are staked in the gauge: withdraw them")
         slippage = self.limits.slippage_ticks
         calls = rebalance.close_calls(close, self.vault, price, slippage, order.deadline)
         released = collected = (0, 0)
@@ -530,7 +543,7 @@ class Executor:
 
     async def _broadcast(self, attempt: Attempt) -> None:
         """Whether it arrived is not asked here: the next look at the chain says."""
-        if attempt.kind == PLAN and self.pause_file.exists():
+        if self.pause_file.exists():
             log.warning("paused: %s is not sent", attempt.hash)
             return
         [answer] = await self.rpc.batch([("eth_sendRawTransaction", [attempt.raw])], refusable=True)
@@ -640,6 +653,3 @@ def _foreseen(report: Report, draft: Draft) -> Report:
         paid=Inventory(*paid),
         minted=tuple(Minted(mint.tick_lower, mint.tick_upper, mint.liquidity) for mint in draft.mints),
     )
-
-
-log = logging.getLogger("executor")

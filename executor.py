@@ -19,6 +19,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -290,8 +291,14 @@ async def serve_orders(options: argparse.Namespace) -> None:
     key_file = Path(options.api_key_file).expanduser()
     read_api_key(key_file)
     async with opened(options, options.live, alone=True) as bot:
-        for line in (*settings_lines(options), *await status_lines(bot)):
+        for line in settings_lines(options):
             log.info("%s", line)
+        await bot.journal.start(options.live, asdict(bot.limits))
+        try:
+            for line in await status_lines(bot):
+                log.info("%s", line)
+        except MarketError as error:  # orders will be refused with it; those that were sent are still awaited
+            log.error("%s", error)
         async with serve(Door(bot, key_file).app, options.host, options.port) as port:
             what = "LIVE: orders are signed and sent" if options.live else "DRY RUN: nothing is sent; --live ends that"
             print(f"{what}. Vault {bot.vault}, http://{options.host}:{port}", flush=True)
@@ -324,7 +331,7 @@ async def status_lines(bot: Executor) -> list[str]:
     moved = await bot.journal.moved_ppm(tip.time - HOUR_SECONDS)
     lines.append(f"moved within an hour: {moved / 10**4:.2f} % of the inventory")
     lines.append("paused" if bot.pause_file.exists() else "not paused")
-    return [*lines, "orders:", *(f"  {line}" for line in await bot.journal.lines())]
+    return [*lines, *await bot.journal.lines()]
 
 
 async def approve(options: argparse.Namespace) -> int:

@@ -32,6 +32,11 @@ MIGRATIONS = (
     pool TEXT NOT NULL,
     vault TEXT NOT NULL
 );
+CREATE TABLE started (  -- one row: how the bot was started last
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    live INTEGER NOT NULL,
+    limits TEXT NOT NULL  -- execution.Limits, JSON
+);
 CREATE TABLE orders (
     id INTEGER PRIMARY KEY,
     decision TEXT NOT NULL UNIQUE,  -- what was carried out under a name is never carried out again
@@ -178,21 +183,30 @@ class OrderJournal:
         )
         return row[0]
 
+    async def start(self, live: bool, limits: dict[str, int]) -> None:
+        """How the bot works from now on: for `lines`."""
+        async with transaction(self._db):
+            row = live, json.dumps(limits)
+            await self._db.execute("INSERT OR REPLACE INTO started VALUES (1, ?, ?)", row)
+
     async def lines(self, most: int = 10) -> list[str]:
-        """The newest orders for people, the oldest of them first."""
+        """For people: how the bot was started last, and the newest orders, the oldest of them first."""
+        started = await self._row("SELECT live, limits FROM started")
+        limits = json.loads(started["limits"]) if started else {}
+        lines = [f"last started {'live' if started['live'] else 'as a dry run'}, with the limits:"] if started else []
+        lines += [f"  {name} {value}" for name, value in limits.items()]
         rows = await self._db.execute_fetchall(
             "SELECT * FROM (SELECT * FROM orders ORDER BY id DESC LIMIT ?) ORDER BY id", (most,)
         )
-        lines = []
+        lines.append("orders:" if rows else "no orders yet")
         for row in rows:
             report = _report(row)
-            lines.append(f"{row['decision']}: {f'{report.code}, {report.detail}' if report else 'open'}")
+            lines.append(f"  {row['decision']}: {f'{report.code}, {report.detail}' if report else 'open'}")
             for attempt in await self.attempts(row["decision"]):
                 became = {True: "succeeded", False: "reverted"}[attempt.succeeded] if attempt.receipt else "not mined"
-                lines.append(
-                    f"  {attempt.kind} {attempt.hash}, nonce {attempt.nonce}, signed at block {attempt.block}, {became}"
-                )
-        return lines or ["empty"]
+                what = f"{attempt.kind} {attempt.hash}, nonce {attempt.nonce}"
+                lines.append(f"    {what}, signed at block {attempt.block}, {became}")
+        return lines
 
     async def _row(self, sql: str, *values: object) -> sqlite3.Row | None:
         return next(iter(await self._db.execute_fetchall(sql, values)), None)

@@ -22,7 +22,7 @@ from rpc import Rpc, RpcError
 
 ERC20_TRANSFER = LogType("Transfer(*address,*address,uint256)")
 
-log = logging.getLogger("execution")
+log = logging.getLogger("executor")
 
 
 class Tip(NamedTuple):

@@ -106,7 +106,7 @@ def size(
 
     Args:
         wanted: in order; each takes at most its allocation, and at most what those before it left.
-        keep: a range that is wanted and kept gets more liquidity in the kept token.
+        keep: a range that is wanted and kept gets more liquidity in the kept token, unless a gauge has that.
         there: tokens that can be spent.
         sqrt_price_x96: the price by which it is sized.
         slippage_ticks: how far the price may move until it is mined.
@@ -125,7 +125,8 @@ def size(
         ends = [
             amounts_of(max(0, liquidity_for(*most, p, *bounds) - 1), p, *bounds, round_up=False) for p in (high, low)
         ]
-        token_id = next((token.token_id for token in keep if _ticks(token) == _ticks(position)), 0)
+        mine = (token.token_id for token in keep if _ticks(token) == _ticks(position) and not token.staked)
+        token_id = next(mine, 0)
         found.append(Mint(token_id, *_ticks(position), most, (ends[0][0], ends[1][1]), liquidity, paid))
         there = there[0] - paid[0], there[1] - paid[1]
     return found
@@ -190,14 +191,14 @@ def read_closed(results: Sequence[bytes]) -> tuple[Amounts, Amounts]:
 
 def mint_calls(mints: Sequence[Mint], contract: Contract, vault: str, deadline: int) -> list[bytes]:
     """One for each."""
-    pair, slipstream = contract.pair, getattr(contract, "slipstream", False)
+    pair = contract.pair
     calls = []
     for mint in mints:
         amounts = *mint.most, *mint.least
         tokens, ticks = (pair.token0.address, pair.token1.address), (mint.tick_lower, mint.tick_upper)
         if mint.token_id:
             calls.append(data_of(INCREASE, mint.token_id, *amounts, deadline))
-        elif slipstream:
+        elif contract.slipstream:
             calls.append(data_of(SLIPSTREAM_MINT, *tokens, pair.tick_spacing, *ticks, *amounts, vault, deadline, 0))
         else:
             calls.append(data_of(MINT, *tokens, pair.fee, *ticks, *amounts, vault, deadline))

@@ -26,19 +26,21 @@ import anvil
 import pytest
 from web3 import Account, Web3
 
+import contracts
+import execution
 import executor
 import rebalance
 from contracts import MANAGER_LOGS, Contract, Function, TokenPosition, describe
-from execution import MAX_REVERTED, Executor, Limits
+from execution import GWEI, MAX_REVERTED, Executor, Limits
 from executor import Door, load_account, read_api_key
 from market import Pair
 from order_journal import MAX_OPEN, Attempt, OrderJournal
-from orders import NOTHING, Order, Report, place
+from orders import NOTHING, Bot, Order, Report, place
 from protocol import Code, Inventory, Position, ProtocolError, Token, decode, encode
 from readback import gas_of, read_back
 from rebalance import VaultChanged, around, close_calls, match, mint_calls, multicall, size
 from rounds import plan
-from rpc import Refusal, open_rpc
+from rpc import Refusal, RpcError, open_rpc
 from runtime import UserError
 from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
 from wire import serve
@@ -324,11 +326,8 @@ def test_slipstreams_mint_has_the_spacing_in_the_place_of_the_fee_and_a_price_at
     types = ["(address,address,int24,int24,int24,uint256,uint256,uint256,uint256,address,uint256,uint160)"]
     selector = bytes(Web3.keccak(text=f"mint({types[0]})"))[:4]
 
-    class Slipstream(Contract):
-        slipstream = True
-
     mints = [rebalance.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6))]
-    [data] = mint_calls(mints, Slipstream(CONTRACT.pair, CONTRACT.manager), VAULT, 99)
+    [data] = mint_calls(mints, replace(CONTRACT, gauge="0x" + "66" * 20), VAULT, 99)
     tokens = CONTRACT.pair.token0.address, CONTRACT.pair.token1.address
     assert decoded(data, {selector: ("mint", types)}) == ("mint", (*tokens, 10, -60, 60, 5, 6, 3, 4, VAULT, 99, 0))
 
@@ -601,6 +600,25 @@ def test_a_dropped_transaction_is_sent_again_as_it_was(world, tmp_path):
     assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
 
 
+def test_a_dry_run_awaits_what_was_sent_before_and_sends_nothing(world, tmp_path):
+    async def work(live: bool, blocks: int):
+        async with world.bot(tmp_path, live=live, replace_blocks=1) as bot:
+            await bot.journal.accept(order)
+            for _ in range(blocks):
+                if await bot.step() and world.pending():
+                    world.chain.rpc("anvil_dropTransaction", world.pending()[0])
+                    lost.append(world.nonce)
+                world.chain.mine()
+            return (await bot.journal.report("first"))[1]
+
+    order, nonce, lost = world.order("first", WIDE), world.nonce, []
+    assert asyncio.run(work(True, 1)) is None and len(lost) == 1
+    assert asyncio.run(work(False, 3)) is None and len(lost) == 1
+    world.chain.mine(2, 200)  # past the deadline: what cancels it is not sent either
+    assert asyncio.run(work(False, 3)) is None and len(lost) == 1 and world.nonce == nonce
+    assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
+
+
 def test_a_stuck_transaction_is_replaced_with_the_same_nonce_and_a_higher_fee(world, tmp_path):
     """By a new plan; only one of them can be mined."""
     dear = 40 * 10**9
@@ -699,7 +717,11 @@ def test_a_reverted_transaction_is_planned_anew_and_all_its_gas_is_counted(world
     assert report.gas_used > 0 and not report.transaction and report.released == NOTHING
 
 
-def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts_it(world, tmp_path):
+@pytest.mark.parametrize(("slippage", "status"), [(50, "0x0"), (400, "0x1")])
+@pytest.mark.parametrize("what", ["mint", "close"])
+def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts_it(
+    world, tmp_path, what, slippage, status
+):
     """A swap in front of it in its block, with tokens left to mint from: without least amounts it would succeed."""
 
     async def work():
@@ -711,21 +733,65 @@ def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts
             world.uniswap.swap(True, ETHER)
             await bot.step()
             world.chain.mine()
-            status = world.chain.rpc("eth_getTransactionReceipt", waiting)["status"]
-            return status, await world.carry_out(bot, order)
+            assert world.chain.rpc("eth_getTransactionReceipt", waiting)["status"] == status
+            return await world.carry_out(bot, order)
 
-    world.run(tmp_path, world.order("first", Position(-1200, 1200, ETHER // 4, ETHER // 4)))
-    for slippage, expected in ((50, "0x0"), (400, "0x1")):
-        order = world.order(f"within {slippage}", Position(-600, 600, ETHER // 4, ETHER // 4))
-        saved = world.chain.rpc("evm_snapshot")
-        status, report = asyncio.run(work())
-        assert status == expected, slippage
-        if slippage == 50:  # planned anew it is refused: the price is no more what it was
-            assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
-            (tmp_path / "journal.sqlite3").rename(tmp_path / "old")
-            assert world.chain.rpc("evm_revert", saved)
-        else:
-            assert report.code == Code.EXECUTED and balanced(report)
+    if what == "close":
+        world.run(tmp_path, world.order("first", WIDE))
+    order = world.order("second", *([WIDE] if what == "mint" else []))
+    report = asyncio.run(work())
+    if status == "0x1":
+        assert report.code == Code.EXECUTED and balanced(report)
+    else:  # planned anew it is refused: the price is no more what it was
+        assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
+
+
+def test_what_replaces_a_transaction_offers_an_eighth_more_within_the_limit_or_is_not_sent(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path, max_gas_wei=90 * 10**9) as bot:
+            tip = (await bot.tip())._replace(base_fee_wei=10**9)
+            old = Attempt(0, "plan", "0x", "0x", 40 * 10**9, 8 * 10**9, 0, 0)
+            fees = [await bot._fees(tip, None), await bot._fees(tip, old)]
+            with pytest.raises(ProtocolError) as error:
+                await bot._fees(tip, replace(old, max_fee_wei=80 * 10**9))
+            return *fees, error.value.code
+
+    first, second, code = asyncio.run(work())
+    assert 2 * 10**9 <= first.most < 10**10 and first.priority < 10**10
+    assert second == (45 * 10**9 + 1, 9 * 10**9 + 1) and code == Code.GAS_PRICE_LIMIT
+
+
+def test_a_node_that_fails_at_times_delays_and_repeats_nothing(world, tmp_path, caplog):
+    """Every third answer is lost, that to a send after it arrived."""
+
+    async def work():
+        async with world.bot(tmp_path, confirmations=1) as bot:
+            batch, asked = bot.rpc.batch, []
+
+            async def unreliable(calls, **options):
+                answers = await batch(calls, **options)
+                asked.append(calls)
+                if len(asked) % 3 == 0 or (calls and calls[0][0] == "eth_sendRawTransaction"):
+                    raise RpcError("no answer")
+                return answers
+
+            bot.rpc.batch = unreliable
+            await bot.journal.accept(order)
+            task = asyncio.create_task(bot.follow(0.01))
+            async with asyncio.timeout(SECONDS):
+                while not (report := (await bot.journal.report("first"))[1]):
+                    await asyncio.sleep(0.05)
+                    world.chain.mine()
+                    if len(asked) > 60:
+                        bot.rpc.batch = batch
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return report
+
+    order, nonce = world.order("first", WIDE, deadline=world.time + 590), world.nonce
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and world.nonce == nonce + 1 and "no answer; trying again" in caplog.text
 
 
 def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(world, tmp_path):
@@ -827,6 +893,43 @@ def test_an_order_that_is_not_allowed_is_refused_with_its_code(world, tmp_path, 
     assert report.code == code and said in report.detail and f"first: {code}" in caplog.text
 
 
+def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monkeypatch):
+    world.run(tmp_path, world.order("first", WIDE))
+    monkeypatch.setattr(contracts, "MAX_VAULT_TOKENS", 0)
+    [report] = world.run(tmp_path, world.order("second", 0, Position(-60, 60, 1000, 1000)))
+    assert report.code == Code.TOO_MANY_POSITIONS and "holds 1 position tokens" in report.detail
+
+
+def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world, tmp_path, monkeypatch):
+    """As on Slipstream, where the gauge then has the token; here it is only said to be."""
+
+    async def staked(*arguments):
+        held, idle = await contracts.read_vault(*arguments)
+        return [one._replace(staked=one.token_id == first) for one in held], idle
+
+    world.run(tmp_path, world.order("first", WIDE))
+    first = world.held()[0][0]
+    monkeypatch.setattr(execution, "read_vault", staked)
+    [report] = world.run(tmp_path, world.order("second"))
+    assert report.code == Code.EXECUTION_REVERTED and f"tokens [{first}] are staked" in report.detail
+    [report] = world.run(tmp_path, world.order("third", 0, Position(-600, 600, ETHER // 9, ETHER // 9)))
+    assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-600, 600)] * 2
+
+
+def test_a_position_that_a_stranger_sends_is_refused_until_it_was_shown(world, tmp_path):
+    order, sender = world.order("first", WIDE), world.chain.accounts[2]
+    world.uniswap.mint(sender, -60, 60, 10**9, 10**9)
+    world.chain.mine()
+    [token_id] = world.chain.call(world.uniswap.manager, OF_OWNER, sender, 0)
+    world.uniswap.send(
+        world.uniswap.manager, "transferFrom(address,address,uint256)", sender, world.vault, token_id, sender=sender
+    )
+    world.chain.mine()
+    assert refused(world, tmp_path, order).code == Code.VAULT_CHANGED
+    [report] = world.run(tmp_path, world.order("second", WIDE))
+    assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-600, 600)]
+
+
 def test_a_price_that_a_swap_moved_in_the_block_before_is_refused(world, tmp_path):
     """Also where the miner was shown the moved price; the average does not know it yet."""
     world.uniswap.swap(True, 2 * ETHER)
@@ -898,28 +1001,83 @@ def test_a_plan_that_the_contracts_would_refuse_is_refused_before_anything_is_si
 
 
 def test_a_pause_is_looked_at_before_every_send(world, tmp_path, caplog):
-    """What was sent before may still land; what was lost is not sent again until it is over."""
+    """What was sent before may still land; what was lost is not sent again until it is over, nor is it cancelled."""
+    pause = tmp_path / "pause"
 
     async def work():
         async with world.bot(tmp_path) as bot:
-            (tmp_path / "pause").touch()
+            pause.touch()
             first = await world.carry_out(bot, world.order("first", WIDE))
-            (tmp_path / "pause").unlink()
-            order = world.order("second", WIDE)
-            await bot.journal.accept(order)
-            await bot.step()
-            (tmp_path / "pause").touch()
-            [waiting] = world.pending()
-            world.chain.rpc("anvil_dropTransaction", waiting)
-            for _ in range(3):
-                assert await bot.step() and not world.pending()
-                world.chain.mine()
-            (tmp_path / "pause").unlink()
-            return first, await world.carry_out(bot, order), waiting
+            pause.unlink()
+            order, sign = world.order("second", WIDE), bot.journal.sign
 
-    first, second, sent = asyncio.run(work())
-    assert first.code == Code.EXECUTOR_PAUSED and (second.code, second.transaction) == (Code.EXECUTED, sent)
-    assert f"paused: {sent} is not sent" in caplog.text
+            async def signed(*arguments):
+                await sign(*arguments)
+                pause.touch()  # between the journal and the send
+
+            bot.journal.sign = signed
+            await bot.journal.accept(order)
+            assert await bot.step() and not world.pending()
+            bot.journal.sign = sign
+            for _ in range(3):
+                assert await bot.step() and not world.pending() and "pause" in bot.said
+                world.chain.mine()
+            pause.unlink()
+            second, third = await world.carry_out(bot, order), world.order("third", 0, Position(-60, 60, 10**9, 10**9))
+            await bot.journal.accept(third)
+            await bot.step()
+            pause.touch()
+            world.chain.rpc("anvil_dropAllTransactions")
+            world.chain.mine(2, 200)
+            assert await bot.step() and not world.pending()
+            pause.unlink()
+            return first, second, await world.carry_out(bot, third)
+
+    first, second, third = asyncio.run(work())
+    assert [report.code for report in (first, second, third)] == [
+        Code.EXECUTOR_PAUSED,
+        Code.EXECUTED,
+        Code.EXECUTION_EXPIRED,
+    ]
+    assert f"paused: {second.transaction} is not sent" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("happening", "code"),
+    [
+        ("swap", Code.PRICE_MOVED),
+        ("pause", Code.EXECUTOR_PAUSED),
+        ("gas", Code.GAS_PRICE_LIMIT),
+        ("late", Code.ORDER_STALE),
+    ],
+)
+def test_all_is_looked_at_again_right_before_signing(world, tmp_path, happening, code):
+    """What happens here happens after the plan was simulated."""
+
+    async def work():
+        async with world.bot(tmp_path, max_gas_wei=20 * 10**9) as bot:
+            estimate = bot._estimate
+
+            async def meanwhile(to: str, data: str) -> int:
+                gas = await estimate(to, data)
+                match happening:
+                    case "swap":
+                        world.uniswap.swap(True, ETHER)
+                    case "pause":
+                        (tmp_path / "pause").touch()
+                    case "gas":
+                        world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(30 * 10**9))
+                    case "late":
+                        world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + 1)
+                world.chain.mine()
+                return gas
+
+            bot._estimate = meanwhile
+            return await world.carry_out(bot, order)
+
+    order, nonce = world.order("first", WIDE), world.nonce
+    report = asyncio.run(work())
+    assert report.code == code and world.nonce == nonce and rows(tmp_path, "SELECT 1 FROM attempts") == []
 
 
 def test_an_order_that_became_stale_while_the_bot_was_down_is_not_begun(world, tmp_path):
@@ -988,7 +1146,7 @@ def test_an_order_is_placed_waited_for_and_looked_up(world, tmp_path):
         async with open_door(world, tmp_path, confirmations=2) as (url, session):
             _, pending = await ask(session, "POST", f"{url}/orders", data=encode(order))
             with mining(world.chain):
-                report = await place(session, url, API_KEY, order, SECONDS)
+                report = await place(Bot(session, url, API_KEY), order, SECONDS)
             found = await ask(session, "GET", f"{url}/orders/{order.decision}")
             again = await ask(session, "POST", f"{url}/orders", data=encode(order))
             async with session.get(f"{url}/health") as reply:
@@ -1115,7 +1273,7 @@ def test_killed_at_any_moment_and_started_again_each_decision_is_carried_out_onc
             while True:
                 process = await asyncio.to_thread(Process, world, tmp_path, "--live")
                 try:
-                    placing = asyncio.create_task(place(session, process.url, API_KEY, order, SECONDS))
+                    placing = asyncio.create_task(place(Bot(session, process.url, API_KEY), order, SECONDS))
                     await asyncio.wait({placing}, timeout=waits.pop() if waits else None)
                     if placing.done():
                         return placing.result()
@@ -1136,7 +1294,7 @@ def test_killed_at_any_moment_and_started_again_each_decision_is_carried_out_onc
 def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, capsys):
     async def work():
         async with aiohttp.ClientSession() as session:
-            return await place(session, process.url, API_KEY, order, SECONDS)
+            return await place(Bot(session, process.url, API_KEY), order, SECONDS)
 
     order, nonce = world.order("first", WIDE), world.nonce
     process = Process(world, tmp_path)
@@ -1151,11 +1309,13 @@ def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, ca
     assert code == 2 and "another process works with this executor's folder" in said
     logged = (tmp_path / "serve.log").read_text()
     assert VAULT_KEY[2:] not in logged and API_KEY not in logged and "the position manager may take" in logged
+    shown = command(capsys, *words(world, tmp_path, "status"))[1]
+    assert "last started as a dry run" in shown and "  confirmations 1\n" in shown and "  first: execution_dry" in shown
 
 
 def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, capsys):
     status = words(world, tmp_path, "status")
-    assert command(capsys, *status)[1].endswith("orders:\n  empty\n") and not list((tmp_path / "bot").glob("*"))
+    assert command(capsys, *status)[1].endswith("no orders yet\n") and not list((tmp_path / "bot").glob("*"))
     (tmp_path / "bot" / executor.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
     world.run(tmp_path, world.order("first", WIDE))
     code, shown, _ = command(capsys, *status)
@@ -1234,3 +1394,35 @@ def test_another_vaults_journal_is_refused(world, tmp_path):
     asyncio.run(work(world.vault))
     with pytest.raises(UserError, match="choose another --dir"):
         asyncio.run(work("0x" + "12" * 20))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The documentation
+
+DOCUMENT = (anvil.ROOT / "docs/executor.md").read_text()
+
+
+def test_every_row_of_the_tables_in_the_documentation_names_tests_that_exist():
+    lines = [line for line in DOCUMENT.splitlines() if line.startswith("| ")]
+    rows_ = [line for line in lines if "test_" in line]
+    named = {name for line in rows_ for name in re.findall(r"`(test_\w+)`", line)}
+    assert len(rows_) > 40 and len(rows_) == len(lines) - sum(line.endswith("| test |") for line in lines)
+    assert not named - globals().keys()
+    codes = {code for line in lines for code in re.findall(r"`([a-z]+_[a-z_]+)`", line.rpartition("|")[0])} - named
+    assert {code for code in codes if not code.startswith("test_")} <= {code.value for code in Code}
+
+
+def test_the_documentation_names_the_options_and_constants_as_they_are():
+    """Every option that it names exists, and every default that it says is the program's."""
+    help_ = {}
+    for action in executor.build_parser()._subparsers._group_actions[0].choices["serve"]._actions:
+        help_ |= dict.fromkeys(action.option_strings, action.default)
+    named = re.findall(r"`(--[a-z-]+)(?: N)?`(?: \((\d+)\))?", DOCUMENT)
+    assert {flag for flag, _ in named} <= help_.keys() and sum(bool(default) for _, default in named) >= 7
+    for flag, default in named:
+        value = help_[flag] // GWEI if flag == "--max-gas-gwei" else help_[flag]
+        assert not default or int(default) == value, flag
+    text = " ".join(DOCUMENT.split())
+    for value in (f"waits {executor.ANSWER_SECONDS:g} seconds", f"{MAX_REVERTED} times at most", f"{MAX_OPEN} open"):
+        assert value in text, value
+    assert f"at least {executor.MIN_API_KEY_CHARS} characters" in text
