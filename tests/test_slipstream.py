@@ -192,6 +192,18 @@ def test_a_fee_is_found_that_nobody_expects_and_one_that_cannot_be_is_refused(mo
         find_call_and_fee(after, event)
 
 
+def test_of_several_fees_that_explain_a_swap_of_few_units_a_likely_one_is_taken():
+    pool = SlipstreamPool(3000, 10, 100_000, "nft", "gauge")
+    pool.initialize(1 << 96)
+    pool.mint("nft", -1000, 1000, 10**9)
+    after = pool.copy()
+    told = ("", *after.swap(True, 1100, 4295128740), after.sqrt_price_x96, after.liquidity, after.tick)
+    event = Event(1, 0, 0, "swap", told)
+    pool.set_fees(500_000, 100_000)
+    assert find_call_and_fee(pool, event, (7, 3000)) == ("in", 3000)
+    assert find_call_and_fee(pool, event)[1] not in (3000, 500_000)
+
+
 @each_trace
 def test_snapshots_are_the_bytecodes_pool_and_survive_json(path, tmp_path, caplog):
     chain = TracedChain(path)
@@ -353,6 +365,27 @@ def test_a_staked_vault_is_scored_as_if_unstaked(tmp_path):
             compared += fees > 1000
         assert game.tape.vault_holds()[1] == (0, 0)  # the gauge has the fees
     assert compared > 2
+
+
+def test_a_token_of_the_same_tokens_with_another_spacing_is_not_of_this_pool(tmp_path):
+    """Two Slipstream pools of a pair differ by it, whatever their fees."""
+    chain = TracedChain(BOUNDARY)
+    chain.head = FIRST_BLOCK + 150
+    told = chain._call_positions
+    foreign, *own = chain._held(chain.blocks[chain.head])
+
+    def positions(to: str, block, token: int) -> tuple:
+        row = told(to, block, token)
+        return (*row[:4], 1 if token == foreign else row[4], *row[5:])
+
+    chain._call_positions = positions
+
+    async def work():
+        async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
+            await read_all(market, chain)
+            return await market.uncollected(chain.vault, chain.head)
+
+    assert list(asyncio.run(work())) == own
 
 
 def test_a_vault_that_stakes_in_a_round_earns_until_then_and_from_where_it_takes_its_token_back():
