@@ -346,14 +346,14 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
         raise MarketError(f"the RPC endpoints are of different chains ({said}); leave the wrong ones out")
     chain_id = int(next(iter(chains.values())), 16)
     at = read_header((await rpc.batch([header_call("latest")]))[0]).hash
-    functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, SLOT0, GAUGE, NFT, STAKED_LIQUIDITY, GAUGE_FEES, UNSTAKED_FEE
+    found = await rpc.batch([SLOT0.call(pool_address, at)])
+    slipstream = isinstance(found[0], str) and len(found[0]) == 2 + 6 * 64  # there is no protocol fee in it
+    functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, *((GAUGE, NFT, *_CL_STATE) if slipstream else _STATE)
     found = await rpc.batch([function.call(pool_address, at) for function in functions])
-    slipstream = isinstance(found[4], str) and len(found[4]) == 2 + 6 * 64  # there is no protocol fee in it
     kind = "Slipstream" if slipstream else "Uniswap V3"
-    functions = (*functions[:4], CL_SLOT0, *functions[5:]) if slipstream else functions[:5]
     not_one = f"{pool_address} on chain {chain_id} does not answer as a {kind} pool; check the pool's address"
     try:
-        values = [function.read(result) for function, result in zip(functions, found, strict=False)]
+        values = [function.read(result) for function, result in zip(functions, found, strict=True)]
     except Malformed as error:
         raise MarketError(f"{not_one} ({error})") from error
     if None in values:
@@ -361,7 +361,7 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
     (token0,), (token1,), (fee,), (tick_spacing,), *rest = values
     gauge = ""
     if slipstream:
-        gauge, manager = rest[1][0].lower(), rest[2][0].lower()
+        gauge, manager = rest[0][0].lower(), rest[1][0].lower()
         if NULL_ADDRESS in (gauge, manager):
             raise MarketError(f"the Slipstream pool {pool_address} has no gauge yet: stakes could not be followed")
     tokens = [await _describe_token(rpc, token.lower(), at) for token in (token0, token1)]

@@ -483,7 +483,12 @@ def _check_pool(snapshot: Snapshot) -> Iterator[str]:
     if not (MIN_TICK <= tick < MAX_TICK and sqrt_ratio_at_tick(tick) <= price <= sqrt_ratio_at_tick(tick + 1)):
         yield f"snapshot.tick: {tick} is not at sqrt_price_x96 {price}"
     yield from _ordered("snapshot.ticks", [mark.index for mark in snapshot.ticks])
+    known, staked = snapshot.slipstream, 0
     for n, mark in enumerate(snapshot.ticks):
+        if (mark.staked_liquidity_net is None) != (known is None):
+            yield f"snapshot.ticks[{n}].staked_liquidity_net: {_shown(mark.staked_liquidity_net)} in such a pool"
+        elif known and mark.index <= tick:
+            staked += _integer(mark.staked_liquidity_net)
         net = _integer(mark.liquidity_net)
         sum_of_nets += net
         liquidity += net if mark.index <= tick else 0
@@ -493,6 +498,10 @@ def _check_pool(snapshot: Snapshot) -> Iterator[str]:
             yield f"snapshot.ticks[{n}].liquidity_gross: {mark.liquidity_gross} with a net of {net}"
     if sum_of_nets or liquidity != snapshot.liquidity:
         yield f"snapshot.liquidity: {snapshot.liquidity}, the ticks give {liquidity} and leave {sum_of_nets} at the end"
+    if known and staked != known.staked_liquidity:
+        yield f"snapshot.slipstream.staked_liquidity: {known.staked_liquidity}, the ticks give {staked}"
+    if known and not 0 <= known.unstaked_fee <= PIPS:
+        yield f"snapshot.slipstream.unstaked_fee: {known.unstaked_fee} is no fee"
 
 
 def _check_end(parts: _Parts) -> Iterator[str]:

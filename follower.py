@@ -8,6 +8,9 @@ to one chain: where a reorganisation replaced blocks, they are forgotten and rea
 
 With two endpoints or more, each chunk's logs are asked of two. With one, a mint or burn away from the price that it
 leaves out is found when all ticks are compared, at the next snapshot; that a position was poked it can hide for good.
+Of a Slipstream pool no log tells the fees. A swap's is found with its call. What the gauge takes of unstaked fees is
+asked at each chunk's end: where it changed, blocks are read one by one, and its place is found as the one that makes
+the contract's state. Changed and changed back within one chunk it is a contradiction, and chunks get smaller.
 The file is a copy of the chain: it may be deleted, and is then fetched again.
 Read next: `contracts.py`, `web3market.py`.
 """

@@ -4,7 +4,7 @@
 
 What was fetched stays in `FOLDER/NAME.sqlite3`: the same command again goes on where the last one stopped. The endpoint
 must still have the state of the first block (an archive endpoint). What is written has been replayed: every swap's call
-is found, and the pool at the end is the contract's, fee growth and all.
+is found, and the pool at the end is the contract's, fee growth and all. Uniswap V3 pools only.
 Read next: `market.py` (`RecordedMarket`).
 """
 

@@ -11,11 +11,10 @@ import copy
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
 from random import Random
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -928,19 +927,17 @@ def slipstream_world(seed: int, staked_vault: bool) -> SlipstreamWorld:
     return world._replace(close_block=event.block + 1)
 
 
-def turn(world: SlipstreamWorld, pool: SlipstreamPool, stakes: bool = True) -> None:
+def turn(world: SlipstreamWorld, pool: SlipstreamPool, stakes: bool = True, positions: bool = True) -> None:
     if stakes:
-        pool.stake(*world.late, True)
+        pool.stake(*world.late, positions)
     pool.set_fees(pool.fee * 2, 200_000)
 
 
 def slipstream_book(world: SlipstreamWorld) -> Book:
-    """What keeps the vault's position; the tape opens as Aerodrome's pool: markets only know Uniswap's so far."""
-    snapshot = Snapshot.of(world.pool, [world.key], (0, 0), 1, 0, "")
-    known = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
-    tape = Tape(SimpleNamespace(**known, open=world.pool.copy))
+    """What keeps the vault's position; the tape's pool knows no others."""
+    tape = Tape(Snapshot.of(world.pool, [world.key], (0, 0), 1, 0, ""))
     tape.feed(world.events[: world.turn])
-    turn(world, tape.pool)
+    turn(world, tape.pool, positions=False)
     tape.feed(world.events[world.turn :])
     book = Book(tape)
     book.walk(world.close_block)
