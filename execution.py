@@ -60,8 +60,6 @@ WETH9 = Function("WETH9()", "address")
 
 log = logging.getLogger("executor")
 
-log = logging.getLogger("execution")
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -332,10 +330,10 @@ class Executor:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"the vault may hold {MAX_VAULT_TOKENS} position tokens")
         before, fees = idle, tuple(max(0, got - out) for got, out in zip(collected, released, strict=True))
         released = tuple(got - fee for got, fee in zip(collected, fees, strict=True))
-        paid = add(*(mint.paid for mint in mints))
         if not close and not mints:
             return Draft(tip, "", 0, 0, before, released, fees, (), 0)
-        moved_ppm = await self._check_turnover(tip, price, held, add(idle, fees), collected, paid)
+        most = tuple(map(min, add(*(mint.most for mint in mints)), there))  # others choose the price of its block
+        moved_ppm = await self._check_turnover(tip, price, held, add(idle, fees), collected, most)
         await self._check_allowances(tip, mints)
         calls += rebalance.mint_calls(mints, self.contract, self.vault, order.deadline)
         await self._simulate(calls, tip)
@@ -420,9 +418,9 @@ class Executor:
         held: Sequence[Any],
         loose: Amounts,
         collected: Amounts,
-        paid: Amounts,
+        most: Amounts,
     ) -> int:
-        """The value that this moves, in millionths of the inventory's. Raises `ProtocolError`."""
+        """The value that this moves at most, in millionths of the inventory's. Raises `ProtocolError`."""
         inside = add(
             *(
                 amounts_of(
@@ -436,7 +434,7 @@ class Executor:
                 if token.liquidity
             )
         )
-        moved, whole = max(worth(collected, price), worth(paid, price)), worth(add(loose, inside), price)
+        moved, whole = max(worth(collected, price), worth(most, price)), worth(add(loose, inside), price)
         ppm = -(-moved * 10**6 // max(1, whole))
         before = await self.journal.moved_ppm(tip.time - HOUR_SECONDS)
         if ppm + before > self.limits.turnover_percent * 10**4:

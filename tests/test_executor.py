@@ -267,6 +267,23 @@ def test_what_is_minted_is_there_and_the_least_is_taken_at_every_price_within_th
     assert len(mints) <= len(wanted) and (mints or not any(p.allocation0 and p.allocation1 for p in wanted))
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_what_a_mint_may_take_is_what_it_needs_within_the_bound_and_gives_the_same_liquidity_there(seed):
+    rng = Random(seed)
+    price, slippage = sqrt_ratio_at_tick(rng.randint(-900, 900)) + rng.randint(0, 10**20), rng.choice([0, 1, 50, 500])
+    wanted, there = random_position(rng), (int(10 ** rng.uniform(0, 20)), int(10 ** rng.uniform(0, 20)))
+    offered = min(wanted.allocation0, there[0]), min(wanted.allocation1, there[1])
+    bounds = sqrt_ratio_at_tick(wanted.tick_lower), sqrt_ratio_at_tick(wanted.tick_upper)
+    for mint in size([wanted], [], there, price, slippage, 1 << 100):
+        peak = (0, 0)
+        low, high = around(price, slippage)
+        for at in (low, high, price, rng.randint(low, high)):
+            liquidity = liquidity_for(*offered, at, *bounds)
+            assert liquidity_for(*mint.most, at, *bounds) == liquidity
+            peak = tuple(map(max, peak, amounts_of(liquidity + 1, at, *bounds, round_up=True)))
+        assert all(most <= needed for most, needed in zip(mint.most, peak, strict=True))
+
+
 def test_a_range_that_can_get_no_liquidity_or_more_than_a_tick_may_hold_is_left_out():
     nothing, fine, much = Position(-60, 60, 0, ETHER), Position(60, 120, ETHER, 0), Position(-60, 60, ETHER, ETHER)
     assert [mint.tick_lower for mint in size([nothing, fine], [], (ETHER, ETHER), Q96, 50, 1 << 100)] == [60]
@@ -744,6 +761,34 @@ def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts
         assert report.code == Code.EXECUTED and balanced(report)
     else:  # planned anew it is refused: the price is no more what it was
         assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
+
+
+def test_dust_of_one_token_does_not_sell_the_other_where_somebody_moves_the_price_in_front_of_it(world, tmp_path):
+    """The range begins at the price: dust is all it needs now. Above it all of token1 would be sold too cheap."""
+
+    async def work():
+        async with world.bot(tmp_path, turnover_percent=1) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            world.uniswap.swap(False, 60 * ETHER)
+            await bot.step()
+            world.chain.mine()
+            assert world.price[1] > 6000
+            return await world.carry_out(bot, order)
+
+    order, before = world.order("first", Position(0, 6000, 1, ETHER)), world.balances()
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and report.paid.amount1 <= 2 and world.balances()[1] >= before[1] - 2
+
+
+def test_a_mint_that_needs_little_now_but_may_need_much_in_its_block_counts_as_much(world, tmp_path):
+    """Within the slippage bound the price of its block is others' choice: the whole range is."""
+    order, limits = world.order("first", Position(0, 60, 1000, ETHER)), {"slippage_ticks": 100, "average_ticks": 200}
+    assert refused(world, tmp_path, order, turnover_percent=49, **limits).code == Code.TURNOVER_LIMIT
+    [report] = world.run(tmp_path, replace(order, decision="second"), turnover_percent=51, **limits)
+    assert report.code == Code.EXECUTED and report.paid == Inventory(1000, 0)
 
 
 def test_what_replaces_a_transaction_offers_an_eighth_more_within_the_limit_or_is_not_sent(world, tmp_path):
