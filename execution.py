@@ -511,7 +511,7 @@ class Executor:
 
     async def _check_gas_money(self, tip: Tip, gas: int) -> None:
         [answer] = await self.rpc.batch([("eth_getBalance", [self.vault, "latest"])])
-        have, need = integer(answer), gas * min(self.limits.max_gas_wei, 2 * tip.base_fee_wei)
+        have, need = integer(answer), gas * (await self._fees(tip, None)).most  # nodes want to see all that is offered
         if have < need:
             raise ProtocolError(
                 Code.EXECUTION_REVERTED, f"{have} wei for gas, {need} are needed; send some to {self.vault}"

@@ -137,16 +137,21 @@ async def _balances_around(
 ) -> tuple[Amounts, Amounts, str]:
     """The vault's tokens in the state before and after a transaction, which changed them by `net`.
 
-    From the latest balances back through the tokens' logs: that needs no node that remembers old states. From one
-    that does the parent block's balances too, and all must agree.
+    From the balances after its block and the tokens' logs in it; of a node that has forgotten that state from the
+    latest balances, back through all logs since. Where the parent block's balances are remembered all must agree.
     """
     receipt, tokens = mined.receipt, (contract.pair.token0.address.lower(), contract.pair.token1.address.lower())
     block, place = integer(receipt["blockNumber"]), integer(receipt["transactionIndex"])
     if tip.number < block:
         raise RpcError(f"the node is at block {tip.number}, the transaction is in {block}")
     [parent] = await rpc.batch([header_call(block - 1)], usable=bool)
+    at_end = [BALANCE_OF.call(token, receipt["blockHash"], vault) for token in tokens]
+    have, end = [BALANCE_OF.read(answer) for answer in await rpc.batch(at_end, refusable=True)], block
+    if None in have:
+        at_end, end = [BALANCE_OF.call(token, tip.hash, vault) for token in tokens], tip.number
+        have = [BALANCE_OF.read(answer) for answer in await rpc.batch(at_end)]
     word = f"0x{vault[2:]:0>64}"
-    span = {"fromBlock": hex(block), "toBlock": hex(tip.number), "address": list(tokens)}
+    span = {"fromBlock": hex(block), "toBlock": hex(end), "address": list(tokens)}
     topics = [ERC20_TRANSFER.topic, word], [ERC20_TRANSFER.topic, None, word]
     logs = await rpc.batch([("eth_getLogs", [span | {"topics": one}]) for one in topics])
     earlier, own, later = [0, 0], [0, 0], [0, 0]
@@ -155,11 +160,9 @@ async def _balances_around(
         at = integer(raw["blockNumber"]), integer(raw["transactionIndex"])
         where = own if at == (block, place) else earlier if at < (block, place) else later
         where[tokens.index(raw["address"].lower())] += sign * amount
-    latest = [BALANCE_OF.call(token, tip.hash, vault) for token in tokens]
     old = [BALANCE_OF.call(token, read_header(parent).hash, vault) for token in tokens]
-    have = [one(BALANCE_OF.read(answer)) for answer in await rpc.batch(latest)]
     had = [BALANCE_OF.read(answer) for answer in await rpc.batch(old, refusable=True)]
-    after = tuple(a - b for a, b in zip(have, later, strict=True))
+    after = tuple(one(a) - b for a, b in zip(have, later, strict=True))
     before = tuple(a - b for a, b in zip(after, net, strict=True))
     trouble = ""
     if tuple(own) != net:
