@@ -10,6 +10,7 @@ Read next: `execution.py`, which reports it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -37,6 +38,7 @@ from rpc import Rpc, RpcError
 AVERAGE_SECONDS = 600  # of the time-weighted average that the spot price is held against
 AVERAGE_PARTS = 10  # of it, and the median of their averages: one block at an absurd price moves the average, not that
 
+QUANTITY = re.compile("0x[0-9a-fA-F]{1,64}")
 OBSERVE = Function("observe(uint32[])", "int56[]", "uint160[]")
 ERC20_TRANSFER = LogType("Transfer(*address,*address,uint256)")
 
@@ -199,11 +201,10 @@ def checked_receipt(receipt: Any, attempt: Attempt) -> int:
 
 
 def integer(answer: Any) -> int:
-    """A quantity of JSON-RPC. Raises `Malformed`."""
-    try:
-        return int(answer, 16)
-    except (TypeError, ValueError):
-        raise Malformed(f"{str(answer)[:60]!r} is no number") from None
+    """A quantity of JSON-RPC, 0 to 2**256 - 1. Raises `Malformed`."""
+    if not isinstance(answer, str) or not QUANTITY.fullmatch(answer):
+        raise Malformed(f"{str(answer)[:60]!r} is no number")
+    return int(answer, 16)
 
 
 def one(found: tuple | None) -> Any:

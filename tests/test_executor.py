@@ -24,6 +24,7 @@ from random import Random
 import aiohttp
 import anvil
 import pytest
+from multidict import CIMultiDict
 from web3 import Account, Web3
 
 import contracts
@@ -944,7 +945,73 @@ def test_on_a_full_disk_nothing_is_sent_that_is_not_written_down_and_nothing_twi
     assert "disk is full; trying again" in caplog.text and "Traceback" not in caplog.text
 
 
-def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(world, tmp_path):
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_one_answer_of_the_node_is_the_order_is_carried_out_once_or_refused(world, tmp_path, caplog, seed):
+    rng, hit = Random(seed), []
+    garbage = rng.choice([None, "0x", "zz", {}, [], 7, "-0x5", "0x" + "f" * 64, "0x" + "f" * 600])
+    at = rng.randrange(22)
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            batch, asked = bot.rpc.batch, []
+
+            async def once_wrong(calls, **options):
+                answers = await batch(calls, **options)
+                asked.append(1)
+                if len(asked) == at and not options.get("usable"):
+                    hit.append(calls)
+                    answers[:] = [garbage] * len(answers)
+                return answers
+
+            bot.rpc.batch = once_wrong
+            await bot.journal.accept(order)
+            task = asyncio.create_task(bot.follow(0.01))
+            async with asyncio.timeout(SECONDS):
+                while not (report := (await bot.journal.report("first"))[1]):
+                    await asyncio.sleep(0.02)
+                    world.chain.mine()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return report
+
+    order, nonce = world.order("first", WIDE, deadline=world.time + 590), world.nonce
+    report = asyncio.run(work())
+    assert world.nonce - nonce == len(world.held()) == (report.code == Code.EXECUTED), (hit, garbage)
+    assert report.code == Code.EXECUTED or hit
+
+
+def test_a_receipt_of_a_block_that_the_chain_does_not_have_counts_for_nothing(world, tmp_path):
+    """As a node gives it that is on another branch, or has not tidied up."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            batch = bot.rpc.batch
+
+            async def elsewhere(calls, **options):
+                answers = await batch(calls, **options)
+                for answer in answers:
+                    if isinstance(answer, dict) and "transactionHash" in answer:
+                        answer["blockHash"] = "0x" + "12" * 32
+                return answers
+
+            await bot.journal.accept(order)
+            await bot.step()
+            world.chain.mine()
+            bot.rpc.batch = elsewhere
+            with pytest.raises(contracts.Malformed, match="0x1212"):
+                await bot.step()
+            assert (await bot.journal.attempts("first"))[0].receipt is None
+            bot.rpc.batch = batch
+            return await world.carry_out(bot, order)
+
+    order = world.order("first", WIDE)
+    assert asyncio.run(work()).code == Code.EXECUTED
+
+
+def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(chain, tmp_path):
+    """On a chain of its own: anvil loses all states in a reorganisation after it has mined 500 blocks."""
+
     async def work():
         async with world.bot(tmp_path, confirmations=3) as bot:
             await bot.journal.accept(order)
@@ -960,12 +1027,14 @@ def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is
             assert await bot.step() and len(world.pending()) == 1
             return first, await world.carry_out(bot, order)
 
-    order, balances, nonce = world.order("first", WIDE), world.balances(), world.nonce
-    first, report = asyncio.run(work())
-    assert report.code == Code.EXECUTED and report.block > first - 1 and world.nonce == nonce + 1
-    assert report.before == Inventory(balances[0] + 77, balances[1]) and balanced(report)
-    assert int(world.chain.receipt(report.transaction)["blockNumber"], 16) == report.block
-    assert world.chain.height >= report.block + 3 and len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
+    with anvil.Chain() as fresh:
+        world = World(fresh)
+        order, balances, nonce = world.order("first", WIDE), world.balances(), world.nonce
+        first, report = asyncio.run(work())
+        assert report.code == Code.EXECUTED and report.block > first - 1 and world.nonce == nonce + 1
+        assert report.before == Inventory(balances[0] + 77, balances[1]) and balanced(report)
+        assert int(world.chain.receipt(report.transaction)["blockNumber"], 16) == report.block
+        assert world.chain.height >= report.block + 3 and len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
 
 
 def test_a_reorganisation_deeper_than_the_confirmations_is_said_and_made_good(world, tmp_path, caplog):
@@ -1128,6 +1197,12 @@ def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monke
     monkeypatch.setattr(contracts, "MAX_VAULT_TOKENS", 0)
     [report] = world.run(tmp_path, world.order("second", 0, Position(-60, 60, 1000, 1000)))
     assert report.code == Code.TOO_MANY_POSITIONS and "holds 1 position tokens" in report.detail
+
+
+def test_no_more_tokens_are_minted_than_can_be_read(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "MAX_VAULT_TOKENS", 1)
+    report = refused(world, tmp_path, world.order("first", WIDE, Position(-60, 60, 1000, 1000)))
+    assert report.code == Code.TOO_MANY_POSITIONS and "may hold 1 position tokens" in report.detail
 
 
 def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world, tmp_path, monkeypatch):
@@ -1433,6 +1508,9 @@ def test_without_the_right_key_nothing_is_taken_and_a_key_that_was_replaced_open
                 for key in (None, "", "wrong", API_KEY + "x", API_KEY[:-1], "\u00e9" * 20):
                     found.append(await ask(session, method, f"{url}/{path}", key, data=encode(order)))
             found.append(await ask(session, "POST", f"{url}/orders", None, headers={"Authorization": API_KEY}))
+            twice = CIMultiDict([("Authorization", f"Bearer {API_KEY}"), ("Authorization", "Bearer another")])
+            async with session.post(f"{url}/orders", data=encode(order), headers=twice) as reply:
+                found.append((reply.status, decode(Report, await reply.read(), 1 << 16)))
             private(tmp_path / "api.key", "another-key-of-this-test\n")
             found.append(await ask(session, "POST", f"{url}/orders", API_KEY, data=encode(order)))
             (tmp_path / "api.key").chmod(0o644)
