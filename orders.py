@@ -128,6 +128,8 @@ async def place(bot: Bot, order: Order, seconds: float) -> Report:
                 ) as reply:
                     raw = await reply.content.read(MAX_REPORT_BYTES + 1)
             report = decode(Report, raw, MAX_REPORT_BYTES)
+            if not report.decision and report.code in set(Code):
+                raise ProtocolError(Code(report.code), f"{report.code}: {report.detail}")  # refused at the door
             if report.decision != order.decision or report.code not in set(Code):
                 raise ProtocolError(Code.MALFORMED, f"a report of {report.decision[:60]}")
             if report.final:

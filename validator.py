@@ -33,7 +33,7 @@ import aiohttp
 import doctor
 import scoring
 import status
-from board import leaderboard, miner_name
+from board import Board, miner_name
 from books import Book, Tape
 from chain import BLOCK_SECONDS, Chain, ChainError
 from evidence import EvidenceError, audit, judge, kept, seal
@@ -156,12 +156,10 @@ class Validator:
         self.pool = market.pair.pool_address
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
-        self.names = names
+        self.board = Board(market.label, market.pair, names, options.all_leaderboards)
         self.on_sealed = lambda evidence: None  # told of each round's evidence once it is stored and sealed
         self.until = sys.maxsize  # no round ends after this market time
-        self._shown: set[tuple] = set()
         self._skips: set[tuple[str, Code]] = set()
-        self._latest: dict[tuple[str, str], str] = {}  # leaderboards that were not printed
         self._open: dict[tuple, asyncio.Event] = {}  # rounds that run, by (end, job, type)
         self._deciding: dict[tuple, asyncio.Event] = {}  # live rounds between a due block and what is done at it
         self._idle: set[str] = set()  # jobs that start no more rounds
@@ -686,8 +684,6 @@ class Validator:
         if day or not last:
             await self.store.remember("last summary", day or day_before(now))
 
-    # -- showing
-
     async def _show(
         self,
         job: Job,
@@ -696,7 +692,7 @@ class Validator:
         asked: dict[str, tuple[Code, str]],
         missed: dict[str, list[str]],
     ) -> None:
-        """A line for every round in the log; on stdout a leaderboard for the first round of each market day."""
+        """A line for every round in the log, and its leaderboard."""
         winner = result.lines[0] if result.lines else None
         log.info(
             "%s: %s, %d of %d ranked, %d swaps%s",
@@ -707,32 +703,8 @@ class Validator:
             result.swaps,
             f", winner {winner.name}" if winner else f" {result.detail}",
         )
-        if not result.keep:
-            return
-        job_id, round_type, start = round_id.rsplit(":", 2)
-        text = leaderboard(
-            self.market.label,
-            self.market.pair,
-            job,
-            round_id,
-            result,
-            await self.store.reputations(job.job_id),
-            asked,
-            missed,
-            self.names,
-        )
-        day = (job_id, round_type, int(start) // DAY_SECONDS)
-        if self.options.all_leaderboards or day not in self._shown:
-            self._shown.add(day)
-            self._latest.pop((job_id, round_type), None)
-            print(text, end="\n\n", flush=True)
-        else:
-            self._latest[job_id, round_type] = text
-
-    def print_latest(self) -> None:
-        """The newest leaderboard of each job, where it has not been printed yet."""
-        for text in self._latest.values():
-            print(text, end="\n\n")
+        if result.keep:
+            self.board.show(job, round_id, result, await self.store.reputations(job.job_id), asked, missed)
 
 
 def _prediction(
@@ -915,7 +887,7 @@ async def validate(options: argparse.Namespace) -> None:
         validator.on_sealed = issuer.post
         await enter(status.serve_validator(ground, options))
         await validator.work()
-        validator.print_latest()
+        validator.board.show_latest()
         await _farewell(ground)
 
 

@@ -270,7 +270,7 @@ def play_subnet(
             if prepare:
                 await prepare(subnet, store, chain, venue)
             await subnet.validator.work()
-            subnet.validator.print_latest()
+            subnet.validator.board.show_latest()
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE_SECONDS))
     return subnet
