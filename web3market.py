@@ -358,7 +358,9 @@ async def audit_chain(
             found = await market.snapshot(vault, opening)
             events = await market.events(opening, last)
             receipts = await market.receipts([one.sent.transaction for one in executions if one.sent])
-            others = not played or len(receipts) < await market.transactions_of(vault, opening, last)
+            others = bool(receipts) and (
+                not played or len(receipts) < await market.transactions_of(vault, opening, last)
+            )
             if played and row["round_type"] == "live":
                 closing = await market.snapshot(vault, last + 1)
     wrong += [
