@@ -358,7 +358,7 @@ async def audit_chain(
             found = await market.snapshot(vault, opening)
             events = await market.events(opening, last)
             receipts = await market.receipts([one.sent.transaction for one in executions if one.sent])
-            others = bool(receipts) and (
+            others = bool(executions) and (
                 not played or len(receipts) < await market.transactions_of(vault, opening, last)
             )
             if played and row["round_type"] == "live":
