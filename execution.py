@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 from typing import Any, NamedTuple
 
 import rebalance
@@ -46,11 +48,13 @@ from store import StoreError
 
 GWEI = 10**9
 AVERAGE_SECONDS = 600  # of the time-weighted average that the spot price is held against
+AVERAGE_PARTS = 10  # of it, and the median of their averages: one block at an absurd price moves the average, not that
 HOUR_SECONDS = 3600
 POLL_SECONDS = 1.0
 GAS_MARGIN_PERCENT = 25  # above the estimate
 MAX_REVERTED = 3  # attempts of one order that were mined and failed; then it is given up
 APPROVE_SECONDS = 180
+FOREIGN_SECONDS = 30  # past the deadline: a node that still has no receipt by then has none
 UNLIMITED = 2**256 - 1
 
 OBSERVE = Function("observe(uint32[])", "int56[]", "uint160[]")
@@ -59,8 +63,6 @@ APPROVE = Function("approve(address,uint256)", "bool")
 WETH9 = Function("WETH9()", "address")
 
 log = logging.getLogger("executor")
-
-log = logging.getLogger("execution")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +73,23 @@ class Limits:
         max_gas_wei: the most that a unit of gas may cost, priority fee included.
         slippage_ticks: how far the price may move between plan and block; the contract refuses beyond.
         reserve_ticks: leave so much idle that mints still find their tokens if the price moves by so many ticks.
-        average_ticks: between the spot price and the pool's time-weighted average.
+        average_ticks: between the spot price and the pool's time-weighted average, and the median of its parts.
         shown_ticks: between the spot price and the one that the miner was shown.
         turnover_percent: share of the inventory's value that may be moved within an hour.
+        hourly_transactions: that may be mined within an hour, those that failed too: what gas may cost.
         deadline_seconds: how far ahead a deadline may be.
         max_positions: that an order may ask for.
         confirmations: blocks that must stand on a transaction before it counts.
         replace_blocks: a transaction that waits for longer is replaced, with a higher fee.
     """
 
-    max_gas_wei: int = 100 * GWEI
-    slippage_ticks: int = 50
+    max_gas_wei: int = 50 * GWEI
+    slippage_ticks: int = 20
     reserve_ticks: int = 0
-    average_ticks: int = 100
+    average_ticks: int = 50
     shown_ticks: int = 100
-    turnover_percent: int = 400
+    turnover_percent: int = 200
+    hourly_transactions: int = 20
     deadline_seconds: int = 600
     max_positions: int = 10
     confirmations: int = CONFIRMATIONS
@@ -202,6 +206,9 @@ class Executor:
             did = await read_back(self.rpc, self.contract, self.vault, mined, await self.tip())
             report = await self._report(order, attempts, Code.EXECUTED, did.trouble or f"{len(did.minted)} minted")
             await self._finish(did.fill(report))
+        elif mined and not await self._is_there(mined):
+            log.error("%s was final and is not where it was: a reorganisation, or a node that is behind", mined.hash)
+            await self.journal.not_mined(mined)
         elif mined and mined.kind == CANCEL:
             detail = f"not included until {order.deadline}; cancelled by {mined.hash}"
             await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
@@ -223,6 +230,11 @@ class Executor:
                 return False
         return True
 
+    async def _is_there(self, mined: Attempt) -> bool:
+        """Whether a transaction that did nothing is in the block that it was in: elsewhere it may do something."""
+        [receipt] = await self.rpc.batch([("eth_getTransactionReceipt", [mined.hash])])
+        return receipt is not None and receipt["blockHash"] == mined.receipt["blockHash"]
+
     async def _begin(self, order: Order, attempts: Sequence[Attempt], tip: Tip) -> bool:
         """Plan, and send the first transaction of a new nonce."""
         draft = await self._draft(order, tip)
@@ -241,9 +253,33 @@ class Executor:
                 log.error("%s was final and is not in the chain: a reorganisation, or a node that is behind", lost.hash)
                 await self._broadcast(lost)
             raise _Later(f"the chain is at nonce {count}, {next_nonce} is next")
+        await self._check_alone(order, draft.tip, count)
         fees = await self._fees(draft.tip, None)
         await self._sign(order, PLAN, count, self.contract.manager, draft.data, draft.gas, fees, draft)
         return True
+
+    async def _check_alone(self, order: Order, tip: Tip, count: int) -> None:
+        """All that the vault sent since the miner was shown it is in the journal: else this may have been done already.
+
+        That is by a bot in another folder, or by this one before its journal was lost. A node that has forgotten that
+        block cannot tell.
+
+        Raises:
+            ProtocolError: something is not.
+            _Later: the block is not there yet.
+        """
+        if order.block_number > tip.number:
+            raise _Later(f"the miner was shown block {order.block_number}, the chain is at {tip.number}")
+        shown = "eth_getTransactionCount", [self.vault, hex(max(0, order.block_number))]
+        [answer] = await self.rpc.batch([shown], refusable=True)
+        if isinstance(answer, Refusal):
+            log.warning("%s: whether this journal is complete is unknown: %s", order.decision, answer)
+        elif (foreign := count - integer(answer) - await self.journal.signed(integer(answer), count)) > 0:
+            raise ProtocolError(
+                Code.VAULT_CHANGED,
+                f"{foreign} of the vault's transactions since block {order.block_number} are not in this journal:"
+                " another bot, an old journal, or somebody else has the key",
+            )
 
     async def _wait(self, order: Order, attempts: Sequence[Attempt], tip: Tip, late: bool) -> bool:
         """For one of the transactions of the last nonce, of which at most one can be mined."""
@@ -268,7 +304,10 @@ class Executor:
             return True
         self.said = f"{newest.hash} was signed at block {newest.block} and is not mined"
         if integer(count) > newest.nonce:  # or its receipt is not there yet
-            if late and integer(deep_count) > newest.nonce:
+            if tip.time > order.deadline + FOREIGN_SECONDS and integer(deep_count) > newest.nonce:
+                for attempt in waiting:  # a node may be behind, or part of it
+                    if any((await self.rpc.each("eth_getTransactionReceipt", [attempt.hash])).values()):
+                        return False
                 detail = f"nonce {newest.nonce} was used by a transaction that is not this bot's: who else has the key?"
                 await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
                 return True
@@ -332,10 +371,10 @@ class Executor:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"the vault may hold {MAX_VAULT_TOKENS} position tokens")
         before, fees = idle, tuple(max(0, got - out) for got, out in zip(collected, released, strict=True))
         released = tuple(got - fee for got, fee in zip(collected, fees, strict=True))
-        paid = add(*(mint.paid for mint in mints))
         if not close and not mints:
             return Draft(tip, "", 0, 0, before, released, fees, (), 0)
-        moved_ppm = await self._check_turnover(tip, price, held, add(idle, fees), collected, paid)
+        most = tuple(map(min, add(*(mint.most for mint in mints)), there))  # others choose the price of its block
+        moved_ppm = await self._check_turnover(tip, price, held, add(idle, fees), collected, most)
         await self._check_allowances(tip, mints)
         calls += rebalance.mint_calls(mints, self.contract, self.vault, order.deadline)
         await self._simulate(calls, tip)
@@ -388,30 +427,33 @@ class Executor:
             raise ProtocolError(Code.ORDER_STALE, f"its deadline is {ahead} s ahead, at most {limits.deadline_seconds}")
         if tip.base_fee_wei > limits.max_gas_wei:
             raise ProtocolError(Code.GAS_PRICE_LIMIT, f"gas costs {tip.base_fee_wei} wei, at most {limits.max_gas_wei}")
-        price, tick, average = await self.prices(tip.hash)
+        price, tick, averages = await self.prices(tip.hash)
         if abs(tick - order.tick) > limits.shown_ticks:
             raise ProtocolError(
                 Code.PRICE_MOVED, f"tick {tick}, shown was {order.tick}, at most {limits.shown_ticks} apart"
             )
-        if average is None:
+        if averages is None:
             raise ProtocolError(Code.PRICE_UNKNOWN, unknown_average(self.contract))
-        if abs(tick - average) > limits.average_ticks:
-            raise ProtocolError(
-                Code.PRICE_MANIPULATED,
-                f"tick {tick}, the average of {AVERAGE_SECONDS} s is {average}, at most {limits.average_ticks} apart",
-            )
+        for name, average in zip(("average", "median"), averages, strict=True):
+            if abs(tick - average) > limits.average_ticks:
+                raise ProtocolError(
+                    Code.PRICE_MANIPULATED,
+                    f"tick {tick}, the {name} of {AVERAGE_SECONDS} s is {average},"
+                    f" at most {limits.average_ticks} apart",
+                )
         return price
 
-    async def prices(self, block_hash: str) -> tuple[int, int, int | None]:
-        """The pool's price and tick after a block, and its time-weighted average tick, None where nobody knows it."""
-        pool = self.contract.pair.pool_address
+    async def prices(self, block_hash: str) -> tuple[int, int, tuple[int, int] | None]:
+        """The pool's price and tick after a block; its average tick and the median of its parts' averages, if known."""
+        pool, part = self.contract.pair.pool_address, AVERAGE_SECONDS // AVERAGE_PARTS
         state = await read_state(self.rpc, self.contract, block_hash, True, set())
-        [answer] = await self.rpc.batch([OBSERVE.call(pool, block_hash, [AVERAGE_SECONDS, 0])])
+        [answer] = await self.rpc.batch([OBSERVE.call(pool, block_hash, list(range(AVERAGE_SECONDS, -1, -part)))])
         found = OBSERVE.read(answer)
         if found is None:
             return state.sqrt_price_x96, state.tick, None
-        (then, now), _ = found
-        return state.sqrt_price_x96, state.tick, (now - then) // AVERAGE_SECONDS
+        sums, _ = found
+        parts = [(later - earlier) // part for earlier, later in pairwise(sums)]
+        return state.sqrt_price_x96, state.tick, ((sums[-1] - sums[0]) // AVERAGE_SECONDS, median_low(parts))
 
     async def _check_turnover(
         self,
@@ -420,9 +462,9 @@ class Executor:
         held: Sequence[Any],
         loose: Amounts,
         collected: Amounts,
-        paid: Amounts,
+        most: Amounts,
     ) -> int:
-        """The value that this moves, in millionths of the inventory's. Raises `ProtocolError`."""
+        """The value that this moves at most, in millionths of the inventory's. Raises `ProtocolError`."""
         inside = add(
             *(
                 amounts_of(
@@ -436,9 +478,14 @@ class Executor:
                 if token.liquidity
             )
         )
-        moved, whole = max(worth(collected, price), worth(paid, price)), worth(add(loose, inside), price)
+        moved, whole = max(worth(collected, price), worth(most, price)), worth(add(loose, inside), price)
         ppm = -(-moved * 10**6 // max(1, whole))
-        before = await self.journal.moved_ppm(tip.time - HOUR_SECONDS)
+        mined, before = await self.journal.within(tip.time - HOUR_SECONDS)
+        if mined >= self.limits.hourly_transactions:
+            raise ProtocolError(
+                Code.TURNOVER_LIMIT,
+                f"{mined} transactions were mined within an hour, at most {self.limits.hourly_transactions}",
+            )
         if ppm + before > self.limits.turnover_percent * 10**4:
             raise ProtocolError(
                 Code.TURNOVER_LIMIT,

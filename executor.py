@@ -315,12 +315,12 @@ async def status(options: argparse.Namespace) -> None:
 async def status_lines(bot: Executor) -> list[str]:
     tip, pair = await bot.tip(), bot.contract.pair
     held, idle = await read_vault(bot.rpc, bot.contract, bot.vault, tip.hash)
-    _, tick, average = await bot.prices(tip.hash)
+    _, tick, averages = await bot.prices(tip.hash)
     [gas_money] = await bot.rpc.batch([("eth_getBalance", [bot.vault, "latest"])])
     lines = [
         f"block {tip.number} of chain {pair.chain_id}, gas {tip.base_fee_wei / GWEI:g} gwei",
         f"pool {pair.pool_address}: tick {tick}, "
-        + (unknown_average(bot.contract) if average is None else f"average of {AVERAGE_SECONDS} s {average}"),
+        + (f"average of {AVERAGE_SECONDS} s {averages[0]}" if averages else unknown_average(bot.contract)),
         f"vault {bot.vault}: {idle[0]} {pair.token0.symbol}, {idle[1]} {pair.token1.symbol} base units idle,"
         f" {integer(gas_money)} wei for gas",
     ]
@@ -328,8 +328,8 @@ async def status_lines(bot: Executor) -> list[str]:
     allowed = await bot.allowances(tip.hash)
     for token, amount in zip((pair.token0, pair.token1), allowed, strict=True):
         lines.append(f"the position manager may take {'all' if amount >= UNLIMITED // 2 else amount} {token.symbol}")
-    moved = await bot.journal.moved_ppm(tip.time - HOUR_SECONDS)
-    lines.append(f"moved within an hour: {moved / 10**4:.2f} % of the inventory")
+    mined, moved = await bot.journal.within(tip.time - HOUR_SECONDS)
+    lines.append(f"moved within an hour: {moved / 10**4:.2f} % of the inventory, in {mined} transactions")
     lines.append("paused" if bot.pause_file.exists() else "not paused")
     return [*lines, *await bot.journal.lines()]
 
@@ -425,9 +425,10 @@ _LIMITS = (
         "reserve_ticks", "--reserve-ticks", number(0, 10_000),
         "leave so much idle that mints succeed though the price moves by so much", "N",
     ),
-    ("average_ticks", "--average-ticks", number(0, MAX_TICK), "from the price to its 10-minute average", "N"),
+    ("average_ticks", "--average-ticks", number(0, MAX_TICK), "from the price to its average of 10 minutes", "N"),
     ("shown_ticks", "--shown-ticks", number(0, MAX_TICK), "from the price to the one that the miner was shown", "N"),
     ("turnover_percent", "--turnover-percent", number(0, 10**6), "of the inventory's value moved within an hour", "N"),
+    ("hourly_transactions", "--hourly-transactions", number(0, 3600), "mined within an hour, failed ones too", "N"),
     ("deadline_seconds", "--deadline-seconds", number(1, 86_400), "how far ahead a deadline may be", "N"),
     ("max_positions", "--max-positions", number(0, MAX_POSITIONS), "that an order may ask for", "N"),
     ("confirmations", "--confirmations", number(0, 1000), "blocks that must stand on a transaction", "N"),

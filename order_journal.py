@@ -157,6 +157,11 @@ class OrderJournal:
                 "UPDATE attempts SET receipt = ?, time = ? WHERE hash = ?", (json.dumps(receipt), time, attempt.hash)
             )
 
+    async def not_mined(self, attempt: Attempt) -> None:
+        """It was in a block, and that block is gone."""
+        async with transaction(self._db):
+            await self._db.execute("UPDATE attempts SET receipt = NULL, time = NULL WHERE hash = ?", (attempt.hash,))
+
     async def finish(self, report: Report) -> None:
         """The order is done with, in one way or another; only the first report counts."""
         async with transaction(self._db):
@@ -169,19 +174,24 @@ class OrderJournal:
         row = await self._row("SELECT COALESCE(MAX(nonce) + 1, 0) FROM attempts")
         return row[0]
 
+    async def signed(self, first: int, end: int) -> int:
+        """How many nonces from `first` to before `end` were signed with."""
+        sql = "SELECT COUNT(DISTINCT nonce) FROM attempts WHERE nonce >= ? AND nonce < ?"
+        return (await self._row(sql, first, end))[0]
+
     async def mined_with(self, nonce: int) -> Attempt | None:
         """What was final under this nonce."""
         row = await self._row("SELECT * FROM attempts WHERE nonce = ? AND receipt IS NOT NULL", nonce)
         return _attempt(row) if row else None
 
-    async def moved_ppm(self, since: int) -> int:
-        """How much was moved in blocks after that time, in millionths of what the inventory then was worth."""
+    async def within(self, since: int) -> tuple[int, int]:
+        """Transactions in blocks after that time, and how much they moved, in millionths of what there then was."""
         row = await self._row(
-            """SELECT COALESCE(SUM(moved_ppm), 0) FROM attempts
-            WHERE time > ? AND kind = 'plan' AND json_extract(receipt, '$.status') = '0x1'""",
+            """SELECT COUNT(*), COALESCE(SUM(moved_ppm) FILTER (WHERE json_extract(receipt, '$.status') = '0x1'), 0)
+            FROM attempts WHERE time > ?""",
             since,
         )
-        return row[0]
+        return tuple(row)
 
     async def start(self, live: bool, limits: dict[str, int]) -> None:
         """How the bot works from now on: for `lines`."""

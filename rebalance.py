@@ -49,7 +49,9 @@ class Mint:
     Attributes:
         token_id: of the kept position in that range, which gets more; 0 makes a new one.
         tick_lower, tick_upper: the range.
-        most: what the manager may take, and sizes the liquidity by.
+        most: what the manager may take, and sizes the liquidity by: no more than it needs while the price stays
+            within the bound. Else dust of one token would hold back all of the other only until somebody moved the
+            price out of the range, and then all of that would be sold there.
         least: what it must take, else it reverts.
         liquidity, paid: what comes of it at the price of the plan.
     """
@@ -116,18 +118,22 @@ def size(
     for position in wanted:
         most = min(position.allocation0, there[0]), min(position.allocation1, there[1])
         bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+        # the higher the price, the less of token0 and the more of token1
+        low, high = ((p, liquidity_for(*most, p, *bounds)) for p in around(sqrt_price_x96, slippage_ticks))
+        most = (
+            min(most[0], amounts_of(low[1] + 1, low[0], *bounds, round_up=True)[0]),
+            min(most[1], amounts_of(high[1] + 1, high[0], *bounds, round_up=True)[1]),
+        )
         liquidity = liquidity_for(*most, sqrt_price_x96, *bounds)
         if not 0 < liquidity <= most_liquidity:
             continue
         paid = amounts_of(liquidity, sqrt_price_x96, *bounds, round_up=True)
-        low, high = around(sqrt_price_x96, slippage_ticks)
-        # the higher the price, the less of token0 and the more of token1; one unit of liquidity is left to rounding
-        ends = [
-            amounts_of(max(0, liquidity_for(*most, p, *bounds) - 1), p, *bounds, round_up=False) for p in (high, low)
-        ]
+        least = (  # one unit of liquidity is left to rounding
+            amounts_of(max(0, high[1] - 1), high[0], *bounds, round_up=False)[0],
+            amounts_of(max(0, low[1] - 1), low[0], *bounds, round_up=False)[1],
+        )
         mine = (token.token_id for token in keep if _ticks(token) == _ticks(position) and not token.staked)
-        token_id = next(mine, 0)
-        found.append(Mint(token_id, *_ticks(position), most, (ends[0][0], ends[1][1]), liquidity, paid))
+        found.append(Mint(next(mine, 0), *_ticks(position), most, least, liquidity, paid))
         there = there[0] - paid[0], there[1] - paid[1]
     return found
 

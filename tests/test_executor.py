@@ -126,7 +126,8 @@ class World:
             contract = await describe(rpc, self.uniswap.address, self.uniswap.manager)
             path = folder / "journal.sqlite3"
             async with OrderJournal.open(path, CHAIN_ID, self.uniswap.address, self.vault) as journal:
-                limits = Limits(**{"confirmations": 0, "turnover_percent": 10**6} | limits)
+                usual = {"confirmations": 0, "turnover_percent": 10**6, "hourly_transactions": 10**6}
+                limits = Limits(**usual | limits)
                 account = Account.from_key(VAULT_KEY)
                 yield Executor(rpc, contract, journal, self.vault, account, limits, folder / "pause", live)
 
@@ -265,6 +266,23 @@ def test_what_is_minted_is_there_and_the_least_is_taken_at_every_price_within_th
             used = amounts_of(liquidity_for(*mint.most, at, *bounds), at, *bounds, round_up=True)
             assert all(least <= amount for least, amount in zip(mint.least, used, strict=True)), (mint, at)
     assert len(mints) <= len(wanted) and (mints or not any(p.allocation0 and p.allocation1 for p in wanted))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_a_mint_may_take_is_what_it_needs_within_the_bound_and_gives_the_same_liquidity_there(seed):
+    rng = Random(seed)
+    price, slippage = sqrt_ratio_at_tick(rng.randint(-900, 900)) + rng.randint(0, 10**20), rng.choice([0, 1, 50, 500])
+    wanted, there = random_position(rng), (int(10 ** rng.uniform(0, 20)), int(10 ** rng.uniform(0, 20)))
+    offered = min(wanted.allocation0, there[0]), min(wanted.allocation1, there[1])
+    bounds = sqrt_ratio_at_tick(wanted.tick_lower), sqrt_ratio_at_tick(wanted.tick_upper)
+    for mint in size([wanted], [], there, price, slippage, 1 << 100):
+        peak = (0, 0)
+        low, high = around(price, slippage)
+        for at in (low, high, price, rng.randint(low, high)):
+            liquidity = liquidity_for(*offered, at, *bounds)
+            assert liquidity_for(*mint.most, at, *bounds) == liquidity
+            peak = tuple(map(max, peak, amounts_of(liquidity + 1, at, *bounds, round_up=True)))
+        assert all(most <= needed for most, needed in zip(mint.most, peak, strict=True))
 
 
 def test_a_range_that_can_get_no_liquidity_or_more_than_a_tick_may_hold_is_left_out():
@@ -746,6 +764,62 @@ def test_a_price_that_moves_beyond_the_slippage_bound_before_it_is_mined_reverts
         assert report.code == Code.PRICE_MOVED and report.gas_used > 0 and not report.transaction
 
 
+def test_dust_of_one_token_does_not_sell_the_other_where_somebody_moves_the_price_in_front_of_it(world, tmp_path):
+    """The range begins at the price: dust is all it needs now. Above it all of token1 would be sold too cheap."""
+
+    async def work():
+        async with world.bot(tmp_path, turnover_percent=1) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            world.uniswap.swap(False, 60 * ETHER)
+            await bot.step()
+            world.chain.mine()
+            assert world.price[1] > 6000
+            return await world.carry_out(bot, order)
+
+    order, before = world.order("first", Position(0, 6000, 1, ETHER)), world.balances()
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and report.paid.amount1 <= 2 and world.balances()[1] >= before[1] - 2
+
+
+def test_a_mint_that_needs_little_now_but_may_need_much_in_its_block_counts_as_much(world, tmp_path):
+    """Within the slippage bound the price of its block is others' choice: the whole range is."""
+    order, limits = world.order("first", Position(0, 60, 1000, ETHER)), {"slippage_ticks": 100, "average_ticks": 200}
+    assert refused(world, tmp_path, order, turnover_percent=49, **limits).code == Code.TURNOVER_LIMIT
+    [report] = world.run(tmp_path, replace(order, decision="second"), turnover_percent=51, **limits)
+    assert report.code == Code.EXECUTED and report.paid == Inventory(1000, 0)
+
+
+def test_who_also_chooses_the_price_wins_no_more_than_the_bounds_say(world, tmp_path):
+    """A range above what the price should be takes all of one token where the price is moved above it for a block."""
+
+    async def work():
+        async with world.bot(tmp_path, **limits) as bot:
+            world.uniswap.swap(False, 1000 * ETHER, sqrt_ratio_at_tick(59))
+            world.chain.mine()
+            await bot.journal.accept(order := world.order("first", Position(60, 120, ETHER, ETHER)))
+            await bot.step()
+            [waiting] = world.pending()
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            world.uniswap.swap(False, 1000 * ETHER, sqrt_ratio_at_tick(125))
+            await bot.step()
+            world.chain.mine()
+            world.uniswap.swap(True, 1000 * ETHER, Q96)
+            world.chain.mine()
+            return await world.carry_out(bot, order)
+
+    limits = {"average_ticks": 60, "slippage_ticks": 70}
+    before = sum(world.balances())
+    report = asyncio.run(work())
+    [(_, *ticks, liquidity)] = world.held()
+    inside = amounts_of(liquidity, Q96, *map(sqrt_ratio_at_tick, ticks), round_up=False)
+    lost = before - sum(world.balances()) - sum(inside)
+    assert report.paid.amount1 == ETHER and 0 < lost < ETHER * sum(limits.values()) // 10**4
+    assert rows(tmp_path, "SELECT moved_ppm FROM attempts") >= [(500_000,)]
+
+
 def test_what_replaces_a_transaction_offers_an_eighth_more_within_the_limit_or_is_not_sent(world, tmp_path):
     async def work():
         async with world.bot(tmp_path, max_gas_wei=90 * 10**9) as bot:
@@ -845,7 +919,7 @@ def test_a_nonce_that_somebody_else_used_ends_the_order_and_is_said(world, tmp_p
             world.uniswap.send(world.uniswap.token0, "transfer(address,uint256)", world.vault, 1, sender=world.vault)
             world.chain.mine()
             assert await bot.step() and not world.pending()
-            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + 1)
+            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + execution.FOREIGN_SECONDS + 1)
             world.chain.mine()
             return await world.carry_out(bot, order)
 
@@ -853,6 +927,86 @@ def test_a_nonce_that_somebody_else_used_ends_the_order_and_is_said(world, tmp_p
     report = asyncio.run(work())
     assert report.code == Code.EXECUTION_EXPIRED and "who else has the key" in report.detail
     assert world.balances() == balances
+
+
+def test_a_decision_that_another_bot_or_a_lost_journal_carried_out_is_not_carried_out_again(world, tmp_path):
+    """Where nothing else shows it: it leaves the vault with the ranges that it found."""
+    for name in ("there", "here"):
+        (tmp_path / name).mkdir()
+    world.run(tmp_path / "there", world.order("first", WIDE))
+    order = world.order("second", Position(-600, 600, ETHER // 4, ETHER // 4))
+    [done] = world.run(tmp_path / "there", order)
+    assert done.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-600, 600)]
+    report = refused(world, tmp_path / "here", order)
+    assert report.code == Code.VAULT_CHANGED and "1 of the vault's transactions" in report.detail
+    [report] = world.run(tmp_path / "here", world.order("third", WIDE))
+    assert report.code == Code.EXECUTED
+
+
+def test_an_order_that_was_shown_a_block_that_the_node_does_not_have_yet_waits_for_it(world, tmp_path):
+    order = world.order("first", WIDE)
+    [report] = world.run(tmp_path, replace(order, block_number=order.block_number + 3))
+    assert report.code == Code.EXECUTED and report.block > order.block_number + 3
+
+
+@pytest.mark.parametrize("behind", ["a part of the node", "the first of two nodes"])
+def test_a_receipt_that_a_node_does_not_have_yet_makes_no_failure_of_what_was_done(world, tmp_path, behind):
+    """It has the nonce of it already, and the deadline passed."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            batch, looks = bot.rpc.batch, []
+
+            async def partly(calls, **options):
+                answers = await batch(calls, **options)
+                for n, (method, _) in enumerate(calls):
+                    if method == "eth_getTransactionReceipt" and len(looks) < 3:
+                        answers[n] = None
+                looks.append(1)
+                return answers
+
+            await bot.journal.accept(order)
+            await bot.step()
+            world.chain.mine()
+            late = 2 if behind == "a part of the node" else execution.FOREIGN_SECONDS + 2
+            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + late)
+            world.chain.mine()
+            bot.rpc.batch = partly
+            return await world.carry_out(bot, order)
+
+    order = world.order("first", WIDE)
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and report.transaction and balanced(report)
+
+
+def test_a_failure_that_a_reorganisation_undoes_is_none(world, tmp_path):
+    """Deeper than the confirmations; where the transaction then is it succeeds, and no other is sent beside it."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(order)
+            await bot.step()
+            [waiting] = world.pending()
+            raw = rows(tmp_path, "SELECT raw FROM attempts")[0][0]
+            world.chain.rpc("anvil_dropTransaction", waiting)
+            saved = world.chain.rpc("evm_snapshot")
+            world.uniswap.swap(True, ETHER)
+            await bot.step()
+            world.chain.mine()
+            advance = bot._begin
+            bot._begin = None  # the process dies once it has written down that it failed
+            with suppress(TypeError):
+                await bot.step()
+            bot._begin = advance
+            assert json.loads(rows(tmp_path, "SELECT receipt FROM attempts")[0][0])["status"] == "0x0"
+            assert world.chain.rpc("evm_revert", saved)
+            world.chain.rpc("eth_sendRawTransaction", raw)
+            world.chain.mine()
+            return await world.carry_out(bot, order)
+
+    order, nonce = world.order("first", WIDE), world.nonce
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and world.nonce == nonce + 1 and len(world.held()) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -938,10 +1092,22 @@ def test_a_price_that_a_swap_moved_in_the_block_before_is_refused(world, tmp_pat
     assert order.tick < -300
     report = refused(world, tmp_path, order)
     assert report.code == Code.PRICE_MANIPULATED
-    assert re.search(rf"tick {order.tick}, the average of 600 s is -?\d, at most 100", report.detail)
+    assert re.search(rf"tick {order.tick}, the average of 600 s is -?\d, at most 50", report.detail)
     world.chain.mine(2, 900)  # the price stands: it is the average
     [report] = world.run(tmp_path, world.order("second", WIDE))
     assert report.code == Code.EXECUTED
+
+
+def test_an_absurd_price_that_stood_for_one_block_makes_no_other_price_the_usual_one(world, tmp_path):
+    """Beyond the liquidity it costs next to nothing to go far; then the average is what somebody likes."""
+    world.uniswap.swap(False, 2000 * ETHER, sqrt_ratio_at_tick(20000))
+    world.chain.mine()
+    world.uniswap.swap(True, 2000 * ETHER, sqrt_ratio_at_tick(402))
+    world.chain.mine(1, 12)
+    order = world.order("first", WIDE)
+    report = refused(world, tmp_path, order)
+    assert order.tick == 402 and report.code == Code.PRICE_MANIPULATED
+    assert re.search(r"tick 402, the median of 600 s is -?\d, at most 50", report.detail)
 
 
 def test_where_the_pool_does_not_remember_its_price_the_order_is_refused_with_the_fix(chain, tmp_path, monkeypatch):
@@ -977,6 +1143,24 @@ def test_what_moves_within_an_hour_is_limited(world, tmp_path):
     world.chain.mine(2, 3601)
     [fourth] = world.run(tmp_path, world.order("fourth", 0), **limits)
     assert fourth.code == Code.EXECUTED
+
+
+def test_transactions_within_an_hour_are_limited_those_that_failed_too(world, tmp_path):
+    async def fail():
+        async with world.bot(tmp_path) as bot:
+            attempt = Attempt(0, "plan", "0x00", "0x", 0, 0, 0, 0)
+            await bot.journal.sign("first", attempt)
+            await bot.journal.mined(attempt, {"status": "0x0"}, world.time)
+
+    limits = {"hourly_transactions": 2}
+    world.run(tmp_path, world.order("first", WIDE), **limits)
+    asyncio.run(fail())
+    nonce, small = world.nonce, Position(-60, 60, 1000, 1000)
+    [second] = world.run(tmp_path, world.order("second", 0, small), **limits)
+    assert second.code == Code.TURNOVER_LIMIT and world.nonce == nonce and "2 transactions" in second.detail
+    world.chain.mine(2, 3601)
+    [third] = world.run(tmp_path, world.order("third", 0, small), **limits)
+    assert third.code == Code.EXECUTED
 
 
 def test_missing_allowances_and_missing_gas_money_are_said_with_their_fix(world, tmp_path):
@@ -1426,3 +1610,12 @@ def test_the_documentation_names_the_options_and_constants_as_they_are():
     for value in (f"waits {executor.ANSWER_SECONDS:g} seconds", f"{MAX_REVERTED} times at most", f"{MAX_OPEN} open"):
         assert value in text, value
     assert f"at least {executor.MIN_API_KEY_CHARS} characters" in text
+    limits = Limits()
+    ticks, gas = limits.average_ticks + limits.slippage_ticks, 4 * limits.hourly_transactions
+    for value in (
+        f"{ticks} ticks x {limits.turnover_percent} % = {ticks * limits.turnover_percent / 10**4:g} %",
+        f"| {limits.hourly_transactions} transactions at",
+        f"{gas} million gas: {gas * limits.max_gas_wei / 10**12:g} ether at {limits.max_gas_wei // GWEI} gwei",
+        f"{gas / 1000:g} at 1 |",
+    ):
+        assert value in text, value

@@ -183,6 +183,7 @@ def executor(programs: Subprocesses, street: Street) -> Iterator[str]:
         time.sleep(0.05)
     assert approving.wait() == 0, programs.said("approve")
     serving = ["--api-key-file", folder / "api.key", "--port", 0, "--live", "--average-ticks", 2000]
+    serving += ["--turnover-percent", 10**6]  # three decisions in eight minutes
     process = programs.start("executor", "executor.py", "serve", *common, *serving)
     found = wait_for(
         "the executor", lambda: re.search(r"Vault.*(http://[\d.]+:\d+)", programs.said("executor")), process
