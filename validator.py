@@ -244,7 +244,7 @@ class Validator:
             start = interrupted.pop(0) if interrupted else -(-earliest // length) * length
             if start + length > self.until:
                 return
-            if not self.market.full_speed and job_id not in self.played:
+            if not self.market.full_speed and job_id not in self.played and start > head.time:
                 log.info("job %s: its next round begins at %s UTC", job_id, time.strftime("%T", time.gmtime(start)))
             try:
                 await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
