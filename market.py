@@ -657,7 +657,8 @@ class RecordedMarket(InMemoryMarket):
         fit = [k for k in pool.positions if k[0] != BACKGROUND and k not in changed and k[1] <= pool.tick < k[2]]
         if not fit:
             raise MarketError(
-                f"{self.label} has no position that is in range and stays; name one: --vault OWNER:LOWER:UPPER"
+                f"recording {recording.name}: no position in it is in range and stays; name one that comes later with"
+                " --vault OWNER:LOWER:UPPER, or record a longer stretch"
             )
         return ":".join(map(str, max(fit, key=value)))
 

@@ -244,6 +244,8 @@ class Validator:
             start = interrupted.pop(0) if interrupted else -(-earliest // length) * length
             if start + length > self.until:
                 return
+            if not self.market.full_speed and job_id not in self.played and start > head.time:
+                log.info("job %s: its next round begins at %s UTC", job_id, time.strftime("%T", time.gmtime(start)))
             try:
                 await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
             except MarketEnded:
@@ -877,6 +879,10 @@ async def validate(options: argparse.Namespace) -> None:
         enter = stack.enter_async_context
         ground = await enter(opened(options))
         session = await enter(client_session(0))
+        if options.rpc and options.executor_url:  # it may be days until somebody is eligible and it is needed
+            for finding in [*doctor.check_executor_key(options), *await doctor.check_executor(options)]:
+                if finding.level != doctor.OK:
+                    log.warning("%s; %s", finding.what, finding.fix)
         parts = ground.store, ground.chain, ground.market, session, ground.keypair
         validator = Validator(*parts, options, ground.names, public_only=not ground.local)
         if not ground.market.full_speed:

@@ -116,8 +116,13 @@ class Web3Market:
             with _as_market_errors():
                 rpc = await stack.enter_async_context(open_rpc(urls, **limits))
                 db = await stack.enter_async_context(connect(path, SCHEMA))
-                follower = Follower(rpc, db, await describe(rpc, pool_address, manager), confirmations)
-                await follower.begin(first, {address(vault, "vault") for vault in vaults}, path)
+                contract = await describe(rpc, pool_address, manager)
+                vaults = {address(vault, "vault") for vault in vaults}
+                if vaults and not contract.manager:
+                    why = f"no position manager is known on chain {contract.pair.chain_id}"
+                    raise MarketError(f"{why}, a vault's positions would not be seen; name it with --manager 0x...")
+                follower = Follower(rpc, db, contract, confirmations)
+                await follower.begin(first, vaults, path)
             task = asyncio.create_task(follower.follow(poll_seconds)) if following else None
             try:
                 yield cls(follower, clock, bot)
