@@ -799,7 +799,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=900,
         help="length of a round in new local jobs, from 60 (default: 900)",
     )
-    rounds.add_argument("--dry-run", action="store_true", help="compute and print weights, send none")
+    rounds.add_argument(
+        "--dry-run", action="store_true", help="compute and print weights, send none; give no orders to a bot"
+    )
     rounds.add_argument(
         "--all-leaderboards", action="store_true", help="print one for every round, not one a market day"
     )
