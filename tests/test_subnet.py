@@ -265,7 +265,7 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
 
     monkeypatch.setattr(web3market.Web3Market, "open", opened)
     key = tmp_path / "api.key"
-    key.write_text("a key of sixteen characters and more")
+    key.write_text("sixteen-or-more-characters")
     key.chmod(0o600)
     line = (
         f"--rpc http://n --pool {POOL} --vault {POOL} --executor-url http://127.0.0.1:1 --executor-key-file {key} {dry}"
