@@ -636,7 +636,8 @@ class RecordedMarket(InMemoryMarket):
         known |= {event.args[:3] for event in self._recording.events if event.kind == "mint"}
         if key not in known or owner == BACKGROUND:
             raise MarketError(
-                f"vault {vault!r}: {self.label} has no such position; leave the vault out for the default"
+                f"vault {vault!r}: recording {self._recording.name} shows no such position; leave the vault out for the"
+                " default, or record from before it was minted"
             )
         return Purse(lambda args: args == key, self._idle)
 
