@@ -174,7 +174,7 @@ class Validator:
         await self._take_up()
         tick = -(-(await market.head()).time // SUPERVISE_SECONDS) * SUPERVISE_SECONDS
         weighing: asyncio.Task | None = None
-        pruned = 0
+        pruned, silence = 0, None if market.full_speed else 2 * SUPERVISE_SECONDS / self.options.pace
         async with asyncio.TaskGroup() as tasks, market.participant():
             while True:
                 for job in await self.store.jobs():
@@ -185,10 +185,13 @@ class Validator:
                         self.running[job.job_id] = tasks.create_task(self._run_job(job.job_id, started))
                         await started.wait()
                 try:
-                    now = (await market.reach_time(tick)).time
+                    async with asyncio.timeout(silence):
+                        now = (await market.reach_time(tick)).time
+                        await self._turn((now + 1,), self._open)
                 except MarketEnded:
                     break
-                await self._turn((now + 1,), self._open)
+                except TimeoutError:  # the market stands still; weights are due all the same, and so are alerts
+                    now = await market.now()
                 if self.running and self._idle >= self.running.keys() and not self._open:
                     break
                 if market.full_speed:
@@ -517,11 +520,12 @@ class Validator:
         while True:
             due += job.settings.checkpoint_blocks
             head = await market.reach_first(due, next_ask)
-            if head.time >= next_ask:  # who is asked from now on for the next round is shown this vault
+            over = head.time >= next_ask  # who is asked from now on for the next round is shown this vault
+            if over and not (market.settle_seconds and due <= max(stored)):  # what was sent before a crash is settled
                 break
             with self._listed(self._deciding, key):
                 ask = stored.get(due, {}).get(hotkey)
-                if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
+                if not (ask or over) and head.number < due + job.settings.checkpoint_blocks:  # else it was away
                     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
                     done = [e for e in await self.store.executions_of(round_id) if acted(e)]
                     changes = sum(execution.block <= head.number for execution in done)
