@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from statistics import median_low
 from typing import Any, NamedTuple
 
 import rebalance
@@ -31,7 +30,6 @@ from contracts import (
     Malformed,
     header_call,
     read_header,
-    read_state,
     read_vault,
 )
 from follower import CONFIRMATIONS
@@ -39,7 +37,17 @@ from market import MarketError
 from order_journal import CANCEL, PLAN, Attempt, OrderJournal
 from orders import Minted, Order, Report
 from protocol import MAX_TEXT_CHARS, MAX_TICK, MIN_TICK, Code, Inventory, ProtocolError
-from readback import Tip, checked_receipt, gas_of, integer, one, read_back
+from readback import (
+    AVERAGE_SECONDS,
+    Tip,
+    checked_receipt,
+    gas_of,
+    integer,
+    one,
+    read_back,
+    read_prices,
+    unknown_average,
+)
 from rebalance import Amounts, VaultChanged, add
 from rpc import Refusal, Rpc, RpcError
 from runtime import UserError
@@ -47,17 +55,18 @@ from sim import Pool, amounts_of, sqrt_ratio_at_tick
 from store import StoreError
 
 GWEI = 10**9
-AVERAGE_SECONDS = 600  # of the time-weighted average that the spot price is held against
-AVERAGE_PARTS = 10  # of it, and the median of their averages: one block at an absurd price moves the average, not that
 HOUR_SECONDS = 3600
 POLL_SECONDS = 1.0
 GAS_MARGIN_PERCENT = 25  # above the estimate
 MAX_REVERTED = 3  # attempts of one order that were mined and failed; then it is given up
 APPROVE_SECONDS = 180
+STILL_SECONDS, BEHIND_BLOCKS = (
+    120,
+    20,
+)  # a node whose head stands still, or is so far behind what was seen, is not asked
 FOREIGN_SECONDS = 30  # past the deadline: a node that still has no receipt by then has none
 UNLIMITED = 2**256 - 1
 
-OBSERVE = Function("observe(uint32[])", "int56[]", "uint160[]")
 ALLOWANCE = Function("allowance(address,address)", "uint256")
 APPROVE = Function("approve(address,uint256)", "bool")
 WETH9 = Function("WETH9()", "address")
@@ -166,6 +175,7 @@ class Executor:
         self._tokens = contract.pair.token0.address.lower(), contract.pair.token1.address.lower()
         self._most_liquidity = Pool(contract.pair.fee, contract.pair.tick_spacing).max_liquidity_per_tick
         self._native: str | None = None
+        self._head = 0, time.monotonic()  # the highest block seen, and when it came
         self.said, self.woken, self.ended = "", asyncio.Event(), asyncio.Condition()
 
     # -- the loop
@@ -175,8 +185,9 @@ class Executor:
         while True:
             try:
                 waiting = await self.step()
-            except (RpcError, MarketError, StoreError) as error:
-                log.warning("%s; trying again", error)
+            except (RpcError, MarketError, StoreError, sqlite3.Error) as error:
+                self.said = str(error)
+                self._tell("trouble", f"{error}; trying again")
                 waiting = True
             except Exception:
                 log.exception("an order could not be worked on; trying again")
@@ -427,7 +438,7 @@ class Executor:
             raise ProtocolError(Code.ORDER_STALE, f"its deadline is {ahead} s ahead, at most {limits.deadline_seconds}")
         if tip.base_fee_wei > limits.max_gas_wei:
             raise ProtocolError(Code.GAS_PRICE_LIMIT, f"gas costs {tip.base_fee_wei} wei, at most {limits.max_gas_wei}")
-        price, tick, averages = await self.prices(tip.hash)
+        price, tick, averages = await read_prices(self.rpc, self.contract, tip.hash)
         if abs(tick - order.tick) > limits.shown_ticks:
             raise ProtocolError(
                 Code.PRICE_MOVED, f"tick {tick}, shown was {order.tick}, at most {limits.shown_ticks} apart"
@@ -442,18 +453,6 @@ class Executor:
                     f" at most {limits.average_ticks} apart",
                 )
         return price
-
-    async def prices(self, block_hash: str) -> tuple[int, int, tuple[int, int] | None]:
-        """The pool's price and tick after a block; its average tick and the median of its parts' averages, if known."""
-        pool, part = self.contract.pair.pool_address, AVERAGE_SECONDS // AVERAGE_PARTS
-        state = await read_state(self.rpc, self.contract, block_hash, True, set())
-        [answer] = await self.rpc.batch([OBSERVE.call(pool, block_hash, list(range(AVERAGE_SECONDS, -1, -part)))])
-        found = OBSERVE.read(answer)
-        if found is None:
-            return state.sqrt_price_x96, state.tick, None
-        sums, _ = found
-        parts = [(later - earlier) // part for earlier, later in pairwise(sums)]
-        return state.sqrt_price_x96, state.tick, ((sums[-1] - sums[0]) // AVERAGE_SECONDS, median_low(parts))
 
     async def _check_turnover(
         self,
@@ -512,7 +511,7 @@ class Executor:
 
     async def _check_gas_money(self, tip: Tip, gas: int) -> None:
         [answer] = await self.rpc.batch([("eth_getBalance", [self.vault, "latest"])])
-        have, need = integer(answer), gas * min(self.limits.max_gas_wei, 2 * tip.base_fee_wei)
+        have, need = integer(answer), gas * (await self._fees(tip, None)).most  # nodes want to see all that is offered
         if have < need:
             raise ProtocolError(
                 Code.EXECUTION_REVERTED, f"{have} wei for gas, {need} are needed; send some to {self.vault}"
@@ -620,8 +619,15 @@ class Executor:
     # -- the chain's answers
 
     async def tip(self) -> Tip:
-        [raw] = await self.rpc.batch([header_call("latest")], usable=bool)
-        header = read_header(raw)
+        """The latest block. Raises `RpcError` of a node that is behind: the next one is asked another time."""
+        [raw] = answers = await self.rpc.batch([header_call("latest")], usable=bool)
+        header, (seen, since) = read_header(raw), self._head
+        if header.number > seen:
+            self._head = header.number, time.monotonic()
+        elif header.number < seen - BEHIND_BLOCKS or time.monotonic() - since > STILL_SECONDS:
+            said = f"its head is block {header.number}, {seen} was seen {time.monotonic() - since:.0f} s ago"
+            self.rpc.distrust(answers.endpoints, said)
+            raise RpcError(f"a node is behind: {said}")
         if "baseFeePerGas" not in raw:
             raise MarketError(f"chain {self.contract.pair.chain_id} has no base fee (EIP-1559): it is not supported")
         return Tip(header.number, header.time, header.hash, integer(raw["baseFeePerGas"]))
@@ -659,14 +665,6 @@ class Executor:
             log.info("%s", text)
         else:
             self._tell("executor", text)
-
-
-def unknown_average(contract: Contract) -> str:
-    """Why there is no average, and the fix."""
-    return (
-        f"pool {contract.pair.pool_address} does not remember its price of {AVERAGE_SECONDS} s ago;"
-        " call its increaseObservationCardinalityNext with 600 or more, from any account, and wait as long"
-    )
 
 
 def one_line(text: str) -> str:

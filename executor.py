@@ -28,7 +28,6 @@ from web3 import Account
 
 from contracts import address, describe, read_vault
 from execution import (
-    AVERAGE_SECONDS,
     GWEI,
     HOUR_SECONDS,
     POLL_SECONDS,
@@ -36,14 +35,13 @@ from execution import (
     Executor,
     Limits,
     one_line,
-    unknown_average,
 )
 from market import MarketError
 from notify import Notifier, add_notify_options
 from order_journal import OrderJournal
 from orders import MAX_ORDER_BYTES, Order, Report
 from protocol import MAX_POSITIONS, MAX_TICK, Code, ProtocolError, decode, encode
-from readback import integer
+from readback import AVERAGE_SECONDS, integer, read_prices, unknown_average
 from rpc import RpcError, open_rpc
 from runtime import EXIT_OK, Parser, UserError, number, only_one, run
 from settings import (
@@ -315,7 +313,7 @@ async def status(options: argparse.Namespace) -> None:
 async def status_lines(bot: Executor) -> list[str]:
     tip, pair = await bot.tip(), bot.contract.pair
     held, idle = await read_vault(bot.rpc, bot.contract, bot.vault, tip.hash)
-    _, tick, averages = await bot.prices(tip.hash)
+    _, tick, averages = await read_prices(bot.rpc, bot.contract, tip.hash)
     [gas_money] = await bot.rpc.batch([("eth_getBalance", [bot.vault, "latest"])])
     lines = [
         f"block {tip.number} of chain {pair.chain_id}, gas {tip.base_fee_wei / GWEI:g} gwei",
@@ -358,7 +356,10 @@ async def approve(options: argparse.Namespace) -> int:
 
 async def pause(options: argparse.Namespace) -> None:
     """From now on nothing is sent."""
-    path = Path(options.dir) / PAUSE_FILE
+    folder = Path(options.dir)
+    path = folder / PAUSE_FILE
+    if not (folder / JOURNAL_FILE).exists():
+        raise UserError(f"no executor bot works in {folder}, nothing is paused; name the bot's folder with --dir")
     try:
         path.touch()
     except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,10 @@ class OrderJournal:
             UserError: it is another vault's.
             StoreError: the file cannot be used.
         """
+        if str(path) != ":memory:":
+            with suppress(OSError):  # `connect` says why
+                path.touch()
+                path.chmod(0o600)  # whoever reads what was signed could send it; its log gets the same permissions
         async with connect(path, MIGRATIONS) as db:
             async with transaction(db):
                 await db.execute("INSERT OR IGNORE INTO vault VALUES (1, ?, ?, ?)", (chain_id, pool, vault))

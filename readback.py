@@ -1,5 +1,6 @@
-"""What a mined transaction of the bot did to the vault, read from the chain: logs, balances, gas.
+"""What the bot reads from the chain: the pool's price and its averages, and what a mined transaction did to the vault.
 
+    price, tick, averages = await read_prices(rpc, contract, tip.hash)
     did = await read_back(rpc, contract, vault, attempt, tip)
     report = did.fill(report)
 
@@ -11,15 +12,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median_low
 from typing import Any, NamedTuple
 
-from contracts import BALANCE_OF, MANAGER_LOGS, POOL_LOGS, Contract, LogType, Malformed, header_call, read_header
+from contracts import (
+    BALANCE_OF,
+    MANAGER_LOGS,
+    POOL_LOGS,
+    Contract,
+    Function,
+    LogType,
+    Malformed,
+    header_call,
+    read_header,
+    read_state,
+)
 from order_journal import Attempt
 from orders import Minted, Report
 from protocol import Inventory
 from rebalance import Amounts, add
 from rpc import Rpc, RpcError
 
+AVERAGE_SECONDS = 600  # of the time-weighted average that the spot price is held against
+AVERAGE_PARTS = 10  # of it, and the median of their averages: one block at an absurd price moves the average, not that
+
+OBSERVE = Function("observe(uint32[])", "int56[]", "uint160[]")
 ERC20_TRANSFER = LogType("Transfer(*address,*address,uint256)")
 
 log = logging.getLogger("executor")
@@ -32,6 +50,27 @@ class Tip(NamedTuple):
     time: int
     hash: str
     base_fee_wei: int
+
+
+async def read_prices(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[int, int, tuple[int, int] | None]:
+    """The pool's price and tick after a block; its average tick and the median of its parts' averages, if known."""
+    pool, part = contract.pair.pool_address, AVERAGE_SECONDS // AVERAGE_PARTS
+    state = await read_state(rpc, contract, block_hash, True, set())
+    [answer] = await rpc.batch([OBSERVE.call(pool, block_hash, list(range(AVERAGE_SECONDS, -1, -part)))])
+    found = OBSERVE.read(answer)
+    if found is None:
+        return state.sqrt_price_x96, state.tick, None
+    sums, _ = found
+    parts = [(later - earlier) // part for earlier, later in pairwise(sums)]
+    return state.sqrt_price_x96, state.tick, ((sums[-1] - sums[0]) // AVERAGE_SECONDS, median_low(parts))
+
+
+def unknown_average(contract: Contract) -> str:
+    """Why there is no average, and the fix."""
+    return (
+        f"pool {contract.pair.pool_address} does not remember its price of {AVERAGE_SECONDS} s ago;"
+        " call its increaseObservationCardinalityNext with 600 or more, from any account, and wait as long"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +137,21 @@ async def _balances_around(
 ) -> tuple[Amounts, Amounts, str]:
     """The vault's tokens in the state before and after a transaction, which changed them by `net`.
 
-    From the latest balances back through the tokens' logs: that needs no node that remembers old states. From one
-    that does the parent block's balances too, and all must agree.
+    From the balances after its block and the tokens' logs in it; of a node that has forgotten that state from the
+    latest balances, back through all logs since. Where the parent block's balances are remembered all must agree.
     """
     receipt, tokens = mined.receipt, (contract.pair.token0.address.lower(), contract.pair.token1.address.lower())
     block, place = integer(receipt["blockNumber"]), integer(receipt["transactionIndex"])
     if tip.number < block:
         raise RpcError(f"the node is at block {tip.number}, the transaction is in {block}")
     [parent] = await rpc.batch([header_call(block - 1)], usable=bool)
+    at_end = [BALANCE_OF.call(token, receipt["blockHash"], vault) for token in tokens]
+    have, end = [BALANCE_OF.read(answer) for answer in await rpc.batch(at_end, refusable=True)], block
+    if None in have:
+        at_end, end = [BALANCE_OF.call(token, tip.hash, vault) for token in tokens], tip.number
+        have = [BALANCE_OF.read(answer) for answer in await rpc.batch(at_end)]
     word = f"0x{vault[2:]:0>64}"
-    span = {"fromBlock": hex(block), "toBlock": hex(tip.number), "address": list(tokens)}
+    span = {"fromBlock": hex(block), "toBlock": hex(end), "address": list(tokens)}
     topics = [ERC20_TRANSFER.topic, word], [ERC20_TRANSFER.topic, None, word]
     logs = await rpc.batch([("eth_getLogs", [span | {"topics": one}]) for one in topics])
     earlier, own, later = [0, 0], [0, 0], [0, 0]
@@ -116,11 +160,9 @@ async def _balances_around(
         at = integer(raw["blockNumber"]), integer(raw["transactionIndex"])
         where = own if at == (block, place) else earlier if at < (block, place) else later
         where[tokens.index(raw["address"].lower())] += sign * amount
-    latest = [BALANCE_OF.call(token, tip.hash, vault) for token in tokens]
     old = [BALANCE_OF.call(token, read_header(parent).hash, vault) for token in tokens]
-    have = [one(BALANCE_OF.read(answer)) for answer in await rpc.batch(latest)]
     had = [BALANCE_OF.read(answer) for answer in await rpc.batch(old, refusable=True)]
-    after = tuple(a - b for a, b in zip(have, later, strict=True))
+    after = tuple(one(a) - b for a, b in zip(have, later, strict=True))
     before = tuple(a - b for a, b in zip(after, net, strict=True))
     trouble = ""
     if tuple(own) != net:

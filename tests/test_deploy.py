@@ -35,7 +35,7 @@ KEYS = {  # systemd.unit(5), systemd.exec(5), systemd.service(5): those in use; 
     "Service": {
         *("User", "WorkingDirectory", "EnvironmentFile", "Environment", "LoadCredential", "ExecStart", "Restart"),
         *("RestartSec", "RestartPreventExitStatus", "TimeoutStopSec", "StateDirectory", "UMask", "NoNewPrivileges"),
-        *("PrivateTmp", "ProtectSystem"),
+        *("PrivateTmp", "ProtectSystem", "LimitCORE"),
     },
     "Install": {"WantedBy"},
 }

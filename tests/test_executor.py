@@ -43,6 +43,7 @@ from rounds import plan
 from rpc import Refusal, RpcError, open_rpc
 from runtime import UserError
 from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
+from store import transaction
 from wire import serve
 
 ETHER = 10**18
@@ -439,6 +440,15 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
                 return answers
 
             found = [await read_back(bot.rpc, bot.contract, bot.vault, mined, tip)]
+
+            async def narrow(calls, **options):
+                spans = [given[0] for method, given in calls if method == "eth_getLogs"]
+                if any(span["fromBlock"] != span["toBlock"] for span in spans):
+                    raise RpcError("logs of one block at a time")
+                return await batch(calls, **options)
+
+            bot.rpc.batch = narrow  # what was mined may be long ago, and nodes give logs of few blocks
+            found.append(await read_back(bot.rpc, bot.contract, bot.vault, mined, tip))
             bot.rpc.batch = forgetful
             found.append(await read_back(bot.rpc, bot.contract, bot.vault, mined, tip))
             [log] = [one for one in mined.receipt["logs"] if one["topics"][0] == INCREASE.topic]
@@ -447,8 +457,12 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
 
     [report] = world.run(tmp_path, world.order("first", WIDE))
     world.chain.mine(3)
-    sound, forgotten, other = asyncio.run(work())
-    assert sound == forgotten and not sound.trouble and sound.fill(replace(report, block=0, minted=())) == report
+    sound, narrowed, forgotten, other = asyncio.run(work())
+    assert (
+        sound == narrowed == forgotten
+        and not sound.trouble
+        and sound.fill(replace(report, block=0, minted=())) == report
+    )
     assert "position manager's" in other.trouble
 
 
@@ -868,6 +882,68 @@ def test_a_node_that_fails_at_times_delays_and_repeats_nothing(world, tmp_path, 
     assert report.code == Code.EXECUTED and world.nonce == nonce + 1 and "no answer; trying again" in caplog.text
 
 
+def test_a_node_that_stands_still_gives_way_to_the_next(world, tmp_path, caplog, monkeypatch):
+    async def work():
+        async with world.bot(tmp_path) as bot, open_rpc([world.chain.url] * 2) as bot.rpc:
+            first, post = bot.rpc.endpoints[0], bot.rpc._post
+            then = world.chain.height
+
+            async def frozen(endpoint, calls, *arguments):
+                at = hex(then) if endpoint is first else "latest"
+                calls = [(method, [at if one == "latest" else one for one in given]) for method, given in calls]
+                return await post(endpoint, calls, *arguments)
+
+            bot.rpc._post = frozen
+            await bot.journal.accept(world.order("first", WIDE))
+            task = asyncio.create_task(bot.follow(0.01))
+            async with asyncio.timeout(SECONDS):
+                while not (report := (await bot.journal.report("first"))[1]):
+                    await asyncio.sleep(0.1)
+                    world.chain.mine()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return report
+
+    monkeypatch.setattr(execution, "STILL_SECONDS", 1)
+    report = asyncio.run(work())
+    assert report.code == Code.EXECUTED and "a node is behind: its head is block" in caplog.text
+
+
+def test_on_a_full_disk_nothing_is_sent_that_is_not_written_down_and_nothing_twice(world, tmp_path, caplog):
+    async def work(step: str):
+        async with world.bot(tmp_path) as bot:
+            write, db = getattr(bot.journal, step), bot.journal._db
+
+            async def full(*arguments):
+                [(pages,)] = await db.execute_fetchall("PRAGMA page_count")
+                await db.execute(f"PRAGMA max_page_count = {pages}")
+                async with transaction(db):
+                    await db.execute("CREATE TABLE filler AS SELECT randomblob(1 << 20)")
+                await write(*arguments)
+
+            setattr(bot.journal, step, full)
+            await bot.journal.accept(order)
+            task = asyncio.create_task(bot.follow(0.01))
+            while "full" not in bot.said:
+                await asyncio.sleep(0.02)
+            world.chain.mine(2)
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return world.nonce - nonce, len(world.pending()), (await bot.journal.report("first"))[1]
+
+    order, nonce = world.order("first", WIDE), world.nonce
+    assert asyncio.run(work("sign")) == (0, 0, None)
+    [sent] = world.run(tmp_path, order, blocks=1) or [None]
+    assert sent is None and world.nonce == nonce + 1
+    assert [asyncio.run(work(step)) for step in ("mined", "finish")] == [(1, 0, None)] * 2
+    [report] = world.run(tmp_path, order)
+    assert report.code == Code.EXECUTED and world.nonce == nonce + 1
+    assert "disk is full; trying again" in caplog.text and "Traceback" not in caplog.text
+
+
 def test_after_a_reorganisation_the_transaction_is_sent_again_and_what_counts_is_where_it_then_is(world, tmp_path):
     async def work():
         async with world.bot(tmp_path, confirmations=3) as bot:
@@ -1173,7 +1249,12 @@ def test_missing_allowances_and_missing_gas_money_are_said_with_their_fix(world,
     chain.rpc("anvil_setBalance", world.vault, "0x5")
     report = refused(world, tmp_path, world.order("second", Position(60, 120, ETHER // 2, 0)))
     assert report.code == Code.EXECUTION_REVERTED and f"send some to {world.vault}" in report.detail
-    assert "5 wei for gas" in report.detail
+    [need] = re.search(r"5 wei for gas, (\d+) are needed", report.detail).groups()
+    chain.rpc("anvil_setBalance", world.vault, hex(int(need) - 1))
+    assert refused(world, tmp_path, world.order("third", Position(60, 120, ETHER // 2, 0))).code == report.code
+    chain.rpc("anvil_setBalance", world.vault, hex(int(need)))
+    [report] = world.run(tmp_path, world.order("fourth", Position(60, 120, ETHER // 2, 0)))
+    assert report.code == Code.EXECUTED  # the node takes it
 
 
 def test_a_plan_that_the_contracts_would_refuse_is_refused_before_anything_is_signed(world, tmp_path):
@@ -1509,6 +1590,9 @@ def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, ca
 
 def test_pause_and_resume_are_commands(tmp_path, capsys):
     folder = str(tmp_path)
+    code, _, said = command(capsys, "pause", "--dir", folder)  # nobody would look there
+    assert code == 2 and "no executor bot" in said and not list(tmp_path.iterdir())
+    (tmp_path / executor.JOURNAL_FILE).touch()
     assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / executor.PAUSE_FILE).exists()
     assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / executor.PAUSE_FILE).exists()
     code, _, said = command(capsys, "pause", "--dir", str(tmp_path / "gone"))
@@ -1568,6 +1652,19 @@ def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path, c
     ):
         code, out, err = command(capsys, *arguments)
         assert code == 2 and said in err and err.count("\n") == 1 and not out, (arguments, err)
+
+
+def test_nobody_else_may_read_what_was_signed(world, tmp_path):
+    """What a pause holds back could be sent by whoever has it."""
+
+    async def work():
+        path.touch(0o644)
+        async with OrderJournal.open(path, CHAIN_ID, world.uniswap.address, world.vault) as journal:
+            await journal.accept(world.order("first", WIDE))
+            return [file.stat().st_mode & 0o077 for file in tmp_path.iterdir()]
+
+    path = tmp_path / "journal.sqlite3"
+    assert set(asyncio.run(work())) == {0}
 
 
 def test_another_vaults_journal_is_refused(world, tmp_path):
