@@ -44,7 +44,7 @@ REGISTERED = "SELECT 1 FROM neurons WHERE address != ''"
 LIVE_ASKS = "SELECT 1 FROM predictions JOIN rounds USING (round_id) WHERE round_type = 'live'"
 ENDED_LIVE = """
     SELECT DISTINCT round_id FROM predictions JOIN rounds USING (round_id)
-    WHERE round_type = 'live' AND rounds.code IS NOT NULL
+    WHERE round_type = 'live' AND seal IS NOT NULL
 """
 KEEPER = """
 def propose(query):
