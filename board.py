@@ -20,6 +20,49 @@ COLUMNS = (
 )  # fmt: skip
 
 
+DAY_SECONDS = 86_400
+
+
+class Board:
+    """What goes to stdout: of each job the first leaderboard of every market day, at the end the newest.
+
+    Args:
+        label, pair: of the market; the label says whether it is real, recorded or a model.
+        names: what to call hotkeys that are known here.
+        every: whether to print the leaderboard of every round.
+    """
+
+    def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool):
+        self._label, self._pair, self._names, self._every = label, pair, names, every
+        self._printed: set[tuple] = set()
+        self._latest: dict[tuple[str, str], str] = {}  # those that were not printed
+
+    def show(
+        self,
+        job: Job,
+        round_id: str,
+        result: RoundResult,
+        reputations: Mapping[str, Reputation],
+        asked: Mapping[str, tuple[Code, str]],
+        missed: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Of a round that was scored; arguments as `leaderboard`'s."""
+        job_id, round_type, start = round_id.rsplit(":", 2)
+        text = leaderboard(self._label, self._pair, job, round_id, result, reputations, asked, missed, self._names)
+        day = (job_id, round_type, int(start) // DAY_SECONDS)
+        if self._every or day not in self._printed:
+            self._printed.add(day)
+            self._latest.pop((job_id, round_type), None)
+            print(text, end="\n\n", flush=True)
+        else:
+            self._latest[job_id, round_type] = text
+
+    def show_latest(self) -> None:
+        """The newest of each job, where it has not been printed yet."""
+        for text in self._latest.values():
+            print(text, end="\n\n")
+
+
 def leaderboard(
     label: str,
     pair: Pair,

@@ -101,6 +101,7 @@ _STATE = SLOT0, LIQUIDITY, GROWTH0, GROWTH1, PROTOCOL_FEES
 CL_SLOT0 = Function("slot0()", "uint160", "int24", "uint16", "uint16", "uint16", "bool")  # CL: Slipstream's
 STAKED_LIQUIDITY, GAUGE_FEES = Function("stakedLiquidity()", "uint128"), Function("gaugeFees()", "uint128", "uint128")
 UNSTAKED_FEE = Function("unstakedFee()", "uint24")
+FACTORY = Function("factory()", "address")
 GAUGE, NFT = Function("gauge()", "address"), Function("nft()", "address")
 _CL_STATE = CL_SLOT0, LIQUIDITY, GROWTH0, GROWTH1, STAKED_LIQUIDITY, GAUGE_FEES, FEE, UNSTAKED_FEE
 TICK_BITMAP = Function("tickBitmap(int16)", "uint256")
@@ -335,8 +336,8 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
             its own.
 
     Raises:
-        MarketError: there is no pool of a known kind, or a Slipstream pool without a gauge, or not all endpoints are of
-            the same chain.
+        MarketError: there is no pool of a known kind, or a Slipstream pool without a gauge, the named manager is of
+            other pools, or not all endpoints are of the same chain.
         RpcError: the chain cannot be asked.
     """
     pool_address = address(pool_address, "pool")
@@ -351,11 +352,11 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
     functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, *((GAUGE, NFT, *_CL_STATE) if slipstream else _STATE)
     found = await rpc.batch([function.call(pool_address, at) for function in functions])
     kind = "Slipstream" if slipstream else "Uniswap V3"
-    not_one = f"{pool_address} on chain {chain_id} does not answer as a {kind} pool; check the pool's address"
+    not_one = f"{pool_address} on chain {chain_id} does not answer as a {kind} pool; check the address (--pool)"
     try:
         values = [function.read(result) for function, result in zip(functions, found, strict=True)]
     except Malformed as error:
-        raise MarketError(f"{not_one} ({error})") from error
+        raise MarketError(f"{not_one}: {error}") from error
     if None in values:
         raise MarketError(not_one)
     (token0,), (token1,), (fee,), (tick_spacing,), *rest = values
@@ -366,8 +367,14 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
             raise MarketError(f"the Slipstream pool {pool_address} has no gauge yet: stakes could not be followed")
     tokens = [await _describe_token(rpc, token.lower(), at) for token in (token0, token1)]
     pair = Pair(chain_id, pool_address, *tokens, fee, tick_spacing)
-    manager = manager or POSITION_MANAGERS.get(chain_id, "")
-    return Contract(pair, address(manager, "position manager") if manager else "", gauge)
+    if manager and not slipstream:
+        manager = address(manager, "position manager")
+        answers = await rpc.batch([FACTORY.call(one, at) for one in (pool_address, manager)], refusable=True)
+        of_pool, of_manager = map(FACTORY.read, answers)
+        if of_manager is None or of_manager != of_pool:
+            what = "no position manager stands there" if of_manager is None else "it is of another factory's pools"
+            raise MarketError(f"position manager {manager}: {what}; name the pool's own with --manager 0x...")
+    return Contract(pair, manager or POSITION_MANAGERS.get(chain_id, ""), gauge)
 
 
 async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
@@ -415,7 +422,8 @@ def _state(contract: Contract, answers: Sequence[Any], endpoints: set[Endpoint])
         numbers = [value for (value,) in single]
         return State(price, tick, *numbers, (fee_protocol % 16, fee_protocol >> 4), protocol_fees)
     except (TypeError, Malformed) as error:
-        raise Malformed(f"the pool's state cannot be: {error}", endpoints) from error
+        why = "no contract was there at that block" if "0x" in answers else error
+        raise Malformed(f"the pool's state cannot be: {why}", endpoints) from error
 
 
 def _tick(index: int, row: tuple, slipstream: bool) -> TickState:

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -388,7 +388,7 @@ def check_market(options: argparse.Namespace) -> Iterator[Finding]:
     yield from asyncio.run(_check_chain_side(options))
     if options.executor_url:
         yield from check_executor_key(options)
-        yield from asyncio.run(check_executor(options.executor_url))
+        yield from asyncio.run(check_executor(options))
     else:
         yield Finding(OK, "no executor bot is named (--executor-url): evaluation only, no live rounds")
 
@@ -558,7 +558,8 @@ async def check_pool(
     from market import MarketError
     from rpc import Refusal, RpcError
 
-    observe, factory = Function("observe(uint32[])", "int56[]", "uint160[]"), Function("factory()", "address")
+    observe = Function("observe(uint32[])", "int56[]", "uint160[]")
+    allowance = Function("allowance(address,address)", "uint256")
     found = []
     try:
         async with _open(urls) as rpc:
@@ -588,14 +589,6 @@ async def check_pool(
                 fix = "name it with --manager 0x..., else the vault's positions are not seen"
                 found.append(Finding(FAIL, f"no position manager is known on chain {pair.chain_id}", fix))
             else:
-                answers = await rpc.batch([factory.call(one, at) for one in (pool, contract.manager)], refusable=True)
-                of_pool, of_manager = map(factory.read, answers)
-                if of_manager is None or of_manager != of_pool:
-                    what = f"position manager {contract.manager}: " + (
-                        "no position manager stands there" if of_manager is None else "it is of another factory's pools"
-                    )
-                    found.append(Finding(FAIL, what, "name the pool's own with --manager 0x..."))
-                    return found
                 found.append(Finding(OK, f"position manager {contract.manager}"))
             if vault is None:
                 found.append(Finding(WARN, "no vault is named: no job can be made for it", "--vault 0x..."))
@@ -611,8 +604,21 @@ async def check_pool(
             empty = not working and not any(idle)
             fix = "its rounds are skipped as empty; is it the right address, on this chain?" if empty else ""
             found.append(Finding(WARN if empty else OK, what, fix))
+            if executes and contract.manager:
+                tokens, manager = (pair.token0, pair.token1), contract.manager
+                answers = await rpc.batch([allowance.call(token.address, at, vault, manager) for token in tokens])
+                for token, have, answer in zip(tokens, idle, answers, strict=True):
+                    (allowed,) = allowance.read(answer) or (0,)
+                    what = f"vault {vault}: the position manager may take its {token.symbol}"
+                    if allowed <= have:
+                        what = f"{what.replace('may take', 'may not take')}, {allowed} of {have} base units idle"
+                        fix = "the bot refuses to mint; python executor.py approve --yes mends it"
+                        found.append(Finding(WARN, what, fix))
+                    else:
+                        found.append(Finding(OK, what))
     except MarketError as error:
-        found.append(Finding(FAIL, str(error), "name the right one with --pool, --manager, --vault"))
+        what, _, fix = str(error).partition("; ")
+        found.append(Finding(FAIL, what, fix or "name the right one with --pool, --manager, --vault"))
     except (Malformed, TypeError, ValueError) as error:
         found.append(Finding(FAIL, f"pool {pool}: {error!s:.200}", "check the addresses, or name another node"))
     except RpcError as error:
@@ -622,8 +628,7 @@ async def check_pool(
 
 def check_executor_key(options: argparse.Namespace) -> Iterator[Finding]:
     """Whether there is a key for the executor bot that nobody else can read, here or on its way."""
-    parts = urlsplit(options.executor_url)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if _in_the_clear(options.executor_url):
         fix = "use https, or an SSH or VPN tunnel that ends on loopback"
         yield Finding(WARN, f"the executor's key travels in the clear to {masked_url(options.executor_url)}", fix)
     try:
@@ -639,36 +644,64 @@ def check_executor_key(options: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(OK, f"the executor's key is given ({options.sources[name].name})")
 
 
-def _is_loopback(host: str) -> bool:
+def _in_the_clear(url: str) -> bool:
+    """Whether others may read what is sent there."""
+    parts = urlsplit(url)
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return parts.scheme == "http" and not ipaddress.ip_address(parts.hostname).is_loopback
     except ValueError:
-        return host == "localhost"
+        return parts.hostname != "localhost"
 
 
-async def check_executor(url: str) -> list[Finding]:
-    """Whether the executor bot answers; no key is shown to it."""
+async def check_executor(options: argparse.Namespace) -> list[Finding]:
+    """Whether the executor bot answers, is of the same pool and vault, takes the key, and will send.
+
+    The key is shown to a bot of this pool and vault alone, as the validator will do, and never in the clear.
+    """
     import aiohttp
 
-    name, fix = f"executor {masked_url(url)}", "start it (python executor.py), or correct --executor-url"
+    url = options.executor_url
+    name, fix = f"executor {masked_url(url)}", "start it (python executor.py serve), or correct --executor-url"
     try:
-        async with (
-            asyncio.timeout(NODE_SECONDS),
-            aiohttp.ClientSession(trust_env=False) as session,
-            session.get(f"{url}/health", allow_redirects=False) as reply,
-        ):
-            raw, status = await reply.content.read(MAX_HEALTH_BYTES), reply.status
+        status, raw = await _get(f"{url}/health")
+        said = json.loads(raw)
+        if status != 200 or not isinstance(said, dict):
+            raise ValueError
+        found = [
+            Finding(FAIL, f"{name}: it is of {what} {str(said.get(what))[:60]!r}, not {wanted}", "name the right bot")
+            for what, wanted in (("pool", options.pool), ("vault", options.vault))
+            if wanted and said.get(what) != wanted
+        ]
+        if said.get("live") is not True:
+            found.append(Finding(WARN, f"{name}: a dry run, it carries nothing out", "start it with --live"))
+        if said.get("paused"):
+            found.append(Finding(WARN, f"{name}: paused, it carries nothing out", "python executor.py resume"))
+        if not _in_the_clear(url) and FAIL not in [finding.level for finding in found]:
+            with suppress(UserError):  # told by check_executor_key
+                if key := read_executor_key(options):
+                    status, _ = await _get(f"{url}/orders/doctor", {"Authorization": f"Bearer {key.reveal()}"})
+                    if status != 404:
+                        what = f"{name}: it does not take the key, HTTP {status}"
+                        found.append(Finding(FAIL, what, "give both the same, the first line of --executor-key-file"))
     except TimeoutError:
         return [Finding(FAIL, f"{name}: no answer within {NODE_SECONDS} s", fix)]
-    except (aiohttp.ClientError, OSError) as error:
-        return [Finding(FAIL, f"{name}: {type(error).__name__} {error}", fix)]
-    try:
-        json.loads(raw)
-        if status == 200:
-            return [Finding(OK, f"{name} answers")]
     except (ValueError, RecursionError):
-        pass
-    return [Finding(FAIL, f"{name}/health: HTTP {status}, {raw[:60]!r}", fix)]
+        return [Finding(FAIL, f"{name}/health: HTTP {status}, {raw[:60]!r}", fix)]
+    except (aiohttp.ClientError, OSError) as error:
+        return [Finding(FAIL, f"{name}: {getattr(error, 'strerror', None) or error}", fix)]
+    return found or [Finding(OK, f"{name} answers, is live, and is of this pool and vault")]
+
+
+async def _get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """Status and the beginning of the body."""
+    import aiohttp
+
+    async with (
+        asyncio.timeout(NODE_SECONDS),
+        aiohttp.ClientSession(trust_env=False) as session,
+        session.get(url, headers=headers, allow_redirects=False) as reply,
+    ):
+        return reply.status, await reply.content.read(MAX_HEALTH_BYTES)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

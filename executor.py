@@ -325,7 +325,10 @@ async def status_lines(bot: Executor) -> list[str]:
     lines += [f"  token {one.token_id}: {one.tick_lower}..{one.tick_upper}, L {one.liquidity}" for one in held]
     allowed = await bot.allowances(tip.hash)
     for token, amount in zip((pair.token0, pair.token1), allowed, strict=True):
-        lines.append(f"the position manager may take {'all' if amount >= UNLIMITED // 2 else amount} {token.symbol}")
+        fix = "" if amount else "; run: executor.py approve --yes"
+        lines.append(
+            f"the position manager may take {'all' if amount >= UNLIMITED // 2 else amount} {token.symbol}{fix}"
+        )
     mined, moved = await bot.journal.within(tip.time - HOUR_SECONDS)
     lines.append(f"moved within an hour: {moved / 10**4:.2f} % of the inventory, in {mined} transactions")
     lines.append("paused" if bot.pause_file.exists() else "not paused")

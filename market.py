@@ -636,7 +636,8 @@ class RecordedMarket(InMemoryMarket):
         known |= {event.args[:3] for event in self._recording.events if event.kind == "mint"}
         if key not in known or owner == BACKGROUND:
             raise MarketError(
-                f"vault {vault!r}: {self.label} has no such position; leave the vault out for the default"
+                f"vault {vault!r}: recording {self._recording.name} shows no such position; leave the vault out for the"
+                " default, or record from before it was minted"
             )
         return Purse(lambda args: args == key, self._idle)
 
@@ -657,7 +658,8 @@ class RecordedMarket(InMemoryMarket):
         fit = [k for k in pool.positions if k[0] != BACKGROUND and k not in changed and k[1] <= pool.tick < k[2]]
         if not fit:
             raise MarketError(
-                f"{self.label} has no position that is in range and stays; name one: --vault OWNER:LOWER:UPPER"
+                f"recording {recording.name}: no position in it is in range and stays; name one that comes later with"
+                " --vault OWNER:LOWER:UPPER, or record a longer stretch"
             )
         return ":".join(map(str, max(fit, key=value)))
 

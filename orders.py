@@ -118,23 +118,29 @@ async def place(bot: Bot, order: Order, seconds: float) -> Report:
     Returns:
         The final report; where there is none in time, one of code `EXECUTION_UNKNOWN`: the bot may still do it.
     """
-    until, said = time.monotonic() + seconds, "it was not asked"
+    until, said = time.monotonic() + seconds, "no answer in time"
     body, headers = encode(order), {"Authorization": f"Bearer {bot.key}", "Content-Type": "application/json"}
     while (left := until - time.monotonic()) > 0:
         try:
-            async with asyncio.timeout(left):
-                async with bot.session.post(
-                    f"{bot.url}/orders", data=body, headers=headers, allow_redirects=False
-                ) as reply:
-                    raw = await reply.content.read(MAX_REPORT_BYTES + 1)
-            report = decode(Report, raw, MAX_REPORT_BYTES)
+            async with (
+                asyncio.timeout(left),
+                bot.session.post(f"{bot.url}/orders", data=body, headers=headers, allow_redirects=False) as reply,
+            ):
+                raw = bytearray()
+                async for chunk in reply.content.iter_any():
+                    raw += chunk
+                    if len(raw) > MAX_REPORT_BYTES:
+                        break
+            report = decode(Report, bytes(raw), MAX_REPORT_BYTES)
+            if not report.decision and report.code in set(Code):
+                raise ProtocolError(Code(report.code), f"{report.code}: {report.detail}")  # refused at the door
             if report.decision != order.decision or report.code not in set(Code):
                 raise ProtocolError(Code.MALFORMED, f"a report of {report.decision[:60]}")
             if report.final:
                 return report
             said = report.detail
         except TimeoutError:
-            said = "no answer in time"
+            break
         except (aiohttp.ClientError, OSError) as error:
             said = f"{type(error).__name__} {error}"
         except ProtocolError as error:

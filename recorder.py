@@ -81,8 +81,10 @@ async def record(options: argparse.Namespace) -> int:
     """Fetch, check, write; exit code 0, or 1 where some events cannot be had."""
     if options.last < options.first:
         raise UserError(f"--to {options.last} is before --from {options.first}")
-    if not options.out.is_dir():
-        raise UserError(f"--out {options.out}: no such folder; create it or choose another")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: {error.strerror}; choose another folder") from None
     pool = address(options.pool, "pool")
     name = options.name or f"{pool}_{options.first}_{options.last}"
     with only_one(options.out / f"{name}.lock", "recording"):
@@ -111,7 +113,8 @@ async def _record(market: Web3Market, options: argparse.Namespace, name: str) ->
     await market.catch_up(last, progress)
     print(file=sys.stderr)
     if (head := (await market.head()).number) < last:
-        raise UserError(f"--to {last}: the last block with {options.confirmations} confirmations is {head}")
+        what = f"the last block with {options.confirmations} confirmations is {head}"
+        raise UserError(f"--to {last}: {what}; wait and run this again, or choose --to {head}")
     events = [event for event in await market.events(first, last) if event.kind in RECORDED]
     start, final, held = await market.ends(first, last, {event.args[:3] for event in events if event.kind == "burn"})
     if tick_at_sqrt_ratio(start.sqrt_price_x96) != start.tick:
@@ -150,7 +153,7 @@ async def _record(market: Web3Market, options: argparse.Namespace, name: str) ->
         calls[event.args[0]] += event.kind == "swap"
     print(f"{name}: {', '.join(f'{kinds[kind]} {kind}' for kind in RECORDED)}; every digit agrees")
     print(f"calls: {', '.join(f'{how} {calls[how]}' for how in CALLS if calls[how]) or 'none'}")
-    print(f"written to {target}.json and {target}.events.csv.xz")
+    print(f"written to {target}.json and {target}.events.csv.xz; --events {target} names both")
     return EXIT_OK
 
 

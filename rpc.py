@@ -200,7 +200,8 @@ class Rpc:
 
         await asyncio.gather(*map(ask, awake))
         if not found:
-            raise RpcError(f"{method}: no answer from {', '.join(one.name for one in awake)}")
+            names = ", ".join(one.name for one in awake)
+            raise RpcError(f"{method}: no answer from {names}; is it up, and is the address (--rpc) right?")
         return found
 
     async def second(self, calls: Sequence[tuple[str, list]], apart_from: set[Endpoint]) -> Answers | None:

@@ -250,9 +250,9 @@ async def _open_chain(
 
     options.pace, bot = 1.0, None
     async with AsyncExitStack() as stack:
-        if real.executor_url:
+        if real.executor_url and not options.dry_run:
             bot = Bot(await stack.enter_async_context(client_session(0)), real.executor_url, real.executor_key.reveal())
-        yield await stack.enter_async_context(
+        market = await stack.enter_async_context(
             Web3Market.open(
                 real.urls,
                 real.pool,
@@ -263,6 +263,9 @@ async def _open_chain(
                 bot=bot,
             )
         )
+        if options.dry_run:
+            market.read_only = "in a dry run no order is given"
+        yield market
 
 
 def _first_jobs(market: Market, round_seconds: int, real_vault: str | None) -> list[Job]:

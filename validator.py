@@ -33,7 +33,7 @@ import aiohttp
 import doctor
 import scoring
 import status
-from board import leaderboard, miner_name
+from board import Board, miner_name
 from books import Book, Tape
 from chain import BLOCK_SECONDS, Chain, ChainError
 from evidence import EvidenceError, audit, judge, kept, seal
@@ -156,12 +156,10 @@ class Validator:
         self.pool = market.pair.pool_address
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
-        self.names = names
+        self.board = Board(market.label, market.pair, names, options.all_leaderboards)
         self.on_sealed = lambda evidence: None  # told of each round's evidence once it is stored and sealed
         self.until = sys.maxsize  # no round ends after this market time
-        self._shown: set[tuple] = set()
         self._skips: set[tuple[str, Code]] = set()
-        self._latest: dict[tuple[str, str], str] = {}  # leaderboards that were not printed
         self._open: dict[tuple, asyncio.Event] = {}  # rounds that run, by (end, job, type)
         self._deciding: dict[tuple, asyncio.Event] = {}  # live rounds between a due block and what is done at it
         self._idle: set[str] = set()  # jobs that start no more rounds
@@ -176,7 +174,7 @@ class Validator:
         await self._take_up()
         tick = -(-(await market.head()).time // SUPERVISE_SECONDS) * SUPERVISE_SECONDS
         weighing: asyncio.Task | None = None
-        pruned = 0
+        pruned, silence = 0, None if market.full_speed else 2 * SUPERVISE_SECONDS / self.options.pace
         async with asyncio.TaskGroup() as tasks, market.participant():
             while True:
                 for job in await self.store.jobs():
@@ -187,10 +185,13 @@ class Validator:
                         self.running[job.job_id] = tasks.create_task(self._run_job(job.job_id, started))
                         await started.wait()
                 try:
-                    now = (await market.reach_time(tick)).time
+                    async with asyncio.timeout(silence):
+                        now = (await market.reach_time(tick)).time
+                        await self._turn((now + 1,), self._open)
                 except MarketEnded:
                     break
-                await self._turn((now + 1,), self._open)
+                except TimeoutError:  # the market stands still; weights are due all the same, and so are alerts
+                    now = await market.now()
                 if self.running and self._idle >= self.running.keys() and not self._open:
                     break
                 if market.full_speed:
@@ -246,6 +247,8 @@ class Validator:
             start = interrupted.pop(0) if interrupted else -(-earliest // length) * length
             if start + length > self.until:
                 return
+            if not self.market.full_speed and job_id not in self.played and start > head.time:
+                log.info("job %s: its next round begins at %s UTC", job_id, time.strftime("%T", time.gmtime(start)))
             try:
                 await self.market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
             except MarketEnded:
@@ -517,11 +520,12 @@ class Validator:
         while True:
             due += job.settings.checkpoint_blocks
             head = await market.reach_first(due, next_ask)
-            if head.time >= next_ask:  # who is asked from now on for the next round is shown this vault
+            over = head.time >= next_ask  # who is asked from now on for the next round is shown this vault
+            if over and not (market.settle_seconds and due <= max(stored)):  # what was sent before a crash is settled
                 break
             with self._listed(self._deciding, key):
                 ask = stored.get(due, {}).get(hotkey)
-                if not ask and head.number < due + job.settings.checkpoint_blocks:  # else the validator was away
+                if not (ask or over) and head.number < due + job.settings.checkpoint_blocks:  # else it was away
                     shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
                     done = [e for e in await self.store.executions_of(round_id) if acted(e)]
                     changes = sum(execution.block <= head.number for execution in done)
@@ -686,8 +690,6 @@ class Validator:
         if day or not last:
             await self.store.remember("last summary", day or day_before(now))
 
-    # -- showing
-
     async def _show(
         self,
         job: Job,
@@ -696,7 +698,7 @@ class Validator:
         asked: dict[str, tuple[Code, str]],
         missed: dict[str, list[str]],
     ) -> None:
-        """A line for every round in the log; on stdout a leaderboard for the first round of each market day."""
+        """A line for every round in the log, and its leaderboard."""
         winner = result.lines[0] if result.lines else None
         log.info(
             "%s: %s, %d of %d ranked, %d swaps%s",
@@ -707,32 +709,8 @@ class Validator:
             result.swaps,
             f", winner {winner.name}" if winner else f" {result.detail}",
         )
-        if not result.keep:
-            return
-        job_id, round_type, start = round_id.rsplit(":", 2)
-        text = leaderboard(
-            self.market.label,
-            self.market.pair,
-            job,
-            round_id,
-            result,
-            await self.store.reputations(job.job_id),
-            asked,
-            missed,
-            self.names,
-        )
-        day = (job_id, round_type, int(start) // DAY_SECONDS)
-        if self.options.all_leaderboards or day not in self._shown:
-            self._shown.add(day)
-            self._latest.pop((job_id, round_type), None)
-            print(text, end="\n\n", flush=True)
-        else:
-            self._latest[job_id, round_type] = text
-
-    def print_latest(self) -> None:
-        """The newest leaderboard of each job, where it has not been printed yet."""
-        for text in self._latest.values():
-            print(text, end="\n\n")
+        if result.keep:
+            self.board.show(job, round_id, result, await self.store.reputations(job.job_id), asked, missed)
 
 
 def _prediction(
@@ -825,7 +803,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=900,
         help="length of a round in new local jobs, from 60 (default: 900)",
     )
-    rounds.add_argument("--dry-run", action="store_true", help="compute and print weights, send none")
+    rounds.add_argument(
+        "--dry-run", action="store_true", help="compute and print weights, send none; give no orders to a bot"
+    )
     rounds.add_argument(
         "--all-leaderboards", action="store_true", help="print one for every round, not one a market day"
     )
@@ -905,6 +885,10 @@ async def validate(options: argparse.Namespace) -> None:
         enter = stack.enter_async_context
         ground = await enter(opened(options))
         session = await enter(client_session(0))
+        if options.rpc and options.executor_url:  # it may be days until somebody is eligible and it is needed
+            for finding in [*doctor.check_executor_key(options), *await doctor.check_executor(options)]:
+                if finding.level != doctor.OK:
+                    log.warning("%s; %s", finding.what, finding.fix)
         parts = ground.store, ground.chain, ground.market, session, ground.keypair
         validator = Validator(*parts, options, ground.names, public_only=not ground.local)
         if not ground.market.full_speed:
@@ -915,7 +899,7 @@ async def validate(options: argparse.Namespace) -> None:
         validator.on_sealed = issuer.post
         await enter(status.serve_validator(ground, options))
         await validator.work()
-        validator.print_latest()
+        validator.board.show_latest()
         await _farewell(ground)
 
 

@@ -70,7 +70,8 @@ class Weigher:
             done = WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", block)
             return await self._note(now, block, vector, uids, Code.WEIGHTS_DRY_RUN, done, block + INTERVAL_BLOCKS)
         lost = last is not None and last.code is Code.WEIGHTS_UNKNOWN
-        if outcome := await self._landed(now, block, metagraph, last.uids if lost else uids, lost):
+        sent = ({}, last.uids) if lost else (vector, uids)
+        if outcome := await self._landed(now, block, metagraph, *sent, lost):
             return outcome
         hidden = (await self.chain.weight_params(self.chain.hotkey)).commit_reveal
         outcome = await self.chain.set_weights(uids, VERSION_KEY)
@@ -102,7 +103,13 @@ class Weigher:
         return shares
 
     async def _landed(
-        self, now: int, block: int, metagraph: Metagraph, uids: dict[int, Decimal], lost: bool
+        self,
+        now: int,
+        block: int,
+        metagraph: Metagraph,
+        vector: dict[str, Decimal],
+        uids: dict[int, Decimal],
+        lost: bool,
     ) -> WriteOutcome | None:
         """Note this vector if the chain took it since the last one noted, and nobody knew; else None.
 
@@ -116,20 +123,26 @@ class Weigher:
         outcome = await vector_in_force(self.chain, uids)
         if not outcome.ok and not (lost and outcome.next is Next.WAIT_BLOCKS):
             return None
-        return await self._note_fate(now, block, own.last_update_block, uids, outcome)
+        return await self._note_fate(now, block, own.last_update_block, vector, uids, outcome)
 
     async def _read_back(self, now: int, block: int, commit: Attempt) -> WriteOutcome:
         """What became of a commit: revealed, not yet, or dropped by the chain."""
         outcome = await vector_in_force(self.chain, commit.uids)
-        return await self._note_fate(now, block, commit.block, commit.uids, outcome)
+        return await self._note_fate(now, block, commit.block, {}, commit.uids, outcome)
 
     async def _note_fate(
-        self, now: int, block: int, taken_block: int, uids: dict[int, Decimal], outcome: WriteOutcome
+        self,
+        now: int,
+        block: int,
+        taken_block: int,
+        vector: dict[str, Decimal],
+        uids: dict[int, Decimal],
+        outcome: WriteOutcome,
     ) -> WriteOutcome:
         """Note what `vector_in_force` says of a vector that the chain took at `taken_block`: the interval's start."""
         if outcome.ok:
             due = max(block + 1, taken_block + INTERVAL_BLOCKS)
-            return await self._note(now, block, {}, uids, Code.WEIGHTS_SET, outcome, due)
+            return await self._note(now, block, vector, uids, Code.WEIGHTS_SET, outcome, due)
         if outcome.next is Next.WAIT_BLOCKS:
             due = block + max(RETRY_BLOCKS, outcome.wait_blocks)
             return await self._note(now, taken_block, {}, uids, Code.WEIGHTS_COMMITTED, outcome, due)

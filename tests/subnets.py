@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import lzma
+import os
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
@@ -87,6 +89,20 @@ def wait_for(what: str, look: Callable[[], Any], process: subprocess.Popen | Non
         assert time.monotonic() < until, f"waited in vain for {what}"
         time.sleep(0.02)
     return found
+
+
+def forked(work) -> int:
+    """Run `work` in a process of its own; returns its exit status."""
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
 
 
 def rows(path: Path, sql: str, *parameters: object) -> list[tuple]:
@@ -254,7 +270,7 @@ def play_subnet(
             )
             await chain.register(*wallet, 100_000 * 10**9)
             for name, handler in miners.items():
-                await enter(_served(name, handler, subnet.asked[name], chain, ledger, wallet[0]))
+                await enter(Served(name, handler, subnet.asked[name], chain, ledger, wallet[0]))
             for job in jobs:
                 await store.put_job(job)
             session = await enter(client_session(0))
@@ -270,13 +286,13 @@ def play_subnet(
             if prepare:
                 await prepare(subnet, store, chain, venue)
             await subnet.validator.work()
-            subnet.validator.print_latest()
+            subnet.validator.board.show_latest()
 
     asyncio.run(asyncio.wait_for(work(), DEADLINE_SECONDS))
     return subnet
 
 
-class _served:
+class Served:
     """A scripted miner, registered and listening."""
 
     def __init__(self, name: str, handler: Handler, asked: list, chain: LocalChain, ledger: Path, validator: str):

@@ -126,7 +126,7 @@ def test_the_tool_plays_on_the_market_and_by_the_rules_of_the_local_validator():
     assert (tool.MODEL_CAPITAL, tool.MODEL_DAYS) == (subnet.MODEL_CAPITAL, subnet.MODEL_DAYS)
     assert validator.build_parser().parse_args([]).seed == tool.MODEL_SEED
     options = miner.build_parser().parse_args([])
-    for job in subnet._first_jobs(None, 900):
+    for job in subnet._first_jobs(None, 900, None):
         options.target = job.settings.target
         ((_, vault, _),) = tool._markets(options)
         assert (vault, tool._job(options)[0]) == (job.vault, job.settings)

@@ -24,11 +24,11 @@ import subnet
 from bench.memory import TARGET_MB
 from notify import add_notify_options
 from runtime import EXIT_OK, EXIT_USAGE, Parser
-from settings import add_chain_options, add_logging_options, read_dotenv, resolve
+from settings import add_chain_options, add_logging_options, add_market_options, read_dotenv, resolve
 
 DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
-PROGRAMS = ("validator", "miner")
+PROGRAMS = ("validator", "miner", "executor")
 STOP_SECONDS = 60
 KEYS = {  # systemd.unit(5), systemd.exec(5), systemd.service(5): those in use; anything else is probably misspelt
     "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec", "StartLimitBurst"},
@@ -135,7 +135,7 @@ def test_min_compute_has_the_ecosystems_form_and_room_for_what_was_measured():
     tree = plain_yaml(text)
     assert set(tree) == {"version", "compute_spec", "network_spec"}
     assert set(tree["network_spec"]["bandwidth"]) == {"download", "upload"}
-    for program, target_mb in (("validator", TARGET_MB), ("miner", 100)):
+    for program, target_mb in (("validator", TARGET_MB), ("miner", 100), ("executor", 100)):
         spec = tree["compute_spec"][program]
         assert set(spec) == {"cpu", "gpu", "memory", "storage", "os"}
         assert spec["gpu"] == {"required": "false"} and spec["cpu"]["architecture"] == "x86_64"
@@ -145,14 +145,16 @@ def test_min_compute_has_the_ecosystems_form_and_room_for_what_was_measured():
 
 def test_the_example_settings_are_known_ones_and_valid_for_systemd_and_for_us(tmp_path):
     parser = Parser()
-    for add in (add_chain_options, add_logging_options, add_notify_options):
+    for add in (add_chain_options, add_logging_options, add_notify_options, add_market_options):
         add(parser)
     path = tmp_path / ".env"
-    path.write_text((DEPLOY / "example.env").read_text())
+    text = re.sub(r"^#(?=[A-Z_]+=)", "", (DEPLOY / "example.env").read_text(), flags=re.M)  # those of a real pool too
+    path.write_text(text)
     path.chmod(0o600)
     options = parser.parse_args([])
     resolve(options, {}, path)
     used = {source.name.split()[-1] for source in options.sources.values()} - {"default"}
     assert used == set(read_dotenv(path)) and options.network == "test"
+    assert {"ALM_RPC_URLS", "ALM_POOL", "EXECUTOR_BOT_URL", "EXECUTOR_API_KEY_FILE"} <= used and len(options.rpc) == 2
     for line in path.read_text().splitlines():
         assert re.fullmatch(r"#.*|[A-Z_]+=[^\s'\"\\$#]+", line)  # both read this alike

@@ -23,6 +23,11 @@ import pytest
 from conftest import RECORDINGS
 from subnets import ROOT, command, start
 
+from orders import EXECUTION_SECONDS
+from protocol import FIRST_ASK_DEADLINE_SECONDS, FIRST_ASK_LEAD_SECONDS, Code
+from scoring import LIVE_MIN_DAYS, LIVE_WINDOW_DAYS
+from web3market import REPORT_SECONDS, Web3Market
+
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)( second terminal)?\n(.*?)^```$", re.M | re.S)
 RECORDING = "polygon_usdc_weth_500_2022-01-05"
@@ -153,3 +158,30 @@ def test_the_tour_starts_with_what_make_demo_runs():
     (line,) = re.findall(r"^python (validator.py --fresh .*) --rounds 3$", (DOCS / "tour.md").read_text(), re.M)
     words, recipe = line.split(), (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n")[1]
     assert all(word in re.split(r"[ ,()]+", recipe) for word in words), (words, recipe)
+
+
+def test_every_test_and_code_that_the_life_of_a_live_decision_names_exists():
+    text = (DOCS / "live.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.endswith("| test |")]
+    defined = set(re.findall(r"^def (test_\w+)", "\n".join(p.read_text() for p in ROOT.glob("tests/test_*.py")), re.M))
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1])
+        assert named and set(named) <= defined, row
+    live = text.split("## How a live round ends")[1]
+    codes = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", live)) & set(Code)
+    after = list(Code)[list(Code).index(Code.LIVE_NO_WINNER) : list(Code).index(Code.WEIGHTS_SET)]
+    assert codes >= set(after) and len(rows) >= 24
+
+
+def test_the_life_of_a_live_decision_has_the_constants_of_the_programs():
+    text = (DOCS / "live.md").read_text()
+    last = FIRST_ASK_LEAD_SECONDS + Web3Market.settle_seconds
+    for said in (
+        f"`t0 - {FIRST_ASK_LEAD_SECONDS} s`",
+        f"`t0 - {FIRST_ASK_DEADLINE_SECONDS} s`",
+        f"The deadline is {EXECUTION_SECONDS} seconds after",
+        f"until {last} seconds before the end",
+        f"{REPORT_SECONDS:g} seconds past the deadline nobody says",
+        f"on {LIVE_MIN_DAYS} of the last {LIVE_WINDOW_DAYS} UTC days",
+    ):
+        assert said in text, said

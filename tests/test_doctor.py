@@ -6,6 +6,7 @@ disks, which a test cannot have, are given. Read next: `doctor.py`.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import socket
@@ -545,6 +546,18 @@ def test_a_wrong_address_is_named_with_its_fix(uniswap, changes, level, said, fi
     assert any(finding.level == level and said in finding.what and fix in finding.fix for finding in found), found
 
 
+def test_tokens_that_the_position_manager_may_not_take_are_a_warning_where_a_bot_will_need_it(uniswap):
+    """accounts[1] approved both when the contracts were made; accounts[4] nothing, and has tokens of one kind alone."""
+    assert [finding.level for finding in of_pool(uniswap, executes=True)[-2:]] == [OK, OK]
+    poor = uniswap.chain.accounts[4]
+    uniswap.send(uniswap.token0, "transfer(address,uint256)", poor, 5)
+    uniswap.chain.mine()
+    *_, first, second = of_pool(uniswap, executes=True, vault=poor)
+    for finding, have in ((first, 5), (second, 0)):
+        assert finding.level == WARN and f"0 of {have} base units" in finding.what and "approve" in finding.fix
+    assert len(of_pool(uniswap, vault=poor)) == 4
+
+
 def test_the_command_examines_nodes_pool_and_vault_and_prints_no_secret(uniswap, tmp_path):
     line = ["--pool", uniswap.address, "--manager", uniswap.manager, "--vault", uniswap.chain.accounts[1]]
     line += ["--dir", tmp_path, "--port", 0]
@@ -556,9 +569,70 @@ def test_the_command_examines_nodes_pool_and_vault_and_prints_no_secret(uniswap,
     environ |= {"EXECUTOR_BOT_URL": "http://127.0.0.1:9/SECRET", "EXECUTOR_API_KEY": "SECRET"}
     done = command("doctor.py", *line, env=environ)
     assert done.returncode == 1 and not done.stderr and "SECRET" not in done.stdout
-    assert "FAIL executor http://127.0.0.1:9/*****: ClientConnectorError" in done.stdout
+    assert "FAIL executor http://127.0.0.1:9/*****: Connect call failed" in done.stdout
     done = command("doctor.py", "--pool", uniswap.address, env=os.environ | {"ALM_RPC_URLS": ""})
     assert "FAIL --pool is given, but no node of the chain; add --rpc URL" in done.stdout
+
+
+def bot_options(url: str, *line: str) -> argparse.Namespace:
+    parser = Parser()
+    doctor.add_options(parser)
+    named = ["--rpc", "http://127.0.0.1:9", "--pool", NOBODY, "--vault", NOBODY, "--executor-url", url, *line]
+    options = parser.parse_args(named)
+    resolve(options, {}, Path("no.env"))
+    return options
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "expected"),
+    [
+        ({}, "right", [(OK, "answers, is live, and is of this pool and vault", "")]),
+        ({"live": False}, "right", [(WARN, "a dry run", "--live")]),
+        ({"paused": True}, "right", [(WARN, "paused", "executor.py resume")]),
+        ({"live": False, "paused": True}, "right", [(WARN, "a dry run", "--live"), (WARN, "paused", "resume")]),
+        ({"vault": "0x1"}, "wrong", [(FAIL, f"of vault '0x1', not {NOBODY}", "the right bot")]),
+        ({"pool": None}, "wrong", [(FAIL, f"of pool 'None', not {NOBODY}", "the right bot")]),
+        ({}, "wrong", [(FAIL, "does not take the key, HTTP 401", "--executor-key-file")]),
+        (
+            {"paused": True},
+            "wrong",
+            [(WARN, "paused", "resume"), (FAIL, "does not take the key", "give both the same")],
+        ),
+    ],
+)
+def test_an_executor_must_be_of_this_vault_and_take_the_key_which_no_other_bot_is_shown(
+    tmp_path, changes, key, expected
+):
+    path, shown = tmp_path / "key", []
+    path.write_text(key)
+    path.chmod(0o600)
+
+    async def health(request: web.Request) -> web.Response:
+        return web.json_response({"paused": False, "live": True, "pool": NOBODY, "vault": NOBODY} | changes)
+
+    async def order(request: web.Request) -> web.Response:
+        shown.append(request.headers["Authorization"])
+        return web.json_response({}, status=404 if shown[-1] == "Bearer right" else 401)
+
+    async def look() -> list[Finding]:
+        app = web.Application()
+        app.router.add_get("/health", health)
+        app.router.add_get("/orders/doctor", order)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            port = site._server.sockets[0].getsockname()[1]
+            options = bot_options(f"http://127.0.0.1:{port}", "--executor-key-file", str(path))
+            return await doctor.check_executor(options)
+        finally:
+            await runner.cleanup()
+
+    found = asyncio.run(look())
+    assert [finding.level for finding in found] == [level for level, _, _ in expected], found
+    assert all(said in f.what and fix in f.fix for f, (_, said, fix) in zip(found, expected, strict=True)), found
+    assert bool(shown) == (not changes.keys() & {"vault", "pool"})
 
 
 def test_an_executor_answers_with_json_or_fails(monkeypatch):
@@ -579,13 +653,16 @@ def test_an_executor_answers_with_json_or_fails(monkeypatch):
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             port = site._server.sockets[0].getsockname()[1]
-            (finding,) = await doctor.check_executor(f"http://127.0.0.1:{port}/SECRET")
+            (finding,) = await doctor.check_executor(bot_options(f"http://127.0.0.1:{port}/SECRET"))
             return finding
         finally:
             await runner.cleanup()
 
-    assert asyncio.run(look(web.json_response({"paused": False}))).what.endswith("/***** answers")
+    health = {"paused": False, "live": True, "pool": NOBODY, "vault": NOBODY}
+    good = asyncio.run(look(web.json_response(health)))
+    assert good.what.endswith("/***** answers, is live, and is of this pool and vault")
     for answer, said in (
+        (web.json_response([health]), "HTTP 200"),
         (web.json_response({}, status=401), "HTTP 401"),
         (web.Response(text="<html>"), "HTTP 200, b'<html>'"),
         (web.Response(status=302, headers={"Location": "/SECRET/health"}), "HTTP 302"),

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+import executor
 import miner
+import settings
 import subnet
 import validator
 
@@ -89,6 +91,39 @@ def test_every_option_that_the_readme_names_exists(helps):
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return [parser] + [inner for action in below for child in action.choices.values() for inner in parsers(child)]
+
+
+def real_pool_commands() -> list[tuple[argparse.ArgumentParser, list[str]]]:
+    """Each command with a real pool, what stands for something filled in, beside the parser that will read it."""
+    stand = {"URL": "http://127.0.0.1:9", "0x1234": "0x" + "12" * 20, "0x5678": "0x" + "56" * 20, "N": "98"}
+    found = []
+    for _, program, *rest in (words for words in commands() if "--rpc" in words and words[0] == "python"):
+        name = "recorder" if [program, *rest[:1]] == ["market.py", "record"] else Path(program).stem
+        rest = [stand.get(word, word) for word in rest[name == "recorder" :]]
+        found.append((importlib.import_module(name).build_parser(), rest))
+    return found
+
+
+def test_every_command_with_a_real_pool_is_accepted_as_it_stands():
+    section = README.split("## A real pool\n", 1)[1].split("\n## ", 1)[0]
+    assert len(real_pool_commands()) >= section.count("--rpc URL") >= 6
+    for parser, rest in real_pool_commands():
+        parser.parse_args(rest)  # else it exits, and says why
+
+
+def test_what_the_validators_command_with_a_real_pool_names_is_enough(tmp_path, monkeypatch):
+    """Its bot is the one that listens by default, and the key is what the bot would take."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "api.key").write_text("k" * executor.MIN_API_KEY_CHARS)
+    (tmp_path / "api.key").chmod(0o600)
+    found = []
+    for parser, rest in real_pool_commands():
+        if "--executor-url" in rest:
+            options = parser.parse_args(rest)
+            settings.resolve(options, {}, tmp_path / "no.env")
+            found.append(settings.real_market(options))
+    assert len(found) == 2 and all(real.executor_url == f"http://127.0.0.1:{executor.PORT}" for real in found)
+    assert all(real.executor_key.reveal() == "k" * executor.MIN_API_KEY_CHARS for real in found)
 
 
 @pytest.mark.parametrize("program", [validator, miner])

@@ -18,7 +18,6 @@ import shutil
 import signal
 import sqlite3
 import time
-import traceback
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -30,6 +29,7 @@ from subnets import (
     Subnet,
     a_job,
     accept,
+    forked,
     hotkey_of,
     keep,
     model,
@@ -104,20 +104,6 @@ async def _market(folder: Path):
     async with Store.open(folder / "validator.sqlite3") as store:
         market = await open_market(build_parser().parse_args(["--seed", "5", "--days", "0"]), store)
     return lambda: market
-
-
-def forked(work) -> int:
-    """Run `work` in a process of its own; returns its exit status."""
-    child = os.fork()
-    if not child:
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitpid(child, 0)[1]
 
 
 def everything(folder: Path) -> dict[str, list]:

@@ -660,10 +660,11 @@ def test_an_audit_on_the_chain_agrees_and_names_a_stake_and_an_unstaked_fee_that
                 told = await market.events(opening, close - 1)
             evidence = {
                 "pool": POOL,
-                "round": {"opening_hash": snapshot.block_hash, "close_block": str(close)},
+                "round": {"opening_hash": snapshot.block_hash, "close_block": str(close), "round_type": "evaluation"},
                 "snapshot": to_plain(snapshot),
                 "events": [[*map(str, e[:3]), e.kind, [*map(str, e.args)]] for e in told],
                 "asks": [],
+                "executions": [],
             }
             honest, found = await audit_chain(evidence, [url]), []
             stake = next(n for n, event in enumerate(told) if event.kind in ("stake", "unstake"))

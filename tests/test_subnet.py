@@ -12,6 +12,7 @@ import ipaddress
 import logging
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bittensor.keyfiles import Keyfile
@@ -24,6 +25,7 @@ import receipt_book
 import receipts
 import subnet
 import validator
+import web3market
 import wire
 from chain import BittensorChain, ChainError
 from local import LocalChain, reference_miners
@@ -249,6 +251,33 @@ def test_a_market_of_a_real_chain_needs_no_dry_run(wallets):
         subnet._check_real(options)
     options.rpc = ["http://127.0.0.1:8545"]
     subnet._check_real(options)
+
+
+@pytest.mark.parametrize("dry", ["", "--dry-run"])
+def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry):
+    """Only the chain is replaced: what is asked for, and what the market then says of itself."""
+    asked = []
+
+    @asynccontextmanager
+    async def opened(urls, pool, path, bot, **options):
+        asked.append(bot)
+        yield SimpleNamespace(read_only="" if bot else "no bot")
+
+    monkeypatch.setattr(web3market.Web3Market, "open", opened)
+    key = tmp_path / "api.key"
+    key.write_text("sixteen-or-more-characters")
+    key.chmod(0o600)
+    line = (
+        f"--rpc http://n --pool {POOL} --vault {POOL} --executor-url http://127.0.0.1:1 --executor-key-file {key} {dry}"
+    )
+    options = options_of(validator, line)
+
+    async def read_only() -> str:
+        async with subnet._open_chain(subnet.real_market(options), options, tmp_path / "pool.sqlite3", []) as market:
+            return market.read_only
+
+    said = asyncio.run(read_only())
+    assert (said, asked) == ("in a dry run no order is given", [None]) if dry else (said == "" and asked[0].key)
 
 
 @pytest.mark.parametrize(

@@ -905,6 +905,8 @@ def test_blocks_are_found_by_their_time(world, tmp_path):
         ({"vaults": ["vault-pol"]}, "40 hexadecimal digits"),
         ({"urls": ["http://127.0.0.1:1"], "total_seconds": 0.2}, "cannot be asked"),
         ({"urls": ["node.example"]}, "is expected"),
+        ({"vaults": ["0x" + "12" * 20]}, "no position manager is known on chain 31337.*--manager"),
+        ({"manager": "0x" + "12" * 20}, "no position manager stands there; name the pool's own with --manager"),
     ],
 )
 def test_what_cannot_be_opened_is_said_in_one_line(world, tmp_path, change, message):
@@ -1064,7 +1066,12 @@ def test_a_recording_that_was_killed_goes_on_where_it_stopped(world, tmp_path):
 
 
 def test_a_recording_that_cannot_be_made_says_so_in_one_line(world, tmp_path):
-    for first, last, text in ((5, 4, "before --from"), (world.chain.height, world.chain.height + 9, "confirmations")):
-        ended = record(world, first, last, tmp_path)
+    height = world.chain.height
+    for first, last, text in (
+        (5, 4, "before --from"),
+        (height, height + 9, f"confirmations is {height}; wait and run this again, or choose --to {height}"),
+        (1, 2, "no contract was there at that block"),
+    ):
+        ended = record(world, first, last, tmp_path / "made" / str(first))
         _, err = ended.communicate(timeout=60)
         assert ended.returncode == 2 and text in err and "Traceback" not in err

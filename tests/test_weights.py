@@ -52,7 +52,7 @@ class Scene:
 
     def __init__(self, world, chain: Chain, store: Store, path, caplog):
         self.world, self.chain, self.store = world, chain, store
-        self.seconds, self._path, self._caplog, self._told = float(MIDNIGHT), path, caplog, []
+        self.seconds, self.path, self._caplog, self._told = float(MIDNIGHT), path, caplog, []
 
     def restart(self, *arguments: str) -> None:
         """As after the end of the process: only store and chain remember."""
@@ -81,7 +81,7 @@ class Scene:
         return Look(new[0] if new else None, "".join(lines), [alert for alert in self._told if alert[0] != "summary"])
 
     def attempts(self) -> list[tuple]:
-        found = rows(self._path, "SELECT code, name, block, next_block, uids, detail FROM weights ORDER BY id")
+        found = rows(self.path, "SELECT code, name, block, next_block, uids, detail FROM weights ORDER BY id")
         return [
             (*row[:4], {int(uid): Decimal(part) for uid, part in json.loads(row[4]).items()}, row[5]) for row in found
         ]
@@ -350,6 +350,9 @@ def test_a_crash_between_the_chain_and_the_note_does_not_send_the_vector_twice(o
         assert (look.code, look.next_block) == (Code.WEIGHTS_SET, updated + INTERVAL_BLOCKS)
         assert u16_weights(look.uids) == vector == await scene.in_force()
         assert (await scene.chain.metagraph()).neurons[V].last_update_block == updated  # not sent again
+        ((shares,),) = rows(scene.path, "SELECT vector FROM weights")
+        noted = [share for share in map(Decimal, json.loads(shares).values()) if share]
+        assert sorted(noted) == sorted(look.uids.values())
         await scene.quiet_until(look.next_block)
         assert (await scene.look()).code == Code.WEIGHTS_SET
         assert (await scene.chain.metagraph()).neurons[V].last_update_block > updated
