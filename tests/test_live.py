@@ -37,7 +37,7 @@ from local import LocalChain
 from store import Store
 from web3market import audit_chain
 
-ROUND_SECONDS = 480
+ROUND_SECONDS = 420
 DAY = 86_400
 RULES = {"target": "MaxFees", "checkpoint_blocks": 40}
 REGISTERED = "SELECT 1 FROM neurons WHERE address != ''"
