@@ -88,9 +88,9 @@ class Street:
             self.before()
         for _ in range(self.rng.randint(0, 2)):
             self.uniswap.swap(self.rng.random() < 0.5, int(10 ** self.rng.uniform(14, self.largest)))
-        self.chain.rpc("evm_setNextBlockTimestamp", self.time + seconds)
+        self.time += seconds  # first: no block is ahead of the clock
+        self.chain.rpc("evm_setNextBlockTimestamp", self.time)
         self.chain.rpc("evm_mine")
-        self.time += seconds
 
     def warm_up(self, round_seconds: int) -> None:
         """Enough history for a ten-minute average; then wait for a round that is about to be asked for."""

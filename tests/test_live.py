@@ -37,7 +37,7 @@ from local import LocalChain
 from store import Store
 from web3market import audit_chain
 
-ROUND_SECONDS = 480
+ROUND_SECONDS = 420
 DAY = 86_400
 RULES = {"target": "MaxFees", "checkpoint_blocks": 40}
 REGISTERED = "SELECT 1 FROM neurons WHERE address != ''"
@@ -179,7 +179,8 @@ def test_every_round_can_be_recomputed_and_is_what_the_chain_has(played):
 
     async def work() -> None:
         async with Store.open(folder / "validator.sqlite3") as store:
-            finished = await store.finished()
+            open_seals = await store.finished(unsealed_only=True)  # where it was stopped; its next start seals them
+            finished = set(await store.finished()) - set(open_seals)
             assert len(finished) >= 5
             for round_id in finished:
                 evidence = await store.evidence(round_id)
