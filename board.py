@@ -30,10 +30,13 @@ class Board:
         label, pair: of the market; the label says whether it is real, recorded or a model.
         names: what to call hotkeys that are known here.
         every: whether to print the leaderboard of every round.
+
+    Attributes:
+        names: as given.
     """
 
     def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool):
-        self._label, self._pair, self._names, self._every = label, pair, names, every
+        self._label, self._pair, self.names, self._every = label, pair, names, every
         self._printed: set[tuple] = set()
         self._latest: dict[tuple[str, str], str] = {}  # those that were not printed
 
@@ -48,7 +51,7 @@ class Board:
     ) -> None:
         """Of a round that was scored; arguments as `leaderboard`'s."""
         job_id, round_type, start = round_id.rsplit(":", 2)
-        text = leaderboard(self._label, self._pair, job, round_id, result, reputations, asked, missed, self._names)
+        text = leaderboard(self._label, self._pair, job, round_id, result, reputations, asked, missed, self.names)
         day = (job_id, round_type, int(start) // DAY_SECONDS)
         if self._every or day not in self._printed:
             self._printed.add(day)

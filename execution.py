@@ -326,6 +326,10 @@ class Executor:
         if not self.live or self.pause_file.exists():
             self.said += "; nothing is sent in a pause" if self.live else "; nothing is sent in a dry run"
             return False
+        if integer(count) < newest.nonce and (lost := await self.journal.mined_with(integer(count))):
+            log.error("%s was final and is not in the chain: %s waits behind it", lost.hash, newest.hash)
+            await self._broadcast(lost)
+            return False
         stuck = tip.number - newest.block >= self.limits.replace_blocks
         try:
             if late and (newest.kind == PLAN or stuck):

@@ -56,7 +56,7 @@ from protocol import (
     encode,
 )
 from receipts import issuing
-from recording import RecordingError, ReplayError
+from recording import RecordingError, ReplayError, Snapshot
 from rounds import (
     PACE_BLOCKS,
     Decision,
@@ -427,6 +427,8 @@ class Validator:
             playing.take(stored[due].values())
             playing.act(close.number - 1)
 
+        await self._check_shown(round_id, snapshot)
+
         # score
         result = await asyncio.to_thread(game.finish, close.number, entrants)
 
@@ -467,6 +469,18 @@ class Validator:
                 playing.busy.discard(hotkey)
 
         await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
+
+    async def _check_shown(self, round_id: str, opening: Snapshot) -> None:
+        """Whether the blocks that miners were shown are still in the chain. Raises `MarketGap` for one that is not."""
+        if self.market.full_speed:
+            return
+        shown = {opening.block: opening.block_hash}
+        for asks in (await self.store.predictions(round_id)).values():  # all of a due block show the same one
+            query = decode(RebalanceQuery, next(iter(asks.values())).query, MAX_QUERY_BYTES)
+            shown[query.block_number] = query.block_hash
+        for block, hash_ in sorted(shown.items()):
+            if (await self.market.block(block)).hash != hash_:
+                raise MarketGap(f"block {block} was replaced after it had been shown to miners (reorganisation)")
 
     async def _live(self, job: Job, round_id: str, start: int) -> None:
         """The proven winner, on the vault itself. What an earlier run of this round has stored is not done again."""
@@ -544,6 +558,7 @@ class Validator:
         close = await market.first_block_at(end)
         events = await market.events(opening.number, close.number - 1)
         await self.store.add_events(self.pool, opening.number, close.number - 1, events)
+        await self._check_shown(round_id, snapshot)
 
         # score: from what the vault really holds at both ends
         executions = tuple(await self.store.executions_of(round_id))

@@ -164,7 +164,7 @@ class Peers:
             address = ENDPOINTS.get(name, lambda peers, name=name: f"127.0.0.1:{peers.ports[name]}")(self)
             sql = "UPDATE neurons SET address = ? WHERE hotkey = ?"
             await write_meanwhile(ledger, sql, address, hotkey_of(name))
-            subnet.validator.names[hotkey_of(name)] = name
+            subnet.validator.board.names[hotkey_of(name)] = name
 
 
 class Connection:

@@ -23,7 +23,9 @@ from pathlib import Path
 
 import pytest
 from subnets import (
+    CAPITAL,
     ROOT,
+    VAULT,
     a_job,
     accept,
     command,
@@ -51,7 +53,7 @@ from subnets import (
 import validator
 from local import OWNER_HOTKEY, block_at
 from market import RecordedMarket
-from model import FIRST_BLOCK, FIRST_TIME
+from model import FIRST_BLOCK, FIRST_TIME, ModelMarket
 from protocol import JobSettings, Position, RebalanceQuery, encode
 from recording import read_recording
 from store import to_json
@@ -796,3 +798,28 @@ def test_no_live_decision_changes_a_vault_that_the_next_rounds_first_query_has_s
         due - opening[FIRST_TIME + 900] for *_, due in subnet.asks("a", "live") if due < opening[FIRST_TIME + 1200]
     )
     assert last == 100  # 200 s of 300: the next round is asked 75 s before this one's end
+
+
+def test_a_round_is_void_where_a_block_that_miners_were_shown_is_replaced_later(tmp_path):
+    """The market is the model at sixty times our speed; what a deep reorganisation does to it is another hash."""
+    replaced, wanted = {}, {("evaluation", 600), ("live", 900)}  # one round of each type
+
+    class Reorganised(ModelMarket):
+        async def block(self, number):
+            block = await super().block(number)
+            return replace(block, hash="0x" + "ab" * 32) if number in replaced.values() else block
+
+    def a(query):
+        one = query.round_type, query.window_start_time - FIRST_TIME
+        if one in wanted and query.block_time >= query.window_start_time:
+            replaced.setdefault(one, query.block_number)
+        return keep(query)
+
+    market = functools.partial(Reorganised, 5, {VAULT: CAPITAL}, head=FIRST_BLOCK + 110, pace=60)
+    job = a_job(round_seconds=300, checkpoint_blocks=40, live=True)
+    subnet = play_subnet(tmp_path, {"a": a}, [job], market=market, prepare=ranked_before(6), rounds=3, pace=60)
+    assert subnet.codes() == ["scored", "void_gap", "void_gap"]  # the third showed the live round's block too
+    assert subnet.codes("live") == ["live_no_winner", "live_no_winner", "void_gap"]
+    details = subnet.rows("SELECT detail FROM rounds WHERE code = 'void_gap'")
+    blocks = [int(re.match(r"block (\d+) was replaced after it", detail)[1]) for (detail,) in details]
+    assert len(replaced) == 2 and sorted(set(blocks)) == sorted(replaced.values())
