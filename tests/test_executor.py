@@ -1052,6 +1052,27 @@ def test_a_reorganisation_deeper_than_the_confirmations_is_said_and_made_good(wo
     assert world.chain.receipt(report.transaction) and len(world.held()) == 2
 
 
+def test_what_a_deep_reorganisation_took_back_is_sent_again_before_what_was_signed_behind_it(world, tmp_path, caplog):
+    """Else the next nonce would wait for ever, and every later order with it."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(second)
+            await bot.step()
+            assert len(world.pending()) == 1  # signed behind the first one's nonce, in the chain as it was
+            assert world.chain.rpc("evm_revert", saved)
+            world.chain.rpc("anvil_dropAllTransactions")
+            return await world.carry_out(bot, second)
+
+    saved = world.chain.rpc("evm_snapshot")
+    [report] = world.run(tmp_path, world.order("first", WIDE))
+    second = world.order("second", 0, Position(-60, 60, ETHER // 4, ETHER // 4))
+    done = asyncio.run(work())
+    assert f"{report.transaction} was final and is not in the chain" in caplog.text
+    assert done.code == Code.EXECUTED and done.before == report.after
+    assert world.chain.receipt(report.transaction) and len(world.held()) == 2
+
+
 def test_a_nonce_that_somebody_else_used_ends_the_order_and_is_said(world, tmp_path):
     """Somebody signs with the vault's key beside the bot: nothing is tried under another nonce."""
 
