@@ -502,7 +502,14 @@ class Pages:
                 f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
             )
         pair = f"{shown(self.pair['token0']['symbol'])} and {shown(self.pair['token1']['symbol'])}" if self.pair else ""
-        head = ("decision", "transaction, or why there is none", "acts from", "in block", "gas paid", "idle before")
+        head = (
+            "decision",
+            "transaction, or why there is none",
+            "acts from",
+            "in block",
+            "gas, native coin",
+            "idle before",
+        )
         return f"<h3>Live decisions, {pair}</h3>{_table((*head, 'idle after'), rows, 2)}" if rows else ""
 
     def _reasons(self, seen: Mapping[str, Any]) -> str:
