@@ -36,6 +36,7 @@ NULL_ADDRESS = "0x" + "0" * 40
 MAX_VAULT_TOKENS = 256  # position tokens of one owner; anybody may send more
 ADDRESS = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
 HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
+QUANTITY = re.compile("0x[0-9a-fA-F]{1,64}")
 
 _codec = Web3().codec
 
@@ -53,6 +54,13 @@ def address(text: str, what: str) -> str:
     if not ADDRESS.fullmatch(text.lower()):
         raise MarketError(f"{what} {text[:60]!r}: 0x and 40 hexadecimal digits are expected")
     return text.lower()
+
+
+def integer(answer: Any) -> int:
+    """A quantity of JSON-RPC, 0 to 2**256 - 1. Raises `Malformed`."""
+    if not isinstance(answer, str) or not QUANTITY.fullmatch(answer):
+        raise Malformed(f"{str(answer)[:60]!r} is no number")
+    return int(answer, 16)
 
 
 def _decode(types: Sequence[str], data: bytes) -> tuple:
@@ -182,8 +190,8 @@ def read_log(raw: Any) -> Log:
     try:
         kind = _LOG_TYPES[raw["topics"][0]]
         log = Log(
-            int(raw["blockNumber"], 16),
-            int(raw["logIndex"], 16),
+            integer(raw["blockNumber"]),
+            integer(raw["logIndex"]),
             raw["blockHash"],
             raw["transactionHash"],
             raw["address"].lower(),
@@ -213,7 +221,7 @@ class Header(NamedTuple):
 def read_header(raw: Any) -> Header:
     """Check one block of an answer. Raises `Malformed`."""
     try:
-        header = Header(int(raw["number"], 16), int(raw["timestamp"], 16), raw["hash"], raw["parentHash"])
+        header = Header(integer(raw["number"]), integer(raw["timestamp"]), raw["hash"], raw["parentHash"])
         if not (HASH.fullmatch(header.hash) and HASH.fullmatch(header.parent)):
             raise ValueError("its hash is none")
         return header
@@ -241,10 +249,10 @@ class Receipt(NamedTuple):
 def read_receipt(raw: Any) -> Receipt:
     """Check one receipt of an answer. Raises `Malformed`."""
     try:
-        block, gas_used = int(raw["blockNumber"], 16), int(raw["gasUsed"], 16)
-        gas_wei = gas_used * int(raw["effectiveGasPrice"], 16) + int(raw.get("l1Fee") or "0x0", 16)
-        places = frozenset((block, int(log["logIndex"], 16)) for log in raw["logs"])
-        return Receipt(block, int(raw["status"], 16) == 1, raw["from"].lower(), gas_used, gas_wei, places)
+        block, gas_used = integer(raw["blockNumber"]), integer(raw["gasUsed"])
+        gas_wei = gas_used * integer(raw["effectiveGasPrice"]) + integer(raw.get("l1Fee") or "0x0")
+        places = frozenset((block, integer(log["logIndex"])) for log in raw["logs"])
+        return Receipt(block, integer(raw["status"]) == 1, raw["from"].lower(), gas_used, gas_wei, places)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"a receipt that cannot be: {type(error).__name__} {error}"[:160]) from error
 

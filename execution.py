@@ -29,6 +29,7 @@ from contracts import (
     Function,
     Malformed,
     header_call,
+    integer,
     read_header,
     read_vault,
 )
@@ -42,7 +43,6 @@ from readback import (
     Tip,
     checked_receipt,
     gas_of,
-    integer,
     one,
     read_back,
     read_prices,

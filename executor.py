@@ -26,7 +26,7 @@ from typing import Any
 from aiohttp import web
 from web3 import Account
 
-from contracts import address, describe, read_vault
+from contracts import address, describe, integer, read_vault
 from execution import (
     GWEI,
     HOUR_SECONDS,
@@ -41,7 +41,7 @@ from notify import Notifier, add_notify_options
 from order_journal import OrderJournal
 from orders import MAX_ORDER_BYTES, Order, Report
 from protocol import MAX_POSITIONS, MAX_TICK, Code, ProtocolError, decode, encode
-from readback import AVERAGE_SECONDS, integer, read_prices, unknown_average
+from readback import AVERAGE_SECONDS, read_prices, unknown_average
 from rpc import RpcError, open_rpc
 from runtime import EXIT_OK, Parser, UserError, number, only_one, run
 from settings import (

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -317,7 +318,7 @@ class Follower:
         while True:
             try:
                 await self.catch_up()
-            except (RpcError, MarketError) as error:
+            except (RpcError, MarketError, sqlite3.Error) as error:  # a full disk, say; nothing is half written
                 log.warning("the chain cannot be followed just now: %s", error)
             except Exception:
                 log.exception("the chain cannot be followed just now")

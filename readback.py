@@ -10,7 +10,6 @@ Read next: `execution.py`, which reports it.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,7 +25,9 @@ from contracts import (
     LogType,
     Malformed,
     header_call,
+    integer,
     read_header,
+    read_receipt,
     read_state,
 )
 from order_journal import Attempt
@@ -38,7 +39,6 @@ from rpc import Rpc, RpcError
 AVERAGE_SECONDS = 600  # of the time-weighted average that the spot price is held against
 AVERAGE_PARTS = 10  # of it, and the median of their averages: one block at an absurd price moves the average, not that
 
-QUANTITY = re.compile("0x[0-9a-fA-F]{1,64}")
 OBSERVE = Function("observe(uint32[])", "int56[]", "uint160[]")
 ERC20_TRANSFER = LogType("Transfer(*address,*address,uint256)")
 
@@ -178,12 +178,8 @@ async def _balances_around(
 
 def gas_of(attempts: Sequence[Attempt]) -> tuple[int, int]:
     """Gas used by all that were mined, and the wei paid for it, an OP stack chain's data fee included."""
-    receipts = [attempt.receipt for attempt in attempts if attempt.receipt]
-    used = sum(integer(receipt["gasUsed"]) for receipt in receipts)
-    return used, sum(
-        integer(receipt["gasUsed"]) * integer(receipt["effectiveGasPrice"]) + integer(receipt.get("l1Fee") or "0x0")
-        for receipt in receipts
-    )
+    receipts = [read_receipt(attempt.receipt) for attempt in attempts if attempt.receipt]
+    return sum(receipt.gas_used for receipt in receipts), sum(receipt.gas_wei for receipt in receipts)
 
 
 def checked_receipt(receipt: Any, attempt: Attempt) -> int:
@@ -191,20 +187,12 @@ def checked_receipt(receipt: Any, attempt: Attempt) -> int:
     try:
         if receipt["transactionHash"] != attempt.hash or receipt["status"] not in ("0x0", "0x1"):
             raise ValueError("it is of another transaction, or has no status")
-        for name in ("transactionIndex", "gasUsed", "effectiveGasPrice"):
-            integer(receipt[name])
+        integer(receipt["transactionIndex"])
         if not all(isinstance(raw["topics"], list) and raw["address"] and raw["data"] for raw in receipt["logs"]):
             raise ValueError("its logs are none")
-        return integer(receipt["blockNumber"])
+        return read_receipt(receipt).block
     except (KeyError, TypeError, ValueError, Malformed) as error:
         raise Malformed(f"a receipt that cannot be: {type(error).__name__} {error}"[:160]) from error
-
-
-def integer(answer: Any) -> int:
-    """A quantity of JSON-RPC, 0 to 2**256 - 1. Raises `Malformed`."""
-    if not isinstance(answer, str) or not QUANTITY.fullmatch(answer):
-        raise Malformed(f"{str(answer)[:60]!r} is no number")
-    return int(answer, 16)
 
 
 def one(found: tuple | None) -> Any:

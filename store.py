@@ -748,6 +748,11 @@ class Store:
             asks.setdefault(ask.due_block, {})[ask.hotkey] = ask
         return asks
 
+    async def shown(self, round_id: str) -> list[bytes]:
+        """A query of each of a round's due blocks: all of one show the same block."""
+        rows = await self._rows("SELECT query FROM predictions WHERE round_id = ? GROUP BY due_block", (round_id,))
+        return [zlib.decompress(row["query"]) for row in rows]
+
     async def entrants(self, round_id: str) -> list[Entrant]:
         """Who takes part in a round, by hotkey."""
         rows = await self._rows("SELECT * FROM entrants WHERE round_id = ? ORDER BY hotkey", (round_id,))

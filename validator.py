@@ -475,8 +475,8 @@ class Validator:
         if self.market.full_speed:
             return
         shown = {opening.block: opening.block_hash}
-        for asks in (await self.store.predictions(round_id)).values():  # all of a due block show the same one
-            query = decode(RebalanceQuery, next(iter(asks.values())).query, MAX_QUERY_BYTES)
+        for body in await self.store.shown(round_id):
+            query = decode(RebalanceQuery, body, MAX_QUERY_BYTES)
             shown[query.block_number] = query.block_hash
         for block, hash_ in sorted(shown.items()):
             if (await self.market.block(block)).hash != hash_:

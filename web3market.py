@@ -27,6 +27,7 @@ from contracts import (
     TokenPosition,
     address,
     describe,
+    integer,
     read_liquidity,
     read_receipt,
     read_ticks,
@@ -38,7 +39,6 @@ from follower import CONFIRMATIONS, SCHEMA, Follower
 from market import Block, Execution, MarketError, MarketGap, Sent
 from orders import EXECUTION_SECONDS, Bot, Order
 from protocol import ASK_SECONDS, MAX_QUERY_BYTES, Code, JobSettings, RebalanceQuery, decode, from_plain
-from readback import integer
 from recording import Event, Snapshot, TickState, VaultPosition
 from rounds import FLOWS, LiveInputs, own_events, plan, play_live, sums_of
 from rpc import RpcError, open_rpc

@@ -763,6 +763,30 @@ def test_what_cannot_be_had_is_a_gap_that_is_named_and_stepped_over(world, tmp_p
     assert "differ" in str(error.value) and "cannot be had" in caplog.text
 
 
+def test_a_full_disk_is_said_in_a_line_and_when_there_is_room_again_no_event_is_lost_or_doubled(
+    world, tmp_path, caplog
+):
+    """SQLite's own error, as a full disk gives it: the file may not grow by a page."""
+    first = world.chain.height
+
+    async def work():
+        path = tmp_path / "a.sqlite3"
+        async with world.market(path, first=first, following=True, poll_seconds=0.02) as market:
+            db = market._follower._db
+            [(pages,)] = await db.execute_fetchall("PRAGMA page_count")
+            await db.execute_fetchall(f"PRAGMA max_page_count = {pages}")
+            world.trade(40)
+            while "database or disk is full" not in caplog.text:
+                await asyncio.sleep(0.02)
+            await db.execute_fetchall("PRAGMA max_page_count = 1000000")
+            await asyncio.wait_for(market.reach(world.chain.height), 30)
+            return await market.events(first + 1, world.chain.height)
+
+    found = asyncio.run(asyncio.wait_for(work(), 60))
+    assert found == asyncio.run(world.truth(tmp_path / "b.sqlite3", first)) and len(found) > 30
+    assert "Traceback" not in caplog.text and "cannot be followed just now" in caplog.text
+
+
 @pytest.mark.parametrize("confirmations", [0, 1, 3])
 def test_after_a_reorganisation_of_three_blocks_the_events_are_those_of_the_chain(
     world, tmp_path, caplog, confirmations
