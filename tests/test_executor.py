@@ -468,8 +468,10 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
 
 
 def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_fee_for_data():
-    def attempt(**receipt: int) -> Attempt:
-        return Attempt(0, "plan", "0x", "0x", 0, 0, 0, 0, {name: hex(value) for name, value in receipt.items()} or None)
+    def attempt(**gas: int) -> Attempt:
+        receipt = {"from": "0x", "logs": [], "blockNumber": "0x1", "status": "0x1"}
+        receipt |= {name: hex(value) for name, value in gas.items()}
+        return Attempt(0, "plan", "0x", "0x", 0, 0, 0, 0, receipt if gas else None)
 
     found = [attempt(gasUsed=5, effectiveGasPrice=7), attempt(), attempt(gasUsed=11, effectiveGasPrice=13, l1Fee=17)]
     assert gas_of(found) == (5 + 11, 5 * 7 + 11 * 13 + 17)
