@@ -1,6 +1,6 @@
 # make demo                    a whole subnet on this machine, on the market model: 7 market days
 # make demo EVENTS=PATH        the same on a recording of a real pool
-# make test                    all tests
+# make test                    all tests; those on the real contracts need npm
 # make bench                   speed and memory, with the machine's figures
 # make lint
 #
@@ -18,7 +18,7 @@ demo: $(VENV)/runtime
 	NETUID= $(RUN) validator.py --fresh --dir local/demo $(if $(EVENTS),--events $(EVENTS),--round-seconds 3600) $(ARGS)
 	$(RUN) validator.py report --db local/demo/validator.sqlite3 -o local/demo/report.html
 
-test: $(VENV)/dev
+test: $(VENV)/dev node_modules/.installed
 	$(RUN) -m pytest -q $(ARGS)
 
 bench: $(VENV)/dev node_modules/.installed
@@ -46,5 +46,4 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/runtime
 # the real contracts' bytecode; without npm the comparisons with it are left out, and say so
 node_modules/.installed: package.json
 	@mkdir -p node_modules
-	@if command -v npm >/dev/null; then npm install --silent --no-package-lock --no-audit --no-fund; else echo "npm is missing: no comparison with the real bytecode"; fi
-	@touch $@
+	@if command -v npm >/dev/null; then npm install --silent --no-package-lock --no-audit --no-fund && touch $@; else echo "npm is missing: no comparison with the real contracts"; fi
