@@ -25,9 +25,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import backtest
-import receipt_book
-from chain import ChainError
+from audit import book_command, receipt_book
+from chain.base import ChainError
+from doctor import backtest
 from protocol import (
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
@@ -38,15 +38,17 @@ from protocol import (
     RebalanceAnswer,
     RebalanceQuery,
     check_answer,
-    decode,
-    encode,
 )
-from runtime import Parser, UserError, number, run
-from settings import add_chain_options, add_logging_options, is_local, parse_options
-from status import MINER_PORT, MinerStatus, add_options, serve_miner
-from store import StoreError
-from subnet import joined
-from wire import Gate, Limits, WireError, build_app, is_public, serve
+from runtime.db import StoreError
+from runtime.options import add_chain_options, add_logging_options, is_local, parse_options
+from runtime.process import Parser, UserError, number, run
+from spine.ground import joined
+from status.miner import MinerStatus, serve_miner
+from status.server import MINER_PORT, add_options
+from wire.client import is_public
+from wire.codec import decode, encode
+from wire.server import Gate, Limits, build_app, serve
+from wire.signing import WireError
 
 VERSION = "1.0.0"
 MIN_CALLER_STAKE_RAO = 1_000 * 10**9  # who has no permit must have this much
@@ -267,14 +269,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_logging_options(parser)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="receipts")
     help_ = "fetch, verify and list what validators signed about your scores; exit 1 if any is wrong"
-    receipt_book.add_options(commands.add_parser("receipts", help=help_, description=help_))
+    book_command.add_options(commands.add_parser("receipts", help=help_, description=help_))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(build_parser(), argv)
     if options.command == "receipts":
-        return receipt_book.command(options)
+        return book_command.command(options)
     if options.check or options.backtest is not None:
         return backtest.main(options, STRATEGIES, respond, MIN_CALLER_STAKE_RAO)
     problems = (ChainError, StoreError, WireError)

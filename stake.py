@@ -26,11 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chain import (
+from chain.alerts import AlertRules, day_before, summary_due
+from chain.base import (
     BLOCK_SECONDS,
-    ERA_BLOCKS,
     U16_MAX,
-    BittensorChain,
     Chain,
     ChainError,
     Metagraph,
@@ -40,24 +39,17 @@ from chain import (
     StakeMove,
     WriteCode,
     WriteOutcome,
-    check_address,
-    load_wallet,
 )
-from journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
-from local import LocalChain
-from notify import AlertRules, Notifier, add_notify_options, day_before, summary_due
-from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, run
-from settings import (
-    MAX_NETUID,
-    add_chain_options,
-    add_logging_options,
-    is_local,
-    parse_options,
-    read_password,
-    settings_lines,
-)
-from store import StoreError
-from wire import local_keypair
+from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
+from chain.local import LocalChain
+from chain.notify import Notifier, add_notify_options
+from chain.subtensor import ERA_BLOCKS, BittensorChain
+from chain.wallets import check_address, load_wallet
+from runtime.db import StoreError
+from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, is_local, parse_options, settings_lines
+from runtime.passwords import read_password
+from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, run
+from wire.signing import local_keypair
 
 SET_WEIGHTS_INTERVAL_BLOCKS = 720  # the seed's two epochs, 2.4 hours
 POLL_SECONDS = 30.0  # the seed's

@@ -11,34 +11,28 @@ Read next: `validator.py`, which writes; the schema below says what each column 
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import base64
 import json
 import sqlite3
-import sys
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import astuple, dataclass, fields, is_dataclass, replace
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import aiosqlite
 
-from market import Execution, MarketGap, Sent
-from protocol import MAX_QUERY_BYTES, Code, JobSettings, ProtocolError, canonical, decode, digest, encode
-from recording import Event, Snapshot
-from rounds import Entrant, RoundResult
+from liquidity.events import Event
+from liquidity.executions import Execution, execution_of
+from liquidity.replay import Snapshot
+from liquidity.rounds import Entrant, RoundResult
+from markets.base import MarketGap
+from protocol import MAX_QUERY_BYTES, Code, Job, JobSettings, ProtocolError
+from runtime.db import StoreError, as_store_errors, connect, transaction, write_lock
 from scoring import Standing
-
-BUSY_TIMEOUT_SECONDS = 10
-ONLY_ON_A_CHAIN = ("sent", "gas")  # of an execution and of a line: left out where there is none, as before chains
-
-
-class StoreError(Exception):
-    """A database cannot be used; the message says which, why, and what to do, in one line."""
+from wire.codec import canonical, decode, digest, encode, to_json
 
 
 class AlreadyFinished(StoreError):
@@ -47,98 +41,6 @@ class AlreadyFinished(StoreError):
 
 class Pruned(StoreError):
     """A round's evidence was dropped by the rule of `Store.prune`; what came of the round is still there."""
-
-
-@asynccontextmanager
-async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[aiosqlite.Connection]:
-    """Open a SQLite file (made if missing), bring it to the newest schema, and close it at the end.
-
-    Write-ahead log, so readers never wait; `synchronous=FULL`, so a commit survives a power cut; autocommit mode, so
-    transactions are exactly what `transaction()` says.
-
-    Args:
-        path: the file.
-        migrations: SQL scripts; number n brings schema version n to n + 1 (`PRAGMA user_version`). Each runs in a
-            transaction with its version number: a crash in the middle leaves the old schema whole.
-
-    Raises:
-        StoreError: no such folder, not a database, damaged, or written by a newer version of this program.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise StoreError(f"database {path}: folder {path.parent} does not exist; create it or choose another --db")
-    with _as_store_errors(path):
-        sqlite3.connect(path).close()  # what cannot be opened fails here: aiosqlite's thread would outlive the loop
-        async with aiosqlite.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None) as db:
-            db.row_factory = sqlite3.Row
-            await db.execute("PRAGMA foreign_keys = ON")
-            await db.execute("PRAGMA synchronous = FULL")
-            await _migrate(db, path, migrations)  # first, so that a file that is refused stays as it was
-            await _use_wal(db)
-            yield db
-
-
-@contextmanager
-def _as_store_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.IntegrityError:
-        raise
-    except sqlite3.OperationalError as error:
-        raise StoreError(
-            f"database {path}: {error}; is another process using it, is the disk full or read-only?"
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"database {path}: {error}; restore a copy or choose another --db") from error
-
-
-async def _use_wal(db: aiosqlite.Connection) -> None:
-    """Switch to the write-ahead log; SQLite does not apply the busy timeout here, and processes may start together."""
-    for remaining in reversed(range(BUSY_TIMEOUT_SECONDS * 20)):
-        try:
-            await db.execute_fetchall("PRAGMA journal_mode = WAL")  # fetched, or its read lock stays
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not remaining:
-                raise
-            await asyncio.sleep(0.05)
-
-
-async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[str]) -> None:
-    async with transaction(db):
-        (version,) = await (await db.execute("PRAGMA user_version")).fetchone()
-        if version > len(migrations):
-            raise StoreError(
-                f"database {path}: schema version {version}, this program knows {len(migrations)}; update the program"
-            )
-        if version == 0 and await (await db.execute("SELECT 1 FROM sqlite_master")).fetchone():
-            raise StoreError(f"database {path}: has tables of another program; choose another file")
-        for number in range(version, len(migrations)):
-            for statement in migrations[number].split(";\n"):
-                await db.execute(statement)  # not executescript: it would commit in between
-            await db.execute(f"PRAGMA user_version = {number + 1}")
-
-
-def write_lock(db: aiosqlite.Connection) -> asyncio.Lock:
-    """The connection's lock: held during a transaction, and by whoever must not see half of one."""
-    return db.__dict__.setdefault("_write_lock", asyncio.Lock())
-
-
-@asynccontextmanager
-async def transaction(db: aiosqlite.Connection) -> AsyncIterator[None]:
-    """All of the block or none of it, also when the task is cancelled or the process dies in the middle.
-
-    The write lock is taken at the start. One connection serves one task at a time inside a transaction: a lock on the
-    connection keeps other tasks of this process waiting, `busy_timeout` other processes.
-    """
-    async with write_lock(db):
-        try:
-            await db.execute("BEGIN IMMEDIATE")  # inside: a cancelled wait for it still begins one in SQLite's thread
-            yield
-            await db.commit()  # inside: a commit that fails leaves the transaction open
-        except BaseException:
-            await asyncio.shield(db.rollback())
-            raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,18 +179,6 @@ EVENTS_SCHEMA = (
     ) STRICT
     """,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One task: whose vault, which rules, how long a round is."""
-
-    job_id: str
-    vault: str
-    round_seconds: int
-    settings: JobSettings
-    live: bool = True
-    active: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -916,18 +806,18 @@ class Store:
 
     @asynccontextmanager
     async def _transaction(self, db: aiosqlite.Connection) -> AsyncIterator[None]:
-        with _as_store_errors(self._path):
+        with as_store_errors(self._path):
             async with transaction(db):
                 yield
 
     async def _rows(self, sql: str, parameters: Sequence = ()) -> list[sqlite3.Row]:
         """Read what is committed: on this connection a task would also see what another is about to commit."""
-        with _as_store_errors(self._path):
+        with as_store_errors(self._path):
             async with write_lock(self._jobs):
                 return await self._jobs.execute_fetchall(sql, parameters)
 
     async def _event_rows(self, sql: str, parameters: Sequence) -> list[sqlite3.Row]:
-        with _as_store_errors(self._path):
+        with as_store_errors(self._path):
             async with write_lock(self._events):
                 return await self._events.execute_fetchall(sql, parameters)
 
@@ -958,68 +848,3 @@ def _inflated(blob: bytes) -> bytes:
         return zlib.decompress(blob)
     except zlib.error:
         return blob
-
-
-def to_json(value):
-    """Result dataclasses as plain JSON: numbers as decimal strings, nested dataclasses as objects."""
-    if is_dataclass(value):
-        members = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
-        return {name: member for name, member in members.items() if member is not None or name not in ONLY_ON_A_CHAIN}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    return value if value is None or isinstance(value, bool) else str(value)
-
-
-def execution_of(plain: dict) -> Execution:
-    """The inverse of `to_json`. Raises `ValueError` for what it does not write."""
-    try:
-        if sent := plain.get("sent"):
-            said = Code(sent["code"]), str(sent["detail"]), str(sent["transaction"])
-            sent = Sent(*said, *(int(sent[name]) for name in ("gas_used", "gas_wei", "gas0", "gas1")))
-        names = [field.name for field in fields(Execution) if field.name not in ("vault", "sent")]
-        members = {name: _integers(plain[name]) for name in names}
-        execution = Execution(vault=str(plain["vault"]), sent=sent, **members)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not an execution: {type(error).__name__} {error}") from error
-    if to_json(execution) != plain:
-        raise ValueError("not spelt as executions are")
-    return execution
-
-
-def _integers(plain):
-    return tuple(map(_integers, plain)) if isinstance(plain, list) else int(plain)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="store.py", description="Write stored rounds down as evidence.")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    export = verbs.add_parser("export", help="print a finished round's evidence; without a round, list them")
-    export.add_argument("round", nargs="?", help="a round's id, like pol:evaluation:1767229200")
-    export.add_argument(
-        "--db", default="local/validator.sqlite3", help="jobs database (default: local/validator.sqlite3)"
-    )
-    return parser
-
-
-async def _export(options: argparse.Namespace) -> int:
-    if not Path(options.db).exists():
-        raise StoreError(f"database {options.db} does not exist; name it with --db")
-    async with Store.open(options.db) as store:
-        if options.round is None:
-            print("\n".join(await store.finished()))
-        else:
-            sys.stdout.write(canonical(await store.evidence(options.round)).decode() + "\n")
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python store.py export ROUND > round.json`; exit code 2 when there is no such round or database."""
-    try:
-        return asyncio.run(_export(build_parser().parse_args(argv)))
-    except StoreError as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -30,18 +30,29 @@ from typing import Any
 
 import aiohttp
 
-import doctor
 import scoring
-import status
-from board import Board, miner_name
-from books import Book, Tape
-from chain import BLOCK_SECONDS, Chain, ChainError
-from evidence import EvidenceError, audit, judge, kept, seal
-from evidence import read as read_evidence
-from local import block_at
-from market import Block, Market, MarketEnded, MarketError, MarketGap
-from notify import AlertRules, Notifier, add_notify_options, day_before, summary_due
-from orders import EXECUTION_SECONDS, Order
+from audit.checks import audit
+from audit.evidence import EvidenceError, seal
+from audit.evidence import read as read_evidence
+from audit.issuer import issuing
+from chain.alerts import AlertRules, day_before, summary_due
+from chain.base import BLOCK_SECONDS, Chain, ChainError
+from chain.local import block_at
+from chain.notify import Notifier, add_notify_options
+from chain.weights import INTERVAL_BLOCKS, Weigher
+from doctor import __main__ as doctor_main
+from doctor import finding as finding_module
+from doctor import pool
+from liquidity.books import Book
+from liquidity.events import ReplayError
+from liquidity.executions import EXECUTION_SECONDS, Order
+from liquidity.judging import judge, kept
+from liquidity.live import LiveInputs, acted, play_live, was_carried_out
+from liquidity.replay import Snapshot
+from liquidity.rounds import PACE_BLOCKS, Decision, Entrant, Round, RoundResult, build_query, plan
+from liquidity.tape import Tape
+from markets.base import Market, MarketEnded, MarketError, MarketGap
+from markets.recordings import RecordingError
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,
@@ -49,41 +60,32 @@ from protocol import (
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
     UINT128_MAX,
+    Block,
     Code,
+    Job,
     RebalanceAnswer,
     RebalanceQuery,
-    decode,
-    encode,
 )
-from receipts import issuing
-from recording import RecordingError, ReplayError, Snapshot
-from rounds import (
-    PACE_BLOCKS,
-    Decision,
-    Entrant,
-    LiveInputs,
-    Round,
-    RoundResult,
-    acted,
-    build_query,
-    plan,
-    play_live,
-    was_carried_out,
-)
-from runtime import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_limit, run
+from runtime.db import StoreError
+from runtime.options import add_chain_options, add_logging_options, add_market_options, evm_address, parse_options, url
+from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, number, raise_file_limit, run
 from scoring import Standing
-from settings import add_chain_options, add_logging_options, add_market_options, evm_address, parse_options, url
 from sim import PoolError
-from store import AlreadyFinished, Job, Prediction, Pruned, Store, StoreError
-from subnet import REFERENCE_STRATEGIES, Ground, opened, receipts_door
-from views import NotShown
-from weights import INTERVAL_BLOCKS, Weigher
-from wire import Reply, WireError, ask, client_session, local_keypair
+from spine.ground import REFERENCE_STRATEGIES, Ground, opened, receipts_door
+from status import server
+from status import validator as validator_module
+from status.board import Board, miner_name
+from status.reader import NotShown
+from store import AlreadyFinished, Prediction, Pruned, Store
+from wire.client import Reply, ask, client_session
+from wire.codec import decode, encode
+from wire.signing import WireError, local_keypair
 
 DAY_SECONDS = 86_400
 LOCAL_HOST = "127.0.0.1"
 KEEP_DAYS = 30  # of evidence: what can be audited
 SUPERVISE_SECONDS = 60  # market time between two looks at jobs and weights
+
 log = logging.getLogger("validator")
 
 
@@ -845,7 +847,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--external-ip", metavar="IP", help="on a real network: publish this address, and serve receipts at --port"
     )
     local.add_argument("--host", default=LOCAL_HOST, help="where to listen then; 0.0.0.0 is all (default: 127.0.0.1)")
-    status.add_options(local.add_argument, status.VALIDATOR_PORT)
+    server.add_options(local.add_argument, server.VALIDATOR_PORT)
     add_market_options(parser)
     add_chain_options(parser)
     add_notify_options(parser)
@@ -881,7 +883,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     reports.add_argument("-o", "--output", default="report.html", help="the file (default: report.html)")
     reports.add_argument("--db", dest="report_db", default="local/validator.sqlite3", help="jobs database")
-    doctor.add_options(commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 on a FAIL"))
+    doctor_main.add_options(
+        commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 on a FAIL")
+    )
     return parser
 
 
@@ -901,8 +905,8 @@ async def validate(options: argparse.Namespace) -> None:
         ground = await enter(opened(options))
         session = await enter(client_session(0))
         if options.rpc and options.executor_url:  # it may be days until somebody is eligible and it is needed
-            for finding in [*doctor.check_executor_key(options), *await doctor.check_executor(options)]:
-                if finding.level != doctor.OK:
+            for finding in [*pool.check_executor_key(options), *await pool.check_executor(options)]:
+                if finding.level != finding_module.OK:
                     log.warning("%s; %s", finding.what, finding.fix)
         parts = ground.store, ground.chain, ground.market, session, ground.keypair
         validator = Validator(*parts, options, ground.names, public_only=not ground.local)
@@ -912,7 +916,7 @@ async def validate(options: argparse.Namespace) -> None:
         door = (LOCAL_HOST, options.port, LOCAL_HOST) if ground.local else receipts_door(options)
         issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, *door, public_only=not ground.local))
         validator.on_sealed = issuer.post
-        await enter(status.serve_validator(ground, options))
+        await enter(validator_module.serve_validator(ground, options))
         await validator.work()
         validator.board.show_latest()
         await _farewell(ground)
@@ -959,7 +963,7 @@ async def _audit_on_chain(evidence: dict[str, Any], options: argparse.Namespace)
     vault = (evidence["snapshot"] or {}).get("vault_owner", "")
     if not re.fullmatch("0x[0-9a-f]{40}", vault, re.ASCII):
         return [], "; nothing of a chain is in this round to compare with"
-    from web3market import audit_chain  # it needs web3, which takes seconds to import
+    from evm.audit import audit_chain  # it needs web3, which takes seconds to import
 
     wrong = await audit_chain(evidence, options.audit_rpc, options.audit_manager or options.manager)
     return wrong, " with the chain" if wrong else ", also with the chain"
@@ -968,7 +972,7 @@ async def _audit_on_chain(evidence: dict[str, Any], options: argparse.Namespace)
 async def write_report(options: argparse.Namespace) -> None:
     """Write the status page's contents as one file that needs no server, and name it."""
     names = {local_keypair(f"{name}-hotkey").ss58_address: name for name in REFERENCE_STRATEGIES}
-    text = await status.report(Path(options.report_db), options.rounds_shown, names)
+    text = await validator_module.report(Path(options.report_db), options.rounds_shown, names)
     try:
         Path(options.output).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -995,7 +999,7 @@ async def _farewell(ground: Ground) -> None:
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(build_parser(), argv)
     if options.command == "doctor":
-        return doctor.report(options)
+        return doctor_main.report(options)
     problems = (RecordingError, MarketError, StoreError, ChainError, WireError, NotShown)
     work = {"audit": run_audit, "report": write_report}.get(options.command, validate)
     return run(work(options), options.log_level, problems, options.log_json, options.log_file)

@@ -17,12 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from books import Book
-from market import MarketEnded, RecordedMarket
-from model import ModelMarket
+from liquidity.books import Book
+from liquidity.rounds import Round
+from markets.base import MarketEnded
+from markets.model import ModelMarket
+from markets.recorded import RecordedMarket
+from markets.recordings import read_recording
 from protocol import JobSettings, Position
-from recording import read_recording
-from rounds import Round
 from scoring import score_outcome
 
 DAYS, ROUND_SECONDS, REACH_TICKS = 3, 900, 960

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import aiohttp
 
 from bench import node
-from web3market import Web3Market
+from evm.market import Web3Market
 
 SWAPS = 1000  # a block, and so a second
 

@@ -20,8 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model import BLOCK_SECONDS, FEE, FIRST_BLOCK, FIRST_PRICE_X96, SPACING, ModelMarket
-from recording import Event, Recording, RecordingError, apply_event, read_recording
+from liquidity.events import Event
+from liquidity.replay import apply_event
+from markets.model import BLOCK_SECONDS, FEE, FIRST_BLOCK, FIRST_PRICE_X96, SPACING, ModelMarket
+from markets.recordings import Recording, RecordingError, read_recording
 from sim import PIPS, Pool
 
 RECORDINGS = Path(os.environ.get("ALM_RECORDINGS") or Path(__file__).resolve().parents[1] / "../shared/data")

@@ -18,19 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from aiohttp import web
 
-import contracts
-from recording import Snapshot
+from evm import abi
+from evm import pool as pool_module
+from liquidity.replay import Snapshot
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, sqrt_ratio_at_tick
 
 POOL, TOKEN0, TOKEN1, SOMEBODY = (f"0x{n:040x}" for n in range(1, 5))
 FEE, SPACING, CHAIN_ID, BLOCK_SECONDS = 500, 10, 31337, 1
-SWAP = next(kind for kind in contracts.POOL_LOGS if kind.name == "Swap")
+SWAP = next(kind for kind in abi.POOL_LOGS if kind.name == "Swap")
 _SELECTORS = {
     f.selector.hex(): f
     for f in (
-        *(contracts.TOKEN0, contracts.TOKEN1, contracts.FEE, contracts.TICK_SPACING, contracts.SLOT0),
-        *(contracts.LIQUIDITY, contracts.GROWTH0, contracts.GROWTH1, contracts.PROTOCOL_FEES),
-        *(contracts.TICK_BITMAP, contracts.TICKS, contracts.SYMBOL, contracts.DECIMALS),
+        *(pool_module.TOKEN0, pool_module.TOKEN1, pool_module.FEE, pool_module.TICK_SPACING, pool_module.SLOT0),
+        *(pool_module.LIQUIDITY, pool_module.GROWTH0, pool_module.GROWTH1, pool_module.PROTOCOL_FEES),
+        *(pool_module.TICK_BITMAP, pool_module.TICKS, pool_module.SYMBOL, pool_module.DECIMALS),
     )
 }
 
@@ -59,10 +60,10 @@ class Node:
             lower = self._rng.randint(-60, 55) * SPACING
             self.pool.mint("lp", lower, lower + self._rng.randint(1, 40) * SPACING, self._rng.randint(1, 99) * 10**17)
         self._start = Snapshot.of(self.pool, (), (0, 0), 1, 0, block_hash(0))
-        self._states, self._logs = [contracts.State.of(self.pool)], [[]]
+        self._states, self._logs = [pool_module.State.of(self.pool)], [[]]
         for number in range(1, blocks + 1):
             self._logs.append([self._swap(number, index) for index in range(swaps)])
-            self._states.append(contracts.State.of(self.pool))
+            self._states.append(pool_module.State.of(self.pool))
 
     def _swap(self, block: int, index: int) -> dict:
         pool, rng = self.pool, self._rng
@@ -100,7 +101,7 @@ class Node:
         number = next(n for n in range(self.head, -1, -1) if block_hash(n) == at["blockHash"])
         return "0x" + self._call(call["data"][2:10], call["data"][10:], self._states[number])
 
-    def _call(self, selector: str, arguments: str, state: contracts.State) -> str:
+    def _call(self, selector: str, arguments: str, state: pool_module.State) -> str:
         name = _SELECTORS[selector].name
         if name == "tickBitmap":
             word = int.from_bytes(bytes.fromhex(arguments), "big", signed=True)

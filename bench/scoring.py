@@ -28,10 +28,13 @@ sys.path.insert(
 )  # before this folder, where `scoring` would be this file
 
 from bench.sim import ARBITRUM, RECORDINGS, machine
-from books import Book, Tape
+from liquidity.books import Book
+from liquidity.hindsight import best_fixed_range
+from liquidity.replay import Snapshot, apply_event
+from liquidity.rounds import Decision, Entrant, RoundInputs, play
+from liquidity.tape import Tape
+from markets.recordings import RecordingError, read_recording
 from protocol import JobSettings, Position
-from recording import RecordingError, Snapshot, apply_event, read_recording
-from rounds import Decision, Entrant, RoundInputs, best_fixed_range, play
 from sim import tick_at_sqrt_ratio
 
 MINERS, SWAPS, POSITIONS = 256, 2000, 5

@@ -28,7 +28,9 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this folder, where `sim` would be this file
 
 from bench import evm
-from recording import RecordingError, apply_event, read_recording, swap_call
+from liquidity.events import swap_call
+from liquidity.replay import apply_event
+from markets.recordings import RecordingError, read_recording
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Pool
 
 ROOT = Path(__file__).resolve().parent.parent

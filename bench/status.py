@@ -27,16 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this fold
 
 import aiohttp
 
-import status
-from books import Book
-from evidence import seal
-from local import LocalChain, block_at
-from model import BLOCK_SECONDS, FIRST_BLOCK, FIRST_TIME, ModelMarket
-from protocol import Code, JobSettings, MinerMetadata, Position, RebalanceAnswer, canonical, encode
-from rounds import Decision, Entrant, Round, build_query
+from audit.evidence import seal
+from chain.local import LocalChain, block_at
+from liquidity.books import Book
+from liquidity.rounds import Decision, Entrant, Round, build_query
+from markets.model import BLOCK_SECONDS, FIRST_BLOCK, FIRST_TIME, ModelMarket
+from protocol import Code, Job, JobSettings, MinerMetadata, Position, RebalanceAnswer
 from scoring import RULES_VERSION, Standing, update_eval
-from store import Job, Prediction, Store
-from wire import local_keypair
+from status import validator as validator_module
+from store import Prediction, Store
+from wire.codec import canonical, encode
+from wire.signing import local_keypair
 
 MINERS, DAYS, EVIDENCE_DAYS, ROUND_SECONDS, ASKS = 256, 30, 7, 900, 3
 ROUNDS = DAYS * 86_400 // ROUND_SECONDS
@@ -200,7 +201,7 @@ async def serve(folder: Path) -> None:
 
     async with (
         LocalChain.open(folder / "chain.sqlite3", *own) as chain,
-        status.serve_validator(ground(chain), options) as url,
+        validator_module.serve_validator(ground(chain), options) as url,
     ):
         print(url, flush=True)
         await asyncio.to_thread(sys.stdin.read)

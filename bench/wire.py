@@ -27,12 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 import aiohttp
 from bittensor.sp_core import Keypair
 
-import wire
 from protocol import MAX_ANSWER_BYTES, Code
+from wire import client, server
+from wire import signing as signing_module
 
 MINERS = 64
 QUERY, ANSWER = b"q" * 2048, b"a" * 600
-NO_LIMITS = wire.Limits(address_per_second=1e9, address_burst=1e9, hotkey_per_second=1e9, hotkey_burst=1e9)
+NO_LIMITS = server.Limits(address_per_second=1e9, address_burst=1e9, hotkey_per_second=1e9, hotkey_burst=1e9)
 
 
 def keypair_of(name: str) -> Keypair:
@@ -42,7 +43,7 @@ def keypair_of(name: str) -> Keypair:
 async def serve_miners() -> None:
     """Serve every miner, print their ports as one JSON line, and stop when standard input is closed."""
     callers = {keypair_of("validator").ss58_address: (True, 0)}
-    gate = wire.Gate(lambda: (callers, 0.0), min_stake_rao=0)
+    gate = server.Gate(lambda: (callers, 0.0), min_stake_rao=0)
 
     async def answer(caller: str, body: bytes) -> bytes:
         return ANSWER
@@ -50,10 +51,10 @@ async def serve_miners() -> None:
     async with AsyncExitStack() as stack:
         ports = []
         for n in range(MINERS):
-            app = wire.build_app(
+            app = server.build_app(
                 keypair=keypair_of(f"miner{n}"), gate=gate, routes={"/rebalance": answer}, limits=NO_LIMITS
             )
-            ports.append(await stack.enter_async_context(wire.serve(app, "127.0.0.1", 0)))
+            ports.append(await stack.enter_async_context(server.serve(app, "127.0.0.1", 0)))
         print(json.dumps(ports), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
@@ -65,7 +66,7 @@ async def measure(ports: list[int], rounds: int) -> None:
 
     async def ask_one(session: aiohttp.ClientSession, url: str, hotkey: str, times: int) -> None:
         for _ in range(times):
-            reply = await wire.ask(
+            reply = await client.ask(
                 session,
                 url,
                 QUERY,
@@ -78,7 +79,7 @@ async def measure(ports: list[int], rounds: int) -> None:
                 sys.exit(f"an ask failed: {reply.code} {reply.detail}")
 
     async def ask_all(times: int) -> None:
-        async with wire.client_session(MINERS) as session:
+        async with client.client_session(MINERS) as session:
             await asyncio.gather(*(ask_one(session, url, hotkey, times) for url, hotkey in peers))
 
     await ask_all(10)  # warm up
@@ -99,7 +100,9 @@ def print_rate(what: str, seconds: tuple[float, float], count: int) -> None:
 def print_signing() -> None:
     """The part of an ask that is cryptography, in the same process and minute."""
     keypair, nonce = keypair_of("validator"), 1
-    signature = keypair.sign(wire.answer_payload("0" * 64, nonce, keypair.ss58_address, keypair.ss58_address, ANSWER))
+    signature = keypair.sign(
+        signing_module.answer_payload("0" * 64, nonce, keypair.ss58_address, keypair.ss58_address, ANSWER)
+    )
     stored = {
         "request_digest": "0" * 64,
         "nonce": nonce,
@@ -110,10 +113,12 @@ def print_signing() -> None:
     }
     count, cpu = 2000, time.process_time()
     for _ in range(count):
-        wire.http_auth.sign(keypair, method="POST", path="/rebalance", body=QUERY, receiver_ss58=stored["miner_hotkey"])
+        server.http_auth.sign(
+            keypair, method="POST", path="/rebalance", body=QUERY, receiver_ss58=stored["miner_hotkey"]
+        )
     signing = time.process_time() - cpu
     for _ in range(count):
-        assert wire.verify_answer(**stored)
+        assert signing_module.verify_answer(**stored)
     verifying = time.process_time() - cpu - signing
     print(f"of that: signing {signing / count * 1e6:.0f} us, verifying the answer {verifying / count * 1e6:.0f} us")
 

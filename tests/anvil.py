@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Thread
 
 from bench.evm import assemble
-from contracts import Function
+from evm.abi import Function
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -32,18 +32,44 @@ from typing import Any
 
 from aiohttp import web
 
-import contracts as c
-from contracts import Function, LogType
-from sim import SlipstreamPool
+from evm import abi, manager
+from evm import pool as pool_module
+from evm.abi import Function, LogType
+from liquidity.slipstream import SlipstreamPool
 
 FIRST_BLOCK = 100  # the pool is there, and nothing has happened
 POOL, TOKEN0, TOKEN1 = ("0x" + digit * 40 for digit in "789")
 USER = "0x" + "ab" * 20
-NAMES = {kind.name: kind for kind in (*c.POOL_LOGS, *c.CL_LOGS)}
-MANAGER_NAMES = {kind.name: kind for kind in (*c.MANAGER_LOGS, c.TRANSFER)}
-OF_POOL = [c.TOKEN0, c.TOKEN1, c.FEE, c.TICK_SPACING, c.CL_SLOT0, c.LIQUIDITY, c.GROWTH0, c.GROWTH1, c.UNSTAKED_FEE]
-OF_POOL += [c.STAKED_LIQUIDITY, c.GAUGE_FEES, c.GAUGE, c.NFT, c.TICK_BITMAP, c.CL_TICKS]
-OF_TOKENS = [c.SYMBOL, c.DECIMALS, c.BALANCE_OF, c.TOKEN_OF_OWNER, c.TOKEN_POSITIONS, c.COLLECT, c.STAKED_VALUES]
+NAMES = {kind.name: kind for kind in (*abi.POOL_LOGS, *abi.CL_LOGS)}
+MANAGER_NAMES = {kind.name: kind for kind in (*abi.MANAGER_LOGS, abi.TRANSFER)}
+OF_POOL = [
+    pool_module.TOKEN0,
+    pool_module.TOKEN1,
+    pool_module.FEE,
+    pool_module.TICK_SPACING,
+    pool_module.CL_SLOT0,
+    pool_module.LIQUIDITY,
+    pool_module.GROWTH0,
+    pool_module.GROWTH1,
+    pool_module.UNSTAKED_FEE,
+]
+OF_POOL += [
+    pool_module.STAKED_LIQUIDITY,
+    pool_module.GAUGE_FEES,
+    pool_module.GAUGE,
+    pool_module.NFT,
+    pool_module.TICK_BITMAP,
+    pool_module.CL_TICKS,
+]
+OF_TOKENS = [
+    pool_module.SYMBOL,
+    pool_module.DECIMALS,
+    manager.BALANCE_OF,
+    manager.TOKEN_OF_OWNER,
+    manager.TOKEN_POSITIONS,
+    manager.COLLECT,
+    manager.STAKED_VALUES,
+]
 FUNCTIONS = {function.selector: function for function in (*OF_POOL, *OF_TOKENS)}
 CALLS = {  # the trace's arguments in the order of the method's
     "mint": ("owner", "lo", "hi", "amount"),
@@ -167,12 +193,12 @@ class TracedChain:
 
     def _log(self, address: str, kind: LogType, line: dict, indexed: tuple, data: tuple) -> None:
         block = self.last
-        words = [c._codec.encode([kind_], [value]).hex() for kind_, value in zip(kind.indexed, indexed, strict=True)]
+        words = [abi._codec.encode([kind_], [value]).hex() for kind_, value in zip(kind.indexed, indexed, strict=True)]
         block.logs.append(
             {
                 "address": address,
                 "topics": [kind.topic, *("0x" + word for word in words)],
-                "data": "0x" + c._codec.encode(kind.data, data).hex(),
+                "data": "0x" + abi._codec.encode(kind.data, data).hex(),
                 "blockNumber": hex(block.number),
                 "blockHash": block.hash,
                 "logIndex": hex(len(block.logs)),
@@ -197,7 +223,7 @@ class TracedChain:
         range_ = line["lo"], line["hi"]
         self._log(POOL, NAMES["Mint"], line, (owner, *range_), (sender, line["amount"], *line["ret"]))
         if token and range_ not in known:
-            self._log(self.manager, c.TRANSFER, line, (c.NULL_ADDRESS, self.vault, token), ())
+            self._log(self.manager, abi.TRANSFER, line, (abi.NULL_ADDRESS, self.vault, token), ())
         if token:
             amounts = line["amount"], *line["ret"]
             self._log(self.manager, MANAGER_NAMES["IncreaseLiquidity"], line, (token,), amounts)
@@ -214,7 +240,7 @@ class TracedChain:
 
     def _log_collect(self, line: dict) -> None:
         owner, token = self._owner(line)
-        self._log(POOL, c.POOL_LOGS[4], line, (owner, line["lo"], line["hi"]), (USER, *line["ret"]))
+        self._log(POOL, abi.POOL_LOGS[4], line, (owner, line["lo"], line["hi"]), (USER, *line["ret"]))
         if token:
             self._log(self.manager, MANAGER_NAMES["Collect"], line, (token,), (USER, *line["ret"]))
 
@@ -284,9 +310,9 @@ class TracedChain:
         data = bytes.fromhex(transaction["data"][2:])
         function = FUNCTIONS[data[:4]]
         answer = getattr(self, f"_call_{function.name}", None)
-        arguments = c._codec.decode(function.takes, data[4:])
+        arguments = abi._codec.decode(function.takes, data[4:])
         values = self._of_pool(function, block.pool) if answer is None else answer(transaction["to"], block, *arguments)
-        return "0x" + (c._codec.encode(function.returns, values).hex() if values is not None else "")
+        return "0x" + (abi._codec.encode(function.returns, values).hex() if values is not None else "")
 
     def _of_pool(self, function: Function, pool: SlipstreamPool) -> tuple:
         return {
@@ -337,7 +363,7 @@ class TracedChain:
     def _call_positions(self, to: str, block: TracedBlock, token: int) -> tuple:
         range_ = next(range_ for range_, number in block.tokens.items() if number == token)
         state = self._position(self.vault, *range_, block.pool)
-        return 0, c.NULL_ADDRESS, TOKEN0, TOKEN1, self.spacing, *range_, *state
+        return 0, abi.NULL_ADDRESS, TOKEN0, TOKEN1, self.spacing, *range_, *state
 
     def _call_collect(self, to: str, block: TracedBlock, token: int, *_: Any) -> tuple:
         range_ = next(range_ for range_, number in block.tokens.items() if number == token)

@@ -16,9 +16,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
-from chain import ERA_BLOCKS, Chain, ChainError, Next, WriteCode, WriteOutcome
-from journal import Journal
-from local import Hyperparameters, LocalChain
+from chain.base import Chain, ChainError, Next, WriteCode, WriteOutcome
+from chain.journal import Journal
+from chain.local import Hyperparameters, LocalChain
+from chain.subtensor import ERA_BLOCKS
 from stake import Policy, Sweeper, follow
 
 TAO = 10**9

@@ -22,14 +22,15 @@ import anvil
 from subnets import ROOT, wait_for
 from web3 import Account
 
-from contracts import BALANCE_OF
-from local import LocalChain
-from orders import Bot
+from chain.local import LocalChain
+from evm.manager import BALANCE_OF
+from evm.market import Web3Market
+from executor.client import Bot
 from sim import amounts_of, sqrt_ratio_at_tick
 from store import Store
 from validator import Validator, build_parser
-from web3market import Web3Market
-from wire import client_session, local_keypair
+from wire.client import client_session
+from wire.signing import local_keypair
 
 ETHER = 10**18
 MNEMONIC = "test test test test test test test test test test test junk"  # of every development chain of this kind
@@ -182,7 +183,7 @@ def executor(programs: Subprocesses, street: Street, *options: object) -> Iterat
         (folder / name).write_text(text)
         (folder / name).chmod(0o600)
     common += ["--key-file", folder / "vault.key"]
-    approving = programs.start("approve", "executor.py", "approve", *common, "--yes")
+    approving = programs.start("approve", "-m", "executor", "approve", *common, "--yes")
     while approving.poll() is None:
         street.block()
         time.sleep(0.05)
@@ -194,7 +195,7 @@ def executor(programs: Subprocesses, street: Street, *options: object) -> Iterat
 
 
 class ExecutorBot:
-    """`executor.py serve` as a process, which may be killed and started again at the same address."""
+    """`python -m executor serve` as a process, which may be killed and started again at the same address."""
 
     def __init__(self, programs: Subprocesses, options: list):
         self._programs, self._options, self._starts, self._port = programs, options, 0, 0
@@ -202,7 +203,7 @@ class ExecutorBot:
     def begin(self) -> None:
         """Start it and wait for nothing."""
         self._starts += 1
-        where = "executor.py", "serve", *self._options, "--port", self._port
+        where = "-m", "executor", "serve", *self._options, "--port", self._port
         self._process = self._programs.start(f"executor-{self._starts}", *where)
 
     def ready(self) -> str:

@@ -25,24 +25,21 @@ from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
-from local import LocalChain, block_at
-from market import Market
-from model import ModelMarket
-from protocol import (
-    JobSettings,
-    MinerMetadata,
-    Position,
-    RebalanceAnswer,
-    RebalanceQuery,
-    decode,
-    encode,
-    from_plain,
-)
-from recording import Event, Snapshot
-from rounds import Decision, Entrant, LiveInputs, RoundInputs, RoundResult, play, play_live
-from store import Job, Store, execution_of
+from chain.local import LocalChain, block_at
+from liquidity.events import Event
+from liquidity.executions import execution_of
+from liquidity.live import LiveInputs, play_live
+from liquidity.replay import Snapshot
+from liquidity.rounds import Decision, Entrant, RoundInputs, RoundResult, play
+from markets.base import Market
+from markets.model import ModelMarket
+from protocol import Job, JobSettings, MinerMetadata, Position, RebalanceAnswer, RebalanceQuery
+from store import Store
 from validator import Validator, build_parser
-from wire import Gate, Limits, build_app, client_session, local_keypair, serve
+from wire.client import client_session
+from wire.codec import decode, encode, from_plain
+from wire.server import Gate, Limits, build_app, serve
+from wire.signing import local_keypair
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_SECONDS = 120  # for anything that a test waits for; reached only when something hangs

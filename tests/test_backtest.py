@@ -19,17 +19,21 @@ from random import Random
 import pytest
 from subnets import CAPITAL, VAULT, a_job, accept, hotkey_of, model, play_subnet, refuse, stored_lines, stored_rounds
 
-import backtest as tool
 import miner
-import subnet
 import validator
-from backtest import FEWEST_ROUNDS, backtest, critical_t, overall, problem, summarise
-from market import InMemoryMarket, Pair, Purse, RecordedMarket
-from model import ModelMarket
-from protocol import Code, JobSettings, Position, RebalanceAnswer, RebalanceQuery, Token, encode
-from recording import Event, read_recording
+from doctor import backtest as backtest_module
+from doctor import trial
+from doctor.backtest import FEWEST_ROUNDS, critical_t, overall, summarise
+from doctor.trial import backtest, problem
+from liquidity.events import Event
+from markets.memory import InMemoryMarket, Purse
+from markets.model import ModelMarket
+from markets.recorded import RecordedMarket
+from markets.recordings import read_recording
+from protocol import Code, JobSettings, Pair, Position, RebalanceAnswer, RebalanceQuery, Token
 from sim import MAX_SQRT_RATIO, Pool, sqrt_ratio_at_tick
-from store import to_json
+from spine import ground
+from wire.codec import encode, to_json
 
 ROUND_SECONDS = 900
 TABLE = {19: "2.0930", 24: "2.0639", 29: "2.0452", 60: "2.0003", 120: "1.9799", 1000: "1.9623"}  # two-sided, 5 %
@@ -122,16 +126,16 @@ def test_on_a_recording_too(tmp_path, recording_path):
 
 
 def test_the_tool_plays_on_the_market_and_by_the_rules_of_the_local_validator():
-    assert [*tool.MODEL_VAULTS.values()] == [*subnet.MODEL_VAULTS.values()]  # their order is part of the market
-    assert (tool.MODEL_CAPITAL, tool.MODEL_DAYS) == (subnet.MODEL_CAPITAL, subnet.MODEL_DAYS)
-    assert validator.build_parser().parse_args([]).seed == tool.MODEL_SEED
+    assert [*trial.MODEL_VAULTS.values()] == [*ground.MODEL_VAULTS.values()]  # their order is part of the market
+    assert (trial.MODEL_CAPITAL, trial.MODEL_DAYS) == (ground.MODEL_CAPITAL, ground.MODEL_DAYS)
+    assert validator.build_parser().parse_args([]).seed == trial.MODEL_SEED
     options = miner.build_parser().parse_args([])
-    for job in subnet._first_jobs(None, 900, None):
+    for job in ground._first_jobs(None, 900, None):
         options.target = job.settings.target
-        ((_, vault, _),) = tool._markets(options)
-        assert (vault, tool._job(options)[0]) == (job.vault, job.settings)
+        ((_, vault, _),) = backtest_module._markets(options)
+        assert (vault, backtest_module._job(options)[0]) == (job.vault, job.settings)
         assert job.job_id == job.settings.target.lower()
-    assert tuple(subnet.REFERENCE_STRATEGIES) == tool.REFERENCES
+    assert tuple(ground.REFERENCE_STRATEGIES) == backtest_module.REFERENCES
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,7 +159,7 @@ def test_it_ends_where_the_recording_ends(recording_path):
 
 
 def test_a_strategy_that_raises_keeps_as_the_miners_server_does_and_one_that_is_too_slow_is_out(monkeypatch):
-    monkeypatch.setattr(tool, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(backtest_module, "ASK_SECONDS", 0.05)
 
     def raises(query):
         raise ZeroDivisionError

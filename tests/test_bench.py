@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recording import Event, read_recording
+from liquidity.events import Event
+from markets.recordings import read_recording
 from sim import Pool, sqrt_ratio_at_tick
 
 ROOT = Path(__file__).resolve().parents[1]

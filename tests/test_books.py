@@ -20,10 +20,14 @@ from typing import NamedTuple
 import pytest
 from worlds import VAULT, World, random_desired, random_event, random_range, random_world
 
-import books
-from books import CHUNK, SHARE_QUANTUM, Book, Holding, Tape, fork_replay, split_fee
+from liquidity import tape as tape_module
+from liquidity.books import Book, fork_replay
+from liquidity.events import Event, ReplayError
+from liquidity.replay import Snapshot, apply_event
+from liquidity.slipstream import SlipstreamPool
+from liquidity.tape import CHUNK, SHARE_QUANTUM, Holding, Tape, split_fee
+from markets.recordings import Recording, read_recording
 from protocol import Position
-from recording import Event, Recording, ReplayError, Snapshot, apply_event, read_recording
 from sim import (
     MAX_SQRT_RATIO,
     MIN_SQRT_RATIO,
@@ -31,7 +35,6 @@ from sim import (
     Q96,
     Pool,
     PoolError,
-    SlipstreamPool,
     amounts_of,
     liquidity_for,
     sqrt_ratio_at_tick,
@@ -518,7 +521,7 @@ def test_no_free_lunch_without_fees_a_book_is_never_worth_more_than_holding_what
 @pytest.mark.parametrize("chunk", [1, 2, 3, CHUNK])
 def test_growth_is_the_slow_sum_for_any_bounds_and_stretch(chunk, monkeypatch):
     """Over whole tapes and parts of them, chunks and parts of them, with bounds beside legs, at their ends, inside."""
-    monkeypatch.setattr(books, "CHUNK", chunk)
+    monkeypatch.setattr(tape_module, "CHUNK", chunk)
     seen = Counter()
     for seed in range(60):
         world = random_world(10_000 + seed, length=90 if chunk == CHUNK else 30)
@@ -543,7 +546,7 @@ def test_growth_is_the_slow_sum_for_any_bounds_and_stretch(chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, CHUNK])
 def test_blocks_inside_counts_every_block_once_by_the_tick_at_its_end(chunk, monkeypatch):
-    monkeypatch.setattr(books, "CHUNK", chunk)
+    monkeypatch.setattr(tape_module, "CHUNK", chunk)
     for seed in range(100):
         world = random_world(20_000 + seed, length=120 if chunk == CHUNK else 30)
         rng, tape, past = world.rng, Tape(world.snapshot), history_of(world.snapshot, world.events)
@@ -601,7 +604,7 @@ def test_a_tape_fed_in_pieces_is_the_tape_fed_at_once():
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_looking_at_a_tape_while_it_grows_changes_nothing(chunk, monkeypatch):
     """Sums prepared in between, also in the middle of a block or a run, are of nothing that can still change."""
-    monkeypatch.setattr(books, "CHUNK", chunk)
+    monkeypatch.setattr(tape_module, "CHUNK", chunk)
     for seed in range(100):
         world = random_world(35_000 + seed)
         rng, tape, whole = world.rng, Tape(world.snapshot), Tape(world.snapshot)
@@ -982,7 +985,7 @@ def test_a_staked_vault_is_scored_as_if_unstaked():
 def test_the_cut_of_unstaked_fees_is_taken_from_a_books_growth():
     """f = floor(fee * share), the book gets f - ceil(f * u / 1e6): of 1,000 at 10 % 900, of 1,001 as well."""
     for per_unit, kept in ((1000, 900), (1001, 900), (1, 0), (0, 0)):
-        run = books.Run(0, 10, 0, 100_000, True)
+        run = tape_module.Run(0, 10, 0, 100_000, True)
         run.fee0_x128, run.legs0 = per_unit * 20, 0
         assert run.growth(10) == (kept, 0)
 

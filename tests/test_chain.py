@@ -21,26 +21,23 @@ import pytest
 from bittensor.intents import normalize
 from substrate import LOST, THROTTLED, Node, remember_commits
 
-import chain as chain_module
-from chain import (
-    ERA_BLOCKS,
+from chain import subtensor
+from chain.base import (
     U16_MAX,
-    BittensorChain,
     Chain,
     ChainError,
     Metagraph,
     Neuron,
     Next,
-    Wallet,
     WriteCode,
     WriteOutcome,
-    check_address,
-    load_wallet,
     u16_weights,
     vector_in_force,
 )
-from local import Hyperparameters, LocalChain
-from wire import local_keypair
+from chain.local import Hyperparameters, LocalChain
+from chain.subtensor import ERA_BLOCKS, BittensorChain
+from chain.wallets import Wallet, check_address, load_wallet
+from wire.signing import local_keypair
 
 TAO = 10**9
 START = 1000
@@ -556,7 +553,7 @@ def test_fees_come_from_the_free_balance_of_the_coldkey_also_for_what_the_hotkey
 
 def test_no_write_costs_more_than_the_cap(tmp_path, monkeypatch):
     async def main(world, v):
-        monkeypatch.setattr(chain_module, "MAX_FEE_TAO", "0.0001")
+        monkeypatch.setattr(subtensor, "MAX_FEE_TAO", "0.0001")
         outcome = await v.set_weights({0: 1}, 0)
         assert refused(outcome) == ("PolicyError", WriteCode.POLICY_VIOLATION, Next.NOTHING, 0)
         assert world.node.submitted == 0

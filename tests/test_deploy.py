@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 from subnets import ROOT
 
-import doctor
 import miner
-import subnet
 from bench.memory import TARGET_MB
-from notify import add_notify_options
-from runtime import EXIT_OK, EXIT_USAGE, Parser
-from settings import add_chain_options, add_logging_options, add_market_options, read_dotenv, resolve
+from chain.notify import add_notify_options
+from doctor import machine
+from runtime.options import add_chain_options, add_logging_options, add_market_options, read_dotenv, resolve
+from runtime.process import EXIT_OK, EXIT_USAGE, Parser
+from spine import ground
 
 DEPLOY = ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
@@ -91,7 +91,7 @@ def test_what_the_examples_start_is_what_a_network_takes():
         program, *arguments = words
         options = parsed(program, arguments)
         if program == "validator.py":
-            subnet._check_real(options)
+            ground._check_real(options)
         elif program == "miner.py":
             assert options.external_ip in ("${EXTERNAL_IP}", "IP")
             options.netuid, options.external_ip = 98, "5.6.7.8"
@@ -140,7 +140,7 @@ def test_min_compute_has_the_ecosystems_form_and_room_for_what_was_measured():
         assert set(spec) == {"cpu", "gpu", "memory", "storage", "os"}
         assert spec["gpu"] == {"required": "false"} and spec["cpu"]["architecture"] == "x86_64"
         assert int(spec["memory"]["min_ram"].removesuffix("MB")) >= 2 * target_mb
-        assert int(spec["storage"]["min_space"].removesuffix("GB")) * 10**9 >= doctor.GOOD_DISK_BYTES
+        assert int(spec["storage"]["min_space"].removesuffix("GB")) * 10**9 >= machine.GOOD_DISK_BYTES
 
 
 def test_the_example_settings_are_known_ones_and_valid_for_systemd_and_for_us(tmp_path):

@@ -23,10 +23,10 @@ import pytest
 from conftest import RECORDINGS
 from subnets import ROOT, command, start
 
-from orders import EXECUTION_SECONDS
+from evm.market import REPORT_SECONDS, Web3Market
+from liquidity.executions import EXECUTION_SECONDS
 from protocol import FIRST_ASK_DEADLINE_SECONDS, FIRST_ASK_LEAD_SECONDS, Code
 from scoring import LIVE_MIN_DAYS, LIVE_WINDOW_DAYS
-from web3market import REPORT_SECONDS, Web3Market
 
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)( second terminal)?\n(.*?)^```$", re.M | re.S)

@@ -26,15 +26,18 @@ from bittensor.keyfiles import Keyfile, Keypair
 from subnets import ROOT, command, start, wait_for
 from test_rpc import Server
 
-import doctor
-import rpc
-from chain import BLOCK_SECONDS, Metagraph, Neuron
-from contracts import SLOT0, Function
-from doctor import FAIL, OK, WARN, Finding
-from local import LocalChain
+from chain.base import BLOCK_SECONDS, Metagraph, Neuron
+from chain.local import LocalChain
+from doctor import __main__ as doctor_main
+from doctor import machine, network
+from doctor import pool as pool_module
+from doctor.finding import FAIL, OK, WARN, Finding
+from evm import rpc
+from evm.abi import Function
+from evm.pool import SLOT0
 from miner import build_parser
-from runtime import Parser
-from settings import resolve
+from runtime.options import resolve
+from runtime.process import Parser
 from store import JOBS_SCHEMA, Store
 
 NOBODY = "0x" + "12" * 20
@@ -66,7 +69,7 @@ def change(path: Path, sql: str) -> None:
 
 
 def checked(path: Path, newest: int | None = len(JOBS_SCHEMA)) -> list[Finding]:
-    return list(doctor.check_database("jobs database", path, newest))
+    return list(machine.check_database("jobs database", path, newest))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -78,13 +81,13 @@ def checked(path: Path, newest: int | None = len(JOBS_SCHEMA)) -> list[Finding]:
     [((3, 10, 13), FAIL), ((3, 11, 0), OK), ((3, 12, 1), OK), ((3, 13, 9), OK), ((3, 14, 0), FAIL), ((4, 0, 0), FAIL)],
 )
 def test_python_is_one_of_three(version, level):
-    (found,) = doctor.check_python(version)
+    (found,) = machine.check_python(version)
     assert found.level == level and ".".join(map(str, version)) in found.what
     assert level == OK or "python3.12 -m venv" in found.fix
 
 
 def test_the_packages_of_this_machine_are_those_that_are_needed():
-    found = list(doctor.check_packages(ROOT / "requirements.txt"))
+    found = list(machine.check_packages(ROOT / "requirements.txt"))
     assert [finding.level for finding in found] == [OK] * len(found) and len(found) >= 3
 
 
@@ -104,8 +107,8 @@ def test_a_package_that_is_missing_too_old_or_too_new_fails_with_the_command_tha
     monkeypatch, tmp_path, installed, level, said
 ):
     (tmp_path / "requirements.txt").write_text("# what we need\nbittensor>=11.3,<12  # keys\n\n")
-    monkeypatch.setattr(doctor, "_installed", lambda name: installed if name == "bittensor" else None)
-    (found,) = doctor.check_packages(tmp_path / "requirements.txt")
+    monkeypatch.setattr(machine, "_installed", lambda name: installed if name == "bittensor" else None)
+    (found,) = machine.check_packages(tmp_path / "requirements.txt")
     assert (
         found.level == level
         and said in found.what
@@ -120,8 +123,8 @@ def test_web3_8_beside_bittensor_11_fails(monkeypatch, tmp_path):
         ({"web3": "7.16.0", "bittensor": "11.3.0"}, []),
         ({"bittensor": "11.3.0"}, []),
     ):
-        monkeypatch.setattr(doctor, "_installed", versions.get)
-        assert [found.level for found in doctor.check_packages(tmp_path / "requirements.txt")] == levels
+        monkeypatch.setattr(machine, "_installed", versions.get)
+        assert [found.level for found in machine.check_packages(tmp_path / "requirements.txt")] == levels
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,22 +134,22 @@ def test_web3_8_beside_bittensor_11_fails(monkeypatch, tmp_path):
 def test_a_port_that_is_taken_is_a_warning():
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        (found,) = doctor.check_port(port)
+        (found,) = machine.check_port(port)
         assert found.level == WARN and str(port) in found.what and "--port 0" in found.fix
-    (found,) = doctor.check_port(port)
+    (found,) = machine.check_port(port)
     assert found.level == OK
-    assert build_parser().parse_args([]).port == doctor.DEFAULT_PORT
+    assert build_parser().parse_args([]).port == doctor_main.DEFAULT_PORT
 
 
 def clock(tmp_path: Path, now: float, jump: float = 0.0) -> list[Finding]:
     walls = iter((now, now + 0.1 + jump))
     ticks = iter((5.0, 5.1))
     options = {"wall": lambda: next(walls), "monotonic": lambda: next(ticks), "sleep": lambda _: None}
-    return list(doctor.check_clock(tmp_path / "chain.sqlite3", **options))
+    return list(machine.check_clock(tmp_path / "chain.sqlite3", **options))
 
 
 def test_a_clock_in_the_past_fails_and_one_that_jumps_is_a_warning(tmp_path):
-    now = doctor.PLAUSIBLE_SINCE + 1e6
+    now = machine.PLAUSIBLE_SINCE + 1e6
     (found,) = clock(tmp_path, now)
     assert found.level == OK and "not compared with a time server" in found.what
     (found,) = clock(tmp_path, 86_400)
@@ -157,7 +160,7 @@ def test_a_clock_in_the_past_fails_and_one_that_jumps_is_a_warning(tmp_path):
 
 
 def test_a_ledger_ahead_of_the_clock_is_a_warning(tmp_path):
-    now = doctor.PLAUSIBLE_SINCE + 1e6
+    now = machine.PLAUSIBLE_SINCE + 1e6
     block = int(now // BLOCK_SECONDS)
 
     async def make() -> None:
@@ -168,25 +171,25 @@ def test_a_ledger_ahead_of_the_clock_is_a_warning(tmp_path):
     assert [found.level for found in clock(tmp_path, now)] == [OK, OK]
     _, found = clock(tmp_path, now - 1000)
     assert found.level == WARN and "s ahead of the clock" in found.what and "market time" in found.fix
-    assert doctor.BLOCK_SECONDS == BLOCK_SECONDS
+    assert machine.BLOCK_SECONDS == BLOCK_SECONDS
 
 
 def test_a_folder_that_is_not_there_yet_a_file_and_one_that_cannot_be_written(tmp_path):
-    assert [found.level for found in doctor.check_folder(tmp_path)] == [OK, OK]
-    found, _ = doctor.check_folder(tmp_path / "a" / "b")
+    assert [found.level for found in machine.check_folder(tmp_path)] == [OK, OK]
+    found, _ = machine.check_folder(tmp_path / "a" / "b")
     assert found.level == OK and "can be made" in found.what and not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("")
-    (found,) = doctor.check_folder(tmp_path / "file" / "b")
+    (found,) = machine.check_folder(tmp_path / "file" / "b")
     assert found.level == FAIL and "is a file" in found.what
     if sys.platform == "linux":  # where nobody can make a file, root included
-        found, _ = doctor.check_folder(Path("/proc/self"))
+        found, _ = machine.check_folder(Path("/proc/self"))
         assert found.level == FAIL and "cannot be written" in found.what and "--dir" in found.fix
 
 
 def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
     for free, level in ((50e6, FAIL), (1e9, WARN), (50e9, OK)):
-        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=int(free)))
-        found = list(doctor.check_folder(tmp_path))[-1]
+        monkeypatch.setattr(doctor_main.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=int(free)))
+        found = list(machine.check_folder(tmp_path))[-1]
         assert found.level == level and f"{free / 1e9:.1f} GB free" in found.what
 
 
@@ -271,12 +274,12 @@ def wallets(tmp_path) -> Path:
 
 def examined(monkeypatch, line: str, environ: dict | None = None) -> list[Finding]:
     """What is found of wallet and chain with these options; a chain that does not answer is given up soon."""
-    monkeypatch.setattr(doctor, "CHAIN_SECONDS", 0.5)
+    monkeypatch.setattr(network, "CHAIN_SECONDS", 0.5)
     parser = Parser()
-    doctor.add_options(parser)
+    doctor_main.add_options(parser)
     options = parser.parse_args(line.split())
     resolve(options, environ or {}, Path("no.env"))
-    return list(doctor.check_subnet(options))
+    return list(network.check_subnet(options))
 
 
 def test_nothing_is_asked_of_a_chain_where_no_subnet_is_named(monkeypatch):
@@ -309,9 +312,9 @@ def test_a_key_that_others_can_read_is_a_warning_with_the_command_that_mends_it(
     for path in (hot, cold):
         path.write_text("{}")
         path.chmod(0o600)
-    assert list(doctor.check_key_files(hot, cold, tmp_path / "none")) == []
+    assert list(network.check_key_files(hot, cold, tmp_path / "none")) == []
     hot.chmod(0o644)
-    (found,) = doctor.check_key_files(cold, hot)
+    (found,) = network.check_key_files(cold, hot)
     assert found == Finding(WARN, f"key file {hot} can be read by others", f"chmod 600 {hot}")
 
 
@@ -322,7 +325,7 @@ def test_registration_permit_and_stake_are_what_the_chain_says(tmp_path):
         async with LocalChain.open(folder / "chain.sqlite3", "hot", "cold", genesis_block=1000) as chain:
             for hotkey, coldkey, stake in registered:
                 await chain.register(hotkey, coldkey, stake)
-            return await doctor.check_chain(chain, "embedded")
+            return await network.check_chain(chain, "embedded")
 
     def levels(found: list[Finding]) -> dict[str, str]:
         words = ("answers", "register", "belongs", "permit", "stake ")
@@ -357,8 +360,8 @@ def test_a_free_balance_too_small_for_fees_is_a_warning():
         async def free_balance(self) -> int:
             return self.balance
 
-    for balance, level in ((0, WARN), (doctor.GOOD_BALANCE_RAO - 1, WARN), (doctor.GOOD_BALANCE_RAO, OK)):
-        found = asyncio.run(doctor.check_chain(Chain(balance), "test"))[-1]
+    for balance, level in ((0, WARN), (network.GOOD_BALANCE_RAO - 1, WARN), (network.GOOD_BALANCE_RAO, OK)):
+        found = asyncio.run(network.check_chain(Chain(balance), "test"))[-1]
         assert found.level == level and "TAO" in found.what and bool(found.fix) == (level == WARN)
 
 
@@ -414,10 +417,10 @@ def looked_at(*nodes: Node) -> list[Finding]:
     async def look() -> list[Finding]:
         async with AsyncExitStack() as stack:
             urls = [await stack.enter_async_context(Server(node)) for node in nodes]
-            looks = [await doctor.check_node(url, None) for url in urls]
+            looks = [await pool_module.check_node(url, None) for url in urls]
             heads = [head for _, head in looks if head]
             found = [finding for part, _ in looks for finding in part]
-            return found + (await doctor.check_agreement(heads, 3) if len(heads) > 1 else [])
+            return found + (await pool_module.check_agreement(heads, 3) if len(heads) > 1 else [])
 
     found = asyncio.run(look())
     for finding in found:
@@ -428,7 +431,7 @@ def looked_at(*nodes: Node) -> list[Finding]:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(doctor, "NODE_SECONDS", 0.5)
+    monkeypatch.setattr(pool_module, "NODE_SECONDS", 0.5)
     monkeypatch.setattr(rpc, "FIRST_REST_SECONDS", 0.1)
 
 
@@ -476,7 +479,7 @@ def test_a_node_that_prunes_after_some_hours_is_enough_for_rounds():
 
 
 def test_a_node_that_is_slow_is_a_warning(monkeypatch):
-    monkeypatch.setattr(doctor, "SLOW_NODE_SECONDS", 0.0)
+    monkeypatch.setattr(pool_module, "SLOW_NODE_SECONDS", 0.0)
     assert looked_at(Node())[0].level == WARN
 
 
@@ -504,7 +507,7 @@ def uniswap(request):
 
 def of_pool(uniswap, executes: bool = False, **changes: str | None) -> list[Finding]:
     named = {"pool": uniswap.address, "manager": uniswap.manager, "vault": uniswap.chain.accounts[1]} | changes
-    return asyncio.run(doctor.check_pool([uniswap.chain.url], **named, executes=executes))
+    return asyncio.run(pool_module.check_pool([uniswap.chain.url], **named, executes=executes))
 
 
 def test_pool_oracle_manager_and_vault_are_what_the_contracts_say(uniswap):
@@ -567,16 +570,16 @@ def test_the_command_examines_nodes_pool_and_vault_and_prints_no_secret(uniswap,
     assert "1 with liquidity" in done.stdout and "evaluation only, no live rounds" in done.stdout
     assert "SECRET" not in done.stdout
     environ |= {"EXECUTOR_BOT_URL": "http://127.0.0.1:9/SECRET", "EXECUTOR_API_KEY": "SECRET"}
-    done = command("doctor.py", *line, env=environ)
+    done = command("-m", "doctor", *line, env=environ)
     assert done.returncode == 1 and not done.stderr and "SECRET" not in done.stdout
     assert "FAIL executor http://127.0.0.1:9/*****: Connect call failed" in done.stdout
-    done = command("doctor.py", "--pool", uniswap.address, env=os.environ | {"ALM_RPC_URLS": ""})
+    done = command("-m", "doctor", "--pool", uniswap.address, env=os.environ | {"ALM_RPC_URLS": ""})
     assert "FAIL --pool is given, but no node of the chain; add --rpc URL" in done.stdout
 
 
 def bot_options(url: str, *line: str) -> argparse.Namespace:
     parser = Parser()
-    doctor.add_options(parser)
+    doctor_main.add_options(parser)
     named = ["--rpc", "http://127.0.0.1:9", "--pool", NOBODY, "--vault", NOBODY, "--executor-url", url, *line]
     options = parser.parse_args(named)
     resolve(options, {}, Path("no.env"))
@@ -588,7 +591,7 @@ def bot_options(url: str, *line: str) -> argparse.Namespace:
     [
         ({}, "right", [(OK, "answers, is live, and is of this pool and vault", "")]),
         ({"live": False}, "right", [(WARN, "a dry run", "--live")]),
-        ({"paused": True}, "right", [(WARN, "paused", "executor.py resume")]),
+        ({"paused": True}, "right", [(WARN, "paused", "python -m executor resume")]),
         ({"live": False, "paused": True}, "right", [(WARN, "a dry run", "--live"), (WARN, "paused", "resume")]),
         ({"vault": "0x1"}, "wrong", [(FAIL, f"of vault '0x1', not {NOBODY}", "the right bot")]),
         ({"pool": None}, "wrong", [(FAIL, f"of pool 'None', not {NOBODY}", "the right bot")]),
@@ -625,7 +628,7 @@ def test_an_executor_must_be_of_this_vault_and_take_the_key_which_no_other_bot_i
             await site.start()
             port = site._server.sockets[0].getsockname()[1]
             options = bot_options(f"http://127.0.0.1:{port}", "--executor-key-file", str(path))
-            return await doctor.check_executor(options)
+            return await pool_module.check_executor(options)
         finally:
             await runner.cleanup()
 
@@ -636,7 +639,7 @@ def test_an_executor_must_be_of_this_vault_and_take_the_key_which_no_other_bot_i
 
 
 def test_an_executor_answers_with_json_or_fails(monkeypatch):
-    monkeypatch.setattr(doctor, "NODE_SECONDS", 0.3)
+    monkeypatch.setattr(pool_module, "NODE_SECONDS", 0.3)
 
     async def hang(request: web.Request) -> web.Response:
         await asyncio.sleep(60)
@@ -653,7 +656,7 @@ def test_an_executor_answers_with_json_or_fails(monkeypatch):
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             port = site._server.sockets[0].getsockname()[1]
-            (finding,) = await doctor.check_executor(bot_options(f"http://127.0.0.1:{port}/SECRET"))
+            (finding,) = await pool_module.check_executor(bot_options(f"http://127.0.0.1:{port}/SECRET"))
             return finding
         finally:
             await runner.cleanup()
@@ -680,10 +683,10 @@ def test_an_executors_key_is_there_for_nobody_else_to_read_and_not_sent_in_the_c
 
     def found(url: str, environ: dict | None = None, *line: str) -> list[tuple[str, str]]:
         parser = Parser()
-        doctor.add_options(parser)
+        doctor_main.add_options(parser)
         options = parser.parse_args(["--rpc", "http://127.0.0.1:9", "--executor-url", url, *line])
         resolve(options, environ or {}, Path("no.env"))
-        findings = list(doctor.check_executor_key(options))
+        findings = list(pool_module.check_executor_key(options))
         assert "k3y" not in str(findings) and "SECRET" not in str(findings)
         return [(finding.level, finding.what + finding.fix) for finding in findings]
 
@@ -718,7 +721,7 @@ def test_the_command_exits_0_where_all_is_well_and_1_where_something_fails(tmp_p
     assert command("validator.py", "doctor", "--dir", tmp_path, "--db", elsewhere, "--port", 0).returncode == 0
 
 
-@pytest.mark.parametrize("program", ["doctor.py", "validator.py doctor"])
+@pytest.mark.parametrize("program", ["-m doctor", "validator.py doctor"])
 def test_of_a_network_it_examines_the_folder_that_the_validator_would_use(tmp_path, program):
     name, *words = program.split()
     for line, variable, folder in (("--netuid 77", "", "netuid-77"), ("", "78", "netuid-78"), ("", "", "local")):
@@ -734,13 +737,13 @@ def test_of_a_network_it_examines_the_folder_that_the_validator_would_use(tmp_pa
 
 def test_it_runs_where_no_package_is_installed(tmp_path):
     """`-S`: without site-packages, as on a machine where nobody has run pip yet."""
-    done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0)
+    done = command("-S", "-m", "doctor", "--dir", tmp_path, "--port", 0)
     assert done.returncode == 1 and not done.stderr
     assert "FAIL package aiohttp is missing" in done.stdout and "pip install 'aiohttp" in done.stdout
     assert "versions are not compared" in done.stdout
-    done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0, "--netuid", 98)
+    done = command("-S", "-m", "doctor", "--dir", tmp_path, "--port", 0, "--netuid", 98)
     assert "wallet and chain are not checked" in done.stdout and not done.stderr
-    done = command("-S", "doctor.py", "--dir", tmp_path, "--port", 0, "--rpc", "http://127.0.0.1:9/SECRET")
+    done = command("-S", "-m", "doctor", "--dir", tmp_path, "--port", 0, "--rpc", "http://127.0.0.1:9/SECRET")
     assert "nodes, pool and executor are not checked" in done.stdout and "SECRET" not in done.stdout + done.stderr
 
 
@@ -750,7 +753,7 @@ def test_a_wrong_setting_is_a_line_of_the_report(tmp_path):
         ([], "FAIL NETUID (environment)"),
     ):
         done = command(
-            "doctor.py", "--dir", tmp_path, "--port", 0, *line, env=os.environ | {"NETUID": "" if line else "x"}
+            "-m", "doctor", "--dir", tmp_path, "--port", 0, *line, env=os.environ | {"NETUID": "" if line else "x"}
         )
         assert done.returncode == 1 and said in done.stdout and not done.stderr
 
@@ -760,9 +763,9 @@ def test_a_validator_at_work_is_found(tmp_path):
     try:
         path = tmp_path / "local" / "chain.sqlite3"
         wait_for(
-            "a ledger", lambda: path.exists() and list(doctor.check_database("chain ledger", path, 1))[1:], process
+            "a ledger", lambda: path.exists() and list(machine.check_database("chain ledger", path, 1))[1:], process
         )
-        found = list(doctor.examine(tmp_path / "local", tmp_path / "local" / "validator.sqlite3", 0))
+        found = list(doctor_main.examine(tmp_path / "local", tmp_path / "local" / "validator.sqlite3", 0))
         used = [finding for finding in found if "validator.py" in finding.what]
         assert {"jobs database", "chain ledger"} <= {finding.what.split(" /")[0] for finding in used}
         assert FAIL not in {finding.level for finding in found} and all(finding.level == WARN for finding in used)

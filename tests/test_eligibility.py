@@ -12,10 +12,10 @@ from subnets import a_job, hotkey_of, play_subnet, rows, standings, stored_stand
 from test_validator import all_in
 
 import validator
-from local import LocalChain
-from model import FIRST_TIME
+from chain.local import LocalChain
+from markets.model import FIRST_TIME
 from protocol import RebalanceQuery
-from wire import local_keypair
+from wire.signing import local_keypair
 
 DAY, LENGTH, DAYS = 86_400, 43_200, 17  # a round every twelve hours
 STARTS = range(FIRST_TIME + LENGTH, FIRST_TIME + DAYS * DAY, LENGTH)

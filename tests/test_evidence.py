@@ -27,22 +27,24 @@ from typing import Any
 import pytest
 from subnets import CAPITAL, VAULT, a_job, hotkey_of, keep, play_subnet, refuse, write, write_meanwhile
 
-import books
-import evidence
-import model
 import protocol
-import recording
-import rounds as rounds_module
 import scoring
 import sim
 import validator
-from evidence import EvidenceError, audit, seal
-from market import Execution, Sent
-from model import FIRST_TIME, ModelMarket
-from protocol import Code, Position, canonical
-from rounds import plan
+from audit import checks, evidence
+from audit.checks import audit
+from audit.evidence import EvidenceError, seal
+from liquidity import books
+from liquidity import rounds as rounds_module
+from liquidity.executions import Execution, Sent
+from liquidity.rounds import plan
+from markets import model
+from markets import recordings as recording
+from markets.model import FIRST_TIME, ModelMarket
+from protocol import Code, Position
 from store import Store
-from wire import local_keypair
+from wire.codec import canonical
+from wire.signing import local_keypair
 
 ROUND_SECONDS, CHECKPOINT_BLOCKS, PLAYED_ROUNDS = 160, 20, 5
 KEY = local_keypair("validator-hotkey")
@@ -371,8 +373,8 @@ def test_the_changes_are_taken_back_and_reach_every_leaf():
 @pytest.mark.parametrize("kind", ["evaluation", "live", "chain", "refused", "skipped", "interrupted"])
 def test_whatever_is_changed_after_the_validator_sealed_it_is_named(kind, rounds, monkeypatch):
     """By shape and seal alone: nothing is recomputed here."""
-    monkeypatch.setattr(evidence, "CHECKS", ())
-    monkeypatch.setattr(evidence, "_parts", lambda _: None)
+    monkeypatch.setattr(checks, "CHECKS", ())
+    monkeypatch.setattr(checks, "_parts", lambda _: None)
     subject = copy.deepcopy(rounds[kind])
     assert audit(subject) == []
     places = 0
@@ -763,7 +765,7 @@ def test_a_round_that_was_exported_elsewhere_replays_to_the_last_digit_or_is_ref
 
 
 def test_there_are_golden_rounds_of_these_rules():
-    """New ones: run these tests with `--basetemp DIR`, then `python store.py export ROUND --db DIR/evidence0/...`."""
+    """New ones: run these tests with `--basetemp DIR`, then `python -m audit export ROUND --db DIR/evidence0/...`."""
     names = [path.name.partition(".")[0] for path in golden()]
     wanted = [f"round_rules_{scoring.RULES_VERSION}_{kind}" for kind in ("evaluation", "live")]
     assert set(wanted) <= set(names)

@@ -9,7 +9,7 @@ import sys
 from random import Random
 
 import pytest
-from markets import outcome, random_operation, random_terms
+from random_calls import outcome, random_operation, random_terms
 
 from bench import evm
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96, Pool

@@ -27,25 +27,31 @@ import pytest
 from multidict import CIMultiDict
 from web3 import Account, Web3
 
-import contracts
-import execution
-import executor
-import rebalance
-from contracts import MANAGER_LOGS, Contract, Function, TokenPosition, describe
-from execution import GWEI, MAX_REVERTED, Executor, Limits
-from executor import Door, load_account, read_api_key
-from market import Pair
-from order_journal import MAX_OPEN, Attempt, OrderJournal
-from orders import NOTHING, Bot, Order, Report, place
-from protocol import Code, Inventory, Position, ProtocolError, Token, decode, encode
-from readback import gas_of, read_back
-from rebalance import VaultChanged, around, close_calls, match, mint_calls, multicall, size
-from rounds import plan
-from rpc import Refusal, RpcError, open_rpc
-from runtime import UserError
+from evm import abi as abi_module
+from evm import manager as manager_module
+from evm.abi import MANAGER_LOGS, Function
+from evm.manager import TokenPosition
+from evm.pool import Contract, describe
+from evm.rpc import Refusal, RpcError, open_rpc
+from executor import __main__ as executor_main
+from executor import door as door_module
+from executor import execution
+from executor import plan as plan_module
+from executor.__main__ import load_account
+from executor.client import Bot, place
+from executor.door import Door, read_api_key
+from executor.execution import GWEI, MAX_REVERTED, Executor, Limits
+from executor.journal import MAX_OPEN, Attempt, OrderJournal
+from executor.plan import VaultChanged, around, close_calls, match, mint_calls, multicall, size
+from executor.readback import gas_of, read_back
+from liquidity.executions import NOTHING, Order, Report
+from liquidity.rounds import plan
+from protocol import Code, Inventory, Pair, Position, ProtocolError, Token
+from runtime.db import transaction
+from runtime.process import UserError
 from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
-from store import transaction
-from wire import serve
+from wire.codec import decode, encode
+from wire.server import serve
 
 ETHER = 10**18
 VAULT_KEY = "0x47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a"  # the fifth of anvil's own, public
@@ -324,8 +330,8 @@ def test_the_calls_are_those_of_uniswaps_manager(missing):
     abi = abi_of(anvil.NODE_MODULES / anvil.ARTIFACTS["manager"])
     closing = close_calls([token(8, -600, 600, 10**18)], VAULT, Q96, 50, 99)
     mints = [
-        rebalance.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6)),
-        rebalance.Mint(8, -60, 60, (5, 6), (3, 4), 1, (5, 6)),
+        plan_module.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6)),
+        plan_module.Mint(8, -60, 60, (5, 6), (3, 4), 1, (5, 6)),
     ]
     decrease, collect, burn, mint, increase = (
         decoded(data, abi) for data in [*closing, *mint_calls(mints, CONTRACT, VAULT, 99)]
@@ -346,7 +352,7 @@ def test_slipstreams_mint_has_the_spacing_in_the_place_of_the_fee_and_a_price_at
     types = ["(address,address,int24,int24,int24,uint256,uint256,uint256,uint256,address,uint256,uint160)"]
     selector = bytes(Web3.keccak(text=f"mint({types[0]})"))[:4]
 
-    mints = [rebalance.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6))]
+    mints = [plan_module.Mint(0, -60, 60, (5, 6), (3, 4), 1, (5, 6))]
     [data] = mint_calls(mints, replace(CONTRACT, gauge="0x" + "66" * 20), VAULT, 99)
     tokens = CONTRACT.pair.token0.address, CONTRACT.pair.token1.address
     assert decoded(data, {selector: ("mint", types)}) == ("mint", (*tokens, 10, -60, 60, 5, 6, 3, 4, VAULT, 99, 0))
@@ -1001,7 +1007,7 @@ def test_a_receipt_of_a_block_that_the_chain_does_not_have_counts_for_nothing(wo
             await bot.step()
             world.chain.mine()
             bot.rpc.batch = elsewhere
-            with pytest.raises(contracts.Malformed, match="0x1212"):
+            with pytest.raises(abi_module.Malformed, match="0x1212"):
                 await bot.step()
             assert (await bot.journal.attempts("first"))[0].receipt is None
             bot.rpc.batch = batch
@@ -1217,7 +1223,7 @@ def test_an_order_that_is_not_allowed_is_refused_with_its_code(world, tmp_path, 
 
 def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monkeypatch):
     world.run(tmp_path, world.order("first", WIDE))
-    monkeypatch.setattr(contracts, "MAX_VAULT_TOKENS", 0)
+    monkeypatch.setattr(manager_module, "MAX_VAULT_TOKENS", 0)
     [report] = world.run(tmp_path, world.order("second", 0, Position(-60, 60, 1000, 1000)))
     assert report.code == Code.TOO_MANY_POSITIONS and "holds 1 position tokens" in report.detail
 
@@ -1232,7 +1238,7 @@ def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world
     """As on Slipstream, where the gauge then has the token; here it is only said to be."""
 
     async def staked(*arguments):
-        held, idle = await contracts.read_vault(*arguments)
+        held, idle = await manager_module.read_vault(*arguments)
         return [one._replace(staked=one.token_id == first) for one in held], idle
 
     world.run(tmp_path, world.order("first", WIDE))
@@ -1342,7 +1348,7 @@ def test_missing_allowances_and_missing_gas_money_are_said_with_their_fix(world,
     uniswap.send(uniswap.token1, "approve(address,uint256)", uniswap.manager, 5, sender=world.vault)
     chain.mine()
     report = refused(world, tmp_path, world.order("first", WIDE))
-    assert report.code == Code.EXECUTION_REVERTED and "executor.py approve" in report.detail
+    assert report.code == Code.EXECUTION_REVERTED and "python -m executor approve" in report.detail
     assert f"may take 5 of {uniswap.token1}" in report.detail
     chain.rpc("anvil_setBalance", world.vault, "0x5")
     report = refused(world, tmp_path, world.order("second", Position(60, 120, ETHER // 2, 0)))
@@ -1550,7 +1556,7 @@ def test_without_the_right_key_nothing_is_taken_and_a_key_that_was_replaced_open
 
 
 def test_bytes_that_are_no_order_are_refused_with_a_code(world, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(executor, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(door_module, "BODY_SECONDS", 0.3)
 
     async def slowly():
         yield b"{"
@@ -1602,21 +1608,21 @@ def words(world: World, folder: Path, verb: str, *more: str) -> list[str]:
 def command(capsys, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the program, run in this process."""
     try:
-        code = executor.main([*arguments])
+        code = executor_main.main([*arguments])
     except SystemExit as error:
         code = error.code
     return code, *capsys.readouterr()
 
 
 class Process:
-    """`executor.py serve` as a process of its own."""
+    """`python -m executor serve` as a process of its own."""
 
     def __init__(self, world: World, folder: Path, *more: str):
         api_key = private(folder / "api.key", API_KEY)
         options = words(world, folder, "serve", "--api-key-file", str(api_key), "--port", "0", "--confirmations", "1")
         self.log = open(folder / "serve.log", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "executor.py", *options, "--turnover-percent", "100000", *more],
+            [sys.executable, "-m", "executor", *options, "--turnover-percent", "100000", *more],
             cwd=anvil.ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
         self.first = self.process.stdout.readline()
@@ -1682,7 +1688,7 @@ def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, ca
 def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, capsys):
     status = words(world, tmp_path, "status")
     assert command(capsys, *status)[1].endswith("no orders yet\n") and not list((tmp_path / "bot").glob("*"))
-    (tmp_path / "bot" / executor.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
+    (tmp_path / "bot" / executor_main.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
     world.run(tmp_path, world.order("first", WIDE))
     code, shown, _ = command(capsys, *status)
     assert code == 0 and "first: executed, 1 minted" in shown and "average of 600 s 0" in shown
@@ -1693,9 +1699,9 @@ def test_pause_and_resume_are_commands(tmp_path, capsys):
     folder = str(tmp_path)
     code, _, said = command(capsys, "pause", "--dir", folder)  # nobody would look there
     assert code == 2 and "no executor bot" in said and not list(tmp_path.iterdir())
-    (tmp_path / executor.JOURNAL_FILE).touch()
-    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / executor.PAUSE_FILE).exists()
-    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / executor.PAUSE_FILE).exists()
+    (tmp_path / executor_main.JOURNAL_FILE).touch()
+    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / executor_main.PAUSE_FILE).exists()
+    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / executor_main.PAUSE_FILE).exists()
     code, _, said = command(capsys, "pause", "--dir", str(tmp_path / "gone"))
     assert code == 2 and "--dir" in said
 
@@ -1797,7 +1803,7 @@ def test_every_row_of_the_tables_in_the_documentation_names_tests_that_exist():
 def test_the_documentation_names_the_options_and_constants_as_they_are():
     """Every option that it names exists, and every default that it says is the program's."""
     help_ = {}
-    for action in executor.build_parser()._subparsers._group_actions[0].choices["serve"]._actions:
+    for action in executor_main.build_parser()._subparsers._group_actions[0].choices["serve"]._actions:
         help_ |= dict.fromkeys(action.option_strings, action.default)
     named = re.findall(r"`(--[a-z-]+)(?: N)?`(?: \((\d+)\))?", DOCUMENT)
     assert {flag for flag, _ in named} <= help_.keys() and sum(bool(default) for _, default in named) >= 7
@@ -1805,9 +1811,9 @@ def test_the_documentation_names_the_options_and_constants_as_they_are():
         value = help_[flag] // GWEI if flag == "--max-gas-gwei" else help_[flag]
         assert not default or int(default) == value, flag
     text = " ".join(DOCUMENT.split())
-    for value in (f"waits {executor.ANSWER_SECONDS:g} seconds", f"{MAX_REVERTED} times at most", f"{MAX_OPEN} open"):
+    for value in (f"waits {door_module.ANSWER_SECONDS:g} seconds", f"{MAX_REVERTED} times at most", f"{MAX_OPEN} open"):
         assert value in text, value
-    assert f"at least {executor.MIN_API_KEY_CHARS} characters" in text
+    assert f"at least {door_module.MIN_API_KEY_CHARS} characters" in text
     limits = Limits()
     ticks, gas = limits.average_ticks + limits.slippage_ticks, 4 * limits.hourly_transactions
     for value in (

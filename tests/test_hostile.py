@@ -45,31 +45,13 @@ from subnets import (
 )
 
 import validator
-from board import miner_name
-from model import FIRST_BLOCK
-from protocol import (
-    MAX_ANSWER_BYTES,
-    MAX_TICK,
-    MIN_TICK,
-    Code,
-    Position,
-    RebalanceQuery,
-    canonical,
-    decode,
-    digest,
-    encode,
-    to_plain,
-)
-from wire import (
-    ANSWER_HEADER,
-    MAX_CONNECTION_BYTES,
-    MAX_HEAD_BYTES,
-    Gate,
-    answer_payload,
-    build_app,
-    local_keypair,
-    serve,
-)
+from markets.model import FIRST_BLOCK
+from protocol import MAX_ANSWER_BYTES, MAX_TICK, MIN_TICK, Code, Position, RebalanceQuery
+from status.board import miner_name
+from wire.client import MAX_CONNECTION_BYTES, MAX_HEAD_BYTES
+from wire.codec import canonical, decode, digest, encode, to_plain
+from wire.server import Gate, build_app, serve
+from wire.signing import ANSWER_HEADER, answer_payload, local_keypair
 
 PATIENCE_SECONDS = 2.0  # of an ask, in the place of 60
 FLOOD_BYTES = 100_000_000

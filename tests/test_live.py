@@ -31,11 +31,11 @@ from subnets import (
     write,
 )
 
-from contracts import TRANSFER
-from evidence import audit
-from local import LocalChain
+from audit.checks import audit
+from chain.local import LocalChain
+from evm.abi import TRANSFER
+from evm.audit import audit_chain
 from store import Store
-from web3market import audit_chain
 
 ROUND_SECONDS = 420
 DAY = 86_400

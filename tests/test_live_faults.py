@@ -49,18 +49,19 @@ from subnets import (
     write,
 )
 
-import orders
-import web3market
-from contracts import Function
-from evidence import audit
-from local import LocalChain
-from market import Block, MarketError
-from model import FIRST_BLOCK, ModelMarket
-from orders import Order, Report
-from protocol import Code, Position, RebalanceQuery
+from audit.checks import audit
+from chain.local import LocalChain
+from evm import market as market_module
+from evm.abi import Function
+from evm.audit import audit_chain
+from evm.market import Web3Market
+from executor import client
+from liquidity.executions import Order, Report
+from markets.base import MarketError
+from markets.model import FIRST_BLOCK, ModelMarket
+from protocol import Block, Code, Position, RebalanceQuery
 from store import Store
 from validator import Validator, build_parser
-from web3market import Web3Market, audit_chain
 
 ROUND_SECONDS = 330
 DAY = 86_400
@@ -381,8 +382,8 @@ def lived(tmp_path_factory, by_the_clock):
     folder, patch = tmp_path_factory.mktemp("faults"), pytest.MonkeyPatch()
     with anvil.Chain() as chain, subprocesses(folder) as programs, patch.context() as patch:
         road = Street(chain, seed=4, vaults=5, largest=16.2)
-        place = orders.place
-        patch.setattr(web3market.orders, "place", lambda bot, order, s: place(bot, order, s / road.pace))
+        place = client.place
+        patch.setattr(client, "place", lambda bot, order, s: place(bot, order, s / road.pace))
         patch.setattr("rpc.MAX_REST_SECONDS", 1.0)
         limits = "--turnover-percent", 100_000, "--shown-ticks", 2000, "--confirmations", CONFIRMATIONS
         road.warm_up(ROUND_SECONDS)
@@ -604,7 +605,7 @@ def test_a_bot_that_names_a_block_after_the_deadline_is_not_believed_and_not_wai
     async def liar(bot, order, seconds):
         return Report(order.decision, Code.EXECUTED, "", block=10**9, transaction="0x" + "1" * 64)
 
-    monkeypatch.setattr(web3market.orders, "place", liar)
+    monkeypatch.setattr(market_module.orders, "place", liar)
 
     async def work(street: Street) -> None:
         options = {"poll_seconds": 0.02, "clock": lambda: street.time, "bot": object()}

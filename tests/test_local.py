@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from chain import BLOCK_SECONDS, ChainError, Neuron, Next, WriteCode
-from local import OWNER_COLDKEY, OWNER_HOTKEY, OWNER_STAKE_RAO, REFUSALS, Hyperparameters, LocalChain, block_at
+from chain.base import BLOCK_SECONDS, ChainError, Neuron, Next, WriteCode
+from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, OWNER_STAKE_RAO, REFUSALS, Hyperparameters, LocalChain, block_at
 
 TAO = 10**9
 GENESIS = 1000

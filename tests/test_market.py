@@ -16,18 +16,17 @@ from random import Random
 
 import pytest
 
-import market
-from market import (
-    CSV_HEADER,
-    Lockstep,
-    MarketEnded,
-    MarketError,
-    RecordedMarket,
-    advance,
-    complete,
-    main,
-)
-from recording import BACKGROUND, Event, Recording, find_call, read_recording
+from liquidity import replay
+from liquidity.calls import find_call
+from liquidity.events import Event
+from markets import memory
+from markets.__main__ import main
+from markets.base import MarketEnded, MarketError
+from markets.clocks import Lockstep
+from markets.completing import CSV_HEADER, complete
+from markets.memory import advance
+from markets.recorded import RecordedMarket
+from markets.recordings import BACKGROUND, Recording, read_recording
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Pool, amounts_of, sqrt_ratio_at_tick
 
 ARBITRUM = "arbitrum_weth_usdt_500_2025-06-27_07-01"
@@ -122,7 +121,7 @@ async def holds_over(venue, vault: str, first: int, last: int) -> None:
         key = event.args[:3]
         if event.kind == "mint" and event.args[0] == early.vault_owner:
             keys.add(key)
-        market.apply_event(pool, event, keys)
+        replay.apply_event(pool, event, keys)
         if key in keys and event.kind == "burn":
             assert pool.collect(*key, *event.args[4:]) == event.args[4:]
         if key in keys and event.kind in ("mint", "burn", "collect"):
@@ -227,9 +226,9 @@ def oracle(recording: Recording, block: int) -> Pool:
 
 @pytest.mark.parametrize("kept", [7, 10_000])
 def test_snapshots_are_right_forwards_backwards_and_for_two_vaults(monkeypatch, kept):
-    monkeypatch.setattr(market, "KEEP_EVERY_EVENTS", kept)
+    monkeypatch.setattr(memory, "KEEP_EVERY_EVENTS", kept)
     applied = []
-    monkeypatch.setattr(market, "advance", lambda pool, event: (applied.append(event), advance(pool, event)))
+    monkeypatch.setattr(memory, "advance", lambda pool, event: (applied.append(event), advance(pool, event)))
 
     async def check():
         recording = small_recording()
@@ -259,7 +258,7 @@ def test_monotone_snapshots_replay_every_event_once(monkeypatch):
     recording = small_recording()
     venue = asyncio.run(at_end(recording))
     applied = []
-    monkeypatch.setattr(market, "advance", lambda pool, event: (applied.append(event), advance(pool, event)))
+    monkeypatch.setattr(memory, "advance", lambda pool, event: (applied.append(event), advance(pool, event)))
 
     async def walk():
         for block in range(START_BLOCK, recording.events[-1].block + 1, 5):

@@ -18,11 +18,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from markets import magnitude
+from random_calls import magnitude
 from subnets import ROOT, Process, a_job, hotkey_of, play_subnet
 
 import miner
-from local import LocalChain
+import protocol
+from chain.local import LocalChain
 from miner import STRATEGIES, Refusal, answer, grid_range
 from protocol import (
     MAX_ANSWER_BYTES,
@@ -37,12 +38,12 @@ from protocol import (
     RebalanceQuery,
     Token,
     check_answer,
-    decode,
-    encode,
     human_price,
 )
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, sqrt_ratio_at_tick
-from wire import ask, client_session, local_keypair
+from wire.client import ask, client_session
+from wire.codec import decode, encode
+from wire.signing import local_keypair
 
 REFERENCES = [name for name in STRATEGIES if name != "mine"]
 
@@ -109,7 +110,7 @@ def test_every_strategy_is_legal_for_any_pool(name, caplog):
     rng = Random(f"legal {name}")
     for _ in range(1000):
         query = a_query(rng)
-        proposal = RebalanceAnswer(True, None, tuple(STRATEGIES[name](query)), miner.MinerMetadata("1", name))
+        proposal = RebalanceAnswer(True, None, tuple(STRATEGIES[name](query)), protocol.MinerMetadata("1", name))
         check_answer(proposal, query)
         assert answer(query, STRATEGIES[name], name).desired_positions == proposal.desired_positions
     assert caplog.records == []  # nothing fell back to keep
@@ -123,7 +124,7 @@ def test_strategies_are_legal_at_both_ends_of_the_scale_and_with_a_single_positi
         for most in (1, 2):
             query = a_query(rng, spacing, tick, most)
             check_answer(
-                RebalanceAnswer(True, None, tuple(STRATEGIES[name](query)), miner.MinerMetadata("1", name)), query
+                RebalanceAnswer(True, None, tuple(STRATEGIES[name](query)), protocol.MinerMetadata("1", name)), query
             )
 
 

@@ -14,11 +14,13 @@ from random import Random
 import pytest
 from test_market import holds_over, state
 
-import market
-import model
-from books import Book, Tape
-from market import Execution, MarketError, advance
-from model import FIRST_BLOCK, FIRST_PRICE_X96, FIRST_TIME, ModelMarket
+from liquidity.books import Book
+from liquidity.executions import Execution
+from liquidity.tape import Tape
+from markets import memory, model
+from markets.base import MarketError
+from markets.memory import advance
+from markets.model import FIRST_BLOCK, FIRST_PRICE_X96, FIRST_TIME, ModelMarket
 from protocol import Position
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
 
@@ -119,7 +121,7 @@ def test_old_events_are_forgotten_and_nothing_else_changes(monkeypatch):
     async def check():
         full, rng = at(9000), Random(1)
         await full.events(FIRST_BLOCK, FIRST_BLOCK + 9000)
-        monkeypatch.setattr(market, "KEEP_EVERY_EVENTS", 100)
+        monkeypatch.setattr(memory, "KEEP_EVERY_EVENTS", 100)
         monkeypatch.setattr(model, "MOST_EVENTS", 1000)
         venue, head = ModelMarket(7, VAULTS), FIRST_BLOCK
         async with venue.participant():

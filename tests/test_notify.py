@@ -17,10 +17,11 @@ import pytest
 from aiohttp import web
 from subnets import command
 
-import notify
-from chain import Next, WriteCode, WriteOutcome
-from notify import Alert, AlertRules, Notifier, Reply, day_before, post, summary_due
-from settings import Secret
+from chain import alerts, notify
+from chain.alerts import Alert, AlertRules, day_before, summary_due
+from chain.base import Next, WriteCode, WriteOutcome
+from chain.notify import Notifier, Reply, post
+from runtime.passwords import Secret
 
 HOUR = 3600
 FIXED = WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", 1)
@@ -334,12 +335,12 @@ def test_the_command_sends_one_message_and_says_how_that_went():
             ("hooks.slack.com/SECRET", 2, "is no address like https://HOST"),
         ):
             webhook.answers = [web.Response(status=403 if code else 200)]
-            done = await asyncio.to_thread(command, "notify.py", "--slack-webhook-url", url, "hello")
+            done = await asyncio.to_thread(command, "-m", "chain", "notify", "--slack-webhook-url", url, "hello")
             assert done.returncode == code and said in done.stdout + done.stderr, done
             assert "SECRET" not in done.stdout + done.stderr
 
     assert with_webhook(work).got == ["hello", "hello"]
-    done = command("notify.py", "hello")
+    done = command("-m", "chain", "notify", "hello")
     assert done.returncode == 2 and "set SLACK_WEBHOOK_URL" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -362,7 +363,7 @@ def told(rules: AlertRules, *steps: tuple[float, dict]) -> list[str]:
     ],
 )
 def test_each_trouble_is_told_once_when_it_begins_again_while_it_lasts_and_once_when_it_ends(kind, bad, good, said):
-    rules, repeat = AlertRules(0), notify.REPEAT_SECONDS
+    rules, repeat = AlertRules(0), alerts.REPEAT_SECONDS
     assert rules.observe(0, **good) == []
     (begins,) = rules.observe(60, **bad)
     assert begins.kind == kind and begins.text.startswith("ALERT: ") and said in begins.text
@@ -387,7 +388,7 @@ def test_a_failure_that_may_pass_is_trouble_at_the_second_time_in_a_row_and_too_
 
 
 def test_weights_are_overdue_an_hour_after_their_time_whatever_kept_them():
-    late = 4320 + notify.WEIGHTS_LATE_SECONDS
+    late = 4320 + alerts.WEIGHTS_LATE_SECONDS
     for facts in ({}, {"weights": failed(Next.WAIT_BLOCKS)}, {"chain": False}):
         rules = AlertRules(1000, weights_seconds=4320)
         assert not [alert for alert in rules.observe(1000 + late - 1, **facts) if alert.kind == "weights"]

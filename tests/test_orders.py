@@ -12,10 +12,13 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-import orders
-from orders import MAX_REPORT_BYTES, Bot, Minted, Order, Report, place
-from protocol import Code, Inventory, Position, decode, encode
-from wire import client_session, serve
+from executor import client
+from executor.client import MAX_REPORT_BYTES, Bot, place
+from liquidity.executions import Minted, Order, Report
+from protocol import Code, Inventory, Position
+from wire.client import client_session
+from wire.codec import decode, encode
+from wire.server import serve
 
 ORDER = Order(
     decision="job:live:900:7",
@@ -61,13 +64,13 @@ def saying(report: Report, status: int = 200):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(orders, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
 
 
 def test_the_order_goes_as_it_is_with_the_key_and_the_report_comes_back():
     report, requests = asked(saying(DONE))
     assert report == DONE and requests == [("Bearer a key", encode(ORDER))]
-    assert decode(Order, requests[0][1], orders.MAX_ORDER_BYTES) == ORDER
+    assert decode(Order, requests[0][1], client.MAX_ORDER_BYTES) == ORDER
 
 
 def test_the_same_order_is_given_again_until_it_is_final():

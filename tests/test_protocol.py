@@ -42,15 +42,10 @@ from protocol import (
     SqrtPrice,
     Token,
     Word,
-    canonical,
     check_answer,
-    decode,
-    digest,
-    encode,
     human_price,
-    parse_json,
-    to_plain,
 )
+from wire.codec import canonical, decode, digest, encode, parse_json, to_plain
 
 D = Decimal
 

@@ -18,11 +18,14 @@ from types import SimpleNamespace
 import pytest
 from subnets import command, hotkey_of, rows, start, wait_for, write
 
-import reach
-from chain import Metagraph, Neuron
-from doctor import FAIL, OK, WARN
+import miner
+from chain.base import Metagraph, Neuron
+from doctor import reach
+from doctor.finding import FAIL, OK, WARN
 from protocol import Code
-from wire import Gate, Limits, Reply, build_app, local_keypair, serve
+from wire.client import Reply
+from wire.server import Gate, Limits, build_app, serve
+from wire.signing import local_keypair
 
 ADDRESS = "SELECT address FROM neurons WHERE hotkey = ? AND address IS NOT NULL"
 
@@ -55,7 +58,6 @@ def test_where_nothing_runs_it_is_one_line_with_the_command_and_no_failure(folde
 
 
 def test_a_wrong_strategy_is_mended_first(monkeypatch, capsys, tmp_path):
-    import miner
 
     monkeypatch.setitem(miner.STRATEGIES, "mine", lambda query: None)
     assert miner.main(["--check", "--dir", str(tmp_path)]) == 1

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-import executor
 import miner
-import settings
-import subnet
 import validator
+from executor import __main__ as executor_main
+from executor import door
+from runtime import options as options_module
+from spine import ground
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -114,16 +115,16 @@ def test_every_command_with_a_real_pool_is_accepted_as_it_stands():
 def test_what_the_validators_command_with_a_real_pool_names_is_enough(tmp_path, monkeypatch):
     """Its bot is the one that listens by default, and the key is what the bot would take."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "api.key").write_text("k" * executor.MIN_API_KEY_CHARS)
+    (tmp_path / "api.key").write_text("k" * door.MIN_API_KEY_CHARS)
     (tmp_path / "api.key").chmod(0o600)
     found = []
     for parser, rest in real_pool_commands():
         if "--executor-url" in rest:
             options = parser.parse_args(rest)
-            settings.resolve(options, {}, tmp_path / "no.env")
-            found.append(settings.real_market(options))
-    assert len(found) == 2 and all(real.executor_url == f"http://127.0.0.1:{executor.PORT}" for real in found)
-    assert all(real.executor_key.reveal() == "k" * executor.MIN_API_KEY_CHARS for real in found)
+            options_module.resolve(options, {}, tmp_path / "no.env")
+            found.append(options_module.real_market(options))
+    assert len(found) == 2 and all(real.executor_url == f"http://127.0.0.1:{executor_main.PORT}" for real in found)
+    assert all(real.executor_key.reveal() == "k" * door.MIN_API_KEY_CHARS for real in found)
 
 
 @pytest.mark.parametrize("program", [validator, miner])
@@ -202,7 +203,7 @@ def test_every_file_and_path_that_the_readme_names_exists():
 def test_reason_codes_targets_and_strategies_that_the_readme_names_exist():
     for listed in re.findall(r"--strategy ([\w|]+)", README):
         assert set(listed.split("|")) <= set(miner.STRATEGIES)
-    assert set(subnet.REFERENCE_STRATEGIES) <= set(miner.STRATEGIES)
+    assert set(ground.REFERENCE_STRATEGIES) <= set(miner.STRATEGIES)
 
 
 def test_no_tracked_file_names_a_machine_its_folders_or_a_registry():

@@ -37,16 +37,24 @@ from subnets import (
 )
 
 import miner
-import receipt_book
-import receipts
-from local import LocalChain
-from model import FIRST_TIME
-from protocol import Code, JobSettings, Position, ProtocolError, RebalanceQuery, canonical, digest, encode
-from receipt_book import ReceiptBook, fetch
-from receipts import Issuer, issue, problems, read, seal_digest, statement
+from audit import __main__ as audit_main
+from audit import book_command, receipt_book
+from audit import issuer as issuer_module
+from audit import receipts as receipts_module
+from audit.book_command import fetch
+from audit.issuer import Issuer
+from audit.receipt_book import ReceiptBook
+from audit.receipts import issue, problems, read, seal_digest, statement
+from chain.local import LocalChain
+from markets.model import FIRST_TIME
+from protocol import Code, JobSettings, Position, ProtocolError, RebalanceQuery
 from scoring import Outcome, gas_cost, score_outcome
-from store import Store, to_json
-from wire import Gate, WireError, ask, build_app, client_session, local_keypair, serve, sign_statement
+from spine import ground
+from store import Store
+from wire.client import ask, client_session
+from wire.codec import canonical, digest, encode, to_json
+from wire.server import Gate, build_app, serve
+from wire.signing import WireError, local_keypair, sign_statement
 
 VALIDATOR, EVE = local_keypair("validator-hotkey"), local_keypair("eve-hotkey")
 
@@ -112,7 +120,7 @@ def played(tmp_path_factory) -> Played:
 
 def signed(said: Any) -> dict:
     """What a validator that says anything would sign."""
-    return {"statement": said, "signature": sign_statement(VALIDATOR, receipts.SCHEME, canonical(said))}
+    return {"statement": said, "signature": sign_statement(VALIDATOR, receipts_module.SCHEME, canonical(said))}
 
 
 def leaves(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -296,7 +304,7 @@ async def serving(played: Played, folder: Path, *registered: str):
         await chain.register(VALIDATOR.ss58_address, "cold", 10**15)
         for name in registered:
             await chain.register(hotkey_of(name), f"{name}'s coldkey")
-        async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", 0, "127.0.0.1") as issuer:
+        async with issuer_module.issuing(played.path, chain, VALIDATOR, "127.0.0.1", 0, "127.0.0.1") as issuer:
             (own,) = [n for n in (await chain.metagraph()).neurons if n.hotkey == VALIDATOR.ss58_address]
             yield issuer, f"http://{own.address}"
 
@@ -318,8 +326,8 @@ async def listed(issuer: Issuer, name: str) -> list[list[str]]:
 @pytest.mark.parametrize("scan", [1, 3, 8, 1000])
 @pytest.mark.parametrize("page_bytes", [64, 160, 64 * 1024])
 def test_the_pages_of_a_list_have_no_gap_and_no_double(played, tmp_path, monkeypatch, scan, page_bytes):
-    monkeypatch.setattr(receipts, "PAGE_ROUNDS", scan)
-    monkeypatch.setattr(receipts, "PAGE_BYTES", page_bytes)
+    monkeypatch.setattr(issuer_module, "PAGE_ROUNDS", scan)
+    monkeypatch.setattr(issuer_module, "PAGE_BYTES", page_bytes)
 
     async def look() -> None:
         async with serving(played, tmp_path) as (issuer, _):
@@ -334,7 +342,7 @@ def test_the_pages_of_a_list_have_no_gap_and_no_double(played, tmp_path, monkeyp
 
 
 def test_pages_of_receipts_fit_and_give_nobody_anothers(played, tmp_path, monkeypatch):
-    monkeypatch.setattr(receipts, "PAGE_BYTES", 9000)
+    monkeypatch.setattr(issuer_module, "PAGE_BYTES", 9000)
 
     async def look() -> None:
         async with serving(played, tmp_path) as (issuer, _):
@@ -477,8 +485,8 @@ async def until(look) -> None:
 
 def test_miners_that_are_dead_slow_or_hostile_keep_no_receipt_from_the_others(played, tmp_path, monkeypatch):
     mine = {receipt["statement"]["round"]["round_id"] for receipt in played.receipts("keeps")}
-    monkeypatch.setattr(receipts, "DRAIN_SECONDS", 0.2)
-    monkeypatch.setattr(receipts, "POST_SECONDS", 60)
+    monkeypatch.setattr(issuer_module, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(issuer_module, "POST_SECONDS", 60)
 
     async def post() -> tuple[int, set[str], list[bool]]:
         async with (
@@ -486,7 +494,7 @@ def test_miners_that_are_dead_slow_or_hostile_keep_no_receipt_from_the_others(pl
             hostile(silence) as slow,
             hostile(flood) as huge,
             hostile(redirect) as moved,
-            client_session(receipts.POSTS) as session,
+            client_session(issuer_module.POSTS) as session,
         ):
             ledger = Ledger(keeps=port, moves=slow, copies=huge, changes=moved, shy=1)  # odd has no address
             issuer = Issuer(None, ledger, VALIDATOR, session)
@@ -507,7 +515,7 @@ def test_miners_that_are_dead_slow_or_hostile_keep_no_receipt_from_the_others(pl
 
 
 def test_one_miner_has_one_post_at_a_time_and_what_waits_travels_together(played, tmp_path, monkeypatch):
-    monkeypatch.setattr(receipts, "POST_SECONDS", 60)
+    monkeypatch.setattr(issuer_module, "POST_SECONDS", 60)
 
     async def post() -> list[int]:
         sizes, release = [], asyncio.Event()
@@ -544,14 +552,14 @@ def test_too_many_rounds_at_once_are_not_posted_and_counted(played, monkeypatch)
     async def post() -> tuple[int, int]:
         issuer = Issuer(None, Ledger(), VALIDATOR, None)
         evidence = next(iter(played.evidence.values()))
-        for _ in range(receipts.MAX_ROUNDS + 5):
+        for _ in range(issuer_module.MAX_ROUNDS + 5):
             issuer.post(evidence)
         waiting, dropped = issuer._unsigned, issuer.unposted
         await issuer.drain()
-        assert issuer.unposted == (receipts.MAX_ROUNDS + 5) * len(MINERS)  # nobody has an address
+        assert issuer.unposted == (issuer_module.MAX_ROUNDS + 5) * len(MINERS)  # nobody has an address
         return waiting, dropped
 
-    assert asyncio.run(post()) == (receipts.MAX_ROUNDS, 5 * len(MINERS))
+    assert asyncio.run(post()) == (issuer_module.MAX_ROUNDS, 5 * len(MINERS))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -577,14 +585,14 @@ def test_a_page_is_kept_once_however_often_it_comes(played, tmp_path):
 def hostile_pages(played: Played) -> list[tuple[Code, Any]]:
     good = played.receipts("keeps")[0]
     said = good["statement"]
-    foreign = {"statement": said, "signature": sign_statement(EVE, receipts.SCHEME, canonical(said))}
+    foreign = {"statement": said, "signature": sign_statement(EVE, receipts_module.SCHEME, canonical(said))}
     eves = said | {"validator": EVE.ss58_address}
     return [
         (Code.MALFORMED, b"no JSON"),
         (Code.MALFORMED, []),
         (Code.MALFORMED, {"receipts": "x"}),
         (Code.MALFORMED, {"receipts": [good], "more": 1}),
-        (Code.MALFORMED, {"receipts": [good] * (receipts.PAGE_RECEIPTS + 1)}),
+        (Code.MALFORMED, {"receipts": [good] * (issuer_module.PAGE_RECEIPTS + 1)}),
         (Code.MALFORMED, {"receipts": [None]}),
         (Code.MALFORMED, {"receipts": [{}]}),
         (Code.MALFORMED, {"receipts": [good | {"statement": {}}]}),
@@ -593,14 +601,18 @@ def hostile_pages(played: Played) -> list[tuple[Code, Any]]:
         (Code.MALFORMED, {"receipts": [signed(said | {"round": said["round"] | {"round_id": "\ud800"}})]}),
         (Code.MALFORMED, {"receipts": [signed(said | {"round": said["round"] | {"settings": {}}})]}),
         (Code.MALFORMED, b'{"receipts": [' + b"[" * 30_000 + b"]" * 30_000 + b"]}"),
-        (Code.MALFORMED, b'{"receipts": []}' + b" " * receipts.PAGE_BYTES),
+        (Code.MALFORMED, b'{"receipts": []}' + b" " * issuer_module.PAGE_BYTES),
         (Code.RECEIPT_SIGNATURE, {"receipts": [foreign]}),
         (Code.RECEIPT_SIGNATURE, {"receipts": [good, good | {"signature": "00" * 64}]}),
         (Code.RECEIPT_SIGNATURE, {"receipts": [{"statement": said | {"seal": "0"}, "signature": good["signature"]}]}),
         (Code.RECEIPT_FOREIGN, {"receipts": [good, played.receipts("moves")[0]]}),
         (
             Code.RECEIPT_FOREIGN,
-            {"receipts": [{"statement": eves, "signature": sign_statement(EVE, receipts.SCHEME, canonical(eves))}]},
+            {
+                "receipts": [
+                    {"statement": eves, "signature": sign_statement(EVE, receipts_module.SCHEME, canonical(eves))}
+                ]
+            },
         ),
     ]
 
@@ -639,7 +651,7 @@ def test_one_validator_cannot_fill_the_disk_nor_push_out_what_another_signed(pla
             with pytest.raises(ProtocolError) as caught:
                 await book.keep(VALIDATOR.ss58_address, mine[3:4])
             assert caught.value.code is Code.RECEIPTS_FULL
-            theirs = {"statement": eves, "signature": sign_statement(EVE, receipts.SCHEME, canonical(eves))}
+            theirs = {"statement": eves, "signature": sign_statement(EVE, receipts_module.SCHEME, canonical(eves))}
             assert await book.keep(EVE.ss58_address, [theirs]) == 1
             noted = book.noting(lambda caller, body: asyncio.sleep(0, b"{}"))
             assert await noted(VALIDATOR.ss58_address, b'{"round_id": "r"}') == b"{}" and book._notes == []
@@ -712,8 +724,8 @@ def fetched(folder: Path, answer, validator=VALIDATOR) -> int:
 
 
 def test_fetching_brings_what_is_missing_and_no_more(played, tmp_path, monkeypatch):
-    monkeypatch.setattr(receipts, "PAGE_ROUNDS", 3)
-    monkeypatch.setattr(receipts, "PAGE_BYTES", 9000)  # two receipts a page
+    monkeypatch.setattr(issuer_module, "PAGE_ROUNDS", 3)
+    monkeypatch.setattr(issuer_module, "PAGE_BYTES", 9000)  # two receipts a page
     mine = played.receipts("keeps")
 
     async def work() -> list[int]:
@@ -732,13 +744,13 @@ def test_the_default_port_gives_way_and_a_port_that_was_asked_for_does_not(playe
             tmp_path / "chain.sqlite3", VALIDATOR.ss58_address, "cold", genesis_block=1
         ) as chain:
             await chain.register(VALIDATOR.ss58_address, "cold", 10**15)
-            async with receipts.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port, "127.0.0.1"):
+            async with issuer_module.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port, "127.0.0.1"):
                 (own,) = [n for n in (await chain.metagraph()).neurons if n.address]
                 return int(own.address.rpartition(":")[2])
 
     with closing(socket.create_server(("127.0.0.1", 0))) as busy:
         taken = busy.getsockname()[1]
-        monkeypatch.setattr(receipts, "DEFAULT_PORT", taken)
+        monkeypatch.setattr(ground, "DEFAULT_PORT", taken)
         assert asyncio.run(serve_on(None)) not in (0, taken)
         with pytest.raises(WireError, match=str(taken)):
             asyncio.run(serve_on(taken))
@@ -763,7 +775,7 @@ def test_a_server_that_lies_is_found_out_and_nothing_of_the_lie_is_kept(played, 
     mine, others = played.receipts("keeps"), played.receipts("moves")
     said = mine[0]["statement"]
     forged = [mine[0], mine[1] | {"signature": mine[0]["signature"]}]
-    eves = {"statement": said, "signature": sign_statement(EVE, receipts.SCHEME, canonical(said))}
+    eves = {"statement": said, "signature": sign_statement(EVE, receipts_module.SCHEME, canonical(said))}
     cases = [
         (Code.MALFORMED, {"list": b"garbage"}),
         (Code.MALFORMED, {"list": {}}),
@@ -796,7 +808,7 @@ def test_receipts_that_were_not_asked_for_are_no_answer(played, tmp_path):
     ("behave", "code"), [(redirect, Code.REDIRECT), (flood, Code.REPLY_TOO_LARGE), (silence, Code.TIMEOUT)]
 )
 def test_a_server_that_redirects_floods_or_hangs_ends_the_fetch_with_its_code(tmp_path, monkeypatch, behave, code):
-    monkeypatch.setattr(receipt_book, "CALL_SECONDS", 20 if behave is flood else 0.3)
+    monkeypatch.setattr(book_command, "CALL_SECONDS", 20 if behave is flood else 0.3)
 
     async def work() -> None:
         async with hostile(behave) as port, a_book(tmp_path, "keeps") as (book, _):
@@ -940,23 +952,23 @@ def test_what_a_validator_signed_wrongly_twice_or_about_another_is_kept_and_name
 def test_a_receipt_can_be_handed_on_and_verified_by_anyone_with_and_without_the_evidence(local, report, call, tmp_path):
     round_id = rows(local / "validator.sqlite3", "SELECT round_id FROM scores ORDER BY round_id")[0][0]
     code, exported, _ = report(local, "--name", "wide", "--export", round_id)
-    evidence = command("store.py", "export", round_id, "--db", local / "validator.sqlite3").stdout
+    evidence = command("-m", "audit", "export", round_id, "--db", local / "validator.sqlite3").stdout
     assert code == 0 and exported.count("\n") == 1
     receipt, of_round = tmp_path / "receipt.json", tmp_path / "round.json"
     receipt.write_text(exported)
     of_round.write_text(evidence)
-    alone = command("receipts.py", receipt)
+    alone = command("-m", "audit", "verify", receipt)
     assert alone.returncode == 0 and f"{round_id} scored, rank " in alone.stdout
-    assert call(receipts.main, receipt, "--evidence", of_round)[:2] == (0, alone.stdout)
+    assert call(audit_main.main, "verify", receipt, "--evidence", of_round)[:2] == (0, alone.stdout)
     changed = json.loads(evidence)
     changed["seal"]["digests"]["snapshot"] = "0" * 64
     of_round.write_text(json.dumps(changed))
-    code, shown, _ = call(receipts.main, receipt, "--evidence", of_round)
+    code, shown, _ = call(audit_main.main, "verify", receipt, "--evidence", of_round)
     assert code == 1 and "WRONG seal: is not what the evidence says" in shown
     of_round.write_text("{}")
-    assert "evidence: malformed" in call(receipts.main, receipt, "--evidence", of_round)[1]
+    assert "evidence: malformed" in call(audit_main.main, "verify", receipt, "--evidence", of_round)[1]
     receipt.write_text(exported.replace('"ranked":3', '"ranked":4'))
-    code, shown, _ = call(receipts.main, receipt)
+    code, shown, _ = call(audit_main.main, "verify", receipt)
     assert code == 1 and "WRONG receipt_signature" in shown
 
 
@@ -967,8 +979,15 @@ def test_mistakes_are_one_line_and_exit_code_2(local, call, tmp_path):
         (miner.main, ("--dir", local, "receipts", "--from", "http://127.0.0.1:1"), "name it with --validator"),
         (miner.main, ("receipts", "--dir", local, "--name", "wide", "--export", "x"), "no receipt of this round"),
         (miner.main, ("receipts", "--last", "x"), "--last"),
-        (receipts.main, (tmp_path / "none",), "name a file"),
-        (receipts.main, (ROOT / "README.md", "--evidence", ROOT / "README.md"), "store.py export"),
+        (
+            audit_main.main,
+            (
+                "verify",
+                tmp_path / "none",
+            ),
+            "name a file",
+        ),
+        (audit_main.main, ("verify", ROOT / "README.md", "--evidence", ROOT / "README.md"), "python -m audit export"),
     ):
         code, shown, error = call(main, *arguments)
         assert (code, shown) == (2, "") and told in error and error.count("\n") == 1, (arguments, error)

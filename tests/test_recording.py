@@ -15,16 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from recording import (
-    BACKGROUND,
-    Event,
-    ReplayError,
-    apply_event,
-    find_call,
-    main,
-    read_recording,
-    replay,
-)
+from liquidity.calls import find_call
+from liquidity.events import Event, ReplayError
+from liquidity.replay import apply_event
+from markets.__main__ import main
+from markets.recordings import BACKGROUND, read_recording, replay
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96, Q256, Pool, PoolError, sqrt_ratio_at_tick
 
 ARBITRUM = "arbitrum_weth_usdt_500_2025-06-27_07-01"
@@ -361,7 +356,7 @@ def test_files_that_are_missing_or_cut_short_exit_2_and_say_what_to_do(small, tm
 
 def test_the_command_line_is_sim_py_replay(small):
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "sim.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run([sys.executable, "-m", "markets", *arguments], cwd=ROOT, capture_output=True, text=True)
 
     done = run("replay", str(small))
     assert (done.returncode, done.stderr) == (0, "")

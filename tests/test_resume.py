@@ -42,11 +42,12 @@ from subnets import (
     write_meanwhile,
 )
 
-from model import FIRST_BLOCK, FIRST_TIME
+from markets.model import FIRST_BLOCK, FIRST_TIME
 from protocol import Position
-from store import Store, to_json
-from subnet import open_market
+from spine.ground import open_market
+from store import Store
 from validator import build_parser
+from wire.codec import to_json
 
 ALL = os.environ.get("ALM_KILLS") == "all"
 UNTIL = FIRST_TIME + 4 * 900

@@ -22,24 +22,18 @@ from test_books import SlowBook, history_of
 from worlds import VAULT, random_desired, random_world
 
 import protocol
-import rounds
 import scoring
 import sim
-from books import SHARE_QUANTUM, Book, Tape
-from market import Execution, Sent
+from liquidity import hindsight
+from liquidity.books import Book
+from liquidity.events import Event
+from liquidity.executions import Execution, Sent
+from liquidity.hindsight import best_fixed_range
+from liquidity.live import LiveInputs, play_live
+from liquidity.replay import Snapshot
+from liquidity.rounds import Decision, Entrant, Round, RoundInputs, RoundResult, play
+from liquidity.tape import SHARE_QUANTUM, Tape
 from protocol import Code, JobSettings, Position
-from recording import Event, Snapshot
-from rounds import (
-    Decision,
-    Entrant,
-    LiveInputs,
-    Round,
-    RoundInputs,
-    RoundResult,
-    best_fixed_range,
-    play,
-    play_live,
-)
 from scoring import CONTEXT, Outcome, penalty_factor, pol_score, score_outcome, smooth_max
 from sim import Q96, Pool, sqrt_ratio_at_tick, tick_at_sqrt_ratio
 
@@ -93,14 +87,14 @@ def random_inputs(seed: int, settings: JobSettings | None = None, miners: int = 
 @pytest.fixture(autouse=True)
 def few_spacings(monkeypatch):
     """The search for the best range over a margin of 3 spacings, not 50: the same code, a fiftieth of the ranges."""
-    monkeypatch.setattr(rounds, "HINDSIGHT_SPACINGS", 3)
+    monkeypatch.setattr(hindsight, "HINDSIGHT_SPACINGS", 3)
 
 
 @pytest.fixture(scope="module")
 def played() -> list[tuple[RoundInputs, RoundResult]]:
     """200 rounds, all results with the small margin, so that they equal what a test plays again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "HINDSIGHT_SPACINGS", 3)
+        patch.setattr(hindsight, "HINDSIGHT_SPACINGS", 3)
         return [(inputs, play(inputs)) for inputs in map(random_inputs, range(200))]
 
 
@@ -482,7 +476,7 @@ def test_the_best_fixed_range_is_the_best_of_all_of_them_for_every_target_and_co
 
 def test_the_best_fixed_range_counts_no_loss_of_dust(monkeypatch):
     """One wei of a token among a fortune of the other: its loss is none, and no range may be passed over for it."""
-    monkeypatch.setattr(rounds, "HINDSIGHT_SPACINGS", 4)
+    monkeypatch.setattr(hindsight, "HINDSIGHT_SPACINGS", 4)
     for seed in range(4):
         for idle in ((1, 10**15), (10**15, 1), (10**9, 10**15), (10**15, 10**9 - 1)):
             snapshot, events = market((), idle, seed=seed)
@@ -491,7 +485,7 @@ def test_the_best_fixed_range_counts_no_loss_of_dust(monkeypatch):
 
 def test_the_best_fixed_range_is_searched_over_fifty_spacings_beyond_the_visited_ticks(monkeypatch):
     monkeypatch.undo()
-    assert rounds.HINDSIGHT_SPACINGS == 50
+    assert hindsight.HINDSIGHT_SPACINGS == 50
     inputs = one_round(market=market(swaps=2))
     assert check_best(inputs, 50, (0,))["a range earns"]
 
@@ -504,7 +498,7 @@ def test_the_ceiling_on_fees_is_never_below_what_a_range_earns():
         tape = Tape(inputs.snapshot)
         tape.feed(inputs.events)
         prices = [sqrt_ratio_at_tick(tick) for tick in grid_of(inputs, 3)]
-        ceiling, last = rounds._FeeCeiling(tape, prices, len(tape.blocks)), len(tape.blocks)
+        ceiling, last = hindsight._FeeCeiling(tape, prices, len(tape.blocks)), len(tape.blocks)
         for n, m in combinations(range(len(prices)), 2):
             for liquidity in (1, *(run.liquidity * factor for run in tape.runs[:3] for factor in (1, 10**6))):
                 growth = tape.growth((prices[n], prices[m]), 1, liquidity, 0, last)
@@ -524,7 +518,7 @@ def test_the_bound_on_a_pol_score_is_above_every_such_score_and_near_where_littl
         losses = [max(D(0), D(have - rest) / have) if have else D(0) for have, rest in zip(tokens, final, strict=True)]
         gain = rng.randint(-(10**40), 10**40)
         penalty = penalty_factor(smooth_max(*losses))
-        score, bound = pol_score(D(gain), penalty), rounds._pol_bound(gain, tokens, tuple(final))
+        score, bound = pol_score(D(gain), penalty), hindsight._pol_bound(gain, tokens, tuple(final))
         assert bound >= score
         if min(losses) == 0 and max(losses) < D("0.05"):
             assert bound <= (gain * penalty if gain > 0 else gain / penalty) + abs(gain) * D("0.01")
@@ -536,7 +530,7 @@ def test_the_bound_on_a_pol_score_is_above_every_such_score_and_near_where_littl
 def test_the_search_scores_few_of_the_many_ranges(target, monkeypatch):
     monkeypatch.undo()
     scored = []
-    monkeypatch.setattr(rounds, "score_outcome", lambda *args: scored.append(args) or score_outcome(*args))
+    monkeypatch.setattr(hindsight, "score_outcome", lambda *args: scored.append(args) or score_outcome(*args))
     inputs = one_round(market=market(swaps=40), settings=JobSettings(target=target))
     tape = Tape(inputs.snapshot)
     tape.feed(inputs.events)
@@ -547,7 +541,7 @@ def test_the_search_scores_few_of_the_many_ranges(target, monkeypatch):
 
 
 def test_at_the_end_of_the_scale_the_grid_ends_too(monkeypatch):
-    monkeypatch.setattr(rounds, "HINDSIGHT_SPACINGS", 5)
+    monkeypatch.setattr(hindsight, "HINDSIGHT_SPACINGS", 5)
     for tick in (sim.MIN_TICK + 30, sim.MAX_TICK - 30):
         pool = Pool(3000, 10)
         pool.initialize(sqrt_ratio_at_tick(tick))

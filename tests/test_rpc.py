@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 import pytest
 from aiohttp import web
 
-import rpc
-from rpc import Refusal, RpcError, open_rpc
+from evm import rpc
+from evm.rpc import Refusal, RpcError, open_rpc
 
 CALLS = [("echo", [n]) for n in range(10)]
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 from subnets import ROOT, VAULT, a_job, command, cut_recording, keep, play_subnet, rows, swaps_between, write
 
-import runtime
 import validator
-from runtime import UserError, clear_progress, number, progress, run
+from runtime import process
+from runtime.process import UserError, clear_progress, number, progress, run
 
 POLYGON = "polygon_usdc_weth_500_2022-01-05"
 
@@ -342,7 +342,7 @@ def test_two_validators_never_work_with_the_same_folder_or_database(capsys, tmp_
     options = ["--rounds", "1", "--no-miners"]
     for held, arguments in ((one / "validator.lock", ["--dir", one, "--fresh"]), (f"{path}.lock", ["--db", path])):
         one.mkdir(exist_ok=True)
-        with runtime.only_one(Path(held), "this test"):
+        with process.only_one(Path(held), "this test"):
             said = f"{held}: another process works with this --{'dir' if arguments[0] == '--dir' else 'db'}"
             code, error = mistake(capsys, *options, "--dir", other, *arguments)
             assert code == 2 and error.startswith(said)

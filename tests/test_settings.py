@@ -19,14 +19,13 @@ from pathlib import Path
 import pytest
 from subnets import ROOT
 
-import settings
-from follower import CONFIRMATIONS
-from notify import NOTIFY_SETTINGS
-from runtime import Parser, UserError
-from settings import (
+from chain.notify import NOTIFY_SETTINGS
+from evm.follower import CONFIRMATIONS
+from runtime import options as options_module
+from runtime import passwords
+from runtime.options import (
     CHAIN_SETTINGS,
     MARKET_SETTINGS,
-    Secret,
     Setting,
     add_chain_options,
     add_logging_options,
@@ -36,11 +35,11 @@ from settings import (
     masked_url,
     parse_options,
     read_dotenv,
-    read_executor_key,
-    read_password,
     real_market,
     settings_lines,
 )
+from runtime.passwords import Secret, read_executor_key, read_password
+from runtime.process import Parser, UserError
 
 PASSWORD = "correct horse # 'battery' \"staple\" ${HOME} é"
 
@@ -50,7 +49,9 @@ def build_parser() -> Parser:
     parser = Parser(prog="program.py")
     add_chain_options(parser)
     add_logging_options(parser)
-    webhook = Setting("webhook", ("--webhook",), "a secret", ("WEBHOOK",), type=settings.url("https"), secret=True)
+    webhook = Setting(
+        "webhook", ("--webhook",), "a secret", ("WEBHOOK",), type=options_module.url("https"), secret=True
+    )
     add_settings(parser, "alerts", (webhook,))
     parser.add_argument("--events")
     add_market_options(parser)
@@ -367,10 +368,10 @@ def test_a_file_with_a_secret_that_others_can_read_is_refused_with_the_fix(tmp_p
     path.write_text(f"NETUID=1\nBT_WALLET_PASSWORD='{PASSWORD.replace(chr(39), '')}'\n")
     path.chmod(0o640)
     with pytest.raises(UserError, match=f"run: chmod 600 {path}") as caught:
-        settings.resolve(build_parser().parse_args([]), {}, path)
+        options_module.resolve(build_parser().parse_args([]), {}, path)
     assert "horse" not in str(caught.value)
     path.write_text("NETUID=1\n")
-    settings.resolve(build_parser().parse_args([]), {}, path)
+    options_module.resolve(build_parser().parse_args([]), {}, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -514,7 +515,7 @@ def test_a_password_command_that_fails_is_one_line_without_its_output(parsed, tm
 
 
 def test_a_password_command_that_hangs_ends_with_its_children_at_the_deadline(parsed, tmp_path, monkeypatch):
-    monkeypatch.setattr(settings, "PASSWORD_COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr(passwords, "PASSWORD_COMMAND_SECONDS", 0.5)
     mark = tmp_path / "child"
     hangs = f"sh -c 'sleep 600 & echo $! > {mark}; echo hunter2; wait'"
     assert "did not end within 0.5 s" in refused(parsed, f"--password-command {shlex.quote(hangs)}")

@@ -17,9 +17,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from markets import magnitude, outcome, random_operation, random_range, random_terms
+from random_calls import magnitude, outcome, random_operation, random_range, random_terms
 
 import sim
+from liquidity.slipstream import SlipstreamPool
 from sim import (
     BURN_ALL,
     MASK_128,
@@ -34,7 +35,6 @@ from sim import (
     TICK_FACTORS,
     Pool,
     PoolError,
-    SlipstreamPool,
     amounts_of,
     liquidity_for,
     sqrt_ratio_at_tick,

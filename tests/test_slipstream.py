@@ -19,18 +19,27 @@ import pytest
 from slipstream_node import FIRST_BLOCK, POOL, TracedChain
 from subnets import a_job, keep, play_subnet
 
-import recording
-import rpc
-from contracts import CL_LOGS, POOL_LOGS, Contract, Log, Malformed, to_events
-from evidence import audit, seal
-from market import InMemoryMarket, MarketEnded, MarketError, Pair
-from protocol import JobSettings, Position, Token, canonical, decode, encode, from_plain, to_plain
-from recording import Event, ReplayError, Snapshot, apply_event, find_call_and_fee
-from rounds import Round
-from sim import MASK_128, MASK_256, SlipstreamPool
+from audit.checks import audit
+from audit.evidence import seal
+from evm import rpc
+from evm.abi import CL_LOGS, POOL_LOGS, Log, Malformed
+from evm.audit import audit_chain
+from evm.manager import to_events
+from evm.market import Web3Market
+from evm.pool import Contract
+from liquidity import calls
+from liquidity.calls import find_call_and_fee
+from liquidity.events import Event, ReplayError
+from liquidity.replay import Snapshot, apply_event
+from liquidity.rounds import Round
+from liquidity.slipstream import SlipstreamPool
+from markets.base import MarketEnded, MarketError
+from markets.memory import InMemoryMarket
+from protocol import JobSettings, Pair, Position, Token
+from sim import MASK_128, MASK_256
 from store import Store
-from web3market import Web3Market, audit_chain
-from wire import local_keypair
+from wire.codec import canonical, decode, encode, from_plain, to_plain
+from wire.signing import local_keypair
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = local_keypair("validator-hotkey")
@@ -164,8 +173,8 @@ def test_every_stake_is_found_where_it_was_made(followed, path):
 
 def test_a_fee_is_found_that_nobody_expects_and_one_that_cannot_be_is_refused(monkeypatch):
     """In a few tries; and by halving on a pool so deep that few units do not move it evenly."""
-    tries, try_swap = [], recording._try_swap
-    monkeypatch.setattr(recording, "_try_swap", lambda *call, **fee: tries.append(fee) or try_swap(*call, **fee))
+    tries, try_swap = [], calls._try_swap
+    monkeypatch.setattr(calls, "_try_swap", lambda *call, **fee: tries.append(fee) or try_swap(*call, **fee))
     fees = 0, 1, 77, 3_141, 99_999, 500_000
     for liquidity, amount in ((10**18, 10**15), (10**30, 10**9), (10**9, 10**12)):
         for fee in fees:
@@ -781,7 +790,7 @@ def test_a_slipstream_pool_is_not_recorded_and_this_is_said_in_one_line(tmp_path
 
     async def work():
         async with chain.node() as url:
-            command = ["market.py", "record", "--rpc", url, "--pool", POOL, "--from", str(FIRST_BLOCK + 1)]
+            command = ["-m", "evm", "record", "--rpc", url, "--pool", POOL, "--from", str(FIRST_BLOCK + 1)]
             command += ["--to", str(FIRST_BLOCK + 9), "--out", str(tmp_path), "--confirmations", "0"]
             ended = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stdout=-1, stderr=-1)
             _, err = await asyncio.wait_for(ended.communicate(), 60)

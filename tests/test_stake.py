@@ -40,13 +40,17 @@ from stakes import (
 )
 from substrate import LOST, Node
 
-import stake
-from chain import BittensorChain, ChainError, EpochInfo, Next, StakeMove, Wallet, WriteCode, WriteOutcome
-from journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
-from local import OWNER_COLDKEY, OWNER_HOTKEY, Hyperparameters, LocalChain
-from notify import AlertRules
+import stake as stake_module
+from chain import alerts
+from chain.alerts import AlertRules
+from chain.base import ChainError, EpochInfo, Next, StakeMove, WriteCode, WriteOutcome
+from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
+from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, Hyperparameters, LocalChain
+from chain.subtensor import BittensorChain
+from chain.wallets import Wallet
+from runtime import process as process_module
 from stake import FATE_BLOCKS, FINAL_BLOCKS, RETRY_BLOCKS, Burner, Policy, Sweeper, fate_by_balances, match, plan
-from wire import local_keypair
+from wire.signing import local_keypair
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCH_RAO = 50 * TAO  # half of 100 blocks' emission: what `miner` earns, and `agg` too
@@ -256,7 +260,7 @@ def test_a_fate_that_nothing_can_decide_is_held_until_a_person_says(tmp_path):
             await sweeper.settle_by_hand(applied=False)
             await advance(owner, sweeper, GENESIS + 390)
             assert (await journal.open_step()) is None
-            with pytest.raises(stake.UserError, match="no step"):
+            with pytest.raises(process_module.UserError, match="no step"):
                 await sweeper.settle_by_hand(applied=True)
 
     asyncio.run(main())
@@ -329,7 +333,7 @@ def test_with_wait_finalization_a_step_counts_when_its_block_is_deep_enough(tmp_
 
 def test_too_short_a_free_balance_sends_nothing_and_says_so(tmp_path):
     class Poor(Scripted):
-        free_rao = stake.FEE_RESERVE_RAO - 1
+        free_rao = stake_module.FEE_RESERVE_RAO - 1
 
         async def free_balance(self):
             return self.free_rao
@@ -422,7 +426,7 @@ def test_all_takes_baseline_and_unrelated_stake_too_and_afterwards_less_is_the_b
         opened = Journal.open(path, 98, "miner", "cold")
         async with subnet(ledger) as owner, wallet(ledger) as chain, opened as journal:
             everything = replace(policy, take_all=True)
-            said = await stake.what_all_includes(chain, everything)
+            said = await stake_module.what_all_includes(chain, everything)
             assert alpha(PRINCIPAL_RAO) in said and alpha(UNRELATED_RAO) in said
             await Sweeper(chain, journal, everything).step()
             assert stakes(ledger)["agg", "treasury"] == PRINCIPAL_RAO + UNRELATED_RAO
@@ -483,7 +487,7 @@ def test_a_reading_never_spans_an_epoch():
         async def stake(self, hotkey, coldkey):
             return 5
 
-    assert asyncio.run(stake.read(Moving(), ("a", "b"))) == Reading(201, 200, None, (5,))
+    assert asyncio.run(stake_module.read(Moving(), ("a", "b"))) == Reading(201, 200, None, (5,))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -891,13 +895,13 @@ def test_a_loop_survives_chain_and_journal_failing_and_says_so_once(caplog):
             raise asyncio.CancelledError
         if (failure := failures.pop(0)) is not None:
             raise failure
-        return stake.Result(1, "", {"registered": True})
+        return stake_module.Result(1, "", {"registered": True})
 
     async def tell(fresh):
         news.append(fresh)
 
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(stake.follow(step, 0.001, tell))
+        asyncio.run(stake_module.follow(step, 0.001, tell))
     assert news == [{"chain": False}, {"chain": False}, {}] + [{"chain": True, "registered": True}] * 2
     assert [record.getMessage()[:12] for record in caplog.records] == ["the chain: g", "the journal:", "all is well "]
 
@@ -909,7 +913,7 @@ def test_the_daily_summary_comes_once_a_day_at_its_end_also_on_the_31st_and_afte
         async with sweeping(tmp_path) as (owner, _, sweeper, journal):
 
             async def said(now):
-                return await journal.summary(stake.day_before(now), lambda last: stake.summary_due(now, last))
+                return await journal.summary(alerts.day_before(now), lambda last: alerts.summary_due(now, last))
 
             assert await said(at["30th"]) == ""
             await advance(owner, sweeper, GENESIS + 250)
@@ -917,7 +921,9 @@ def test_the_daily_summary_comes_once_a_day_at_its_end_also_on_the_31st_and_afte
             assert "2025-10-30" in text and "2 transfers" in text and alpha(2 * EPOCH_RAO) in text
             assert await said(at["31st"] + 30) == ""
             async with Journal.open(tmp_path / "journal", 98, "miner", "cold") as again:  # a restart over midnight
-                text = await again.summary(stake.day_before(at["1st"]), lambda last: stake.summary_due(at["1st"], last))
+                text = await again.summary(
+                    alerts.day_before(at["1st"]), lambda last: alerts.summary_due(at["1st"], last)
+                )
             assert "2025-10-31" in text and "0 transfers" in text
             assert "2025-11-02" in await said(at["3rd"]) and await said(at["3rd"]) == ""
 
@@ -1128,8 +1134,8 @@ def test_an_allow_list_that_is_not_as_it_should_be_allows_nothing(tmp_path, text
     path = tmp_path / "allow"
     path.write_text(text.replace("GOOD", local_keypair("any").ss58_address))
     path.chmod(mode)
-    with pytest.raises(stake.UserError, match=says):
-        stake.read_allow_list(path)
+    with pytest.raises(process_module.UserError, match=says):
+        stake_module.read_allow_list(path)
 
 
 def test_a_sweep_that_was_begun_is_not_ended_elsewhere(tmp_path):
@@ -1140,7 +1146,7 @@ def test_a_sweep_that_was_begun_is_not_ended_elsewhere(tmp_path):
             await sweeper.step()
             await journal.check_addresses("agg", "treasury")
             for other in (("agg", "thief"), ("elsewhere", "treasury")):
-                with pytest.raises(stake.UserError, match="epoch 1100 was begun"):
+                with pytest.raises(process_module.UserError, match="epoch 1100 was begun"):
                     await journal.check_addresses(*other)
 
     asyncio.run(main())
@@ -1151,7 +1157,7 @@ def test_a_journal_of_another_wallet_or_subnet_is_refused(tmp_path):
         async with Journal.open(tmp_path / "j", 98, "miner", "cold"):
             pass
         for other in ((99, "miner", "cold"), (98, "other", "cold"), (98, "miner", "other")):
-            with pytest.raises(stake.UserError, match="--journal"):
+            with pytest.raises(process_module.UserError, match="--journal"):
                 async with Journal.open(tmp_path / "j", *other):
                     pass
 
@@ -1176,6 +1182,6 @@ def test_the_documentation_names_the_constants_as_they_are():
         f"{FATE_BLOCKS} blocks",
         f"{RETRY_BLOCKS} blocks",
         f"{ROUNDING_RAO} rao",
-        f"{stake.MINIMUM_RAO:,} rao",
+        f"{stake_module.MINIMUM_RAO:,} rao",
     ):
         assert value in text, value

@@ -30,20 +30,25 @@ import pytest
 from subnets import ROOT, a_job, accept, command, hotkey_of, model, play_subnet, refuse, rows, stored_rounds, write
 
 import miner
-import page
-import status
-from chain import ChainError
-from evidence import audit
-from figures import Numbers, shown
-from local import LocalChain
-from market import Execution, MarketError, Sent
+from audit.checks import audit
+from audit.receipts import statement
+from chain.base import ChainError
+from chain.local import LocalChain
+from liquidity.executions import Execution, Sent
+from liquidity.rounds import Line
+from markets.base import MarketError
 from protocol import Code, MinerMetadata, Position, RebalanceAnswer
-from receipts import statement
-from rounds import Line
+from runtime.db import StoreError
 from scoring import CONTEXT, Outcome, score_outcome
-from store import Pruned, Store, StoreError, to_json
-from views import NotShown, Panels, Reader, apart
-from wire import local_keypair
+from status import miner as miner_module
+from status import pages, server
+from status import validator as validator_module
+from status.figures import Numbers, shown
+from status.panels import Panels, apart
+from status.reader import NotShown, Reader
+from store import Pruned, Store
+from wire.codec import to_json
+from wire.signing import local_keypair
 
 VALIDATOR_KEY = local_keypair("validator-hotkey")
 VALIDATOR = VALIDATOR_KEY.ss58_address
@@ -97,7 +102,7 @@ async def serving(subnet, **options):
     market = model(head=model().last_block_by(rows(subnet.path, "SELECT max(end_time) FROM rounds")[0][0]))
     async with (
         LocalChain.open(subnet.folder / "chain.sqlite3", VALIDATOR, key) as chain,
-        status.serve_validator(ground(subnet.path, chain, market), SimpleNamespace(**chosen)) as url,
+        validator_module.serve_validator(ground(subnet.path, chain, market), SimpleNamespace(**chosen)) as url,
         aiohttp.ClientSession() as session,
     ):
 
@@ -210,9 +215,9 @@ class Tags(HTMLParser):
     """Which elements a page has; attributes that act, and any script but the page's own, fail."""
 
     @classmethod
-    def of(cls, text: str, scripts: tuple = (page.SCRIPT,), links: str = "/") -> set[str]:
+    def of(cls, text: str, scripts: tuple = (pages.SCRIPT,), links: str = "/") -> set[str]:
         parser = cls()
-        parser.tags, parser.scripts, parser.links = set(), [], (links, page.ICON)
+        parser.tags, parser.scripts, parser.links = set(), [], (links, pages.ICON)
         parser.feed(text)
         assert parser.scripts == [*scripts]
         return parser.tags
@@ -633,7 +638,7 @@ def test_so_many_questions_at_once_and_no_more(played, monkeypatch):
 
         async with aiohttp.ClientSession() as session:
             said = await asyncio.gather(*(one() for _ in range(60)))
-        assert set(said) == {200, 503} and said.count(200) >= status.MAX_AT_ONCE
+        assert set(said) == {200, 503} and said.count(200) >= server.MAX_AT_ONCE
         assert (await get("/health"))["ok"]
 
     watching(played, work)
@@ -648,8 +653,8 @@ def test_a_port_that_is_taken_stops_nobody(played, caplog):
         async def work():
             names = ("status_host", "status_port", "pace")
             chosen = SimpleNamespace(**dict(zip(names, ("127.0.0.1", port, None), strict=True)))
-            shown_ = status.MinerStatus(lambda: (1, 0.0), None, "hotkey", SimpleNamespace(name="n", strategy="s"))
-            async with status.serve_miner(shown_, chosen) as url:
+            shown_ = miner_module.MinerStatus(lambda: (1, 0.0), None, "hotkey", SimpleNamespace(name="n", strategy="s"))
+            async with miner_module.serve_miner(shown_, chosen) as url:
                 return url
 
         assert asyncio.run(work()) is None
@@ -689,8 +694,8 @@ def test_health_turns_when_chain_market_or_a_round_is_older_than_its_limit_and_b
             Reader.open(subnet.path) as reader,
         ):
             both = Silent(chain, market)
-            watch = status.Watch(both, both, lambda: now[0])
-            shown_ = status.ValidatorStatus(reader, watch, VALIDATOR, {}, "local", None)
+            watch = validator_module.Watch(both, both, lambda: now[0])
+            shown_ = validator_module.ValidatorStatus(reader, watch, VALIDATOR, {}, "local", None)
 
             async def health(want):
                 await watch.look()
@@ -702,10 +707,10 @@ def test_health_turns_when_chain_market_or_a_round_is_older_than_its_limit_and_b
 
             await health([])
             both.well = {"market"}
-            now[0] += status.CHAIN_LIMIT_SECONDS + 1
+            now[0] += validator_module.CHAIN_LIMIT_SECONDS + 1
             await health(["chain was last read 241 s ago, the limit is 240 s"])
             both.well = {"chain"}
-            now[0] += status.MARKET_LIMIT_SECONDS + 1
+            now[0] += validator_module.MARKET_LIMIT_SECONDS + 1
             await health(["chain's block last moved", "market's head last moved"])
             both.well = {"chain", "market"}
             write(subnet.folder / "chain.sqlite3", "UPDATE subnet SET block = block + 1")
@@ -743,7 +748,7 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_needs_nothing(played, 
     assert str(target) in done.stdout
     text = target.read_text()
     assert Tags.of(text, (), "#") <= {*KNOWN_TAGS} - {"script"}
-    assert f'content="{html.escape(page.POLICY)}"' in text and text.count("<figure>") >= 4 * 2 * 3
+    assert f'content="{html.escape(pages.POLICY)}"' in text and text.count("<figure>") >= 4 * 2 * 3
     for round_id in (stored_rounds(played.path)[-1],):
         for line in rows(played.path, "SELECT line FROM scores WHERE round_id = ?", round_id):
             assert f'title="{json.loads(line[0])["terms"]["fees"]}"' in text
@@ -777,7 +782,7 @@ def test_a_miner_shows_what_it_was_asked_what_it_said_and_how_its_strategy_faile
     async def main():
         options = SimpleNamespace(name="<i>mine", strategy="mine", status_host="127.0.0.1", status_port=0)
         hotkey = hotkey_of("mover")
-        own = status.MinerStatus(lambda: tuple(callers), receipts, hotkey, options, clock=lambda: now[0])
+        own = miner_module.MinerStatus(lambda: tuple(callers), receipts, hotkey, options, clock=lambda: now[0])
         own.joined(4, 98, "127.0.0.1:8091")
         queries = played.asked["keep"][:3]
         for query, strategy in zip(queries, (miner.keep, mover, broken), strict=True):
@@ -785,7 +790,7 @@ def test_a_miner_shows_what_it_was_asked_what_it_said_and_how_its_strategy_faile
         refusal = miner.answer(queries[0], lambda query: miner.Refusal(MARKUP), "mine", own.failed)
         own.note(VALIDATOR, queries[0], refusal, 0.001)
         now[0] += 7
-        async with status.serve_miner(own, options) as url, aiohttp.ClientSession() as session:
+        async with miner_module.serve_miner(own, options) as url, aiohttp.ClientSession() as session:
 
             async def get(path, want=200):
                 async with session.get(url + path) as answer:
@@ -807,7 +812,7 @@ def test_a_miner_shows_what_it_was_asked_what_it_said_and_how_its_strategy_faile
             assert len(scores) == len(stored_rounds(played.path))
             assert 'alm_miner_answers_total{kind="refused"} 1' in await get("/metrics")
             await get("/health")
-            callers[1] = status.CALLERS_LIMIT_SECONDS + 1
+            callers[1] = miner_module.CALLERS_LIMIT_SECONDS + 1
             assert "list of callers" in json.loads(await get("/health", 503))["problems"][0]
 
     asyncio.run(main())
@@ -882,6 +887,6 @@ def test_the_two_programs_take_the_servers_options():
         wrong = command(program, "--status-port", "70000")
         assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
     parser = argparse.ArgumentParser()
-    status.add_options(parser.add_argument, 1)
+    server.add_options(parser.add_argument, 1)
     assert parser.parse_args([]).status_host == "127.0.0.1"
     assert ROOT.exists()

@@ -20,13 +20,15 @@ import pytest
 from subnets import ROOT, a_job, rows, write
 from worlds import random_world
 
-import store
-from market import MarketGap
+from liquidity.events import Event
+from liquidity.rounds import Entrant, Line, RoundResult
+from markets.base import MarketGap
 from protocol import Code, JobSettings
-from recording import Event
-from rounds import Entrant, Line, RoundResult
+from runtime import db as db_module
+from runtime.db import StoreError, connect, transaction
 from scoring import Outcome, Standing, score_outcome, update_eval
-from store import EVENTS_SCHEMA, JOBS_SCHEMA, Prediction, Store, StoreError, connect, to_json, transaction
+from store import EVENTS_SCHEMA, JOBS_SCHEMA, Prediction, Store
+from wire.codec import to_json
 
 START, LATE = 1_767_226_500, 2**40  # of the first round; after everything
 
@@ -622,4 +624,4 @@ def test_every_table_is_strict_and_the_schemas_make_what_they_say(path):
         tables = rows(file, "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
         assert tables and all("STRICT" in sql for _, sql in tables)
         assert schema(file)[0] == len(migrations)
-    assert store.BUSY_TIMEOUT_SECONDS > 0
+    assert db_module.BUSY_TIMEOUT_SECONDS > 0

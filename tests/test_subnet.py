@@ -21,20 +21,26 @@ from substrate import LOST, Node
 from test_chain import _sdk_caches, cold, hot  # noqa: F401
 
 import miner
-import receipt_book
-import receipts
-import subnet
 import validator
-import web3market
-import wire
-from chain import BittensorChain, ChainError
-from local import LocalChain, reference_miners
-from model import FIRST_BLOCK, ModelMarket
-from protocol import RebalanceQuery, decode, encode
-from receipt_book import ReceiptBook
-from runtime import UserError
-from settings import parse_options
-from wire import Gate, build_app, local_keypair, serve
+from audit import book_command, receipts
+from audit.receipt_book import ReceiptBook
+from chain import subtensor
+from chain.base import ChainError
+from chain.local import LocalChain
+from chain.subtensor import BittensorChain
+from evm import market as market_module
+from markets.model import FIRST_BLOCK, ModelMarket
+from protocol import RebalanceQuery
+from runtime import options as options_module
+from runtime.options import parse_options
+from runtime.process import UserError
+from spine import ground as ground_module
+from spine import ground as subnet
+from spine.miners import reference_miners
+from wire import server as wire
+from wire.codec import decode, encode
+from wire.server import Gate, build_app, serve
+from wire.signing import local_keypair
 
 NETUID = 98
 
@@ -62,8 +68,8 @@ def node(monkeypatch, tmp_path) -> Node:
     for name, tao in (("owner", 10_000), ("v", 3000), ("m", 0)):
         node.register(hot(name), cold(name), tao * 10**9)
     real = BittensorChain.open
-    monkeypatch.setattr(subnet.BittensorChain, "open", functools.partial(real, substrate=node.substrate))
-    monkeypatch.setattr(subnet, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(subtensor.BittensorChain, "open", functools.partial(real, substrate=node.substrate))
+    monkeypatch.setattr(ground_module, "RETRY_SECONDS", 0.01)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -184,7 +190,7 @@ def test_a_chain_that_does_not_answer_at_the_start_is_waited_for(node, wallets, 
     node.faults["get_metagraph"] = [LOST]
 
     async def main():
-        async with subnet.opened(options) as ground:
+        async with ground_module.opened(options) as ground:
             assert ground.chain.hotkey == hot("v") and not ground.local and ground.names == {}
 
     asyncio.run(asyncio.wait_for(main(), 60))
@@ -248,9 +254,9 @@ def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wa
 def test_a_market_of_a_real_chain_needs_no_dry_run(wallets):
     options = options_of(validator, VALIDATOR.replace("--dry-run", ""))
     with pytest.raises(UserError, match="name a real one with --rpc, or --dry-run"):
-        subnet._check_real(options)
+        ground_module._check_real(options)
     options.rpc = ["http://127.0.0.1:8545"]
-    subnet._check_real(options)
+    ground_module._check_real(options)
 
 
 @pytest.mark.parametrize("dry", ["", "--dry-run"])
@@ -263,7 +269,7 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
         asked.append(bot)
         yield SimpleNamespace(read_only="" if bot else "no bot")
 
-    monkeypatch.setattr(web3market.Web3Market, "open", opened)
+    monkeypatch.setattr(market_module.Web3Market, "open", opened)
     key = tmp_path / "api.key"
     key.write_text("sixteen-or-more-characters")
     key.chmod(0o600)
@@ -273,7 +279,9 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
     options = options_of(validator, line)
 
     async def read_only() -> str:
-        async with subnet._open_chain(subnet.real_market(options), options, tmp_path / "pool.sqlite3", []) as market:
+        async with ground_module._open_chain(
+            options_module.real_market(options), options, tmp_path / "pool.sqlite3", []
+        ) as market:
             return market.read_only
 
     said = asyncio.run(read_only())
@@ -290,7 +298,7 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
     ],
 )
 def test_receipts_are_served_where_miners_reach_them_and_published_unless_nothing_is_sent(line, door):
-    assert subnet.receipts_door(options_of(validator, line)) == door
+    assert ground_module.receipts_door(options_of(validator, line)) == door
 
 
 async def on_the_network(node, wallets, monkeypatch, tmp_path, line: str, after):
@@ -298,7 +306,7 @@ async def on_the_network(node, wallets, monkeypatch, tmp_path, line: str, after)
 
     The model stands for a real pool, and the loopback interface for the public network.
     """
-    monkeypatch.setattr(subnet, "_open_chain", model_market)
+    monkeypatch.setattr(ground_module, "_open_chain", model_market)
     for module in (wire, subnet):
         monkeypatch.setattr(module, "is_public", lambda host: True)
     line = f"--netuid 98 --wallet w --wallet-hotkey v --dir new --wallet-path {wallets} {line}"
@@ -337,7 +345,7 @@ def axon(ip: str, port: int) -> dict:
 @asynccontextmanager
 async def model_market(real, options, path, jobs):
     options.pace = 60.0
-    yield ModelMarket(5, {real.vault: subnet.MODEL_CAPITAL}, head=FIRST_BLOCK, pace=60)
+    yield ModelMarket(5, {real.vault: ground_module.MODEL_CAPITAL}, head=FIRST_BLOCK, pace=60)
 
 
 def test_receipts_are_posted_to_the_miners_of_a_network_and_served_to_nobody_without_an_address(
@@ -360,7 +368,7 @@ def test_a_miner_finds_a_validators_receipts_by_its_published_address(node, wall
         assert public["ip"] == int(ipaddress.IPv4Address("5.6.7.8"))
         node.state.uids[1].axon = axon("127.0.0.1", port := public["port"])  # where the public network would lead
         line = f"--netuid 98 --wallet w --wallet-hotkey m --wallet-path {wallets} --dir new receipts"
-        assert await receipt_book._report(options_of(miner, line)) == 0
+        assert await book_command._report(options_of(miner, line)) == 0
         out = capsys.readouterr().out
         assert f"2 receipts fetched from http://127.0.0.1:{port}\n" in out and "2 receipts are signed; 0 rounds" in out
 

@@ -51,12 +51,12 @@ from subnets import (
 )
 
 import validator
-from local import OWNER_HOTKEY, block_at
-from market import RecordedMarket
-from model import FIRST_BLOCK, FIRST_TIME, ModelMarket
-from protocol import JobSettings, Position, RebalanceQuery, encode
-from recording import read_recording
-from store import to_json
+from chain.local import OWNER_HOTKEY, block_at
+from markets.model import FIRST_BLOCK, FIRST_TIME, ModelMarket
+from markets.recorded import RecordedMarket
+from markets.recordings import read_recording
+from protocol import JobSettings, Position, RebalanceQuery
+from wire.codec import encode, to_json
 
 GOLDEN = Path(__file__).parent / "golden" / "model_seed_98.txt"
 ARBITRUM, POLYGON = "arbitrum_weth_usdt_500_2025-06-27_07-01", "polygon_usdc_weth_500_2022-01-05"

@@ -24,17 +24,25 @@ import anvil
 import pytest
 from aiohttp import web
 
-import rpc
 import validator
-import web3market
-from contracts import TOKEN_OF_OWNER, Function, Malformed, read_header, read_log, read_ticks
-from market import Execution, MarketError, RecordedMarket, Sent
-from protocol import Code, JobSettings, canonical, to_plain
-from recording import Event, Snapshot, apply_event, read_recording, replay
-from rounds import LiveInputs, Round, play_live
+from evm import market as market_module
+from evm import rpc as rpc_module
+from evm.abi import Function, Malformed, read_header, read_log
+from evm.audit import audit_chain
+from evm.manager import TOKEN_OF_OWNER
+from evm.market import Web3Market
+from evm.pool import read_ticks
+from liquidity.events import Event
+from liquidity.executions import Execution, Sent
+from liquidity.live import LiveInputs, play_live
+from liquidity.replay import Snapshot, apply_event
+from liquidity.rounds import Round
+from markets.base import MarketError
+from markets.recorded import RecordedMarket
+from markets.recordings import read_recording, replay
+from protocol import Code, JobSettings
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
-from store import to_json
-from web3market import Web3Market, audit_chain
+from wire.codec import canonical, to_json, to_plain
 
 ETHER = 10**18
 
@@ -42,8 +50,8 @@ ETHER = 10**18
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Failing endpoints rest for hundredths of seconds."""
-    monkeypatch.setattr(rpc, "FIRST_REST_SECONDS", 0.01)
-    monkeypatch.setattr(rpc, "MAX_REST_SECONDS", 0.1)
+    monkeypatch.setattr(rpc_module, "FIRST_REST_SECONDS", 0.01)
+    monkeypatch.setattr(rpc_module, "MAX_REST_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -613,7 +621,7 @@ async def too_often(request, calls, answers):
 
 
 async def endless(request, calls, answers):
-    return web.Response(body=b" " * (rpc.MAX_REPLY_BYTES + 1))
+    return web.Response(body=b" " * (rpc_module.MAX_REPLY_BYTES + 1))
 
 
 async def a_page(request, calls, answers):
@@ -650,7 +658,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_with_one_honest_endpoint_no_event_is_lost_or_doubled(world, tmp_path, fault, monkeypatch, caplog):
     """Also when the other one is asked first; and it is said which one failed."""
-    monkeypatch.setattr(rpc, "MAX_REPLY_BYTES", 1 << 20)
+    monkeypatch.setattr(rpc_module, "MAX_REPLY_BYTES", 1 << 20)
     first = world.chain.height
 
     async def work():
@@ -701,7 +709,7 @@ def test_jobs_that_ask_about_one_block_read_its_ticks_once_and_again_if_they_may
         read.append(block_hash)
         return await read_ticks(rpc, contract, block_hash)
 
-    monkeypatch.setattr(web3market, "read_ticks", counted)
+    monkeypatch.setattr(market_module, "read_ticks", counted)
 
     async def work():
         node = Node(world.chain, on("eth_getLogs", lambda _, logs: [one for one in logs if one["topics"][0] != MINT]))
@@ -852,7 +860,7 @@ def test_events_and_cursor_survive_a_restart_and_land_once(world, tmp_path):
 async def read_on(market: Web3Market, world: World) -> None:
     """As the follower does: again, when it failed."""
     for _ in range(40):
-        with suppress(rpc.RpcError):
+        with suppress(rpc_module.RpcError):
             await market.catch_up()
         if (await market.head()).number == world.chain.height:
             return
@@ -1021,7 +1029,7 @@ class Elsewhere:
 
 
 def record(world: World | Elsewhere, first: int, last: int, folder, *more: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "market.py", "record", "--rpc", world.chain.url, "--pool", world.uniswap.address]
+    command = [sys.executable, "-m", "evm", "record", "--rpc", world.chain.url, "--pool", world.uniswap.address]
     command += ["--from", str(first), "--to", str(last), "--out", str(folder), "--name", "x", "--confirmations", "0"]
     return subprocess.Popen([*command, *more], cwd=anvil.ROOT, stdout=-1, stderr=-1, text=True, **options)
 

@@ -21,13 +21,13 @@ from test_store import START as MARKET_START
 from test_store import a_round
 
 import validator as validator_module
-from chain import BLOCK_SECONDS, Chain, Next, u16_weights
-from notify import CHAIN_SILENT_SECONDS, WEIGHTS_LATE_SECONDS
+from chain.alerts import CHAIN_SILENT_SECONDS, WEIGHTS_LATE_SECONDS
+from chain.base import BLOCK_SECONDS, Chain, Next, u16_weights
+from chain.weights import INTERVAL_BLOCKS, RETRY_BLOCKS
 from protocol import Code
 from store import Store
 from validator import Validator, build_parser
-from weights import INTERVAL_BLOCKS, RETRY_BLOCKS
-from wire import local_keypair
+from wire.signing import local_keypair
 
 MARKET = model(pace=1.0)
 NOW = MARKET_START + 10 * 3600  # market time, after the rounds

@@ -20,8 +20,10 @@ from bittensor import http_auth
 from bittensor.sp_core import CRYPTO_ED25519, CRYPTO_SR25519, Keypair
 from multidict import CIMultiDict
 
-import wire
-from protocol import Code, ProtocolError, digest
+from protocol import Code, ProtocolError
+from wire import client, signing
+from wire import server as server_module
+from wire.codec import digest
 
 ALICE, BOB, EVE = (Keypair.create_from_uri(uri) for uri in ("//Alice", "//Bob", "//Eve"))  # validator, miner, stranger
 QUERY, ANSWER = b'{"prompt": "hello"}', b'{"accepted": true}'
@@ -36,9 +38,11 @@ async def echo(caller: str, body: bytes) -> bytes:
     return ANSWER
 
 
-def gate_of(*hotkeys: str, permit: bool = True, stake_rao: int = 0, age_seconds: float = 0.0, **options) -> wire.Gate:
+def gate_of(
+    *hotkeys: str, permit: bool = True, stake_rao: int = 0, age_seconds: float = 0.0, **options
+) -> server_module.Gate:
     callers = dict.fromkeys(hotkeys, (permit, stake_rao))
-    return wire.Gate(lambda: (callers, age_seconds), min_stake_rao=1000, **options)
+    return server_module.Gate(lambda: (callers, age_seconds), min_stake_rao=1000, **options)
 
 
 @asynccontextmanager
@@ -46,8 +50,10 @@ async def miner(handler=echo, gate=None, clock=time.monotonic, **limits):
     """Bob's server; gives its port."""
     gate = gate or gate_of(ALICE.ss58_address)
     routes = dict.fromkeys(["/rebalance", "/other", "/%7Eraw"], handler)
-    app = wire.build_app(keypair=BOB, gate=gate, routes=routes, limits=wire.Limits(**limits), clock=clock)
-    async with wire.serve(app, "127.0.0.1", 0) as port:
+    app = server_module.build_app(
+        keypair=BOB, gate=gate, routes=routes, limits=server_module.Limits(**limits), clock=clock
+    )
+    async with server_module.serve(app, "127.0.0.1", 0) as port:
         yield port
 
 
@@ -77,16 +83,16 @@ async def peer(behave):
 
 async def ask(
     port: int, session=None, total_seconds: float = 5.0, receiver=BOB, path: str = "/rebalance"
-) -> wire.Reply:
+) -> client.Reply:
     options = {"keypair": ALICE, "receiver": receiver.ss58_address, "max_reply_bytes": LIMIT}
     url = f"http://127.0.0.1:{port}{path}"
     if session:
-        return await wire.ask(session, url, QUERY, total_seconds=total_seconds, **options)
-    async with wire.client_session(4) as own:
-        return await wire.ask(own, url, QUERY, total_seconds=total_seconds, **options)
+        return await client.ask(session, url, QUERY, total_seconds=total_seconds, **options)
+    async with client.client_session(4) as own:
+        return await client.ask(own, url, QUERY, total_seconds=total_seconds, **options)
 
 
-def ask_peer(behave, **options) -> wire.Reply:
+def ask_peer(behave, **options) -> client.Reply:
     async def main():
         async with peer(behave) as port:
             return await ask(port, **options)
@@ -98,12 +104,12 @@ def signed_reply(
     headers, request_body: bytes, *, key=BOB, answer: bytes = ANSWER, extra: str = "", status="200 OK"
 ) -> bytes:
     """A correct reply, as raw HTTP, to the request of these headers."""
-    payload = wire.answer_payload(
+    payload = signing.answer_payload(
         digest(request_body), int(headers["X-Bittensor-Nonce"]), headers["X-Bittensor-Hotkey"], BOB.ss58_address, answer
     )
     return (
         f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n"
-        f"{wire.ANSWER_HEADER}: {key.sign(payload).hex()}\r\n{extra}\r\n"
+        f"{signing.ANSWER_HEADER}: {key.sign(payload).hex()}\r\n{extra}\r\n"
     ).encode() + answer
 
 
@@ -152,7 +158,7 @@ def refusal(headers, body: bytes = QUERY, *, server: dict | None = None, **reque
 
 @pytest.fixture(autouse=True)
 def _short_linger(monkeypatch):
-    monkeypatch.setattr(wire, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "LINGER_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -189,8 +195,8 @@ def test_the_published_btauth_vector_is_the_payload_that_is_signed_and_verified(
         "X-Bittensor-Nonce": str(GOLDEN_NONCE),
         "X-Bittensor-Signature": "0x" + ALICE.sign(GOLDEN_PAYLOAD).hex(),
     }
-    store = http_auth.InMemoryNonceStore(wire.NONCE_RETENTION_SECONDS)
-    seen = wire._verify(headers, QUERY, "/generate?stream=false", BOB.ss58_address, store)
+    store = http_auth.InMemoryNonceStore(server_module.NONCE_RETENTION_SECONDS)
+    seen = server_module._verify(headers, QUERY, "/generate?stream=false", BOB.ss58_address, store)
     assert seen == (GOLDEN_NONCE, ALICE.ss58_address)
 
 
@@ -209,7 +215,7 @@ def test_the_published_ed25519_vector_holds_in_the_installed_sdk():
         sender_ss58=sender,
         receiver_ss58=BOB.ss58_address,
     )
-    assert wire.verify(payload, bytes.fromhex(signature[2:]), sender, CRYPTO_ED25519)
+    assert server_module.verify(payload, bytes.fromhex(signature[2:]), sender, CRYPTO_ED25519)
 
 
 def test_the_sdk_is_told_the_scheme_exactly_when_its_verify_takes_it(monkeypatch):
@@ -222,23 +228,23 @@ def test_the_sdk_is_told_the_scheme_exactly_when_its_verify_takes_it(monkeypatch
 
     for verify in (verify_of_11_3_0, verify_of_11_3_2):
         monkeypatch.setattr(http_auth, "verify", verify)
-        assert wire._verify(signed(), QUERY, "/rebalance", BOB.ss58_address, None)[1] == ALICE.ss58_address
+        assert server_module._verify(signed(), QUERY, "/rebalance", BOB.ss58_address, None)[1] == ALICE.ss58_address
 
 
 def test_nonces_are_remembered_for_twice_the_time_they_are_fresh():
-    assert wire.NONCE_RETENTION_SECONDS >= 2 * (wire.MAX_AGE_SECONDS + wire.MAX_SKEW_SECONDS)
+    assert server_module.NONCE_RETENTION_SECONDS >= 2 * (signing.MAX_AGE_SECONDS + signing.MAX_SKEW_SECONDS)
 
 
 def test_the_answer_payload_is_six_lines():
     sha256_of_braces = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # printf '{}' | sha256sum
     expected = "alm-answer/1\nV\nM\n12\n" + "ab" * 32 + "\n" + sha256_of_braces
-    assert wire.answer_payload("ab" * 32, 12, "V", "M", b"{}") == expected.encode()
+    assert signing.answer_payload("ab" * 32, 12, "V", "M", b"{}") == expected.encode()
 
 
 def stored_answer() -> dict:
     """What a validator keeps of one answer, made without the network."""
     nonce, request_digest = 1_760_000_000_000_000_000, digest(QUERY)
-    payload = wire.answer_payload(request_digest, nonce, ALICE.ss58_address, BOB.ss58_address, ANSWER)
+    payload = signing.answer_payload(request_digest, nonce, ALICE.ss58_address, BOB.ss58_address, ANSWER)
     return {
         "request_digest": request_digest,
         "nonce": nonce,
@@ -251,7 +257,7 @@ def stored_answer() -> dict:
 
 def test_a_third_party_verifies_stored_answers_and_notices_every_change():
     stored = stored_answer()
-    assert wire.verify_answer(**stored)
+    assert signing.verify_answer(**stored)
     changes = {
         "request_digest": digest(b"other"),
         "nonce": stored["nonce"] + 1,
@@ -261,13 +267,13 @@ def test_a_third_party_verifies_stored_answers_and_notices_every_change():
         "signature": EVE.sign(b"").hex(),
     }
     for name, other in changes.items():
-        assert not wire.verify_answer(**(stored | {name: other})), name
+        assert not signing.verify_answer(**(stored | {name: other})), name
 
 
 @pytest.mark.parametrize("junk", ["", "x", "0" * 48, "1" * 48, "zz" * 64, "ab" * 64, "é" * 128, "1" * 100_000])
 @pytest.mark.parametrize("name", ["request_digest", "validator_hotkey", "miner_hotkey", "signature"])
 def test_stored_junk_is_no_answer_and_no_error(name, junk):
-    assert not wire.verify_answer(**(stored_answer() | {name: junk}))
+    assert not signing.verify_answer(**(stored_answer() | {name: junk}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,7 +289,7 @@ def test_an_ask_brings_back_the_signed_answer_with_all_that_is_stored():
             return ANSWER
 
         before = time.time_ns()
-        async with miner(handler) as port, wire.client_session(2) as session:
+        async with miner(handler) as port, client.client_session(2) as session:
             replies = [await ask(port, session) for _ in range(3)]
         assert seen == [(ALICE.ss58_address, QUERY)] * 3
         assert len({reply.nonce for reply in replies}) == len({reply.signature for reply in replies}) == 3
@@ -291,7 +297,7 @@ def test_an_ask_brings_back_the_signed_answer_with_all_that_is_stored():
             assert (reply.code, reply.detail, reply.body) == (Code.ACCEPTED, "", ANSWER)
             assert reply.request_digest == digest(QUERY)
             assert before <= reply.nonce <= reply.arrived_ns <= time.time_ns()
-            assert wire.verify_answer(
+            assert signing.verify_answer(
                 request_digest=reply.request_digest,
                 nonce=reply.nonce,
                 validator_hotkey=ALICE.ss58_address,
@@ -331,9 +337,9 @@ def test_on_a_real_network_an_address_that_is_not_public_is_refused_before_conne
         async def connect(*_, **__):
             raise AssertionError("it connected")
 
-        async with wire.client_session(1) as session:
+        async with client.client_session(1) as session:
             monkeypatch.setattr(session.connector, "connect", connect)
-            return await wire.ask(
+            return await client.ask(
                 session,
                 f"http://{host}:8091/rebalance",
                 QUERY,
@@ -351,7 +357,7 @@ def test_on_a_real_network_an_address_that_is_not_public_is_refused_before_conne
 
 @pytest.mark.parametrize("host", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "223.255.255.1", "2606:4700::1"])
 def test_public_addresses_are_public(host):
-    assert wire.is_public(host)
+    assert client.is_public(host)
 
 
 def test_what_is_public_is_global_for_the_standard_library_too_and_most_of_the_reverse():
@@ -361,7 +367,7 @@ def test_what_is_public_is_global_for_the_standard_library_too_and_most_of_the_r
         bits = (32, 125)[number % 2]
         ip = ipaddress.ip_address(random_.getrandbits(bits) + (bits == 125) * 2**125)  # the latter in 2000::/3
         theirs = ip.is_global and not (ip.is_multicast or ip.is_reserved)
-        ours = wire.is_public(str(ip))
+        ours = client.is_public(str(ip))
         assert theirs or not ours, ip
         public, agreed = public + ours, agreed + (ours == theirs)
     assert 15_000 < public < 19_500 and agreed > 19_980
@@ -426,7 +432,7 @@ def test_a_header_beyond_the_limit_is_not_even_parsed(verify_calls):
 def test_a_nonce_is_plain_ascii_digits(nonce):
     request = SimpleNamespace(headers=CIMultiDict(signed() | {"X-Bittensor-Nonce": nonce}))
     with pytest.raises(ProtocolError) as error:
-        wire._auth_headers(request)
+        server_module._auth_headers(request)
     assert error.value.code is Code.AUTH_MALFORMED
 
 
@@ -464,8 +470,8 @@ def test_the_signature_covers_body_target_sender_and_receiver():
 
 
 def test_old_and_future_requests_are_stale():
-    assert refusal(signed(age_seconds=wire.MAX_AGE_SECONDS + 1)) == (401, "auth_stale")
-    assert refusal(signed(age_seconds=-wire.MAX_SKEW_SECONDS - 5)) == (401, "auth_stale")
+    assert refusal(signed(age_seconds=signing.MAX_AGE_SECONDS + 1)) == (401, "auth_stale")
+    assert refusal(signed(age_seconds=-signing.MAX_SKEW_SECONDS - 5)) == (401, "auth_stale")
 
 
 @pytest.mark.parametrize(
@@ -477,7 +483,7 @@ def test_a_stale_request_is_told_that_clocks_differ_and_by_how_much(age_seconds,
     now = int(headers["X-Bittensor-Nonce"]) + int(age_seconds * 1e9)
     monkeypatch.setattr(time, "time_ns", lambda: now)
     with pytest.raises(ProtocolError) as error:
-        wire._verify(headers, QUERY, "/rebalance", BOB.ss58_address, None)
+        server_module._verify(headers, QUERY, "/rebalance", BOB.ss58_address, None)
     assert error.value.code is Code.AUTH_STALE
     assert told in error.value.detail and "clocks differ" in error.value.detail and "NTP" in error.value.detail
 
@@ -511,7 +517,7 @@ def test_a_signature_over_a_wallets_bytes_text_does_not_count():
     )
     assert refusal(headers | {"X-Bittensor-Signature": "0x" + ALICE.sign(payload).hex()}, path="/other")[0] == 401
     wrapped = ALICE.sign(b"<Bytes>" + payload + b"</Bytes>")
-    assert wire.verify(payload, wrapped, ALICE.ss58_address, CRYPTO_SR25519)  # the SDK alone would take it
+    assert server_module.verify(payload, wrapped, ALICE.ss58_address, CRYPTO_SR25519)  # the SDK alone would take it
     assert refusal(headers | {"X-Bittensor-Signature": "0x" + wrapped.hex()}) == (401, "auth_signature")
 
 
@@ -587,7 +593,7 @@ def test_callers_who_leave_at_any_stage_do_not_disturb_the_next_one():
 
 
 def test_a_connection_without_a_complete_header_is_closed(monkeypatch):
-    monkeypatch.setattr(wire, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.2)
 
     async def main():
         async with miner() as port:
@@ -652,7 +658,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate():
     rng = random.Random(1)
     for _ in range(200):
         now, rate, burst = 0.0, rng.choice([0.5, 1.0, 8.0]), rng.randint(1, 5)
-        limit, granted, refused = wire.RateLimit(rate, burst, lambda: now), [], 0  # noqa: B023
+        limit, granted, refused = server_module.RateLimit(rate, burst, lambda: now), [], 0  # noqa: B023
         for _ in range(60):
             now += rng.choice([0.0, 0.0, 0.125, 0.25, 1.0])  # binary fractions: exact
             tokens = min(
@@ -669,7 +675,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate():
 
 def test_full_buckets_are_forgotten_and_keys_are_apart():
     now = 0.0
-    limit = wire.RateLimit(1.0, 2, lambda: now)
+    limit = server_module.RateLimit(1.0, 2, lambda: now)
     assert [limit.take("a") for _ in range(3)] == [True, True, False]
     assert limit.take("b")
     for n in range(1000):
@@ -680,10 +686,10 @@ def test_full_buckets_are_forgotten_and_keys_are_apart():
 
 
 def test_an_ipv6_host_has_one_bucket_for_its_64_bit_network():
-    assert wire._address_key("10.0.0.1") != wire._address_key("10.0.0.2")
-    assert wire._address_key("2001:db8::1") == wire._address_key("2001:db8::ffff:1")
-    assert wire._address_key("2001:db8::1") != wire._address_key("2001:db8:0:1::1")
-    assert wire._address_key("fe80::1%eth0") == wire._address_key("fe80::2")
+    assert server_module._address_key("10.0.0.1") != server_module._address_key("10.0.0.2")
+    assert server_module._address_key("2001:db8::1") == server_module._address_key("2001:db8::ffff:1")
+    assert server_module._address_key("2001:db8::1") != server_module._address_key("2001:db8:0:1::1")
+    assert server_module._address_key("fe80::1%eth0") == server_module._address_key("fe80::2")
 
 
 @pytest.mark.parametrize(
@@ -693,7 +699,7 @@ def test_an_ipv6_host_has_one_bucket_for_its_64_bit_network():
 def test_too_many_requests_are_refused_until_time_passes(limits):
     async def main():
         now = 1000.0
-        async with miner(clock=lambda: now, **limits) as port, wire.client_session(1) as session:
+        async with miner(clock=lambda: now, **limits) as port, client.client_session(1) as session:
             replies = [await ask(port, session) for _ in range(4)]
             assert [reply.code for reply in replies] == [Code.ACCEPTED] * 3 + [Code.HTTP_STATUS]
             assert replies[3].detail.startswith("429 rate_limited: ")
@@ -742,7 +748,7 @@ def test_a_full_server_is_busy_at_once_and_serves_again_when_there_is_room():
             await leave.wait()
             return ANSWER
 
-        async with miner(slow, max_handling=2) as port, wire.client_session(4) as session:
+        async with miner(slow, max_handling=2) as port, client.client_session(4) as session:
             held = [asyncio.create_task(ask(port, session)) for _ in range(2)]
             for _ in held:
                 await entered.acquire()
@@ -805,7 +811,7 @@ def test_a_handler_refuses_with_its_own_code():
             return reply["detail"], (await ask(port)).detail
 
     raw_detail, told = asyncio.run(main())
-    assert raw_detail.isprintable() and len(raw_detail) == wire.MAX_DETAIL_CHARS
+    assert raw_detail.isprintable() and len(raw_detail) == client.MAX_DETAIL_CHARS
     assert told.startswith(f"400 tick_spacing: {detail}?")
 
 
@@ -826,7 +832,7 @@ def raw(head: str, body: bytes = b"") -> bytes:
 
 
 JSON = "HTTP/1.1 200 OK\nContent-Type: application/json"
-SIG = f"{wire.ANSWER_HEADER}: {'ab' * 64}"
+SIG = f"{signing.ANSWER_HEADER}: {'ab' * 64}"
 
 
 @pytest.mark.parametrize(
@@ -863,7 +869,7 @@ SIG = f"{wire.ANSWER_HEADER}: {'ab' * 64}"
         (raw(f"{JSON}\nContent-Length: 2", b"{}"), Code.REPLY_SIGNATURE, "0 headers"),
         (raw(f"{JSON}\n{SIG}\n{SIG}\nContent-Length: 2", b"{}"), Code.REPLY_SIGNATURE, "2 headers"),
         (raw(f"{JSON}\n{SIG}\nContent-Length: 2", b"{}"), Code.REPLY_SIGNATURE, "not signed by 5FHne"),
-        (raw(f"{JSON}\n{wire.ANSWER_HEADER}: zz\nContent-Length: 2", b"{}"), Code.REPLY_SIGNATURE, "not signed"),
+        (raw(f"{JSON}\n{signing.ANSWER_HEADER}: zz\nContent-Length: 2", b"{}"), Code.REPLY_SIGNATURE, "not signed"),
         (raw(f"{JSON}\nX-Long: {'x' * 70_000}"), Code.UNREACHABLE, "400"),
         (raw(f"{JSON}\n" + "\n".join(f"X-{n}: 1" for n in range(3000))), Code.UNREACHABLE, "400"),
         (raw(f"{JSON}\n{SIG}\nContent-Length: -5"), Code.UNREACHABLE, "400"),
@@ -893,7 +899,7 @@ def test_a_peers_refusal_is_cut_and_made_printable():
         body = json.dumps({"code": "busy", "detail": text}).encode()
         got = ask_peer(says(raw(f"HTTP/1.1 503 B\nContent-Length: {len(body)}", body)))
         assert got.detail.startswith("503 busy: ")
-        assert len(got.detail) <= wire.MAX_DETAIL_CHARS and got.detail.isascii() and got.detail.isprintable()
+        assert len(got.detail) <= client.MAX_DETAIL_CHARS and got.detail.isascii() and got.detail.isprintable()
 
 
 def test_a_gzip_bomb_stays_packed():
@@ -1015,7 +1021,7 @@ def test_replies_behind_the_answer_are_not_parsed(pause_seconds, monkeypatch):
             await writer.drain()
 
     async def main():
-        async with peer(behave) as port, wire.client_session(1) as session:
+        async with peer(behave) as port, client.client_session(1) as session:
             reply = await ask(port, session)
             await asyncio.sleep(2 * pause_seconds)
             return reply
@@ -1073,8 +1079,8 @@ def test_a_connection_closed_before_the_request_is_read_is_unreachable():
 )
 def test_an_impossible_address_is_unreachable(url):
     async def main():
-        async with wire.client_session(1) as session:
-            return await wire.ask(
+        async with client.client_session(1) as session:
+            return await client.ask(
                 session,
                 url,
                 QUERY,
@@ -1091,9 +1097,9 @@ def test_a_key_that_cannot_sign_is_the_askers_own_error():
     public_only = Keypair(ss58_address=ALICE.ss58_address)
 
     async def main():
-        async with wire.client_session(1) as session:
+        async with client.client_session(1) as session:
             options = {"keypair": public_only, "receiver": BOB.ss58_address, "total_seconds": 1, "max_reply_bytes": 1}
-            await wire.ask(session, "http://127.0.0.1:1/", QUERY, **options)
+            await client.ask(session, "http://127.0.0.1:1/", QUERY, **options)
 
     with pytest.raises(ValueError, match="private key"):
         asyncio.run(main())
@@ -1141,7 +1147,7 @@ def test_whatever_bytes_a_peer_sends_an_ask_ends_in_a_code():
         writer.write(reply)
 
     async def main():
-        async with peer(behave) as port, wire.client_session(1) as session:
+        async with peer(behave) as port, client.client_session(1) as session:
             return [await ask(port, session, total_seconds=1.0) for _ in range(300)]
 
     replies = asyncio.run(main())
@@ -1154,7 +1160,7 @@ def test_one_bad_peer_does_not_disturb_the_others():
         await asyncio.sleep(60)
 
     async def main():
-        async with miner() as good, peer(silent) as bad, wire.client_session(30) as session:
+        async with miner() as good, peer(silent) as bad, client.client_session(30) as session:
             return await asyncio.gather(*(ask(port, session, total_seconds=1.5) for port in [good, bad] * 10))
 
     codes = [reply.code for reply in asyncio.run(main())]
@@ -1183,9 +1189,9 @@ def test_a_cancelled_ask_is_cancelled():
 def test_a_busy_port_is_one_line_with_the_fix():
     async def main():
         async with miner() as port:
-            app = wire.build_app(keypair=EVE, gate=gate_of(), routes={})
-            with pytest.raises(wire.WireError) as error:
-                async with wire.serve(app, "127.0.0.1", port):
+            app = server_module.build_app(keypair=EVE, gate=gate_of(), routes={})
+            with pytest.raises(signing.WireError) as error:
+                async with server_module.serve(app, "127.0.0.1", port):
                     pass
             return str(error.value), port
 
@@ -1196,10 +1202,10 @@ def test_a_busy_port_is_one_line_with_the_fix():
 @pytest.mark.parametrize(("host", "port"), [("203.0.113.1", 0), ("127.0.0.1", 70_000), ("no.such.host.invalid", 0)])
 def test_an_impossible_place_to_listen_is_one_line(host, port):
     async def main():
-        async with wire.serve(wire.build_app(keypair=BOB, gate=gate_of(), routes={}), host, port):
+        async with server_module.serve(server_module.build_app(keypair=BOB, gate=gate_of(), routes={}), host, port):
             pass
 
-    with pytest.raises(wire.WireError) as error:
+    with pytest.raises(signing.WireError) as error:
         asyncio.run(main())
     assert host in str(error.value) and "\n" not in str(error.value)
 

@@ -14,20 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from markets import magnitude, random_limit
+from random_calls import magnitude, random_limit
 
+from liquidity.calls import find_call
+from liquidity.events import Event, ReplayError
+from liquidity.replay import Snapshot, apply_event
+from liquidity.slipstream import SlipstreamPool
 from protocol import Position
-from recording import Event, ReplayError, Snapshot, apply_event, find_call
-from sim import (
-    MAX_TICK,
-    MIN_TICK,
-    Pool,
-    PoolError,
-    SlipstreamPool,
-    amounts_of,
-    sqrt_ratio_at_tick,
-    tick_at_sqrt_ratio,
-)
+from sim import MAX_TICK, MIN_TICK, Pool, PoolError, amounts_of, sqrt_ratio_at_tick, tick_at_sqrt_ratio
 
 VAULT = "vault"
 

@@ -1,0 +1,369 @@
+"""The Bittensor seam: what a chain is to everything else, in plain values. No SDK here.
+
+Amounts are rao, neurons are known by hotkey; a write ends in an outcome that says what to do next.
+Read next: `local.py` (the embedded chain), `subtensor.py` (the real ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
+from functools import cached_property
+from typing import Protocol
+
+BLOCK_SECONDS = 12  # Bittensor's block time
+U16_MAX = 2**16 - 1  # the largest weight of a stored vector
+
+
+class ChainError(Exception):
+    """The chain did not answer, or cannot do what was asked; the message says what, why and the fix, in one line."""
+
+
+class NoSuchSubnet(ChainError):
+    """The network has no subnet with this netuid: no retry helps."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is read
+
+
+@dataclass(frozen=True, slots=True)
+class Neuron:
+    """One uid of the subnet as it is now. Uids are recycled: remember neurons by hotkey.
+
+    Attributes:
+        permit: may set weights for others (the subnet's validator permit).
+        stake_rao: all stake that counts for the hotkey in this subnet, whoever owns it (on Bittensor: its stake weight,
+            alpha and the counted part of its root TAO).
+        address: `host:port` or `[v6]:port` as published, None if never; chosen by the hotkey's holder: hostile input.
+        last_update_block: when its mechanism 0 weights were last set; the block of registration before that.
+    """
+
+    uid: int
+    hotkey: str
+    coldkey: str
+    permit: bool
+    stake_rao: int
+    address: str | None
+    registered_block: int
+    last_update_block: int
+
+
+@dataclass(frozen=True)
+class Metagraph:
+    """The subnet at one block; `neurons` in the order of their uids."""
+
+    netuid: int
+    block: int
+    tempo: int
+    owner_hotkey: str
+    owner_coldkey: str
+    neurons: tuple[Neuron, ...]
+
+    @cached_property
+    def _index(self) -> dict[str, Neuron]:
+        return {neuron.hotkey: neuron for neuron in self.neurons}
+
+    def by_hotkey(self, hotkey: str) -> Neuron | None:
+        """The neuron registered with `hotkey`, None if there is none at this block."""
+        return self._index.get(hotkey)
+
+    def burn_uid(self) -> int | None:
+        """The uid whose weight nobody is paid for: the chain withholds what the owner's neurons earn as miners.
+
+        Returns:
+            The owner hotkey's uid, else the lowest uid of the owner's coldkey, else None: the owner is not registered,
+            no uid is safe to burn to. Ownership moves and uids are recycled, so ask a fresh metagraph each time.
+        """
+        if owner := self.by_hotkey(self.owner_hotkey):
+            return owner.uid
+        return next((neuron.uid for neuron in self.neurons if neuron.coldkey == self.owner_coldkey), None)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochInfo:
+    """The epoch cycle. An epoch has happened when `last_epoch_block` advanced: owners trigger epochs and change the
+    tempo, so `next_epoch_block` (None: no epoch is due, tempo 0) is only the present expectation."""
+
+    last_epoch_block: int
+    tempo: int
+    next_epoch_block: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightParams:
+    """What decides whether the chain takes a hotkey's weights.
+
+    Attributes:
+        rate_limit_blocks: weights are taken when `block - last_update_block >= rate_limit_blocks`.
+        min_allowed_weights: the fewest non-zero weights (a single weight on oneself is exempt).
+        max_weight: the largest part one uid may have, in units of 1/65535; 65535 is no limit.
+        version_key: ours must be at least this; 0 accepts any.
+        commit_reveal: weights are committed now and shown later.
+        last_update_block: of this hotkey on this mechanism; None if it is not registered.
+        unrevealed_commits: commits of this hotkey on this mechanism that are still to be shown.
+    """
+
+    rate_limit_blocks: int
+    min_allowed_weights: int
+    max_weight: int
+    version_key: int
+    commit_reveal: bool
+    last_update_block: int | None
+    unrevealed_commits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The pool in which a subnet's alpha is traded for TAO, at one block.
+
+    Attributes:
+        price_rao: spot price, rao of TAO for one whole alpha (1e9 rao of alpha).
+        moving_price: the chain's moving average of the price, TAO per alpha, exact; it lags and is hard to move.
+        tao_in_rao, alpha_in_rao: the pool's two sides.
+        alpha_out_rao: alpha outside the pool.
+    """
+
+    netuid: int
+    block: int
+    price_rao: int
+    moving_price: Fraction
+    tao_in_rao: int
+    alpha_in_rao: int
+    alpha_out_rao: int
+
+
+@dataclass(frozen=True, slots=True)
+class StakeMove:
+    """One stake move or transfer by this coldkey that the chain applied, as its own events record it.
+
+    Attributes:
+        extrinsic: `BLOCK-INDEX`, as explorers show it; no two moves have the same.
+        dest_coldkey: who owns the stake now; the mover itself when only the hotkey changed.
+    """
+
+    extrinsic: str
+    block: int
+    origin_hotkey: str
+    dest_hotkey: str
+    dest_coldkey: str
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is written
+
+
+class WriteCode(StrEnum):
+    """The kind of a write's result; the values are those of the SDK's `ErrorCode`, and `ok`."""
+
+    OK = "ok"
+    RATE_LIMITED = "rate_limited"
+    NOT_REGISTERED = "not_registered"
+    NOT_AUTHORIZED = "not_authorized"
+    INSUFFICIENT_BALANCE = "insufficient_balance"
+    INVALID_ARGUMENT = "invalid_argument"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    SUBNET_NOT_EXISTS = "subnet_not_exists"
+    SUBTOKEN_DISABLED = "subtoken_disabled"
+    INSUFFICIENT_LIQUIDITY = "insufficient_liquidity"
+    ALREADY_EXISTS = "already_exists"
+    NOT_FOUND = "not_found"
+    DISABLED = "disabled"
+    TOO_EARLY = "too_early"
+    EXPIRED = "expired"
+    UNIT_MISMATCH = "unit_mismatch"
+    POLICY_VIOLATION = "policy_violation"
+    INTERNAL = "internal"
+    UNKNOWN = "unknown"
+
+
+class Next(StrEnum):
+    """What the caller of a write may do next: a closed list."""
+
+    NOTHING = "nothing"  # done, or refused for a reason that only a change on our side or a person removes
+    SIGN_AGAIN = "sign_again"  # certainly not applied, and the same call may pass now
+    WAIT_BLOCKS = "wait_blocks"  # not applied; the same call may pass after `wait_blocks` blocks
+    READ_STATE_FIRST = "read_state_first"  # fate unknown: it may have been applied
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOutcome:
+    """How one write ended. Writes do not raise.
+
+    Attributes:
+        ok: applied (under commit-reveal: the commit was).
+        code: the kind of result.
+        name: the chain's name of the error, or the exception's type when it never reached the chain; empty when ok.
+        next: what may be done next.
+        detail: one line with the values, for people.
+        block: the chain's block when it ended, as far as it was seen.
+        wait_blocks: with `Next.WAIT_BLOCKS`, how many; with `Next.READ_STATE_FIRST`, after how many what the state
+            shows is final, because the write can no longer land; else 0.
+    """
+
+    ok: bool
+    code: WriteCode
+    name: str
+    next: Next
+    detail: str
+    block: int
+    wait_blocks: int = 0
+
+
+Weights = Mapping[int, int | Fraction | Decimal]
+"""Exact numbers >= 0 by uid; only their ratios matter."""
+
+
+def u16_weights(weights: Weights) -> dict[int, int]:
+    """Weights as the chain stores them: the largest becomes 65535, the rest in proportion, half to even, zeros dropped.
+
+    Args:
+        weights: not floats, and not all zero.
+
+    Returns:
+        1 to 65535 by uid, in the order of the uids.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or none is above zero.
+
+    Source: the SDK's `intents.weights.normalize`, here without floats.
+    """
+    try:
+        exact = {uid: Fraction(weight) for uid, weight in sorted(weights.items())}
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"a weight is not finite: {error}") from None
+    if negative := [uid for uid, weight in exact.items() if weight < 0]:
+        raise ValueError(f"the weight of uid {negative[0]} is negative: {weights[negative[0]]}")
+    largest = max(exact.values(), default=0)
+    if not largest:
+        raise ValueError(f"none of {len(weights)} weights is above zero")
+    scaled = {uid: round(weight * U16_MAX / largest) for uid, weight in exact.items()}
+    return {uid: value for uid, value in scaled.items() if value}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The protocol
+
+
+class Chain(Protocol):
+    """One subnet, seen and acted upon with one wallet: the hotkey signs weights and serving, the coldkey moves stake.
+
+    Every method has its own total deadline. Reads raise `ChainError`; writes return a `WriteOutcome` and never raise.
+    """
+
+    hotkey: str
+    coldkey: str
+
+    async def block(self) -> int:
+        """The newest block's number."""
+        ...
+
+    async def metagraph(self, block: int | None = None) -> Metagraph:
+        """The whole subnet at one block, by default the newest."""
+        ...
+
+    async def epoch(self) -> EpochInfo:
+        """Last and next epoch, see `EpochInfo` for how to detect one."""
+        ...
+
+    async def weight_params(self, hotkey: str, mechid: int = 0) -> WeightParams:
+        """What decides whether weights of `hotkey` would be taken on this mechanism now."""
+        ...
+
+    async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> WriteOutcome:
+        """Replace this hotkey's weight vector on a mechanism.
+
+        Args:
+            weights: `u16_weights` says what is stored of them.
+            version_key: of the code that made them, 0 to 2**64 - 1.
+            mechid: the subnet's mechanism, 0 unless the subnet has several.
+        """
+        ...
+
+    async def weights_of(self, uid: int, mechid: int = 0) -> dict[int, int]:
+        """The vector in force of the validator `uid`, as stored (under commit-reveal: as revealed).
+
+        Returns:
+            1 to 65535 by uid, empty if there is none. It may name uids that were recycled since.
+        """
+        ...
+
+    async def stake(self, hotkey: str, coldkey: str) -> int:
+        """Rao that `coldkey` has on `hotkey` in this subnet; on Bittensor, shares of a pool, rounded down: a move of n
+        rao may show as n - 1 at its destination."""
+        ...
+
+    async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
+        """Move this coldkey's stake from one hotkey to another within the subnet."""
+        ...
+
+    async def transfer_stake(
+        self, hotkey: str, dest_coldkey: str, amount_rao: int, dest_hotkey: str | None = None
+    ) -> WriteOutcome:
+        """Give this coldkey's stake on `hotkey` to another coldkey; cannot be undone.
+
+        Args:
+            dest_hotkey: where it lands, moved and given in one step; by default it stays on `hotkey`.
+        """
+        ...
+
+    async def free_balance(self) -> int | None:
+        """Free TAO of this coldkey in rao, from which fees are paid; None on a chain without fees."""
+        ...
+
+    async def pools(self, block: int | None = None) -> dict[int, Pool]:
+        """The pools of all subnets by netuid, at one block; a chain without pools has none."""
+        ...
+
+    async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
+        """What this coldkey moved and transferred in these blocks, both included, in order: what became of a write
+        whose fate is unknown.
+
+        Raises:
+            ChainError: also when the node no longer has one of these blocks.
+        """
+        ...
+
+    async def serve(self, host: str, port: int) -> WriteOutcome:
+        """Publish where this hotkey's server is reached.
+
+        Args:
+            host: an IPv4 or IPv6 address, not a name.
+            port: 1 to 65535.
+        """
+        ...
+
+
+async def vector_in_force(chain: Chain, weights: Weights, mechid: int = 0) -> WriteOutcome:
+    """What became of weights that were set: under commit-reveal an accepted commit may still be dropped at its reveal.
+
+    Args:
+        weights: as given to the last `set_weights` that was ok.
+
+    Returns:
+        ok when exactly these weights are in force for this hotkey; `WAIT_BLOCKS` while a commit is still to be
+        revealed; else `NotInForce`: the commit failed at its reveal (stake, permit or version key changed, or it
+        expired), or another vector replaced it.
+
+    Raises:
+        ChainError: the chain could not be read.
+    """
+    params = await chain.weight_params(chain.hotkey, mechid)  # before the weights: a reveal in between is then seen
+    metagraph = await chain.metagraph()
+    me = metagraph.by_hotkey(chain.hotkey)
+    if me is None:
+        name, detail = "HotKeyNotRegisteredInSubNet", f"hotkey {chain.hotkey} is not registered any more"
+        return WriteOutcome(False, WriteCode.NOT_REGISTERED, name, Next.NOTHING, f"{name}: {detail}", metagraph.block)
+    stored = await chain.weights_of(me.uid, mechid)
+    if stored == u16_weights(weights):
+        return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", metagraph.block)
+    if params.unrevealed_commits:
+        due = (await chain.epoch()).next_epoch_block or metagraph.block
+        detail = f"NotRevealed: {params.unrevealed_commits} commits are still to be revealed"
+        wait = max(1, due - metagraph.block)
+        return WriteOutcome(False, WriteCode.TOO_EARLY, "NotRevealed", Next.WAIT_BLOCKS, detail, metagraph.block, wait)
+    detail = f"NotInForce: uid {me.uid} has {len(stored)} other weights; look at its stake, permit and version key"
+    return WriteOutcome(False, WriteCode.UNKNOWN, "NotInForce", Next.NOTHING, detail, metagraph.block)

@@ -1,0 +1,186 @@
+"""Weights: what reputations are worth on the chain, set when they are due, each attempt and its fate on record.
+
+    weigher = Weigher(store, chain, dry_run=False)
+    outcome = await weigher.weigh(now, block)          # None: nothing is known yet
+
+An attempt ends in one row of the table `weights`: its code, the chain's name of the error, the block of the next try.
+What may pass by itself is tried again when `WriteOutcome.next` says; what only a person can mend as well, which costs
+nothing, for both chains refuse it before anything is signed. Under commit-reveal a vector is committed first, and read
+back once it should have been revealed. Who is told of all this is the caller's matter.
+Read next: `chain.py` (`WriteOutcome`), `scoring.py` (`job_shares`, `weight_vector`), `notify.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal
+
+import scoring
+from chain.base import Chain, Metagraph, Next, WriteCode, WriteOutcome, vector_in_force
+from protocol import Code
+from store import Attempt, Store
+
+DAY_SECONDS = 86_400
+RANKED_WINDOW_SECONDS = DAY_SECONDS  # who was ranked in half of this window's rounds shares the weights
+INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
+RETRY_BLOCKS = 25
+VERSION_KEY = 1000  # of the code that makes the vector; the subnet's owner may demand a least one
+
+log = logging.getLogger("weights")
+
+
+class Weigher:
+    """Sets one hotkey's weights from one store.
+
+    Args:
+        dry_run: compute and note the vector, and send nothing.
+    """
+
+    def __init__(self, store: Store, chain: Chain, dry_run: bool):
+        self.store, self.chain, self.dry_run = store, chain, dry_run
+
+    async def weigh(self, now: int, block: int) -> WriteOutcome | None:
+        """Turn reputations into weights if they are due, and note how it went.
+
+        Args:
+            now: market time, unix seconds; of rounds that end later nothing is seen.
+            block: the subnet chain's at that time.
+
+        Returns:
+            How the attempt, or the reading back of an earlier one, ended; None if nothing was due, or if it was
+            committed: what becomes of it is known when it is read back.
+
+        Raises:
+            ChainError: the chain could not be read; nothing was sent or noted.
+        """
+        last = await self.store.last_weights()
+        if (last and block < last.next_block) or not await self.store.has_scored(now):
+            return None
+        if last and last.code is Code.WEIGHTS_COMMITTED:
+            return await self._read_back(now, block, last)
+        metagraph = await self.chain.metagraph()
+        vector = scoring.weight_vector([(Decimal(1), await self._shares(now, metagraph))])
+        burn_uid = metagraph.burn_uid()
+        if burn_uid is None:
+            detail = "NoBurnUid: the owner has no neuron to burn to"
+            outcome = WriteOutcome(False, WriteCode.NOT_REGISTERED, "NoBurnUid", Next.NOTHING, detail, block)
+            return await self._note(now, block, vector, {}, Code.WEIGHTS_REJECTED, outcome, block + RETRY_BLOCKS)
+        uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
+        if self.dry_run:
+            done = WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", block)
+            return await self._note(now, block, vector, uids, Code.WEIGHTS_DRY_RUN, done, block + INTERVAL_BLOCKS)
+        lost = last is not None and last.code is Code.WEIGHTS_UNKNOWN
+        sent = ({}, last.uids) if lost else (vector, uids)
+        if outcome := await self._landed(now, block, metagraph, *sent, lost):
+            return outcome
+        hidden = (await self.chain.weight_params(self.chain.hotkey)).commit_reveal
+        outcome = await self.chain.set_weights(uids, VERSION_KEY)
+        at = max(block, outcome.block)  # the chain went on while it was written; it counts from there
+        if outcome.ok and hidden:
+            due = at + max(RETRY_BLOCKS, metagraph.tempo)
+            await self._note(now, at, vector, uids, Code.WEIGHTS_COMMITTED, outcome, due)
+            return None
+        code, wait = _verdict(outcome)
+        return await self._note(now, at, vector, uids, code, outcome, at + max(1, wait))
+
+    async def _shares(self, now: int, metagraph: Metagraph) -> list[tuple[Decimal, dict[str, Decimal]]]:
+        """Each active job's weight, and what its miners have earned of it."""
+        shares = []
+        for job in [job for job in await self.store.jobs() if job.active]:
+            finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
+            reputations = await self.store.reputations(job.job_id)
+            candidates = [
+                scoring.Candidate(
+                    hotkey,
+                    reputations[hotkey].standing.combined(job.settings.reputation),
+                    rounds,
+                    neuron.registered_block,
+                )
+                for hotkey, rounds in ranked.items()
+                if (neuron := metagraph.by_hotkey(hotkey))
+            ]
+            shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
+        return shares
+
+    async def _landed(
+        self,
+        now: int,
+        block: int,
+        metagraph: Metagraph,
+        vector: dict[str, Decimal],
+        uids: dict[int, Decimal],
+        lost: bool,
+    ) -> WriteOutcome | None:
+        """Note this vector if the chain took it since the last one noted, and nobody knew; else None.
+
+        Args:
+            lost: it was sent and its fate is unknown. Else a crash may have come between sending and noting: then only
+                a vector in force is believed, for of a commit nobody can see what is in it.
+        """
+        own = metagraph.by_hotkey(self.chain.hotkey)
+        if own is None or own.last_update_block <= await self.store.weights_noted():
+            return None
+        outcome = await vector_in_force(self.chain, uids)
+        if not outcome.ok and not (lost and outcome.next is Next.WAIT_BLOCKS):
+            return None
+        return await self._note_fate(now, block, own.last_update_block, vector, uids, outcome)
+
+    async def _read_back(self, now: int, block: int, commit: Attempt) -> WriteOutcome:
+        """What became of a commit: revealed, not yet, or dropped by the chain."""
+        outcome = await vector_in_force(self.chain, commit.uids)
+        return await self._note_fate(now, block, commit.block, {}, commit.uids, outcome)
+
+    async def _note_fate(
+        self,
+        now: int,
+        block: int,
+        taken_block: int,
+        vector: dict[str, Decimal],
+        uids: dict[int, Decimal],
+        outcome: WriteOutcome,
+    ) -> WriteOutcome:
+        """Note what `vector_in_force` says of a vector that the chain took at `taken_block`: the interval's start."""
+        if outcome.ok:
+            due = max(block + 1, taken_block + INTERVAL_BLOCKS)
+            return await self._note(now, block, vector, uids, Code.WEIGHTS_SET, outcome, due)
+        if outcome.next is Next.WAIT_BLOCKS:
+            due = block + max(RETRY_BLOCKS, outcome.wait_blocks)
+            return await self._note(now, taken_block, {}, uids, Code.WEIGHTS_COMMITTED, outcome, due)
+        return await self._note(now, block, {}, uids, Code.WEIGHTS_REJECTED, outcome, block + RETRY_BLOCKS)
+
+    async def _note(
+        self,
+        now: int,
+        block: int,
+        vector: dict[str, Decimal],
+        uids: dict[int, Decimal],
+        code: Code,
+        outcome: WriteOutcome,
+        due: int,
+    ) -> WriteOutcome:
+        await self.store.add_weights(now, block, vector, uids, code, outcome.name, outcome.detail, due)
+        bad = code in (Code.WEIGHTS_REJECTED, Code.WEIGHTS_UNKNOWN)
+        shown = ", ".join(f"uid {uid} {float(weight):.3f}" for uid, weight in uids.items()) or "no weights"
+        reason = f" ({outcome.detail})" if outcome.name else ""
+        log.log(
+            logging.WARNING if bad else logging.INFO,
+            "%s at block %d: %s%s; next try at block %d",
+            code,
+            block,
+            shown,
+            reason,
+            due,
+        )
+        return outcome
+
+
+def _verdict(outcome: WriteOutcome) -> tuple[Code, int]:
+    """What an attempt's outcome is called, and after how many blocks the next one follows."""
+    if outcome.ok:
+        return Code.WEIGHTS_SET, INTERVAL_BLOCKS
+    return {
+        Next.WAIT_BLOCKS: (Code.WEIGHTS_TOO_SOON, outcome.wait_blocks),
+        Next.SIGN_AGAIN: (Code.WEIGHTS_REJECTED, 1),
+        Next.READ_STATE_FIRST: (Code.WEIGHTS_UNKNOWN, outcome.wait_blocks),
+        Next.NOTHING: (Code.WEIGHTS_REJECTED, RETRY_BLOCKS),
+    }[outcome.next]

@@ -1,0 +1,108 @@
+"""What is needed to run here, line by line: `ok`, `warn` (it runs, but look) or `FAIL`, each with its fix.
+
+    python validator.py doctor [--dir local] [--db FILE] [--port 8091]
+    python validator.py doctor --netuid N --wallet NAME --wallet-hotkey NAME     and the wallet, and what the chain says
+    python validator.py doctor --rpc URL --pool 0x.. --vault 0x..        and whether a real market can be opened there
+    python -m doctor                    the same where validator.py itself does not start: a package is missing
+
+Exit code 0 when nothing fails, else 1. Nothing is changed, and nothing leaves this machine unless a subnet or a node is
+named: then they are asked, each node for some 1,100 small things. This file needs only the standard library, and no
+particular Python, to say what is missing.
+Read next: `store.py` (the databases), `settings.py` (the options).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from doctor.finding import FAIL, OK, WARN, Finding
+from doctor.machine import check_clock, check_database, check_folder, check_packages, check_port, check_python
+from doctor.network import check_subnet
+from doctor.pool import check_market
+from runtime.options import add_chain_options, add_market_options, resolve
+from runtime.process import UserError
+
+DEFAULT_PORT = 8091  # of miner.py
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options; those that `validator.py` has too are only set when given."""
+    suppress = argparse.SUPPRESS
+    parser.add_argument("--dir", default=suppress, help="folder of the databases (default: local, or netuid-N)")
+    parser.add_argument("--db", default=suppress, metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help=f"where a miner would listen (default: {DEFAULT_PORT})"
+    )
+    add_chain_options(parser)
+    add_market_options(parser)
+
+
+def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
+    """All checks.
+
+    Args:
+        folder: of the local subnet.
+        jobs: the jobs database; the pool events' is beside it.
+        port: of a miner.
+    """
+    yield from check_python()
+    yield from check_packages(Path(__file__).parents[1] / "requirements.txt")
+    yield from check_port(port)
+    yield from check_clock(folder / "chain.sqlite3")
+    yield from check_folder(folder)
+    try:
+        from chain.local import MIGRATIONS
+        from store import EVENTS_SCHEMA, JOBS_SCHEMA
+
+        versions = len(JOBS_SCHEMA), len(EVENTS_SCHEMA), len(MIGRATIONS)
+    except (ImportError, TypeError) as error:  # TypeError: of a Python too old for its dataclasses
+        yield Finding(WARN, f"the databases' versions are not compared: {error}", "mend the lines above first")
+        versions = None, None, None
+    events = jobs.with_name(f"{jobs.stem}.events.sqlite3")
+    yield from check_database("jobs database", jobs, versions[0])
+    yield from check_database("events database", events, versions[1])
+    yield from check_database("chain ledger", folder / "chain.sqlite3", versions[2])
+
+
+def _all(options: argparse.Namespace) -> Iterator[Finding]:
+    problem = None
+    try:
+        if not hasattr(options, "sources"):
+            resolve(options)
+    except UserError as error:
+        problem = Finding(FAIL, str(error))
+    netuid, database = getattr(options, "netuid", None), getattr(options, "db", None)
+    folder = Path(getattr(options, "dir", None) or ("local" if netuid is None else f"netuid-{netuid}"))
+    yield from examine(folder, Path(database) if database else folder / "validator.sqlite3", options.port)
+    if problem:
+        yield problem
+    else:
+        yield from check_subnet(options)
+        yield from check_market(options)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print all findings; returns the exit code."""
+    levels = []
+    for finding in _all(options):
+        levels.append(finding.level)
+        print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""), flush=True)
+    print(f"{levels.count(FAIL)} FAIL, {levels.count(WARN)} warn, {levels.count(OK)} ok")
+    return 1 if FAIL in levels else 0
+
+
+def main(argv: list | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m doctor", description="What is needed to run, each with its fix.")
+    add_options(parser)
+    return report(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""What a pool's contract answers, Uniswap V3 or Slipstream: what it is, its state, its ticks, a snapshot.
+
+Read first: `abi.py`. Read next: `manager.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from evm.abi import (
+    CL_LOGS,
+    NULL_ADDRESS,
+    POOL_LOGS,
+    POSITION_MANAGERS,
+    Function,
+    LogType,
+    Malformed,
+    address,
+    header_call,
+    read_header,
+)
+from evm.rpc import Endpoint, Refusal, Rpc
+from liquidity.replay import SlipstreamState, Snapshot, TickState
+from liquidity.slipstream import SlipstreamPool
+from markets.base import MarketError
+from protocol import Block, Pair, Token
+from sim import MAX_TICK, Pool, sqrt_ratio_at_tick
+
+TOKEN0, TOKEN1 = Function("token0()", "address"), Function("token1()", "address")
+FEE, TICK_SPACING = Function("fee()", "uint24"), Function("tickSpacing()", "int24")
+SLOT0 = Function("slot0()", "uint160", "int24", "uint16", "uint16", "uint16", "uint8", "bool")
+LIQUIDITY = Function("liquidity()", "uint128")
+GROWTH0, GROWTH1 = (Function(f"feeGrowthGlobal{n}X128()", "uint256") for n in (0, 1))
+PROTOCOL_FEES = Function("protocolFees()", "uint128", "uint128")
+_STATE = SLOT0, LIQUIDITY, GROWTH0, GROWTH1, PROTOCOL_FEES
+CL_SLOT0 = Function("slot0()", "uint160", "int24", "uint16", "uint16", "uint16", "bool")  # CL: Slipstream's
+STAKED_LIQUIDITY, GAUGE_FEES = Function("stakedLiquidity()", "uint128"), Function("gaugeFees()", "uint128", "uint128")
+UNSTAKED_FEE = Function("unstakedFee()", "uint24")
+FACTORY = Function("factory()", "address")
+GAUGE, NFT = Function("gauge()", "address"), Function("nft()", "address")
+_CL_STATE = CL_SLOT0, LIQUIDITY, GROWTH0, GROWTH1, STAKED_LIQUIDITY, GAUGE_FEES, FEE, UNSTAKED_FEE
+TICK_BITMAP = Function("tickBitmap(int16)", "uint256")
+TICKS = Function("ticks(int24)", "uint128", "int128", "uint256", "uint256", "int56", "uint160", "uint32", "bool")
+CL_TICKS = Function(  # gross, net, staked net, outside: fee growth 0 and 1, reward growth, and what the oracle keeps
+    "ticks(int24)",
+    *("uint128", "int128", "int128", "uint256", "uint256", "uint256", "int56", "uint160", "uint32", "bool"),
+)
+SYMBOL, DECIMALS = Function("symbol()", "string"), Function("decimals()", "uint8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A pool
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A pool's contract: all of it that never changes.
+
+    Attributes:
+        pair: what it trades, on which chain.
+        manager: the position manager's address, in lower case; empty if none is known.
+        gauge: of a Slipstream pool, in lower case; empty for Uniswap's.
+    """
+
+    pair: Pair
+    manager: str
+    gauge: str = ""
+
+    @property
+    def slipstream(self) -> bool:
+        return bool(self.gauge)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the contracts whose logs make the pool's events."""
+        return [self.pair.pool_address, *([self.gauge] if self.gauge else [])]
+
+    @property
+    def log_types(self) -> list[LogType]:
+        """Of the logs that make the pool's events."""
+        return POOL_LOGS + CL_LOGS if self.gauge else POOL_LOGS
+
+    @cached_property
+    def words(self) -> range:
+        """The words of the tick bitmap that can hold anything."""
+        most = MAX_TICK // self.pair.tick_spacing
+        return range(-most >> 8, (most >> 8) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a pool's contract says of itself; see `sim.Pool`. Any event but a burn changes one of these or a tick.
+
+    Attributes:
+        staked_liquidity, gauge_fees0, gauge_fees1: as of `sim.SlipstreamPool`; 0 on Uniswap.
+        fee, unstaked_fee: what the factory answers now, pips: no replay knows them. None on Uniswap.
+    """
+
+    sqrt_price_x96: int
+    tick: int
+    liquidity: int
+    fee_growth_global0_x128: int
+    fee_growth_global1_x128: int
+    fee_protocol: tuple[int, int]
+    protocol_fees: tuple[int, int]
+    staked_liquidity: int = 0
+    gauge_fees0: int = 0
+    gauge_fees1: int = 0
+    fee: int | None = None
+    unstaked_fee: int | None = None
+
+    @classmethod
+    def of(cls, pool: Pool) -> State:
+        names = cls.__slots__[: -2 if isinstance(pool, SlipstreamPool) else -5]
+        return cls(*(getattr(pool, name) for name in names))
+
+    def differences(self, other: State) -> str:
+        """In words, but for the factory's fees; empty if there are none."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__slots__[:-2])
+        return ", ".join(f"{name} {mine}, {theirs}" for name, mine, theirs in pairs if mine != theirs)
+
+
+async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> Contract:
+    """Find out what kind of pool stands at an address.
+
+    Args:
+        rpc: the chain.
+        pool_address: the pool's.
+        manager: the position manager's address, where it is not the one that everybody uses; a Slipstream pool names
+            its own.
+
+    Raises:
+        MarketError: there is no pool of a known kind, or a Slipstream pool without a gauge, the named manager is of
+            other pools, or not all endpoints are of the same chain.
+        RpcError: the chain cannot be asked.
+    """
+    pool_address = address(pool_address, "pool")
+    chains = await rpc.each("eth_chainId", [])
+    if len({str(chain) for chain in chains.values()}) > 1:
+        said = ", ".join(f"{endpoint.name} {int(chain, 16)}" for endpoint, chain in chains.items())
+        raise MarketError(f"the RPC endpoints are of different chains ({said}); leave the wrong ones out")
+    chain_id = int(next(iter(chains.values())), 16)
+    at = read_header((await rpc.batch([header_call("latest")]))[0]).hash
+    found = await rpc.batch([SLOT0.call(pool_address, at)])
+    slipstream = isinstance(found[0], str) and len(found[0]) == 2 + 6 * 64  # there is no protocol fee in it
+    functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, *((GAUGE, NFT, *_CL_STATE) if slipstream else _STATE)
+    found = await rpc.batch([function.call(pool_address, at) for function in functions])
+    kind = "Slipstream" if slipstream else "Uniswap V3"
+    not_one = f"{pool_address} on chain {chain_id} does not answer as a {kind} pool; check the address (--pool)"
+    try:
+        values = [function.read(result) for function, result in zip(functions, found, strict=True)]
+    except Malformed as error:
+        raise MarketError(f"{not_one}: {error}") from error
+    if None in values:
+        raise MarketError(not_one)
+    (token0,), (token1,), (fee,), (tick_spacing,), *rest = values
+    gauge = ""
+    if slipstream:
+        gauge, manager = rest[0][0].lower(), rest[1][0].lower()
+        if NULL_ADDRESS in (gauge, manager):
+            raise MarketError(f"the Slipstream pool {pool_address} has no gauge yet: stakes could not be followed")
+    tokens = [await _describe_token(rpc, token.lower(), at) for token in (token0, token1)]
+    pair = Pair(chain_id, pool_address, *tokens, fee, tick_spacing)
+    if manager and not slipstream:
+        manager = address(manager, "position manager")
+        answers = await rpc.batch([FACTORY.call(one, at) for one in (pool_address, manager)], refusable=True)
+        of_pool, of_manager = map(FACTORY.read, answers)
+        if of_manager is None or of_manager != of_pool:
+            what = "no position manager stands there" if of_manager is None else "it is of another factory's pools"
+            raise MarketError(f"position manager {manager}: {what}; name the pool's own with --manager 0x...")
+    return Contract(pair, manager or POSITION_MANAGERS.get(chain_id, ""), gauge)
+
+
+async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
+    symbol, decimals = await rpc.batch([SYMBOL.call(token, at), DECIMALS.call(token, at)])
+    try:
+        (text,) = SYMBOL.read(symbol) or ("",)
+    except Malformed:  # some of the first tokens have bytes32
+        text = bytes.fromhex(symbol.removeprefix("0x"))[:32].decode("ascii", "replace")
+    (decimals,) = DECIMALS.read(decimals) or (0,)
+    return Token(token, re.sub(r"[^A-Za-z0-9.+$-]", "", text)[:16] or "?", decimals)
+
+
+def _state_calls(contract: Contract, at: str) -> list[tuple[str, list]]:
+    functions = _CL_STATE if contract.slipstream else _STATE
+    return [function.call(contract.pair.pool_address, at) for function in functions]
+
+
+async def read_state(
+    rpc: Rpc, contract: Contract, block_hash: str, patient: bool, endpoints: set[Endpoint]
+) -> State | None:
+    """The pool's state after a block; None where a node no longer has it and `patient` is off.
+
+    `endpoints` is given those that answered.
+
+    Raises:
+        RpcError: no endpoint answers.
+        Malformed: one answers nonsense.
+    """
+    answers = await rpc.batch(_state_calls(contract, block_hash), refusable=not patient)
+    endpoints |= answers.endpoints
+    if any(isinstance(answer, Refusal) for answer in answers):
+        return None
+    return _state(contract, answers, answers.endpoints)
+
+
+def _state(contract: Contract, answers: Sequence[Any], endpoints: set[Endpoint]) -> State:
+    try:
+        functions = _CL_STATE if contract.slipstream else _STATE
+        values = [f.read(answer) for f, answer in zip(functions, answers, strict=True)]
+        if contract.slipstream:
+            (price, tick, *_), (liquidity,), (growth0,), (growth1,), staked, gauge_fees, fee, unstaked_fee = values
+            besides = *staked, *gauge_fees, *fee, *unstaked_fee
+            return State(price, tick, liquidity, growth0, growth1, (0, 0), (0, 0), *besides)
+        (price, tick, *_, fee_protocol, _), *single, protocol_fees = values
+        numbers = [value for (value,) in single]
+        return State(price, tick, *numbers, (fee_protocol % 16, fee_protocol >> 4), protocol_fees)
+    except (TypeError, Malformed) as error:
+        why = "no contract was there at that block" if "0x" in answers else error
+        raise Malformed(f"the pool's state cannot be: {why}", endpoints) from error
+
+
+def _tick(index: int, row: tuple, slipstream: bool) -> TickState:
+    gross, net, *rest = row
+    staked = str(rest.pop(0)) if slipstream else None
+    return TickState(index, gross, str(net), *rest[:2], staked)
+
+
+async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
+    """The pool's state and all initialised ticks after a block, in `1 + words / 1000 + ticks / 1000` requests or so.
+
+    Raises:
+        RpcError: no endpoint answers.
+        Malformed: what they answer contradicts itself.
+    """
+    pool, spacing = contract.pair.pool_address, contract.pair.tick_spacing
+    first = _state_calls(contract, block_hash)
+    answers = await rpc.batch(first + [TICK_BITMAP.call(pool, block_hash, word) for word in contract.words])
+    endpoints = answers.endpoints
+    try:
+        state = _state(contract, answers[: len(first)], endpoints)
+        if not state.sqrt_price_x96:
+            raise MarketError(f"{pool} has no price there yet: begin after it was initialised")
+        bitmap = [TICK_BITMAP.read(answer)[0] for answer in answers[len(first) :]]
+        indices = [
+            ((number << 8) + bit) * spacing
+            for number, word in zip(contract.words, bitmap, strict=True)
+            if word
+            for bit in range(256)
+            if word >> bit & 1
+        ]
+        function = CL_TICKS if contract.slipstream else TICKS
+        answers = await rpc.batch([function.call(pool, block_hash, index) for index in indices])
+        endpoints = endpoints | answers.endpoints
+        rows = [function.read(answer) for answer in answers]
+        ticks = tuple(_tick(index, row, contract.slipstream) for index, row in zip(indices, rows, strict=True))
+    except (TypeError, Malformed) as error:
+        raise Malformed(f"the pool's ticks cannot be: {error}", endpoints) from error
+    in_range = sum(int(tick.liquidity_net) for tick in ticks if tick.index <= state.tick)
+    total = sum(int(tick.liquidity_net) for tick in ticks)
+    on_price = sqrt_ratio_at_tick(state.tick) <= state.sqrt_price_x96 <= sqrt_ratio_at_tick(state.tick + 1)
+    if in_range != state.liquidity or total or not on_price or not all(tick.liquidity_gross for tick in ticks):
+        raise Malformed(f"ticks with {in_range} in range and {total} left over, liquidity {state.liquidity}", endpoints)
+    staked = sum(int(tick.staked_liquidity_net or 0) for tick in ticks if tick.index <= state.tick)
+    if staked != state.staked_liquidity:
+        raise Malformed(f"ticks with {staked} staked in range, staked liquidity {state.staked_liquidity}", endpoints)
+    return state, ticks
+
+
+def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], after: Block) -> Snapshot:
+    """The pool after a block, without a vault; the next block's time and hash are left to fill in."""
+    return Snapshot(
+        block=after.number + 1,
+        block_time=after.time,
+        block_hash=after.hash,
+        fee=state.fee if contract.slipstream else contract.pair.fee,
+        tick_spacing=contract.pair.tick_spacing,
+        fee_protocol0=state.fee_protocol[0],
+        fee_protocol1=state.fee_protocol[1],
+        sqrt_price_x96=state.sqrt_price_x96,
+        tick=state.tick,
+        liquidity=state.liquidity,
+        fee_growth_global0_x128=state.fee_growth_global0_x128,
+        fee_growth_global1_x128=state.fee_growth_global1_x128,
+        ticks=ticks,
+        vault=(),
+        idle0=0,
+        idle1=0,
+        slipstream=SlipstreamState(
+            contract.manager,
+            contract.gauge,
+            state.unstaked_fee,
+            state.staked_liquidity,
+            state.gauge_fees0,
+            state.gauge_fees1,
+        )
+        if contract.slipstream
+        else None,
+    )

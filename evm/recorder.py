@@ -1,0 +1,155 @@
+"""Record a pool: fetch a stretch of a chain into a recording for `--events` and `--backtest`.
+
+    python -m evm record --rpc URL --pool 0x... --from BLOCK --to BLOCK --out FOLDER
+
+What was fetched stays in `FOLDER/NAME.sqlite3`: the same command again goes on where the last one stopped. The endpoint
+must still have the state of the first block (an archive endpoint). What is written has been replayed: every swap's call
+is found, and the pool at the end is the contract's, fee growth and all. Uniswap V3 pools only.
+Read next: `market.py` (`RecordedMarket`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+from evm.abi import address
+from evm.follower import CONFIRMATIONS
+from evm.market import Web3Market
+from liquidity.replay import Snapshot
+from markets.completing import CALLS, complete, write_recording
+from markets.recorded import CHAIN_IDS
+from markets.recordings import read_recording
+from runtime.process import EXIT_OK, UserError, number, only_one
+from sim import MASK_256, tick_at_sqrt_ratio
+
+RECORDED = ("swap", "mint", "burn", "flash", "set_fee_protocol")  # what changes prices, liquidity and fee growth
+BAR = 30
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rpc", required=True, action="append", metavar="URL", help="endpoint; may be given repeatedly"
+    )
+    parser.add_argument("--pool", required=True, metavar="0x...", help="the pool's address")
+    parser.add_argument("--from", required=True, type=number(1), dest="first", metavar="BLOCK", help="the first block")
+    parser.add_argument("--to", required=True, type=number(1), dest="last", metavar="BLOCK", help="the last block")
+    parser.add_argument("-o", "--out", required=True, type=Path, metavar="FOLDER", help="where the recording goes")
+    parser.add_argument("--name", help="of the recording (default: chain, tokens, fee and blocks)")
+    parser.add_argument(
+        "--confirmations",
+        type=number(0),
+        default=CONFIRMATIONS,
+        help=f"blocks on top of the last one (default: {CONFIRMATIONS})",
+    )
+    parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+
+
+def background(snapshot: Snapshot, held: dict[tuple[str, int, int], int]) -> list[tuple[int, int, int]]:
+    """Positions that, with `held`, make up all liquidity of a snapshot, with the same initialised ticks.
+
+    Args:
+        snapshot: of the pool.
+        held: liquidity by position (owner, tick_lower, tick_upper).
+
+    Returns:
+        (tick_lower, tick_upper, liquidity), side by side.
+    """
+    gross, net = defaultdict(int), defaultdict(int)
+    for tick in snapshot.ticks:
+        gross[tick.index], net[tick.index] = tick.liquidity_gross, int(tick.liquidity_net)
+    for (_, lower, upper), liquidity in held.items():
+        for index, sign in ((lower, 1), (upper, -1)):
+            gross[index] -= liquidity
+            net[index] -= sign * liquidity
+    left = sorted(index for index, amount in gross.items() if amount)
+    cells, liquidity = [], 0
+    for lower, upper in pairwise(left):
+        liquidity += net[lower]
+        if liquidity:
+            cells.append((lower, upper, liquidity))
+    return cells
+
+
+async def record(options: argparse.Namespace) -> int:
+    """Fetch, check, write; exit code 0, or 1 where some events cannot be had."""
+    if options.last < options.first:
+        raise UserError(f"--to {options.last} is before --from {options.first}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: {error.strerror}; choose another folder") from None
+    pool = address(options.pool, "pool")
+    name = options.name or f"{pool}_{options.first}_{options.last}"
+    with only_one(options.out / f"{name}.lock", "recording"):
+        async with Web3Market.open(
+            options.rpc,
+            pool,
+            options.out / f"{name}.sqlite3",
+            first=options.first - 1,
+            confirmations=options.confirmations,
+            following=False,
+        ) as market:
+            return await _record(market, options, name)
+
+
+async def _record(market: Web3Market, options: argparse.Namespace, name: str) -> int:
+    first, last = options.first, options.last
+    if market.slipstream:
+        raise UserError(f"--pool {options.pool} is a Slipstream pool: only Uniswap V3 pools can be recorded")
+    print(market.label, flush=True)
+
+    def progress(block: int) -> None:
+        done = (block - first + 1) / (last - first + 1)
+        bar = "#" * int(BAR * done)
+        print(f"\r[{bar:.<{BAR}}] {done:4.0%}, block {block} of {last}", end="", file=sys.stderr, flush=True)
+
+    await market.catch_up(last, progress)
+    print(file=sys.stderr)
+    if (head := (await market.head()).number) < last:
+        what = f"the last block with {options.confirmations} confirmations is {head}"
+        raise UserError(f"--to {last}: {what}; wait and run this again, or choose --to {head}")
+    events = [event for event in await market.events(first, last) if event.kind in RECORDED]
+    start, final, held = await market.ends(first, last, {event.args[:3] for event in events if event.kind == "burn"})
+    if tick_at_sqrt_ratio(start.sqrt_price_x96) != start.tick:
+        raise UserError(f"--from {first}: the price stands on a tick and the pool one below it; begin a block later")
+    chain = next((chain for chain, number_ in CHAIN_IDS.items() if number_ == market.pair.chain_id), None)
+    description = {
+        "chain": chain or f"chain {market.pair.chain_id}",
+        "pool": market.pair.pool_address,
+        **{f"token{n}": f"{t.symbol} ({t.decimals})" for n, t in enumerate((market.pair.token0, market.pair.token1))},
+        "fee": market.pair.fee,
+        "tickSpacing": market.pair.tick_spacing,
+        "start": {
+            "sqrtPriceX96": start.sqrt_price_x96,
+            "tick": start.tick,
+            "liquidity": start.liquidity,
+            "block": first,
+            "log": 0,
+            "time": (await market.block(first)).time,
+            "feeProtocol": [start.fee_protocol0, start.fee_protocol1],
+        },
+        "background": background(start, held),
+        "preexisting": [[*key, liquidity] for key, liquidity in sorted(held.items())],
+        "final": {
+            "sqrtPriceX96": final.sqrt_price_x96,
+            "tick": final.tick,
+            "liquidity": final.liquidity,
+            "feeGrowth0_since_start": final.fee_growth_global0_x128 - start.fee_growth_global0_x128 & MASK_256,
+            "feeGrowth1_since_start": final.fee_growth_global1_x128 - start.fee_growth_global1_x128 & MASK_256,
+        },
+    }
+    target = options.out / name
+    write_recording(target, json.dumps(description).encode(), events)
+    kinds, calls = Counter(), Counter()
+    for event in complete(read_recording(target)):  # as any reader will
+        kinds[event.kind] += 1
+        calls[event.args[0]] += event.kind == "swap"
+    print(f"{name}: {', '.join(f'{kinds[kind]} {kind}' for kind in RECORDED)}; every digit agrees")
+    print(f"calls: {', '.join(f'{how} {calls[how]}' for how in CALLS if calls[how]) or 'none'}")
+    print(f"written to {target}.json and {target}.events.csv.xz; --events {target} names both")
+    return EXIT_OK

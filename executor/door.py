@@ -1,0 +1,174 @@
+"""The bot's door: who may order, what an order may be, how many wait.
+
+Read next: `execution.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from executor.client import MAX_ORDER_BYTES
+from executor.execution import Executor, one_line
+from liquidity.executions import Order, Report
+from protocol import Code, ProtocolError
+from runtime.passwords import read_private
+from runtime.process import UserError
+from wire.codec import decode, encode
+
+ANSWER_SECONDS = 5.0  # how long a request waits for its order's end
+BODY_SECONDS = 5.0
+MAX_WAITING = 64  # requests at once
+MIN_API_KEY_CHARS = 16
+STATUS = {
+    Code.EXECUTOR_KEY: 401,
+    Code.NOT_FOUND: 404,
+    Code.BODY_TIMEOUT: 408,
+    Code.ORDER_CONFLICT: 409,
+    Code.BODY_TOO_LARGE: 413,
+    Code.CONTENT_TYPE: 415,
+    Code.BUSY: 503,
+}  # of a refusal at the door; MALFORMED: 400
+
+log = logging.getLogger("executor")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The door
+
+
+class Door:
+    """HTTP before an executor: orders in, reports out.
+
+    Args:
+        bot: who works on them.
+        key_file: read again at each request, so that a key that was stolen and replaced opens no more.
+        answer_seconds: how long a request waits for its order's end.
+    """
+
+    def __init__(self, bot: Executor, key_file: Path, answer_seconds: float = ANSWER_SECONDS):
+        self._bot, self._key_file, self._answer_seconds = bot, key_file, answer_seconds
+        self._slots = asyncio.Semaphore(MAX_WAITING)
+        self.app = web.Application()
+        self.app.router.add_route("*", "/{anything:(?s:.*)}", self._respond)
+
+    async def _respond(self, request: web.Request) -> web.Response:
+        try:
+            match request.method, request.path.split("/")[1:]:
+                case "GET", ["health"]:
+                    return web.json_response(self._health())
+                case "POST", ["orders"]:
+                    work = self._place
+                case "GET", ["orders", _, *_]:
+                    work = self._look_up
+                case _:
+                    raise ProtocolError(Code.NOT_FOUND, "POST /orders, GET /orders/ID or GET /health")
+            if self._slots.locked():
+                raise ProtocolError(Code.BUSY, "too many requests at the same time; try later")
+            async with self._slots:
+                self._check_key(request)
+                report = await work(request)
+            return web.Response(body=encode(report), content_type="application/json")
+        except ProtocolError as error:
+            log.warning("refused to %s: %s, %s", request.remote, error.code, error.detail)
+            report = Report("", error.code, one_line(error.detail))
+            return web.Response(
+                body=encode(report), status=STATUS.get(error.code, 400), content_type="application/json"
+            )
+        except Exception:
+            log.exception("request to %s failed", request.path)
+            report = Report("", Code.HANDLER_FAILED, "it failed; see the bot's log")
+            return web.Response(body=encode(report), status=500, content_type="application/json")
+
+    def _health(self) -> dict[str, Any]:
+        bot, pair = self._bot, self._bot.contract.pair
+        return {
+            "live": bot.live,
+            "paused": bot.pause_file.exists(),
+            "chain_id": pair.chain_id,
+            "pool": pair.pool_address,
+            "vault": bot.vault,
+        }
+
+    def _check_key(self, request: web.Request) -> None:
+        given = request.headers.getall("Authorization", [])
+        try:
+            key = read_api_key(self._key_file)
+        except UserError as error:
+            log.error("%s; nobody is let in", error)
+            raise ProtocolError(Code.EXECUTOR_KEY, "the bot's key file cannot be read; see its log") from None
+        if not given:
+            raise ProtocolError(Code.EXECUTOR_KEY, "no Authorization: Bearer KEY")
+        sent = given[0].encode("utf-8", "surrogateescape")
+        if len(given) > 1 or not hmac.compare_digest(sent, f"Bearer {key}".encode()):
+            raise ProtocolError(Code.EXECUTOR_KEY, "the API key is wrong")
+
+    async def _place(self, request: web.Request) -> Report:
+        order = decode(Order, await _read_body(request), MAX_ORDER_BYTES)
+        if not order.decision:
+            raise ProtocolError(Code.MALFORMED, "Order.decision is empty")
+        report = await self._bot.journal.accept(order)
+        if report is None:
+            self._bot.woken.set()
+            report = await self._wait(order.decision)
+        return report
+
+    async def _wait(self, decision: str) -> Report:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._answer_seconds), self._bot.ended:
+                while True:
+                    _, report = await self._bot.journal.report(decision)
+                    if report:
+                        return report
+                    await self._bot.ended.wait()
+        return Report(decision, Code.EXECUTION_PENDING, one_line(self._bot.said or "its turn has not come"))
+
+    async def _look_up(self, request: web.Request) -> Report:
+        decision = request.path.removeprefix("/orders/")
+        known, report = await self._bot.journal.report(decision)
+        if not known:
+            raise ProtocolError(Code.NOT_FOUND, "no order of this name was accepted")
+        return report or Report(decision, Code.EXECUTION_PENDING, one_line(self._bot.said or "its turn has not come"))
+
+
+async def _read_body(request: web.Request) -> bytes:
+    """Within its size and total deadline."""
+    if "Content-Encoding" in request.headers:
+        raise ProtocolError(Code.CONTENT_TYPE, "compressed; the body must be plain")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > MAX_ORDER_BYTES:
+                    raise ProtocolError(Code.BODY_TOO_LARGE, f"more than {MAX_ORDER_BYTES} bytes")
+    except TimeoutError:
+        raise ProtocolError(Code.BODY_TIMEOUT, f"the body took more than {BODY_SECONDS:g} s") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise ProtocolError(Code.MALFORMED, "the body was broken off") from None
+    return bytes(body)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys
+
+
+def read_api_key(path: Path) -> str:
+    """The first line of a file that nobody else may read. Raises `UserError`."""
+    key = secret_text(read_private(path, "API key file"), path).partition("\n")[0].strip()
+    if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable():
+        raise UserError(f"API key file {path}: its first line must be a key of at least {MIN_API_KEY_CHARS} characters")
+    return key
+
+
+def secret_text(data: bytes, path: Path) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no UTF-8") from None

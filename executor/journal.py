@@ -1,0 +1,240 @@
+"""What the executor bot remembers, in SQLite: orders, what was signed for them, and what became of it.
+
+An order is a row before anything is done about it, a signed transaction is one before it is sent, and both stay for
+ever. Each method is a transaction, so a process may be killed anywhere. `python -m executor status` prints it.
+Read next: `executor.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from executor.client import MAX_ORDER_BYTES, MAX_REPORT_BYTES
+from liquidity.executions import Order, Report
+from protocol import Code, ProtocolError
+from runtime.db import connect, transaction
+from runtime.process import UserError
+from wire.codec import decode, encode
+
+MAX_OPEN = 16  # orders at once that are not final
+PLAN, CANCEL = "plan", "cancel"
+
+MIGRATIONS = (
+    """CREATE TABLE vault (  -- one row: whose journal this is
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    chain_id INTEGER NOT NULL,
+    pool TEXT NOT NULL,
+    vault TEXT NOT NULL
+);
+CREATE TABLE started (  -- one row: how the bot was started last
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    live INTEGER NOT NULL,
+    limits TEXT NOT NULL  -- execution.Limits, JSON
+);
+CREATE TABLE orders (
+    id INTEGER PRIMARY KEY,
+    decision TEXT NOT NULL UNIQUE,  -- what was carried out under a name is never carried out again
+    body BLOB NOT NULL,  -- orders.Order, canonical JSON
+    report BLOB  -- orders.Report, once it is final
+);
+CREATE TABLE attempts (  -- a signed transaction; those of one nonce exclude each other
+    id INTEGER PRIMARY KEY,
+    decision TEXT NOT NULL REFERENCES orders (decision),
+    nonce INTEGER NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('plan', 'cancel')),
+    hash TEXT NOT NULL UNIQUE,
+    raw TEXT NOT NULL,
+    max_fee_wei TEXT NOT NULL,  -- a gas
+    priority_fee_wei TEXT NOT NULL,
+    block INTEGER NOT NULL,  -- the head when it was signed
+    moved_ppm INTEGER NOT NULL,  -- of the inventory's value
+    receipt TEXT,  -- once enough blocks stand on it
+    time INTEGER  -- of the receipt's block, unix seconds
+)""",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A row of `attempts`; `receipt` as the node gave it."""
+
+    nonce: int
+    kind: str
+    hash: str
+    raw: str
+    max_fee_wei: int
+    priority_fee_wei: int
+    block: int
+    moved_ppm: int
+    receipt: dict[str, Any] | None = None
+    time: int | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        return self.receipt is not None and self.receipt["status"] == "0x1"
+
+
+class OrderJournal:
+    """See the file's head; made by `OrderJournal.open`."""
+
+    def __init__(self, db: aiosqlite.Connection):
+        self._db = db
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, chain_id: int, pool: str, vault: str) -> AsyncIterator[OrderJournal]:
+        """Open a vault's journal; make it if it is new.
+
+        Raises:
+            UserError: it is another vault's.
+            StoreError: the file cannot be used.
+        """
+        if str(path) != ":memory:":
+            with suppress(OSError):  # `connect` says why
+                path.touch()
+                path.chmod(0o600)  # whoever reads what was signed could send it; its log gets the same permissions
+        async with connect(path, MIGRATIONS) as db:
+            async with transaction(db):
+                await db.execute("INSERT OR IGNORE INTO vault VALUES (1, ?, ?, ?)", (chain_id, pool, vault))
+            [whose] = await db.execute_fetchall("SELECT chain_id, pool, vault FROM vault")
+            if tuple(whose) != (chain_id, pool, vault):
+                raise UserError(
+                    f"journal {path} is of vault {whose['vault']} in pool {whose['pool']} on chain"
+                    f" {whose['chain_id']}, the key is of {vault}; choose another --dir"
+                )
+            yield cls(db)
+
+    async def accept(self, order: Order) -> Report | None:
+        """Write an order down, once; its final report if there is one.
+
+        Raises:
+            ProtocolError: `ORDER_CONFLICT`, another one has its name; `BUSY`, too many are open.
+        """
+        body = encode(order)
+        async with transaction(self._db):
+            row = await self._row("SELECT body, report FROM orders WHERE decision = ?", order.decision)
+            if row is None:
+                open_ = await self._row("SELECT COUNT(*) FROM orders WHERE report IS NULL")
+                if open_[0] >= MAX_OPEN:
+                    raise ProtocolError(Code.BUSY, f"{open_[0]} orders are open; place it again later")
+                await self._db.execute("INSERT INTO orders VALUES (NULL, ?, ?, NULL)", (order.decision, body))
+                return None
+        if row["body"] != body:
+            raise ProtocolError(Code.ORDER_CONFLICT, "another order has this name; nothing new is done under it")
+        return _report(row)
+
+    async def report(self, decision: str) -> tuple[bool, Report | None]:
+        """Whether an order is known, and its final report if there is one."""
+        row = await self._row("SELECT report FROM orders WHERE decision = ?", decision)
+        return row is not None, _report(row) if row else None
+
+    async def oldest_open(self) -> Order | None:
+        row = await self._row("SELECT body FROM orders WHERE report IS NULL ORDER BY id LIMIT 1")
+        return decode(Order, row["body"], MAX_ORDER_BYTES) if row else None
+
+    async def attempts(self, decision: str) -> list[Attempt]:
+        """An order's, in the order they were signed in."""
+        rows = await self._db.execute_fetchall("SELECT * FROM attempts WHERE decision = ? ORDER BY id", (decision,))
+        return [_attempt(row) for row in rows]
+
+    async def sign(self, decision: str, attempt: Attempt) -> None:
+        """Before it is sent."""
+        async with transaction(self._db):
+            await self._db.execute(
+                "INSERT INTO attempts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+                (
+                    *(decision, attempt.nonce, attempt.kind, attempt.hash, attempt.raw),
+                    *(str(attempt.max_fee_wei), str(attempt.priority_fee_wei), attempt.block, attempt.moved_ppm),
+                ),
+            )
+
+    async def mined(self, attempt: Attempt, receipt: dict[str, Any], time: int) -> None:
+        """It is in a block of that time, and enough blocks stand on it."""
+        async with transaction(self._db):
+            await self._db.execute(
+                "UPDATE attempts SET receipt = ?, time = ? WHERE hash = ?", (json.dumps(receipt), time, attempt.hash)
+            )
+
+    async def not_mined(self, attempt: Attempt) -> None:
+        """It was in a block, and that block is gone."""
+        async with transaction(self._db):
+            await self._db.execute("UPDATE attempts SET receipt = NULL, time = NULL WHERE hash = ?", (attempt.hash,))
+
+    async def finish(self, report: Report) -> None:
+        """The order is done with, in one way or another; only the first report counts."""
+        async with transaction(self._db):
+            await self._db.execute(
+                "UPDATE orders SET report = ? WHERE decision = ? AND report IS NULL", (encode(report), report.decision)
+            )
+
+    async def next_nonce(self) -> int:
+        """One above the last that was signed with."""
+        row = await self._row("SELECT COALESCE(MAX(nonce) + 1, 0) FROM attempts")
+        return row[0]
+
+    async def signed(self, first: int, end: int) -> int:
+        """How many nonces from `first` to before `end` were signed with."""
+        sql = "SELECT COUNT(DISTINCT nonce) FROM attempts WHERE nonce >= ? AND nonce < ?"
+        return (await self._row(sql, first, end))[0]
+
+    async def mined_with(self, nonce: int) -> Attempt | None:
+        """What was final under this nonce."""
+        row = await self._row("SELECT * FROM attempts WHERE nonce = ? AND receipt IS NOT NULL", nonce)
+        return _attempt(row) if row else None
+
+    async def within(self, since: int) -> tuple[int, int]:
+        """Transactions in blocks after that time, and how much they moved, in millionths of what there then was."""
+        row = await self._row(
+            """SELECT COUNT(*), COALESCE(SUM(moved_ppm) FILTER (WHERE json_extract(receipt, '$.status') = '0x1'), 0)
+            FROM attempts WHERE time > ?""",
+            since,
+        )
+        return tuple(row)
+
+    async def start(self, live: bool, limits: dict[str, int]) -> None:
+        """How the bot works from now on: for `lines`."""
+        async with transaction(self._db):
+            row = live, json.dumps(limits)
+            await self._db.execute("INSERT OR REPLACE INTO started VALUES (1, ?, ?)", row)
+
+    async def lines(self, most: int = 10) -> list[str]:
+        """For people: how the bot was started last, and the newest orders, the oldest of them first."""
+        started = await self._row("SELECT live, limits FROM started")
+        limits = json.loads(started["limits"]) if started else {}
+        lines = [f"last started {'live' if started['live'] else 'as a dry run'}, with the limits:"] if started else []
+        lines += [f"  {name} {value}" for name, value in limits.items()]
+        rows = await self._db.execute_fetchall(
+            "SELECT * FROM (SELECT * FROM orders ORDER BY id DESC LIMIT ?) ORDER BY id", (most,)
+        )
+        lines.append("orders:" if rows else "no orders yet")
+        for row in rows:
+            report = _report(row)
+            lines.append(f"  {row['decision']}: {f'{report.code}, {report.detail}' if report else 'open'}")
+            for attempt in await self.attempts(row["decision"]):
+                became = {True: "succeeded", False: "reverted"}[attempt.succeeded] if attempt.receipt else "not mined"
+                what = f"{attempt.kind} {attempt.hash}, nonce {attempt.nonce}"
+                lines.append(f"    {what}, signed at block {attempt.block}, {became}")
+        return lines
+
+    async def _row(self, sql: str, *values: object) -> sqlite3.Row | None:
+        return next(iter(await self._db.execute_fetchall(sql, values)), None)
+
+
+def _report(row: sqlite3.Row) -> Report | None:
+    return decode(Report, row["report"], MAX_REPORT_BYTES) if row["report"] else None
+
+
+def _attempt(row: sqlite3.Row) -> Attempt:
+    return Attempt(
+        *(row["nonce"], row["kind"], row["hash"], row["raw"]),
+        *(int(row["max_fee_wei"]), int(row["priority_fee_wei"]), row["block"], row["moved_ppm"]),
+        *(json.loads(row["receipt"]) if row["receipt"] else None, row["time"]),
+    )

@@ -1,0 +1,282 @@
+"""What a position would have earned in a recorded market: the anchored replay's tape, and a miner's book on it.
+
+The real pool advances bit-exactly through its real events. Each stretch of a swap at one liquidity becomes a *leg*, and
+all legs of a round make a `Tape`, computed once and shared by all miners. A `Book` is one miner's positions and tokens.
+Its part of a leg's fee is
+
+    share = L_book / max(L_leg, L_leg - L_vault + L_book)
+
+so the price path is the market's (no pinning it with a wall), the fee pie is the recorded one (no fees on volume that
+never happened), and no book earns more than the fee rate on what it swapped itself (no windfall for dust in an empty
+pool).
+
+Fees follow the contract's own form, growth per unit of liquidity in X128. Over a *run* of legs with the same liquidity,
+vault and fees the book's growth is `(sum of fees << 128) // denominator`, less one unit for each leg: never more than
+the sum of what each leg alone would give, rounded down. That sum is the rule, and its grouping belongs to
+`RULES_VERSION`. Where `L_book = L_vault` the pool's own growth is used, so that a book which keeps what the vault has
+earns what the vault earned, to the last unit.
+
+Pure: standard library only. `fork_replay` is the independent check: it mints into a copy of the pool and makes the
+calls again. Read next: `scoring.py`, then `rounds.py`, which puts both together.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from liquidity.events import Event, swap_call
+from liquidity.replay import apply_event
+from liquidity.tape import SHARE_QUANTUM, Holding, Tape, worth
+from protocol import Position
+from sim import MASK_256, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
+
+
+class Book:
+    """One miner's positions and tokens on a tape.
+
+    Attributes:
+        idle0, idle1: tokens outside positions.
+        holdings: the positions, in the order in which they are shown.
+        changes: how often an answer changed something.
+        history: (block, idle0, idle1, sorted ranges and liquidities) at the start and at each change: books with the
+            same history are identical at every block.
+    """
+
+    def __init__(self, tape: Tape):
+        """A book that holds what the vault holds at the tape's start."""
+        snapshot, self.tape = tape.snapshot, tape
+        self.idle0, self.idle1 = snapshot.idle0, snapshot.idle1
+        self.holdings: list[Holding] = []
+        for position, (inside0, inside1) in zip(snapshot.vault, tape.vault_growth, strict=True):
+            holding = Holding(position.tick_lower, position.tick_upper, position.liquidity, position.key)
+            holding.owed0, holding.owed1 = position.tokens_owed0, position.tokens_owed1
+            holding.growth0 = inside0 - position.fee_growth_inside0_last_x128 & MASK_256
+            holding.growth1 = inside1 - position.fee_growth_inside1_last_x128 & MASK_256
+            self.holdings.append(holding)
+        self.changes = 0
+        self._leg, self._block = 0, snapshot.block  # how far fees and blocks are counted
+        self._collected0 = self._collected1 = 0
+        self._quanta = 0  # in-range share of value times blocks, in SHARE_QUANTUM
+        self._before = self.fees()  # earned before the start: part of the initial amounts
+        self.initial = self.amounts(snapshot.sqrt_price_x96)
+        self.initial = self.initial[0] + self._before[0], self.initial[1] + self._before[1]
+        self.history = [self._signature(snapshot.block)]
+
+    # -- reading
+
+    def amounts(self, price: int) -> tuple[int, int]:
+        """All tokens at a price, without uncollected fees."""
+        held = [holding.amounts(price) for holding in self.holdings]
+        return self.idle0 + sum(a for a, _ in held), self.idle1 + sum(a for _, a in held)
+
+    def fees(self) -> tuple[int, int]:
+        """Uncollected fees, as far as the book has been walked."""
+        owed = [holding.fees() for holding in self.holdings]
+        return sum(a for a, _ in owed), sum(a for _, a in owed)
+
+    def earned(self) -> tuple[int, int]:
+        """Fees earned since the start, collected or not."""
+        fees0, fees1 = self.fees()
+        return fees0 + self._collected0 - self._before[0], fees1 + self._collected1 - self._before[1]
+
+    def final(self, price: int) -> tuple[int, int]:
+        """All tokens at a price, without the fees earned since the start: what scoring calls `final`."""
+        (amount0, amount1), (fees0, fees1), (earned0, earned1) = self.amounts(price), self.fees(), self.earned()
+        return amount0 + fees0 - earned0, amount1 + fees1 - earned1
+
+    def shown(self, price: int) -> list[Position]:
+        """The positions as a query shows them."""
+        return [Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in self.holdings]
+
+    def in_range(self) -> int:
+        """Block-weighted share of value in range, summed over the blocks walked, in `SHARE_QUANTUM`."""
+        return self._quanta
+
+    def at(self, block: int) -> Book:
+        """A copy walked to the block's first event: what a query shows. The book's own sums stay uncut."""
+        twin = copy.copy(self)
+        twin.holdings = [copy.copy(holding) for holding in self.holdings]
+        twin.history = self.history.copy()
+        twin.walk(block)
+        return twin
+
+    # -- walking
+
+    def walk(self, block: int) -> None:
+        """Earn fees and count blocks in range up to the block's first event; at touches, settle as the real one."""
+        tape, last = self.tape, self.tape.leg_at(block)
+        if self._block < block:
+            self._count_blocks(block)
+        keys = {holding.key for holding in self.holdings if holding.key}
+        touches = [(leg, key) for leg, key in tape.touches if self._leg <= leg <= last and key in keys] if keys else []
+        for leg, key in touches:
+            self._earn(leg)
+            for holding in self.holdings:
+                if holding.key == key:
+                    holding.settle()
+        self._earn(last)
+
+    def _earn(self, last: int) -> None:
+        holdings = [holding for holding in self.holdings if holding.liquidity]
+        bounds = sorted({bound for h in holdings for bound in (h.lower_x96, h.upper_x96)})
+        for n in range(1, len(bounds)):
+            inside = [h for h in holdings if h.lower_x96 <= bounds[n - 1] and bounds[n] <= h.upper_x96]
+            if inside:
+                liquidity = sum(holding.liquidity for holding in inside)
+                growth0, growth1 = self.tape.growth(bounds, n, liquidity, self._leg, last)
+                for holding in inside:
+                    holding.growth0 += growth0
+                    holding.growth1 += growth1
+        self._leg = max(self._leg, last)
+
+    def _count_blocks(self, block: int) -> None:
+        """Value is taken at the price at the start of the stretch, since the book last changed, and held constant."""
+        price = self.tape.price_before(self._block)
+        total = worth(self.amounts(price), price)
+        if total and self.holdings:
+            bounds = sorted({bound for h in self.holdings for bound in (h.lower_x96, h.upper_x96)})
+            blocks = self.tape.blocks_inside(bounds, self._block, block)
+            weighted = 0
+            for holding in self.holdings:
+                first, last = bisect_right(bounds, holding.lower_x96), bisect_right(bounds, holding.upper_x96)
+                weighted += worth(holding.amounts(price), price) * sum(blocks[first:last])
+            self._quanta += weighted * SHARE_QUANTUM // total
+        self._block = block
+
+    def rebalance(self, block: int, desired: Sequence[Position], shown: Sequence[Position]) -> bool:
+        """Let an answer act before a block's first event.
+
+        Args:
+            block: at which it acts.
+            desired: the positions that the answer asks for, already checked.
+            shown: the positions that its query showed; each stands for the book's holding with the same ticks, in
+                order.
+
+        A desired position equal to a shown one keeps that holding untouched. The other holdings are closed; their
+        tokens and fees go to idle. Then the remaining desired positions are minted in order, each with at most its
+        allocation and at most what is then idle. A position that would get no liquidity, or more than a tick may hold,
+        is skipped.
+
+        Returns:
+            Whether anything changed.
+        """
+        price, free, waiting = self.tape.price_before(block), self.holdings.copy(), []
+        for position in shown:
+            ticks = position.tick_lower, position.tick_upper
+            holding = next((h for h in free if (h.tick_lower, h.tick_upper) == ticks), None)
+            if holding:
+                free.remove(holding)
+                waiting.append((position, holding))
+        kept: list[Holding | None] = []
+        for position in desired:
+            pair = next((pair for pair in waiting if pair[0] == position), None)
+            if pair:
+                waiting.remove(pair)
+            kept.append(pair[1] if pair else None)
+        closing = [holding for holding in self.holdings if holding not in kept]
+        opening = [position for position, holding in zip(desired, kept, strict=True) if not holding]
+        if not closing and not any(self._mintable(position, price) for position in opening):
+            return False
+        self.walk(block)
+        for holding in closing:
+            (amount0, amount1), (fees0, fees1) = holding.amounts(price), holding.fees()
+            self.idle0 += amount0 + fees0
+            self.idle1 += amount1 + fees1
+            self._collected0 += fees0
+            self._collected1 += fees1
+        minted = [holding or self._mint(position, price) for holding, position in zip(kept, desired, strict=True)]
+        self.holdings = [holding for holding in minted if holding]
+        self.changes += 1
+        self.history.append(self._signature(block))
+        return True
+
+    def mirror(self, events: Iterable[Event], block: int) -> None:
+        """Walk to a block's first event and change as the vault did by its own; for the share in range, not for fees.
+
+        What the vault does acts before its block's first event, wherever in the block it stands.
+        """
+        held = {holding.key: holding.liquidity for holding in self.holdings}
+        for event in events:
+            if not (event.kind in ("mint", "burn", "collect") and self.tape.is_vaults(event.args[0])):
+                continue
+            if self._block < event.block and any(event.args[3:]):
+                self._count_blocks(event.block)
+            key, (amount0, amount1) = event.args[:3], event.args[-2:]
+            if event.kind == "mint":
+                self.idle0, self.idle1 = max(0, self.idle0 - amount0), max(0, self.idle1 - amount1)
+            else:
+                self.idle0, self.idle1 = self.idle0 + amount0, self.idle1 + amount1
+            if event.kind != "collect":
+                held[key] = held.get(key, 0) + (event.args[3] if event.kind == "mint" else -event.args[3])
+            self.holdings = [Holding(*key[1:], liquidity, key) for key, liquidity in held.items() if liquidity]
+        self._count_blocks(block)
+
+    def _mintable(self, position: Position, price: int) -> int:
+        """The liquidity that a desired position would get now; 0 if it would be skipped."""
+        amount0, amount1 = min(position.allocation0, self.idle0), min(position.allocation1, self.idle1)
+        lower_x96, upper_x96 = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+        liquidity = liquidity_for(amount0, amount1, price, lower_x96, upper_x96)
+        return liquidity if liquidity <= self.tape.pool.max_liquidity_per_tick else 0
+
+    def _mint(self, position: Position, price: int) -> Holding | None:
+        liquidity = self._mintable(position, price)
+        if not liquidity:
+            return None
+        holding = Holding(position.tick_lower, position.tick_upper, liquidity)
+        used0, used1 = amounts_of(liquidity, price, holding.lower_x96, holding.upper_x96, round_up=True)
+        self.idle0 -= used0
+        self.idle1 -= used1
+        return holding
+
+    def _signature(self, block: int) -> tuple:
+        return (
+            block,
+            self.idle0,
+            self.idle1,
+            tuple(sorted((h.tick_lower, h.tick_upper, h.liquidity) for h in self.holdings)),
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The independent check
+
+
+def fork_replay(
+    pool: Pool, events: Iterable[Event], positions: Sequence[tuple[int, int, int]]
+) -> list[tuple[int, int]]:
+    """Mint positions into a copy of the pool and make the recorded calls again: no shares, no legs, just the contract.
+
+    Args:
+        pool: in the state before the events, with all their positions; it stays as it is.
+        events: with the calls known.
+        positions: (tick_lower, tick_upper, liquidity) to add.
+
+    Returns:
+        Fees of each position, as the contract would pay them.
+
+    Swaps with an input or output keep it, so with more liquidity they move the price less; swaps with a limit trade to
+    the same price, and do not happen where the price is already past it.
+    """
+    fork = pool.copy()
+    for n, position in enumerate(positions):
+        fork.mint(("fork", n), *position)
+    for event in events:
+        if event.kind == "swap":
+            call = swap_call(event, event.args[0])
+            past = fork.sqrt_price_x96 <= call[2] if call[0] else fork.sqrt_price_x96 >= call[2]
+            if not past:
+                fork.swap(*call)
+        elif event.kind == "mint":
+            fork.mint(*event.args[:4])
+        elif event.kind == "burn":
+            fork.burn(*event.args[:4])
+        elif event.kind not in ("collect", "collect_protocol"):
+            apply_event(fork, event)
+    fees = []
+    for n, (tick_lower, tick_upper, _) in enumerate(positions):
+        fork.burn(("fork", n), tick_lower, tick_upper, 0)
+        state = fork.position(("fork", n), tick_lower, tick_upper)
+        fees.append((state.tokens_owed0, state.tokens_owed1))
+    return fees

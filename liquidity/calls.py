@@ -1,0 +1,101 @@
+"""Which call was behind a swap: found by trying each on a copy of the pool and comparing every digit.
+
+    find_call(pool, event)                              # "in", "out" or "limit"
+
+Pure. Read first: `events.py`. Read next: `replay.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from liquidity.events import Event, ReplayError, swap_call
+from liquidity.slipstream import SlipstreamPool
+from sim import PIPS, Pool, PoolError
+
+
+class _CopiedOnRead(list):
+    """Ticks for a trial swap: whatever it looks at, and may cross, is a copy from then on."""
+
+    def __getitem__(self, at):
+        mark = self[at] = copy.copy(super().__getitem__(at))
+        return mark
+
+
+def find_call(pool: Pool, event: Event) -> str:
+    """Which call a swap event came from, found by trying each; the pool stays as it is.
+
+    Exact output comes before a price limit: a limit at the right price explains every exact output too.
+
+    Raises:
+        ReplayError: none of them gives the event's digits.
+    """
+    found = "refused"
+    for how in ("in", "out", "limit"):
+        tried = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96))
+        if _is_result(event, *tried):
+            return how
+        found = (*tried[1], tried[0].sqrt_price_x96, tried[0].liquidity) if tried[1] else found
+    raise ReplayError(event, "(by any call)", event.args[1:], found)
+
+
+def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] = ()) -> tuple[str, int]:
+    """As `find_call`, and at which fee: on Slipstream it may change at any swap, and the event does not tell.
+
+    Tried are the pool's fee, the likely ones, what the event's input is above that of the same move without a fee, and
+    then all, by halving: with a higher fee the same input moves the price less, and the same move takes more input.
+    Where several fees give the event's digits, which only happens to swaps of few units, the first one found is taken.
+
+    Args:
+        pool: in the state before the event; it stays as it is.
+        event: a swap.
+        likely: fees in pips, the likeliest first.
+
+    Raises:
+        ReplayError: no call at any fee gives the event's digits.
+    """
+    amount0, amount1, sqrt_price_x96 = event.args[1:4]
+    side = 0 if amount0 > 0 or amount1 < 0 else 1
+    paid = event.args[1 + side]
+    fees, calls = [pool.fee, *likely], ("in", "out", "limit")
+    _, free = _try_swap(pool, *swap_call(event, "limit", pool.sqrt_price_x96), fee=0)
+    if free and paid:
+        read_off = (paid - free[side]) * PIPS // paid
+        fees += [read_off, read_off - 1, read_off + 1]
+    for fee in dict.fromkeys(fee for fee in fees if 0 <= fee < PIPS):
+        for how in calls:
+            if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
+                return how, fee
+
+    def too_high(fee: int, how: str) -> bool:
+        """Or just right."""
+        fork, amounts = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)
+        if how != "in" or not amounts:
+            return not amounts or amounts[side] >= paid
+        return fork.sqrt_price_x96 >= sqrt_price_x96 if side == 0 else fork.sqrt_price_x96 <= sqrt_price_x96
+
+    for how in calls:
+        fee = bisect_left(range(PIPS - 1), True, key=lambda fee, how=how: too_high(fee, how))
+        if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
+            return how, fee
+    raise ReplayError(event, "(by any call at any fee)", event.args[1:6], "another")
+
+
+def _try_swap(pool: Pool, *call, fee: int | None = None) -> tuple[Pool, tuple[int, int] | None]:
+    """What a swap would make of the pool, and its amounts; None where it would be refused."""
+    fork = copy.copy(pool)  # a swap changes numbers, and ticks: all else may be shared
+    fork.legs, fork._marks = None, _CopiedOnRead(pool._marks)
+    if fee is not None:
+        fork.set_fees(fee, pool.unstaked_fee)
+    try:
+        return fork, fork.swap(*call)
+    except PoolError:
+        return fork, None
+
+
+def _is_result(event: Event, after: Pool, amounts: tuple[int, int] | None) -> bool:
+    """Whether a swap's amounts and the pool after it are the event's."""
+    found = amounts and (*amounts, after.sqrt_price_x96, after.liquidity)
+    return found == event.args[1:5] and after.stands_at(event.args[5])

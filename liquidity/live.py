@@ -1,0 +1,155 @@
+"""A live round's score, from what the vault really held.
+
+    result = play_live(LiveInputs(settings, snapshot, close_block, events, hotkey, executions, closing))
+
+Pure. Read first: `rounds.py`. Read next: `audit/checks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import add
+
+from liquidity.books import Book
+from liquidity.events import Event, ReplayError
+from liquidity.executions import Execution
+from liquidity.replay import Snapshot
+from liquidity.rounds import Line, Round, RoundResult
+from liquidity.tape import Tape
+from protocol import Code, JobSettings
+from scoring import Outcome, counted, gas_cost, score_outcome
+from sim import PoolError
+
+FLOWS = ("released", "fees", "paid")  # of an execution: what burns, collects and mints of the vault come to
+MAX_DETAIL_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class LiveInputs:
+    """All that a live round's score depends on.
+
+    Attributes:
+        settings, snapshot, close_block, events: as for `RoundInputs`; the events have the vault's own transactions.
+        hotkey: of the miner that managed the vault.
+        executions: what became of its decisions that change something: each a `Execution`.
+        closing: what the chain itself shows before the close's first event; None where nobody can touch the vault.
+    """
+
+    settings: JobSettings
+    snapshot: Snapshot
+    close_block: int
+    events: tuple[Event, ...]
+    hotkey: str
+    executions: tuple[Execution, ...]
+    closing: Snapshot | None = None
+
+
+def play_live(inputs: LiveInputs) -> RoundResult:
+    """Score a live round from what the vault really held from the opening to the close.
+
+    Amounts, fees and the share of value in range follow from the vault's own events, wherever in their blocks they
+    stand; gas from the executions, also of those that failed. The round is void where executions do not explain the
+    vault.
+    """
+    game, close = Round(inputs.settings, inputs.snapshot), inputs.close_block
+    events = [event for event in inputs.events if event.block < close]
+    try:
+        game.feed(events)
+    except (ReplayError, PoolError) as error:
+        return RoundResult(Code.VOID_CONTRADICTION, str(error))
+    tape = game.tape
+    if tape.unknown_swaps:
+        return RoundResult(Code.VOID_UNKNOWN_SWAP, f"{tape.unknown_swaps} swaps of unknown call in the window")
+    keep, book = game.keep(close), Book(tape)
+    if not any(book.initial):
+        return RoundResult(Code.EMPTY_VAULT, "the vault holds no tokens at the opening")
+    done = [execution for execution in inputs.executions if acted(execution) and execution.block < close]
+    if detail := _unexplained(tape, events, done) or (inputs.closing and _transferred(tape, inputs.closing)):
+        return RoundResult(Code.LIVE_FOREIGN_TRANSFER, detail)
+    before, price = book.fees(), tape.price_before(close)
+    book.mirror(events, close)
+    tokens, owed = tape.vault_holds()
+    earned = [owed[n] + tape.collected[n] - before[n] for n in (0, 1)]
+    final = [tokens[n] + owed[n] - earned[n] for n in (0, 1)]
+    share = game.share(book, close)
+    outcome = Outcome(*book.initial, *final, *earned, inputs.snapshot.sqrt_price_x96, price, len(done), share)
+    sent = [execution.sent for execution in inputs.executions if execution.sent]
+    gas = sum(one.gas0 for one in sent), sum(one.gas1 for one in sent)
+    terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost, gas_cost(*gas, price))
+    score, _ = counted(terms, keep.terms, inputs.settings.min_in_range, False)
+    line = Line(inputs.hotkey, outcome, terms, score, rank=1, gas=gas if any(gas) else None)
+    return RoundResult(Code.SCORED, "", (line,), keep, swaps=tape.swaps)
+
+
+def was_carried_out(execution: Execution) -> bool:
+    """Whether a `Execution` took place: on the model always."""
+    return execution.sent is None or execution.sent.code == Code.EXECUTED
+
+
+def acted(execution: Execution) -> bool:
+    """Whether a `Execution` was carried out and changed the vault."""
+    return was_carried_out(execution) and bool(execution.close or execution.minted)
+
+
+def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
+    """The vault's own events that move anything, by block."""
+    own: dict[int, list[Event]] = {}
+    for event in events:
+        if event.kind in ("mint", "burn", "collect") and tape.is_vaults(event.args[0]) and any(event.args[3:]):
+            own.setdefault(event.block, []).append(event)
+    return own
+
+
+def sums_of(own: Iterable[Event]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple]:
+    """What a vault's own events come to: (released, fees, paid, minted), as `Execution` has them."""
+    own = list(own)
+    flows = (
+        tuple(sum(event.args[side] for event in own if event.kind == kind) for side in (-2, -1))
+        for kind in ("burn", "collect", "mint")
+    )
+    return *flows, tuple(event.args[1:4] for event in own if event.kind == "mint")
+
+
+def _unexplained(tape: Tape, events: Iterable[Event], executions: Iterable[Execution]) -> str:
+    """The first block in which the vault's own events are not what executions did there; empty if there is none."""
+    own, done = own_events(tape, events), {}
+    for execution in executions:
+        done.setdefault(execution.block, []).append(execution)
+    for block in sorted(own.keys() | done.keys()):
+        *found, minted = sums_of(own.get(block, ()))
+        here = done.get(block, ())
+        said = [tuple(sum(getattr(one, name)[n] for one in here) for n in (0, 1)) for name in FLOWS]
+        theirs = sorted(row for one in here for row in one.minted)
+        if not (block in own and block in done and said == found and theirs == sorted(minted)):
+            detail = f"block {block}: the vault's positions {_flows(found, minted)}; executions {_flows(said, theirs)}"
+            return detail[:MAX_DETAIL_CHARS]
+    return ""
+
+
+def _flows(amounts: Iterable[tuple[int, int]], minted: Iterable[tuple]) -> str:
+    words = [f"{name} {amount0} and {amount1}" for name, (amount0, amount1) in zip(FLOWS, amounts, strict=True)]
+    return ", ".join(words + [f"minted {liquidity} from {lower} to {upper}" for lower, upper, liquidity in minted])
+
+
+def _transferred(tape: Tape, closing: Snapshot) -> str:
+    """What the chain shows at the close and the vault's own events do not explain; empty if nothing."""
+    mine, theirs = {}, {}
+    for key in sorted(tape.vault_keys):
+        mine[key[1:]] = mine.get(key[1:], 0) + tape.pool.position(*key).liquidity
+    for position in closing.vault:
+        ticks = position.key[1:]
+        theirs[ticks] = theirs.get(ticks, 0) + position.liquidity
+    for ticks in sorted(mine.keys() | theirs.keys()):
+        if (expected := mine.get(ticks, 0)) != (found := theirs.get(ticks, 0)):
+            return (
+                f"at the close the vault has liquidity {found} from {ticks[0]} to {ticks[1]}, {expected} by its events"
+            )
+    expected = tuple(map(add, *tape.vault_holds()))
+    found = Book(Tape(closing)).initial  # what burns released and what fees paid may be told apart differently
+    if found != expected:
+        more = ", ".join(
+            f"{a - b:+d} of token{n}" for n, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b
+        )
+        return f"at the close the vault has {more} that nothing in the round explains"
+    return ""

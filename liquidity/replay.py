@@ -1,0 +1,308 @@
+"""A pool's life again: snapshots, and events applied to an exact pool with every digit held against them.
+
+    pool = snapshot.open()
+    apply_event(pool, event)                            # ReplayError: the first digit that differs
+
+An event tells what happened, not what was asked for. `apply_event` makes the call again, so a missing, doubled or
+foreign event is found where it matters.
+Pure. Read first: `events.py`. Read next: `tape.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from liquidity.calls import find_call
+from liquidity.events import Event, ReplayError, swap_call
+from liquidity.slipstream import SlipstreamPool
+from protocol import LEFT_OUT, Amount, SqrtPrice, Word
+from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, PositionState
+
+
+def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = None) -> None:
+    """Advance a pool by one event and hold every digit of the result against it.
+
+    Args:
+        pool: in the state before the event.
+        event: the next one.
+        accounts: the positions (owner, tick_lower, tick_upper) that the pool knows; None for all. Of others only the
+            liquidity is followed: a snapshot of a chain has every tick but not every position.
+
+    Raises:
+        ReplayError: the first thing that differs.
+        PoolError: the contract would have refused the call.
+    """
+    kind, args = event.kind, event.args
+    slipstream = isinstance(pool, SlipstreamPool)
+    if kind == "swap":
+        how, amount0, amount1, sqrt_price_x96, liquidity, tick, *fees = args
+        if fees:
+            _set_fees(pool, event, *fees)
+        if how == "?":
+            pool.jump(sqrt_price_x96, tick, liquidity)
+            return
+        if how == "in":
+            found = (
+                pool.swap(True, amount0, MIN_SQRT_RATIO + 1)
+                if amount0 > 0
+                else pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
+            )
+        else:
+            found = pool.swap(*swap_call(event, how or find_call(pool, event), pool.sqrt_price_x96))
+        if pool.sqrt_price_x96 != sqrt_price_x96:
+            raise ReplayError(event, "sqrt_price_x96", sqrt_price_x96, pool.sqrt_price_x96)
+        if found != (amount0, amount1):
+            raise ReplayError(event, "amounts", (amount0, amount1), found)
+        if pool.liquidity != liquidity:
+            raise ReplayError(event, "liquidity", liquidity, pool.liquidity)
+        if not pool.stands_at(tick):
+            raise ReplayError(event, "tick", tick, pool.tick)
+    elif kind == "mint" or kind == "burn":
+        owner, tick_lower, tick_upper, amount, amount0, amount1 = args
+        if accounts is None or (owner, tick_lower, tick_upper) in accounts:
+            found = (pool.mint if kind == "mint" else pool.burn)(owner, tick_lower, tick_upper, amount)
+        elif kind == "mint":
+            found = pool.change_liquidity(tick_lower, tick_upper, amount)
+        else:
+            released0, released1 = pool.change_liquidity(tick_lower, tick_upper, -amount) if amount else (0, 0)
+            found = (-released0, -released1)
+        if found != (amount0, amount1):
+            raise ReplayError(event, "amounts", (amount0, amount1), found)
+        if slipstream and owner == pool.gauge and amount:
+            pool.stake(amount if kind == "mint" else -amount, tick_lower, tick_upper, False)
+    elif slipstream and kind == "flash":  # which part of it was the fee changes nothing
+        amount0, amount1, paid0, paid1, *unstaked_fee = args
+        fee = pool.fee
+        _set_fees(pool, event, 0, *(unstaked_fee or [pool.unstaked_fee]))
+        pool.flash(amount0, amount1, paid0, paid1)
+        pool.set_fees(fee, pool.unstaked_fee)
+    elif slipstream and kind in ("stake", "unstake"):
+        owner, tick_lower, tick_upper, amount = args
+        everybody = accounts is None
+        pool.stake(amount if kind == "stake" else -amount, tick_lower, tick_upper, everybody)
+        if not everybody and kind == "unstake" and args[:3] in accounts:  # it earned no fees meanwhile
+            inside = pool.fee_growth_inside(tick_lower, tick_upper)
+            pool.position(owner, tick_lower, tick_upper).settle(*inside, earns=False)
+    elif slipstream and kind == "collect_fees":
+        found = pool.collect_fees()
+        if any(paid != told and (paid, told) != (1, 0) for paid, told in zip(found, args, strict=True)):
+            raise ReplayError(event, "amounts", args, found)  # some versions tell of a lone unit, which stays
+    elif kind == "flash":
+        amount0, amount1, paid0, paid1 = args
+        fee0, fee1 = (-(-amount * pool.fee // PIPS) for amount in (amount0, amount1))
+        pool.flash(amount0, amount1, paid0 - fee0, paid1 - fee1)
+    elif kind == "set_fee_protocol":
+        pool.set_fee_protocol(*args)
+    elif kind == "collect_protocol":
+        if (found := pool.collect_protocol(*args)) != args:
+            raise ReplayError(event, "amounts", args, found)
+    elif kind == "collect":
+        if (accounts is None or args[:3] in accounts) and (found := pool.collect(*args)) != args[3:]:
+            raise ReplayError(event, "amounts", args[3:], found)
+    else:
+        raise ReplayError(event, "kind", "one this program knows", kind)
+
+
+def _set_fees(pool: Pool, event: Event, fee: int, unstaked_fee: int) -> None:
+    """What Slipstream's factory answered at an event."""
+    if not (isinstance(pool, SlipstreamPool) and 0 <= fee < PIPS and 0 <= unstaked_fee <= PIPS):
+        raise ReplayError(event, "fees", (fee, unstaked_fee), "none that this pool can have")
+    if (pool.fee, pool.unstaked_fee) != (fee, unstaked_fee):
+        pool.set_fees(fee, unstaked_fee)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class TickState:
+    """One initialised tick; see `sim.Tick`, and for `staked_liquidity_net` `sim.SlipstreamTick`."""
+
+    index: int
+    liquidity_gross: Amount
+    liquidity_net: str  # signed, decimal
+    fee_growth_outside0_x128: Word
+    fee_growth_outside1_x128: Word
+    staked_liquidity_net: str | None = field(default=None, metadata=LEFT_OUT)  # signed, decimal
+
+
+@dataclass(frozen=True, slots=True)
+class VaultPosition:
+    """One of the vault's positions in the pool; see `sim.PositionState`.
+
+    Attributes:
+        staked: True where Slipstream's gauge holds it, whose positions earn no fees; else None.
+    """
+
+    owner: str
+    tick_lower: int
+    tick_upper: int
+    liquidity: Amount
+    fee_growth_inside0_last_x128: Word
+    fee_growth_inside1_last_x128: Word
+    tokens_owed0: Amount
+    tokens_owed1: Amount
+    staked: bool | None = field(default=None, metadata=LEFT_OUT)
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.owner, self.tick_lower, self.tick_upper
+
+
+@dataclass(frozen=True, slots=True)
+class SlipstreamState:
+    """What a Slipstream pool has besides; see `sim.SlipstreamPool`. Rewards are not scored, and not here.
+
+    Attributes:
+        manager, gauge: the owners of those positions that have tokens, and of those that are staked.
+        unstaked_fee: pips, as the factory answers at the snapshot.
+        staked_liquidity, gauge_fees0, gauge_fees1: the pool's.
+    """
+
+    manager: str
+    gauge: str
+    unstaked_fee: int
+    staked_liquidity: Amount
+    gauge_fees0: Amount
+    gauge_fees1: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A pool and a vault before the first event of a block: all that a round starts from.
+
+    Attributes:
+        block, block_time, block_hash: the block that comes next; the hash is synthetic for recordings.
+        fee, tick_spacing, fee_protocol0, fee_protocol1, sqrt_price_x96, tick, liquidity,
+            fee_growth_global0_x128, fee_growth_global1_x128, ticks: the pool.
+        vault: the vault's positions, in the order in which miners are shown them.
+        idle0, idle1: the vault's tokens outside the pool, base units.
+        vault_owner: whose positions are the vault's, also those opened later; empty if only the listed ones are.
+        slipstream: what a Slipstream pool has besides; None for Uniswap's. Its `fee` is what the factory answers at the
+            snapshot; each swap says its own.
+    """
+
+    block: int
+    block_time: int
+    block_hash: str
+    fee: int
+    tick_spacing: int
+    fee_protocol0: int
+    fee_protocol1: int
+    sqrt_price_x96: SqrtPrice
+    tick: int
+    liquidity: Amount
+    fee_growth_global0_x128: Word
+    fee_growth_global1_x128: Word
+    ticks: tuple[TickState, ...]
+    vault: tuple[VaultPosition, ...]
+    idle0: Amount
+    idle1: Amount
+    vault_owner: str = ""
+    slipstream: SlipstreamState | None = field(default=None, metadata=LEFT_OUT)
+
+    @classmethod
+    def of(
+        cls,
+        pool: Pool,
+        vault_keys: Sequence[tuple],
+        idle: tuple[int, int],
+        block: int,
+        block_time: int,
+        block_hash: str,
+        vault_owner: str = "",
+    ) -> Snapshot:
+        """Take a pool's state; `vault_keys` are the vault's positions in it, those without liquidity are left out."""
+        held = [(key, pool.positions[key]) for key in vault_keys if key in pool.positions]
+        slipstream = isinstance(pool, SlipstreamPool)
+        return cls(
+            block=block,
+            block_time=block_time,
+            block_hash=block_hash,
+            fee=pool.fee,
+            tick_spacing=pool.tick_spacing,
+            fee_protocol0=pool.fee_protocol[0],
+            fee_protocol1=pool.fee_protocol[1],
+            sqrt_price_x96=pool.sqrt_price_x96,
+            tick=pool.tick,
+            liquidity=pool.liquidity,
+            fee_growth_global0_x128=pool.fee_growth_global0_x128,
+            fee_growth_global1_x128=pool.fee_growth_global1_x128,
+            ticks=tuple(
+                TickState(
+                    index,
+                    mark.liquidity_gross,
+                    str(mark.liquidity_net),
+                    mark.fee_growth_outside0_x128,
+                    mark.fee_growth_outside1_x128,
+                    str(mark.staked_liquidity_net) if slipstream else None,
+                )
+                for index, mark in sorted(pool.ticks.items())
+            ),
+            vault=tuple(
+                VaultPosition(
+                    str(key[0]),
+                    *key[1:],
+                    state.liquidity,
+                    state.fee_growth_inside0_last_x128,
+                    state.fee_growth_inside1_last_x128,
+                    state.tokens_owed0,
+                    state.tokens_owed1,
+                )
+                for key, state in held
+                if state.liquidity
+            ),
+            idle0=idle[0],
+            idle1=idle[1],
+            vault_owner=vault_owner,
+            slipstream=SlipstreamState(
+                str(pool.nft),
+                str(pool.gauge),
+                pool.unstaked_fee,
+                pool.staked_liquidity,
+                pool.gauge_fees0,
+                pool.gauge_fees1,
+            )
+            if slipstream
+            else None,
+        )
+
+    def open(self) -> Pool:
+        """A pool in this state, which knows the vault's positions and no others."""
+        known = self.slipstream
+        pool = Pool(self.fee, self.tick_spacing)
+        if known:
+            pool = SlipstreamPool(self.fee, self.tick_spacing, known.unstaked_fee, known.manager, known.gauge)
+        pool.initialize(self.sqrt_price_x96)
+        if self.fee_protocol0 or self.fee_protocol1:
+            pool.set_fee_protocol(self.fee_protocol0, self.fee_protocol1)
+        pool.load_ticks(
+            self.tick,
+            self.liquidity,
+            self.fee_growth_global0_x128,
+            self.fee_growth_global1_x128,
+            [
+                (
+                    t.index,
+                    t.liquidity_gross,
+                    int(t.liquidity_net),
+                    t.fee_growth_outside0_x128,
+                    t.fee_growth_outside1_x128,
+                )
+                for t in self.ticks
+            ],
+        )
+        if known:
+            pool.staked_liquidity = known.staked_liquidity
+            pool.gauge_fees0, pool.gauge_fees1 = known.gauge_fees0, known.gauge_fees1
+            for t in self.ticks:
+                pool.ticks[t.index].staked_liquidity_net = int(t.staked_liquidity_net)
+        for position in self.vault:
+            state = pool.positions[position.key] = PositionState()
+            state.liquidity = position.liquidity
+            state.fee_growth_inside0_last_x128 = position.fee_growth_inside0_last_x128
+            state.fee_growth_inside1_last_x128 = position.fee_growth_inside1_last_x128
+            state.tokens_owed0, state.tokens_owed1 = position.tokens_owed0, position.tokens_owed1
+        return pool

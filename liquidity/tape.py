@@ -1,0 +1,460 @@
+"""The tape: every leg of every swap of a round, computed once and shared by all books.
+
+    tape = Tape(snapshot)
+    tape.feed(events)                                   # the real pool advances; legs are noted
+
+Pure. Read first: `replay.py`. Read next: `books.py` (what a miner's positions earn on it).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, repeat
+from operator import add, attrgetter, floordiv, sub
+
+from liquidity.events import Event
+from liquidity.replay import Snapshot, apply_event
+from liquidity.slipstream import SlipstreamPool
+from sim import MASK_256, MAX_SQRT_RATIO, PIPS, amounts_of, sqrt_ratio_at_tick
+
+SHARE_QUANTUM = 10**18  # the in-range share of a stretch is rounded down to this fraction
+CHUNK = 16  # runs, or stops, that are looked at together
+
+
+_NO_CELL = (1, 0, 0, True)  # price interval, the vault's liquidity in it, whether none of it is staked
+
+
+class Run:
+    """Consecutive legs at the same liquidity, vault liquidity and fees.
+
+    Attributes:
+        first, last: leg indices, `last` excluded.
+        lo, hi: the price span of all legs, Q64.96.
+        liquidity, vault: L_leg and L_vault.
+        unstaked_fee: Slipstream's cut of unstaked fees, pips; 0 on Uniswap.
+        exact: whether the pool's own growth is what the vault earns; not so where some of it is staked.
+        fee0_x128, fee1_x128, own0, own1, legs0, legs1: sums over the legs by input token: fees << 128, the pool's own
+            growth per unit of liquidity, number of legs.
+    """
+
+    __slots__ = (
+        "exact",
+        "fee0_x128",
+        "fee1_x128",
+        "first",
+        "hi",
+        "last",
+        "legs0",
+        "legs1",
+        "liquidity",
+        "lo",
+        "own0",
+        "own1",
+        "unstaked_fee",
+        "vault",
+    )
+
+    def __init__(self, first: int, liquidity: int, vault: int, unstaked_fee: int, exact: bool):
+        self.first = self.last = first
+        self.lo, self.hi = MAX_SQRT_RATIO, 0
+        self.liquidity, self.vault, self.unstaked_fee, self.exact = liquidity, vault, unstaked_fee, exact
+        self.fee0_x128 = self.fee1_x128 = self.own0 = self.own1 = self.legs0 = self.legs1 = 0
+
+    def growth(self, liquidity: int) -> tuple[int, int]:
+        """Growth per unit of a book that has `liquidity` in range during the whole run, X128."""
+        return _growth(
+            self, liquidity, (self.fee0_x128, self.own0, self.legs0), (self.fee1_x128, self.own1, self.legs1)
+        )
+
+
+def _growth(run: Run, liquidity: int, *sums: tuple[int, int, int]) -> tuple[int, ...]:
+    """The rule at the top of this file, for (fees << 128, own growth, number of legs) of each token."""
+    if liquidity == run.vault and run.exact:
+        return tuple(own for _, own, _ in sums)
+    denominator = run.liquidity if liquidity <= run.vault else run.liquidity - run.vault + liquidity
+    grown = []
+    for fees_x128, _, legs in sums:
+        growth = max(0, fees_x128 // denominator - legs)
+        grown.append(growth - -(-growth * run.unstaked_fee // PIPS))
+    return tuple(grown)
+
+
+class Holding:
+    """One position of a book.
+
+    Attributes:
+        key: the vault's key of a position taken over from the vault, else None.
+        tick_lower, tick_upper, lower_x96, upper_x96: the range.
+        liquidity: fixed at mint.
+        owed0, owed1: settled fees, not collected.
+        growth0, growth1: growth per unit of liquidity not settled yet, X128.
+    """
+
+    __slots__ = (
+        "growth0",
+        "growth1",
+        "key",
+        "liquidity",
+        "lower_x96",
+        "owed0",
+        "owed1",
+        "tick_lower",
+        "tick_upper",
+        "upper_x96",
+    )
+
+    def __init__(self, tick_lower: int, tick_upper: int, liquidity: int, key: tuple | None = None):
+        self.tick_lower, self.tick_upper, self.liquidity, self.key = tick_lower, tick_upper, liquidity, key
+        self.lower_x96, self.upper_x96 = sqrt_ratio_at_tick(tick_lower), sqrt_ratio_at_tick(tick_upper)
+        self.owed0 = self.owed1 = self.growth0 = self.growth1 = 0
+
+    def amounts(self, price: int) -> tuple[int, int]:
+        """What closing would release at a price, without fees."""
+        return amounts_of(self.liquidity, price, self.lower_x96, self.upper_x96, round_up=False)
+
+    def fees(self) -> tuple[int, int]:
+        """Uncollected fees, as the contract would pay them."""
+        return self.owed0 + (self.growth0 * self.liquidity >> 128), self.owed1 + (self.growth1 * self.liquidity >> 128)
+
+    def settle(self) -> None:
+        (self.owed0, self.owed1), self.growth0, self.growth1 = self.fees(), 0, 0
+
+
+class Tape:
+    """All legs of a stretch of market, and where the price stood at the end of each block.
+
+    Attributes:
+        blocks, zero_for_one, lo, hi, fee, own: by leg: its block, direction, price span, fee of the input token (net of
+            the protocol's part), the pool's own growth. A leg without movement has a span of one unit, at its
+            tick's side.
+        runs: the legs in groups.
+        stop_blocks, stop_prices, stop_spots: by block in which the price was touched: its number, the price after it,
+            and the spot, which is the price lowered by one where the pool stands one below its price's tick, so that a
+            range holds the spot if and only if it holds the tick.
+        touches: (leg index, vault key) whenever the vault's position was touched and its fees settled.
+        idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
+            there.
+        collected: fees that the vault has collected since the start, a part of `idle`.
+        staked: keys of the vault's positions that Slipstream's gauge holds now: they earn no fees.
+        vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
+    """
+
+    def __init__(self, snapshot: Snapshot):
+        self.snapshot = snapshot
+        self.pool = snapshot.open()
+        self.vault_keys = {position.key for position in snapshot.vault}
+        self.staked = {position.key for position in snapshot.vault if position.staked}
+        self.vault_growth = [self.pool.fee_growth_inside(p.tick_lower, p.tick_upper) for p in snapshot.vault]
+        self.blocks: list[int] = []
+        self.zero_for_one: list[bool] = []
+        self.lo: list[int] = []
+        self.hi: list[int] = []
+        self.fee: list[int] = []
+        self.own: list[int] = []
+        self.runs: list[Run] = []
+        self.stop_blocks: list[int] = []
+        self.stop_prices: list[int] = []
+        self.stop_spots: list[int] = []
+        self.touches: list[tuple[int, tuple]] = []
+        self.swaps = 0
+        self.unknown_swaps = 0
+        self.start_spot = self.pool.spot
+        self.idle, self.collected = (snapshot.idle0, snapshot.idle1), (0, 0)
+        self._legs = self.pool.record()
+        self._slipstream = isinstance(self.pool, SlipstreamPool)
+        self._cell = _NO_CELL
+        self._chunks: list[_Chunk] = []
+        self._spans: list[tuple[int, int]] = []
+
+    # -- writing
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Advance the pool by events, hold it against them, and write their legs down.
+
+        Raises:
+            ReplayError, PoolError: the events are not this pool's, or some are missing.
+        """
+        for event in events:
+            if event.kind == "mint" and self.is_vaults(event.args[0]):
+                self.vault_keys.add(event.args[:3])
+            if event.kind != "collect_protocol":  # what the protocol was owed before the snapshot nobody knows
+                apply_event(self.pool, event, self.vault_keys)
+            if event.kind == "swap":
+                self.swaps += 1
+                self.unknown_swaps += event.args[0] == "?"
+            elif event.kind in ("mint", "burn", "collect") and event.args[:3] in self.vault_keys:
+                self._follow_vault(event)
+            elif event.kind in ("stake", "unstake") and event.args[:3] in self.vault_keys:
+                (self.staked.add if event.kind == "stake" else self.staked.discard)(event.args[:3])
+                self._cell = _NO_CELL
+            if self._legs:
+                for leg in self._legs:
+                    self._write(event.block, *leg)
+                self._legs.clear()
+            if event.kind == "swap":
+                self._stop(event.block)
+
+    def is_vaults(self, owner: str) -> bool:
+        """Whether positions of this owner are the vault's: on a chain `VAULT#TOKEN` is its second one in a range."""
+        return bool(self.snapshot.vault_owner) and owner.partition("#")[0] == self.snapshot.vault_owner
+
+    def _follow_vault(self, event: Event) -> None:
+        key, (amount0, amount1) = event.args[:3], event.args[-2:]
+        if event.kind == "mint":
+            self.idle = max(0, self.idle[0] - amount0), max(0, self.idle[1] - amount1)
+        else:
+            self.idle = self.idle[0] + amount0, self.idle[1] + amount1
+        if event.kind == "collect":
+            self.collected = self.collected[0] + amount0, self.collected[1] + amount1
+            return
+        self.touches.append((len(self.blocks), key))
+        self._cell = _NO_CELL
+        if event.kind == "burn":  # what a burn releases leaves the pool with it: only fees stay owed
+            self.pool.collect(*key, amount0, amount1)
+
+    def vault_holds(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What the vault really has after the last event: (all tokens without uncollected fees, uncollected fees)."""
+        tokens, fees = list(self.idle), [0, 0]
+        for key in sorted(self.vault_keys):
+            state, holding = self.pool.position(*key), Holding(*key[1:], self.pool.position(*key).liquidity)
+            inside = self.pool.fee_growth_inside(*key[1:])
+            last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
+            holding.owed0, holding.owed1 = state.tokens_owed0, state.tokens_owed1
+            if key not in self.staked:
+                holding.growth0, holding.growth1 = (a - b & MASK_256 for a, b in zip(inside, last, strict=True))
+            for n, (amount, fee) in enumerate(
+                zip(holding.amounts(self.pool.sqrt_price_x96), holding.fees(), strict=True)
+            ):
+                tokens[n] += amount
+                fees[n] += fee
+        return tuple(tokens), tuple(fees)
+
+    def _write(self, block: int, zero_for_one: bool, start: int, end: int, liquidity: int, fee: int, own: int) -> None:
+        if start == end:
+            lo = self.pool.spot
+            hi = lo + 1
+        else:
+            lo, hi = (end, start) if end < start else (start, end)
+        vault, exact = self._vault_on(lo, hi)
+        unstaked_fee = self.pool.unstaked_fee if self._slipstream else 0
+        run = self.runs[-1] if self.runs else None
+        if not run or (run.liquidity, run.vault, run.unstaked_fee, run.exact) != (
+            liquidity,
+            vault,
+            unstaked_fee,
+            exact,
+        ):
+            run = Run(len(self.blocks), liquidity, vault, unstaked_fee, exact)
+            self.runs.append(run)
+        run.last += 1
+        run.lo, run.hi = min(run.lo, lo), max(run.hi, hi)
+        if zero_for_one:
+            run.fee0_x128 += fee << 128
+            run.own0 += own
+            run.legs0 += 1
+        else:
+            run.fee1_x128 += fee << 128
+            run.own1 += own
+            run.legs1 += 1
+        self.blocks.append(block)
+        self.zero_for_one.append(zero_for_one)
+        self.lo.append(lo)
+        self.hi.append(hi)
+        self.fee.append(fee)
+        self.own.append(own)
+
+    def _vault_on(self, lo: int, hi: int) -> tuple[int, bool]:
+        """The vault's liquidity on a leg, and whether none of it is staked: no leg crosses an initialised tick."""
+        if not (self._cell[0] <= lo and hi <= self._cell[1]):
+            left, right, liquidity, exact = 0, MAX_SQRT_RATIO, 0, True
+            gauge = self.pool.gauge if self._slipstream else None
+            for key in self.vault_keys:
+                lower, upper = sqrt_ratio_at_tick(key[1]), sqrt_ratio_at_tick(key[2])
+                for bound in (lower, upper):
+                    if bound <= lo:
+                        left = max(left, bound)
+                    else:
+                        right = min(right, bound)
+                if lower <= lo and hi <= upper:
+                    liquidity += self.pool.position(*key).liquidity
+                    exact = exact and key[0] != gauge and key not in self.staked
+            self._cell = (left, right, liquidity, exact)
+        return self._cell[2:]
+
+    def _stop(self, block: int) -> None:
+        if self.stop_blocks and self.stop_blocks[-1] == block:
+            self.stop_prices[-1], self.stop_spots[-1] = self.pool.sqrt_price_x96, self.pool.spot
+        else:
+            self.stop_blocks.append(block)
+            self.stop_prices.append(self.pool.sqrt_price_x96)
+            self.stop_spots.append(self.pool.spot)
+
+    # -- reading
+
+    def leg_at(self, block: int) -> int:
+        """Index of the first leg of this block or a later one."""
+        return bisect_left(self.blocks, block)
+
+    def price_before(self, block: int) -> int:
+        """The price before the block's first event."""
+        at = bisect_left(self.stop_blocks, block) - 1
+        return self.stop_prices[at] if at >= 0 else self.snapshot.sqrt_price_x96
+
+    def prices_until(self, block: int) -> list[int]:
+        """The prices at which the blocks before this one ended."""
+        return self.stop_prices[: bisect_left(self.stop_blocks, block)]
+
+    def growth(self, bounds: Sequence[int], n: int, liquidity: int, first: int, last: int) -> tuple[int, int]:
+        """Growth per unit of liquidity that a book earns in one of its intervals.
+
+        Args:
+            bounds: the prices at which the book's liquidity changes, in order, Q64.96.
+            n: the interval from `bounds[n - 1]` to `bounds[n]`.
+            liquidity: the book's liquidity there, > 0.
+            first, last: legs of the stretch, `last` excluded.
+
+        Returns:
+            Growth of token0 and token1, X128.
+        """
+        lower, upper, runs = bounds[n - 1], bounds[n], self.runs
+        total0 = total1 = 0
+        at = bisect_right(runs, first, key=_first) - 1 if first < last else len(runs)
+        while at < len(runs) and (run := runs[at]).first < last:
+            if at % CHUNK == 0 and (chunk := self._chunk(at)) and first <= chunk.first and chunk.last <= last:
+                if chunk.hi <= lower or chunk.lo >= upper:
+                    at += CHUNK
+                    continue
+                if lower <= chunk.lo and chunk.hi <= upper and chunk.uniform and liquidity != chunk.vault:
+                    more0, more1 = chunk.growth(liquidity)
+                    total0, total1, at = total0 + more0, total1 + more1, at + CHUNK
+                    continue
+            at += 1
+            if run.hi <= lower or run.lo >= upper:
+                continue
+            if lower <= run.lo and run.hi <= upper and first <= run.first and run.last <= last:
+                more0, more1 = run.growth(liquidity)
+            else:
+                more0, more1 = self._part(run, bounds, n, liquidity, max(first, run.first), min(last, run.last))
+            total0, total1 = total0 + more0, total1 + more1
+        return total0, total1
+
+    def _part(self, run: Run, bounds: Sequence[int], n: int, liquidity: int, first: int, last: int) -> tuple[int, ...]:
+        """As `Run.growth`, for some of its legs, those that cross the book's bounds cut there."""
+        lower, upper = bounds[n - 1], bounds[n]
+        sums = ([0, 0, 0], [0, 0, 0])
+        for leg in range(first, last):
+            lo, hi = self.lo[leg], self.hi[leg]
+            if hi <= lower or lo >= upper:
+                continue
+            fee, own, zero_for_one = self.fee[leg], self.own[leg], self.zero_for_one[leg]
+            if lo < lower or hi > upper:
+                cuts = bounds[bisect_right(bounds, lo) : bisect_left(bounds, hi)]
+                parts = split_fee(fee, run.liquidity, zero_for_one, (lo, *cuts, hi))
+                part = parts[bisect_right(cuts, lower)]
+                own, fee = own * part // fee, part
+            into = sums[not zero_for_one]
+            into[0] += fee << 128
+            into[1] += own
+            into[2] += 1
+        return _growth(run, liquidity, *sums)
+
+    def _chunk(self, at: int) -> _Chunk | None:
+        """The runs `at` to `at + CHUNK`, all of them finished; `at` is a multiple of `CHUNK`."""
+        if at + CHUNK >= len(self.runs):
+            return None
+        while len(self._chunks) <= at // CHUNK:
+            start = len(self._chunks) * CHUNK
+            self._chunks.append(_Chunk(self.runs[start : start + CHUNK]))
+        return self._chunks[at // CHUNK]
+
+    def blocks_inside(self, bounds: Sequence[int], first_block: int, last_block: int) -> list[int]:
+        """For how many blocks the price stood in each interval.
+
+        Args:
+            bounds: prices in order; interval n reaches from `bounds[n - 1]` (included) to `bounds[n]` (excluded), the
+                first from 0 and the last without end.
+            first_block, last_block: the stretch, `last_block` excluded. A block counts with the price at its end.
+
+        Returns:
+            Blocks by interval, `len(bounds) + 1` of them; they add up to the stretch.
+        """
+        counts, blocks, spots = [0] * (len(bounds) + 1), self.stop_blocks, self.stop_spots
+        at, end = bisect_left(blocks, first_block), bisect_left(blocks, last_block)
+        inside, since = bisect_right(bounds, spots[at - 1] if at else self.start_spot), first_block
+        while at < end:
+            counts[inside] += blocks[at] - since
+            if at % CHUNK == 0 and at + CHUNK < end:
+                low, high = self._span(at)
+                inside = bisect_right(bounds, low)
+                if inside == bisect_right(bounds, high):
+                    since, at = blocks[at], at + CHUNK
+                    continue
+            inside, since = bisect_right(bounds, spots[at]), blocks[at]
+            at += 1
+        counts[inside] += last_block - since
+        return counts
+
+    def _span(self, at: int) -> tuple[int, int]:
+        """The lowest and the highest spot of the stops `at` to `at + CHUNK`, of which none will change any more."""
+        while len(self._spans) <= at // CHUNK:
+            start = len(self._spans) * CHUNK
+            spots = self.stop_spots[start : start + CHUNK]
+            self._spans.append((min(spots), max(spots)))
+        return self._spans[at // CHUNK]
+
+
+class _Chunk:
+    """Several runs at once, for intervals that hold all of them: the same sums in fewer steps."""
+
+    def __init__(self, runs: list[Run]):
+        self.first, self.last, self.vault = runs[0].first, runs[-1].last, runs[0].vault
+        self.lo, self.hi = min(run.lo for run in runs), max(run.hi for run in runs)
+        self.uniform = all(run.vault == self.vault and not run.unstaked_fee for run in runs)
+        self.liquidity = [run.liquidity for run in runs]
+        self.sums = (
+            ([run.fee0_x128 for run in runs], [run.legs0 for run in runs]),
+            ([run.fee1_x128 for run in runs], [run.legs1 for run in runs]),
+        )
+
+    def growth(self, liquidity: int) -> tuple[int, ...]:
+        """The sum of `Run.growth` where the runs are `uniform` and `liquidity` is not the vault's."""
+        denominators = list(map(add, self.liquidity, repeat(max(0, liquidity - self.vault))))
+        return tuple(
+            sum(map(max, map(sub, map(floordiv, fees_x128, denominators), legs), repeat(0)))
+            for fees_x128, legs in self.sums
+        )
+
+
+_first = attrgetter("first")
+
+
+def split_fee(fee: int, liquidity: int, zero_for_one: bool, prices: Sequence[int]) -> list[int]:
+    """Cut a leg's fee at prices inside it.
+
+    A part's fee is `floor(fee * part's net input / leg's net input)`; the last part in the direction of travel gets the
+    rest. The parts' inputs are rounded down and the leg's, as it was paid, up: the rest is never negative.
+
+    Args:
+        fee: of the leg, base units of its input token.
+        liquidity: of the leg.
+        zero_for_one: its direction.
+        prices: the leg's lower end, the cuts, its upper end, ascending, Q64.96.
+
+    Returns:
+        Fees of the parts, in the order of the prices; they add up to `fee`.
+    """
+    side = 0 if zero_for_one else 1
+    whole = amounts_of(liquidity, prices[0] if side == 0 else prices[-1], prices[0], prices[-1], round_up=True)[side]
+    parts = [
+        fee * amounts_of(liquidity, low if side == 0 else high, low, high, round_up=False)[side] // whole
+        for low, high in pairwise(prices)
+    ]
+    ends_at = 0 if zero_for_one else -1
+    parts[ends_at] += fee - sum(parts)
+    return parts
+
+
+def worth(amounts: tuple[int, int], price: int) -> int:
+    """Value in units of 2**-192 token1 base units."""
+    return amounts[0] * price * price + (amounts[1] << 192)

@@ -1,0 +1,487 @@
+"""Options and where they come from: the command line, else the environment, else `.env`, else the default.
+
+    def build_parser() -> Parser:
+        parser = Parser(prog="program.py", description="...")
+        add_chain_options(parser)                # also of sub-parsers; `notify.py` has add_notify_options
+        add_logging_options(parser)
+        return parser
+
+    options = parse_options(build_parser(), argv)
+    print(*settings_lines(options), sep="\n")   # once, no secret
+    password = read_password(options)            # where a key may be encrypted
+    add_market_options(parser)                   # a pool of a real chain: then `real_market(options)`
+
+The spellings are those of the ecosystem, old and new. Nothing to run here. Read next: `runtime.py`, `notify.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from runtime.passwords import Secret, read_executor_key
+from runtime.process import EXIT_USAGE, LOG_FILE_BYTES, LOG_FILES_KEPT, LOG_LEVELS, UserError, number
+
+NETWORKS = ("finney", "test", "archive", "devnet", "local")  # the SDK's names; others are ws:// or wss:// addresses
+MAX_NETUID = 2**16 - 1
+MAX_CONFIRMATIONS = 10_000
+MAX_DOTENV_BYTES = 2**16
+
+
+def masked_url(url: str) -> str:
+    """An address without what may be secret in it: user, password, path and query."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}" + ("/*****" if parts.path.strip("/") or parts.query else "")
+
+
+def text(value: str) -> str:
+    """The type of an option that must not be empty."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return value
+
+
+def url(*schemes: str) -> Callable[[str], str]:
+    """The type of an option that is an address with one of these schemes; a mistake is told without the address."""
+
+    def parse(value: str) -> str:
+        with suppress(ValueError):
+            parts = urlsplit(value)
+            if parts.scheme in schemes and parts.hostname and parts.port != 0 and value.isprintable():
+                return value
+        raise argparse.ArgumentTypeError(f"is no address like {schemes[-1]}://HOST")
+
+    return parse
+
+
+def evm_address(value: str) -> str:
+    """The type of an option that is an address of a contract or account of an EVM chain; in lower case."""
+    if not re.fullmatch(r"0x[0-9a-fA-F]{40}", value):
+        shown = repr(value) if len(value) <= 42 else f"{len(value)} characters"  # which may be a private key
+        raise argparse.ArgumentTypeError(f"{shown}: 0x and 40 hexadecimal digits are expected")
+    return value.lower()
+
+
+def _service(value: str) -> str:
+    value = url("http", "https")(value)
+    if urlsplit(value).query or urlsplit(value).fragment:
+        raise argparse.ArgumentTypeError("has more than scheme, host, port and path")
+    return value.rstrip("/")
+
+
+def _key_name(value: str) -> str:
+    if not re.fullmatch(r"[^/\0]+", value) or value.strip(" .") != value:
+        raise argparse.ArgumentTypeError(f"{value!r} is no name of a wallet or key")
+    return value
+
+
+def _network(value: str) -> str:
+    if value in NETWORKS:
+        return value
+    try:
+        return url("ws", "wss")(value)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{'' if '://' in value else repr(value) + ' '}is no network; use {', '.join(NETWORKS)} or wss://HOST"
+        ) from None
+
+
+class Setting(NamedTuple):
+    """An option that may also come from the environment or `.env`.
+
+    Attributes:
+        name: of the attribute it fills.
+        flags: its spellings, the plain one first; none for what may not stand on a command line.
+        help: for people.
+        env: the variables that may hold it, the first that holds something counts.
+        default: if nobody gives it.
+        type: checks and converts the text; raises `argparse.ArgumentTypeError`.
+        metavar: what stands for the value in the help.
+        secret: never printed, taken out of the environment; becomes a `Secret`.
+        many: may be given again and again; a variable has commas between them. Becomes a list.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    help: str
+    env: tuple[str, ...] = ()
+    default: Any = None
+    type: Callable[[str], Any] = text
+    metavar: str | None = None
+    secret: bool = False
+    many: bool = False
+
+    def read(self, value: str) -> Any:
+        """What a variable says. Raises `argparse.ArgumentTypeError`."""
+        if not self.many:
+            return self.type(value)
+        return [self.type(part.strip()) for part in value.split(",")]
+
+
+class Source(NamedTuple):
+    """Where a setting came from; a lower rank wins."""
+
+    rank: int
+    name: str
+
+
+OPTION, ENVIRONMENT, DOTENV, DEFAULT = range(4)
+
+CHAIN_SETTINGS = (
+    Setting(
+        "netuid", ("--netuid",), "the subnet; without it everything stays on this machine", ("NETUID",),
+        type=number(0, MAX_NETUID), metavar="N",
+    ),
+    Setting(
+        "network", ("--network", "--subtensor.network", "--subtensor_network"),
+        f"{', '.join(NETWORKS)} or an address (default: finney)", ("BT_NETWORK", "SUBTENSOR_NETWORK"), type=_network,
+    ),
+    Setting(
+        "chain_endpoint", ("--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"),
+        "a node of your own instead of the network's", ("BT_CHAIN_ENDPOINT",), type=url("ws", "wss"), metavar="URL",
+    ),
+    Setting(
+        "wallet", ("--wallet", "--wallet.name", "--wallet_name"), "the wallet's name", ("BT_WALLET", "WALLET_NAME"),
+        "default", _key_name, "NAME",
+    ),
+    Setting(
+        "wallet_hotkey", ("--wallet-hotkey", "--wallet.hotkey", "--wallet_hotkey"), "the hotkey's name",
+        ("BT_WALLET_HOTKEY", "HOTKEY_NAME"), "default", _key_name, "NAME",
+    ),
+    Setting(
+        "wallet_path", ("--wallet-path", "--wallet.path", "--wallet_path"), "the folder of wallets",
+        ("BT_WALLET_PATH",), "~/.bittensor/wallets", metavar="DIR",
+    ),
+    Setting("password", (), "", ("BT_WALLET_PASSWORD", "MINER_WALLET_PASSWORD"), secret=True),
+    Setting(
+        "password_file", ("--password-file", "--password_file"),
+        "its first line is the wallet's password; nobody else may read it", ("BT_WALLET_PASSWORD_FILE",),
+        metavar="FILE",
+    ),
+    Setting(
+        "password_command", ("--password-command", "--password_command"),
+        "its first line of output is the wallet's password; for Google Secret Manager:"
+        " 'gcloud secrets versions access latest --secret=NAME'", ("BT_WALLET_PASSWORD_COMMAND",), metavar="COMMAND",
+    ),
+)  # fmt: skip
+MARKET_SETTINGS = (
+    Setting(
+        "rpc", ("--rpc",), "a node of the pool's chain, http or https; give several, the most preferred first."
+        " An address with a key in it belongs into the environment", ("ALM_RPC_URLS",), type=url("http", "https"),
+        metavar="URL", many=True,
+    ),
+    Setting("pool", ("--pool",), "the pool's address", ("ALM_POOL",), type=evm_address, metavar="0x..."),
+    Setting(
+        "vault", ("--vault",), "with --rpc the address that holds positions and tokens; of a recording its position"
+        " OWNER:LOWER:UPPER (default: see README)", metavar="VAULT",
+    ),
+    Setting(
+        "manager", ("--manager",), "the position manager's address, where it is not the chain's usual one",
+        type=evm_address, metavar="0x...",
+    ),
+    Setting(
+        "confirmations", ("--confirmations",), "blocks that must stand on top of one before it is believed",
+        default=3, type=number(0, MAX_CONFIRMATIONS), metavar="N",
+    ),
+    Setting(
+        "executor_url", ("--executor-url",), "the executor bot that carries live decisions out; without it there are"
+        " no live rounds", ("EXECUTOR_BOT_URL",), type=_service, metavar="URL",
+    ),
+    Setting("executor_key", (), "", ("EXECUTOR_API_KEY",), secret=True),
+    Setting(
+        "executor_key_file", ("--executor-key-file",),
+        "its first line is the executor bot's key; nobody else may read it", ("EXECUTOR_API_KEY_FILE",),
+        metavar="FILE",
+    ),
+)  # fmt: skip
+LOG_SETTINGS = (
+    Setting("log_level", (), "", default="INFO"),
+    Setting("log_json", (), "", default=False),
+    Setting("log_file", (), ""),
+)
+_SECRET_VARIABLES = re.compile(
+    r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL|EXECUTOR_API_KEY|ALM_RPC_URLS"
+)  # never left to a child
+
+
+def add_settings(parser: argparse.ArgumentParser, title: str, settings: Sequence[Setting]) -> None:
+    """Add settings to a parser or sub-parser, and have `resolve` fill them.
+
+    They are not set by the parser unless given, so that a sub-parser may have those of its parent too.
+    """
+    group = parser.add_argument_group(title)
+    for setting in settings:
+        notes = [f"environment: {', '.join(setting.env)}"] if setting.env else []
+        notes += [f"default: {setting.default}"] if setting.default is not None else []
+        if setting.flags:
+            group.add_argument(
+                *setting.flags,
+                dest=setting.name,
+                default=argparse.SUPPRESS,
+                type=setting.type,
+                action="append" if setting.many else "store",
+                metavar=setting.metavar,
+                help=setting.help + (f" ({'; '.join(notes)})" if notes else ""),
+            )
+    parser.set_defaults(**{f"settings_{title}": tuple(settings)})
+
+
+def add_chain_options(parser: argparse.ArgumentParser) -> None:
+    """Wallet, network and subnet; see `is_local`, `read_password`."""
+    add_settings(parser, "chain", CHAIN_SETTINGS)
+
+
+def add_market_options(parser: argparse.ArgumentParser) -> None:
+    """A pool of a real chain, its vault, and the executor bot; see `real_market`."""
+    add_settings(parser, "real pool", MARKET_SETTINGS)
+
+
+def add_logging_options(parser: argparse.ArgumentParser) -> None:
+    """Level, form and file of the log; they fill `log_level`, `log_json`, `log_file` for `run`."""
+    group = parser.add_argument_group("log")
+
+    def add(*flags: str, **how: Any) -> None:
+        group.add_argument(*flags, default=argparse.SUPPRESS, **how)
+
+    kept = f"put aside at {LOG_FILE_BYTES // 2**20} MB, {LOG_FILES_KEPT} are kept"
+    add("--log-level", choices=LOG_LEVELS, help="TRACE is DEBUG of the libraries too (default: INFO)")
+    for name in ("debug", "trace"):
+        level = name.upper()
+        add(f"--logging.{name}", action="store_const", const=level, dest="log_level", help=f"--log-level {level}")
+    add("--log-json", "--log_json", action="store_true", help="one JSON object a line")
+    add("--log-file", "--log_file", metavar="FILE", type=text, help=f"write the log there too; {kept}")
+    parser.set_defaults(settings_log=LOG_SETTINGS)
+
+
+def parse_options(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    environ: MutableMapping[str, str] = os.environ,
+    dotenv: Path = Path(".env"),
+) -> argparse.Namespace:
+    """The program's options with all settings resolved; a mistake is one line on stderr and exit code 2."""
+    options = parser.parse_args(argv)
+    try:
+        resolve(options, environ, dotenv)
+    except UserError as error:
+        parser.exit(EXIT_USAGE, f"{parser.prog}: {error}\n")
+    return options
+
+
+def resolve(
+    options: argparse.Namespace, environ: MutableMapping[str, str] = os.environ, dotenv: Path = Path(".env")
+) -> None:
+    """Fill what was not given: from the environment, else from `.env`, else the default; to be called once.
+
+    A variable that is set to nothing hides `.env` and means the default: `NETUID= python validator.py` stays local.
+    Secrets are taken out of `environ`, so that no child process inherits them, and never enter it from `.env`.
+
+    Args:
+        options: of a parser with `add_settings`; `options.sources` then says where each setting came from.
+
+    Raises:
+        UserError: a value, or `.env`, is not what it should be; names the place, and no secret.
+    """
+    groups = [value for name, value in vars(options).items() if name.startswith("settings_")]
+    settings = [setting for group in groups for setting in group]
+    known = dict(environ)
+    for name in known:
+        if _SECRET_VARIABLES.fullmatch(name) or any(setting.secret and name in setting.env for setting in settings):
+            del environ[name]
+    file = read_dotenv(dotenv)
+    options.sources = {}
+    for setting in settings:
+        if hasattr(options, setting.name):
+            value, source = getattr(options, setting.name), Source(OPTION, "option")
+        else:
+            value, source = _look_up(setting, known, file, dotenv)
+        if setting.secret and isinstance(value, str):
+            value = Secret(value, masked_url(value) if "://" in value else "*****")
+        setattr(options, setting.name, value)
+        options.sources[setting.name] = source
+    if hasattr(options, "netuid"):
+        _settle_chain(options)
+    if "executor_url" in options.sources:  # the bot itself names a chain too, in its own way
+        _settle_market(options)
+
+
+def _look_up(setting: Setting, environ: Mapping, file: Mapping, dotenv: Path) -> tuple[Any, Source]:
+    for rank, where, variables in ((ENVIRONMENT, "environment", environ), (DOTENV, str(dotenv), file)):
+        if not any(name in variables for name in setting.env):
+            continue
+        name = next((name for name in setting.env if variables.get(name)), None)
+        if name is None:
+            break
+        if setting.secret and rank == DOTENV and dotenv.stat().st_mode & 0o077:
+            raise UserError(f"{dotenv} holds {name} and others can read it; run: chmod 600 {dotenv}")
+        try:
+            return setting.read(variables[name]), Source(rank, f"{where} {name}")
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name} ({where}) {error}") from None
+    return setting.default, Source(DEFAULT, "default")
+
+
+def _settle_chain(options: argparse.Namespace) -> None:
+    """Of network and endpoint the one that was given nearer to the command line counts, of equals the endpoint."""
+    sources = options.sources
+    if is_local(options):
+        given = [name for name in sources if sources[name].rank == OPTION and name in _CHAIN_NAMES]
+        if given:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise UserError(f"{flag} is given, but not which subnet; add --netuid N or set NETUID")
+    elif options.chain_endpoint and sources["network"].rank < sources["chain_endpoint"].rank:
+        options.chain_endpoint = None
+    elif options.chain_endpoint and sources["network"].rank > sources["chain_endpoint"].rank:
+        options.network = None
+    elif not options.network and not options.chain_endpoint:
+        options.network = "finney"
+    if options.network and "://" in options.network:  # one node, as btcli takes it too
+        options.chain_endpoint, options.network = options.network, None
+        sources["chain_endpoint"] = sources["network"]
+
+
+_CHAIN_NAMES = tuple(setting.name for setting in CHAIN_SETTINGS)
+
+
+def is_local(options: argparse.Namespace) -> bool:
+    """Whether the program stays on this machine, on the embedded chain: nobody named a subnet.
+
+    A wallet or network alone, as `btcli` users have them in their environment, does not lead to a real chain.
+    """
+    return options.netuid is None
+
+
+def _settle_market(options: argparse.Namespace) -> None:
+    """A recording that is named counts for more than a chain in the environment; both as options are a mistake."""
+    given = [name for name in _RPC_NAMES if options.sources[name].rank == OPTION and getattr(options, name) is not None]
+    if getattr(options, "events", None) and not given:
+        options.rpc = options.pool = options.executor_url = None
+    elif getattr(options, "events", None):
+        raise UserError(f"--events is a recording, --{given[0].replace('_', '-')} is for a real chain; name one")
+    elif not options.rpc and given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{flag} is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS")
+    elif options.rpc and options.vault is not None:
+        try:
+            options.vault = evm_address(options.vault)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--vault {error}; OWNER:LOWER:UPPER is for recordings") from None
+
+
+_RPC_NAMES = tuple(setting.name for setting in MARKET_SETTINGS if setting.name != "vault")
+
+
+class RealMarket(NamedTuple):
+    """A pool of a real chain, as the options name it.
+
+    Attributes:
+        urls: of the chain's nodes, in order of preference; they may hold secrets.
+        pool, vault, manager: addresses in lower case; None for the chain's usual manager.
+        confirmations: blocks on top of one before it is believed.
+        executor_url, executor_key: of the executor bot; None where there is none, and then no live rounds.
+    """
+
+    urls: tuple[str, ...]
+    pool: str
+    vault: str
+    manager: str | None
+    confirmations: int
+    executor_url: str | None
+    executor_key: Secret | None
+
+
+def real_market(options: argparse.Namespace) -> RealMarket | None:
+    """The pool of a real chain that the options name; None where no node of one is named.
+
+    Raises:
+        UserError: pool, vault or the executor's key are missing, or the key cannot be read.
+    """
+    if not options.rpc:
+        return None
+    for name, fix in (("pool", "or set ALM_POOL"), ("vault", "the address whose positions are managed")):
+        if getattr(options, name) is None:
+            raise UserError(f"a chain is named with --rpc, but no {name}; add --{name} 0x..., {fix}")
+    key = read_executor_key(options)
+    if options.executor_url and key is None:
+        fix = "name its key with --executor-key-file, or set EXECUTOR_API_KEY"
+        raise UserError(f"the executor bot {masked_url(options.executor_url)} asks for a key; {fix}")
+    return RealMarket(
+        tuple(options.rpc),
+        options.pool,
+        options.vault,
+        options.manager,
+        options.confirmations,
+        options.executor_url,
+        key if options.executor_url else None,
+    )
+
+
+def settings_lines(options: argparse.Namespace) -> list[str]:
+    """What a program prints once at its start: each setting that has a value, and its source; no secret."""
+    local = "netuid" in options.sources and is_local(options)
+    modelled = "rpc" in options.sources and not options.rpc
+    lines = ["SETTING chain = embedded, on this machine (no --netuid)"] if local else []
+    for name, source in options.sources.items():
+        value = getattr(options, name)
+        if value is None or (local and name in _CHAIN_NAMES) or (modelled and name in _RPC_NAMES):
+            continue
+        if name == "password_command":  # its arguments may be secret
+            value = f"{value.split()[0]} ..."
+        elif isinstance(value, list):
+            value = ", ".join(map(masked_url, value))
+        elif isinstance(value, str) and "://" in value:
+            value = masked_url(value)
+        lines.append(f"SETTING {name} = {value} ({source.name})")
+    return lines
+
+
+def read_dotenv(path: Path) -> dict[str, str]:
+    """The variables of a `.env` file: lines of `NAME=VALUE`, `export` before and `# ...` after allowed.
+
+    A value in '...' is taken as it stands; in "..." a backslash escapes backslash, quote, $, n and t. Nothing is
+    expanded: a `${` outside of '...' is refused rather than misread. No file means no variables; a folder too, as
+    some name their venv so.
+
+    Raises:
+        UserError: with the line's number, never its text, which may be a secret.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_DOTENV_BYTES + 1)
+        lines = data.decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from None
+    if len(data) > MAX_DOTENV_BYTES:
+        raise UserError(f"{path} is longer than {MAX_DOTENV_BYTES} bytes")
+    found: dict[str, str] = {}
+    for at, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _DOTENV_LINE.fullmatch(line)
+        if match is None:
+            raise UserError(f"{path} line {at}: not NAME=VALUE; quote a value that has quotes or # in '...'")
+        name, literal, quoted, plain = match.groups()
+        if "${" in (quoted or plain or "").replace(r"\$", ""):
+            raise UserError(f"{path} line {at}: ${{...}} is not expanded; write it out, or quote it in '...'")
+        if name in found:
+            raise UserError(f"{path} line {at}: {name} is there twice; remove one")
+        unquoted = re.sub(r"\\(.)", lambda escape: {"n": "\n", "t": "\t"}.get(escape[1], escape[1]), quoted or "")
+        found[name] = literal or unquoted or plain or ""
+    return found
+
+
+_DOTENV_LINE = re.compile(
+    r"""(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|"((?:[^"\\]|\\[\\"nt$])*)"|([^\s'"#][^'"#]*?)?)(?:\s+\#.*)?""",
+    re.ASCII,
+)

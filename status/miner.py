@@ -1,0 +1,172 @@
+"""What a miner's status server answers.
+
+Read first: `server.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from protocol import RebalanceAnswer, RebalanceQuery
+from status import pages
+from status.server import MINER_PORT, html_answer, json_answer, metrics_answer, serving, version
+from wire.codec import to_plain
+
+CALLERS_LIMIT_SECONDS = 300  # of a miner's list of who may call
+KEPT_ASKS = 50  # a miner's page shows so many
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The miner's
+
+
+class MinerStatus:
+    """What a miner knows of itself, and what its status server answers.
+
+    Args:
+        callers: how many may call, and how old the list is in seconds.
+        receipts: so many of the newest statements that validators signed about its scores.
+        hotkey: the miner's.
+        options: `name` and `strategy`.
+        network: what to call the chain.
+        clock: seconds, from any start.
+    """
+
+    def __init__(
+        self,
+        callers: Callable[[], tuple[int, float]],
+        receipts: Callable[[int], Awaitable[list[Mapping[str, Any]]]],
+        hotkey: str,
+        options: Any,
+        network: str = "local",
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._callers, self._receipts, self._clock = callers, receipts, clock
+        self._who = {"network": network, "name": options.name, "hotkey": hotkey, "strategy": options.strategy}
+        self._asks: deque[dict[str, Any]] = deque(maxlen=KEPT_ASKS)
+        self._answers: Counter[str] = Counter()
+        self._last_error = ""
+        self._pair: dict[str, Any] | None = None
+        self.routes = {
+            "/": self.page,
+            "/health": self.health,
+            "/status": self.status,
+            "/metrics": self.metrics,
+            "/scores": self.scores,
+        }
+
+    def joined(self, uid: int, netuid: int, address: str) -> None:
+        """Where it is, once it is."""
+        self._who |= {"uid": uid, "netuid": netuid, "address": address}
+
+    def note(self, caller: str, query: RebalanceQuery, said: RebalanceAnswer, seconds: float) -> None:
+        """Take note of an ask and its answer."""
+        kept = said.desired_positions == query.current_positions
+        kind = "refused" if not said.accepted else "keep" if kept else "changed"
+        self._answers[kind] += 1
+        self._pair = {"token0": to_plain(query.token0), "token1": to_plain(query.token1)}
+        text = f"refused: {said.refusal_reason}" if kind == "refused" else kind
+        self._asks.appendleft(
+            {
+                "caller": caller,
+                "round_id": query.round_id,
+                "block": query.block_number,
+                "answer": f"{len(said.desired_positions)} position(s)" if kind == "changed" else text,
+                "milliseconds": f"{seconds * 1000:.1f}",
+                "at": self._clock(),
+            }
+        )
+
+    def failed(self, query: RebalanceQuery, error: Exception) -> None:
+        """Take note that the strategy failed, or proposed what is not legal."""
+        self._answers["failed"] += 1
+        self._last_error = f"{query.round_id} block {query.block_number}: {type(error).__name__}: {error}"
+
+    def now(self) -> dict[str, Any]:
+        """`/status`."""
+        count, age = self._callers()
+        problems = []
+        if age > CALLERS_LIMIT_SECONDS:
+            problems.append(f"the list of callers was read {age:.0f} s ago, the limit is {CALLERS_LIMIT_SECONDS} s")
+        asks = [ask | {"age_seconds": int(self._clock() - ask["at"])} for ask in self._asks]
+        for ask in asks:
+            del ask["at"]
+        return self._who | {
+            "version": version(),
+            "health": {"ok": not problems, "problems": problems},
+            "pair": self._pair,
+            "callers": count,
+            "callers_age_seconds": int(age),
+            "answers": dict(self._answers),
+            "last_error": self._last_error,
+            "asks": asks,
+        }
+
+    async def health(self, request: web.Request) -> web.Response:
+        """`/health`."""
+        health = self.now()["health"]
+        return await json_answer(health, 200 if health["ok"] else 503)
+
+    async def status(self, request: web.Request) -> web.Response:
+        """`/status`."""
+        return await json_answer(self.now())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """`/metrics`."""
+        status = self.now()
+        text = metrics_answer(
+            "alm_miner",
+            {
+                "info": (
+                    "gauge",
+                    "What runs here.",
+                    {(("version", status["version"]), ("hotkey", status["hotkey"])): 1},
+                ),
+                "healthy": ("gauge", "1, or 0 where /health is 503.", int(status["health"]["ok"])),
+                "callers": ("gauge", "Hotkeys that are known.", status["callers"]),
+                "callers_age_seconds": ("gauge", "Since they were read.", status["callers_age_seconds"]),
+                "answers_total": (
+                    "counter",
+                    "Answers by kind.",
+                    {(("kind", kind),): count for kind, count in status["answers"].items()},
+                ),
+                "last_ask_age_seconds": (
+                    "gauge",
+                    "Since the last ask.",
+                    status["asks"][0]["age_seconds"] if status["asks"] else None,
+                ),
+            },
+        )
+        return web.Response(text=text, content_type="text/plain")
+
+    async def page(self, request: web.Request) -> web.Response:
+        """`/`."""
+        return await html_answer(partial(pages.miner_process, self.now(), await self._scores()))
+
+    async def scores(self, request: web.Request) -> web.Response:
+        """`/scores`."""
+        return await json_answer(await self._scores())
+
+    async def _scores(self) -> dict[str, Any]:
+        names = ("round_id", "code", "start_time")
+        rounds = [
+            {name: said["round"][name] for name in names}
+            | {"validator": said["validator"], "rank": said["line"] and said["line"]["rank"]}
+            | {name: said[name] for name in ("ranked", "line", "baselines")}
+            for said in await self._receipts(KEPT_ASKS)
+        ]
+        return {"rounds": rounds}
+
+
+@asynccontextmanager
+async def serve_miner(shown: MinerStatus, options: Any) -> AsyncIterator[str | None]:
+    """Serve a miner's status inside the block; `options` and what is given as for the validator."""
+    async with serving(shown.routes, options.status_host, options.status_port, MINER_PORT) as url:
+        yield url

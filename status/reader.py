@@ -1,0 +1,345 @@
+"""What can be seen of a validator: its database as plain JSON objects, and a round taken apart for people.
+
+Only reads, on connections of its own that cannot write, so nobody who looks can disturb the validator. Every object
+here is what the status server answers as JSON and what the page shows: one source, the same digits. Amounts and scores
+are decimal strings in base units; times are unix seconds of market time.
+
+    python validator.py report -o report.html       all of it in one file
+Read first: `store.py` (the databases), `rounds.py`. Read next: `figures.py` (how it looks), `status.py` (the server).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiosqlite
+
+import scoring
+from liquidity.executions import execution_of
+from liquidity.live import was_carried_out
+from protocol import MAX_ANSWER_BYTES, ProtocolError, RebalanceAnswer
+from runtime.db import BUSY_TIMEOUT_SECONDS, StoreError
+from store import JOBS_SCHEMA, Store
+from wire.codec import decode, to_json, to_plain
+
+PAGE_ROUNDS = 50  # rounds in one answer of a list; `next` leads to the older ones
+MAX_PAGE_ROUNDS = 200
+BASELINES = ("keep", "hold", "best")
+
+
+class NotShown(Exception):
+    """There is nothing to see; the message says why, in one line."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The databases
+
+
+class Reader(Store):
+    """The validator's two databases, for reading only: all that `Store` can be asked, and what only people ask."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: str | Path) -> AsyncIterator[Reader]:
+        """Open both databases of a validator, which may be writing to them. Raises `StoreError`."""
+        path = Path(path)
+        async with AsyncExitStack() as stack:
+            files = []
+            for file in (path, path.with_name(f"{path.stem}.events.sqlite3")):
+                uri = f"file:{quote(str(file))}?mode=ro"
+                try:
+                    sqlite3.connect(uri, uri=True).close()  # what cannot be opened fails here, before there is a thread
+                    opening = aiosqlite.connect(uri, uri=True, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+                    files.append(await stack.enter_async_context(opening))
+                    (version,) = await (await files[-1].execute("PRAGMA user_version")).fetchone()
+                except sqlite3.Error as error:
+                    raise StoreError(f"database {file}: {error}; is it a validator's? name it with --db") from error
+                if len(files) == 1 and version != len(JOBS_SCHEMA):
+                    what = f"schema version {version}, this program reads {len(JOBS_SCHEMA)}"
+                    raise StoreError(f"database {file}: {what}; run `python validator.py` of this release on it once")
+                files[-1].row_factory = sqlite3.Row
+            yield cls(*files, path)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each database file with its log."""
+        events = self._path.with_name(f"{self._path.stem}.events.sqlite3")
+        return {
+            name: sum(os.path.getsize(f"{path}{end}") for end in ("", "-wal") if os.path.exists(f"{path}{end}"))
+            for name, path in (("jobs", self._path), ("events", events))
+        }
+
+    async def meta(self) -> dict[str, str]:
+        """What the database was made with: market, pool, validator."""
+        return {row["key"]: row["value"] for row in await self._rows("SELECT * FROM meta")}
+
+    async def pair(self) -> dict[str, Any] | None:
+        """The pool's tokens and fee, as the newest query that is kept shows them; None before the first."""
+        query = await self._value("SELECT query FROM predictions WHERE length(query) ORDER BY rowid DESC LIMIT 1")
+        if not query:
+            return None
+        shown = json.loads(zlib.decompress(query))
+        return {name: shown[name] for name in ("chain_id", "pair_address", "token0", "token1", "fee", "tick_spacing")}
+
+    async def jobs_now(self) -> list[dict[str, Any]]:
+        """Every job with its settings, its newest finished rounds and those that run."""
+        shown = []
+        for job in await self.jobs():
+            newest = {
+                round_type: await self._value(
+                    "SELECT round_id FROM rounds WHERE job_id = ? AND round_type = ? AND code IS NOT NULL"
+                    " ORDER BY end_time DESC LIMIT 1",
+                    *(job.job_id, round_type),
+                )
+                for round_type in ("evaluation", "live")
+            }
+            sql = "SELECT round_id FROM rounds WHERE job_id = ? AND code IS NULL ORDER BY end_time DESC LIMIT 8"
+            shown.append(
+                {
+                    "job_id": job.job_id,
+                    "vault": job.vault,
+                    "round_seconds": job.round_seconds,
+                    "settings": to_plain(job.settings),
+                    "live": job.live,
+                    "active": job.active,
+                    "newest": newest,
+                    "newest_end": await self._value(
+                        "SELECT end_time FROM rounds WHERE round_id = ?", newest["evaluation"]
+                    ),
+                    "running": [row["round_id"] for row in await self._rows(sql, (job.job_id,))],
+                }
+            )
+        return shown
+
+    async def oldest_evidence(self) -> str | None:
+        """Id of the oldest finished round whose evidence is kept."""
+        return await self._value(
+            "SELECT round_id FROM rounds WHERE code IS NOT NULL AND NOT EXISTS"
+            " (SELECT 1 FROM pruned WHERE pruned.round_id = rounds.round_id) ORDER BY start_time, round_id LIMIT 1"
+        )
+
+    async def pruned(self) -> int:
+        """How many rounds' evidence was dropped."""
+        return await self._value("SELECT count(*) FROM pruned")
+
+    async def last_weights(self) -> dict[str, Any] | None:
+        """The newest attempt to set weights, None before the first."""
+        rows = await self._rows("SELECT * FROM weights ORDER BY id DESC LIMIT 1")
+        return dict(rows[0]) | {name: json.loads(rows[0][name]) for name in ("vector", "uids")} if rows else None
+
+    async def standings(self, job_id: str, today: int) -> list[dict[str, Any]]:
+        """Every miner of a job, the best reputation of the job's kind first.
+
+        Args:
+            job_id: which.
+            today: UTC day of market time, the last of the 14 in which days of participation count.
+        """
+        job = next((job for job in await self.jobs() if job.job_id == job_id), None)
+        if not job:
+            raise NotShown(f"job {quoted(job_id)}: there is none of this name")
+        rows = await self._rows(
+            "SELECT hotkey, count(*) AS days FROM miner_participation WHERE job_id = ? AND day > ? AND day <= ?"
+            " GROUP BY hotkey",
+            (job_id, today - scoring.LIVE_WINDOW_DAYS, today),
+        )
+        days = {row["hotkey"]: row["days"] for row in rows}
+        lines = [
+            {
+                "hotkey": hotkey,
+                "combined_excess": str(found.standing.combined("excess")),
+                "combined_seed": str(found.standing.combined("seed")),
+                **to_json(found.standing),
+                "evaluations": found.evaluations,
+                "lives": found.lives,
+                "days": days.get(hotkey, 0),
+            }
+            for hotkey, found in (await self.reputations(job_id)).items()
+        ]
+        return sorted(lines, key=lambda line: (-Decimal(line[f"combined_{job.settings.reputation}"]), line["hotkey"]))
+
+    async def rounds(self, before: str | None = None, limit: int = PAGE_ROUNDS) -> dict[str, Any]:
+        """The newest rounds, those that run too, or those that come before one in time; and where it goes on."""
+        columns = "round_id, job_id, round_type, start_time, end_time, opening_block, close_block, code, detail, winner"
+        where, values = "", ()
+        if before is not None:
+            start = await self._value("SELECT start_time FROM rounds WHERE round_id = ?", before)
+            if start is None:
+                raise NotShown(f"round {quoted(before)}: not in this database")
+            where, values = " WHERE (start_time, round_id) < (?, ?)", (start, before)
+        limit = max(1, min(limit, MAX_PAGE_ROUNDS))
+        rows = await self._rows(
+            f"SELECT {columns}, asked FROM rounds{where} ORDER BY start_time DESC, round_id DESC LIMIT ?",
+            (*values, limit),
+        )
+        return {"rounds": [dict(row) for row in rows], "next": rows[-1]["round_id"] if len(rows) == limit else None}
+
+    async def round(self, round_id: str) -> dict[str, Any]:
+        """A round in the shape of its evidence, without bodies: there for pruned rounds and for those that run too."""
+        rows = await self._rows("SELECT * FROM rounds WHERE round_id = ?", (round_id,))
+        if not rows:
+            raise NotShown(f"round {quoted(round_id)}: not in this database")
+        row = dict(rows[0])
+        summary = json.loads(row.pop("summary") or '{"swaps":0}')
+        for name in ("vault_state", "seal"):
+            del row[name]
+        asks = await self._rows(
+            "SELECT hotkey, due_block, code, detail, effective_block, response_seconds FROM predictions"
+            " WHERE round_id = ? ORDER BY due_block, hotkey",
+            (round_id,),
+        )
+        scores = await self._rows(
+            "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", (round_id,)
+        )
+        executions = await self._rows(
+            "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,)
+        )
+        return {
+            "rules_version": row.pop("rules_version"),
+            "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps")},
+            "pruned": await self._value("SELECT before FROM pruned WHERE round_id = ?", round_id),
+            "asks": [dict(ask) | {"response_seconds": f"{ask['response_seconds']:.6f}"} for ask in asks],
+            "executions": [dict(item) | {"execution": json.loads(item["execution"])} for item in executions],
+            "scores": [dict(score) | {"line": json.loads(score["line"])} for score in scores],
+            "baselines": summary,
+        }
+
+    async def all_of(self, round_id: str) -> dict[str, Any]:
+        """A round's evidence; of one that was pruned or has not finished, what there is of it."""
+        try:
+            return await self.evidence(round_id)
+        except StoreError:
+            return await self.round(round_id)
+
+    async def scores_of(self, hotkey: str, before: str | None = None, limit: int = PAGE_ROUNDS) -> dict[str, Any]:
+        """A miner in the newest rounds: its terms, rank and reason codes, and keep, hold and best beside them."""
+        listed = await self.rounds(before, limit)
+        ids = [row["round_id"] for row in listed["rounds"]]
+        marks = ", ".join("?" * len(ids))
+        scores = {
+            row["round_id"]: row
+            for row in await self._rows(
+                f"SELECT * FROM scores WHERE hotkey = ? AND round_id IN ({marks})", (hotkey, *ids)
+            )
+        }
+        asks: dict[str, list] = {}
+        for row in await self._rows(
+            "SELECT round_id, due_block, code, detail, effective_block, response_seconds FROM predictions"
+            f" WHERE hotkey = ? AND round_id IN ({marks}) ORDER BY due_block",
+            (hotkey, *ids),
+        ):
+            ask = dict(row) | {"response_seconds": f"{row['response_seconds']:.6f}"}
+            asks.setdefault(ask.pop("round_id"), []).append(ask)
+        taken = [row for row in listed["rounds"] if row["round_id"] in scores or row["round_id"] in asks]
+        marks = ", ".join("?" * len(taken))
+        summaries = {
+            row["round_id"]: json.loads(row["summary"] or "{}")
+            for row in await self._rows(
+                f"SELECT round_id, summary FROM rounds WHERE round_id IN ({marks})", [row["round_id"] for row in taken]
+            )
+        }
+        lines = []
+        for row in taken:
+            found, summary = scores.get(row["round_id"]), summaries[row["round_id"]]
+            lines.append(
+                {name: row[name] for name in ("round_id", "job_id", "round_type", "start_time", "code", "asked")}
+                | {
+                    "rank": found["rank"] if found else None,
+                    "line": json.loads(found["line"]) if found else None,
+                    "excess": _excess(found["score"], summary["keep"]["score"]) if found else None,
+                    "asks": asks.get(row["round_id"], []),
+                }
+                | {name: summary.get(name) for name in BASELINES}
+            )
+        return {"hotkey": hotkey, "looked_at": len(ids), "rounds": lines, "next": listed["next"]}
+
+    async def says(self, hotkey: str) -> dict[str, str] | None:
+        """What a miner says of itself in its newest ranked round: version and model; None if that is not kept."""
+        newest = await self.rounds(limit=PAGE_ROUNDS)
+        for row in newest["rounds"]:
+            body = await self._value(
+                "SELECT answer FROM predictions WHERE round_id = ? AND hotkey = ? AND length(answer) LIMIT 1",
+                *(row["round_id"], hotkey),
+            )
+            if body:
+                try:
+                    return to_plain(decode(RebalanceAnswer, body, MAX_ANSWER_BYTES).miner_metadata)
+                except ProtocolError:
+                    return None
+        return None
+
+    async def replayable(self, round_id: str, names: Iterable[str]) -> Replayable:
+        """What a round can be played again from, for some of its miners.
+
+        Raises:
+            NotShown: it has not finished, never opened, or its evidence is gone.
+        """
+        rows = await self._rows(
+            "SELECT round_type, settings, opening_block, close_block, vault_state, code, detail FROM rounds"
+            " WHERE round_id = ?",
+            (round_id,),
+        )
+        if not rows:
+            raise NotShown(f"round {quoted(round_id)}: not in this database")
+        row = rows[0]
+        if before := await self._value("SELECT before FROM pruned WHERE round_id = ?", round_id):
+            raise NotShown(f"its evidence was dropped with all that ended by {before}: there are its scores, no path")
+        if row["code"] is None:
+            raise NotShown("it runs: its books are seen when it has ended")
+        if not row["vault_state"] or not row["close_block"]:
+            raise NotShown(f"{row['code']}: {row['detail'] or 'there is nothing to draw'}")
+        pool = (await self.meta())["pool"]
+        blocks = row["opening_block"], row["close_block"]
+        body = await self._event_rows("SELECT body FROM snapshots WHERE pool = ? AND block = ?", (pool, blocks[0]))
+        events = await self._event_rows(
+            "SELECT * FROM events WHERE pool = ? AND block >= ? AND block < ? ORDER BY block, log_index",
+            (pool, *blocks),
+        )
+        names = sorted(set(names) - set(BASELINES))
+        asks = await self._rows(
+            "SELECT hotkey, query, answer, effective_block FROM predictions WHERE round_id = ? AND hotkey IN"
+            f" ({', '.join('?' * len(names))}) AND effective_block < ? ORDER BY effective_block",
+            (round_id, *names, blocks[1]),
+        )
+        if row["round_type"] == "live":
+            asks = await self._carried_out(round_id, asks)
+        return Replayable(row["settings"], row["vault_state"], body[0]["body"], blocks[1], events, asks)
+
+    async def _carried_out(self, round_id: str, asks: Iterable[sqlite3.Row]) -> list[dict[str, Any]]:
+        """A live round's answers without those that were not carried out, the others at the blocks where they were."""
+        rows = await self._rows("SELECT block, execution FROM live_executions WHERE round_id = ?", (round_id,))
+        found = {row["block"]: execution_of(json.loads(row["execution"])) for row in rows}
+        return [
+            dict(ask) | ({"effective_block": one.block} if one else {})
+            for ask in asks
+            if not (one := found.get(ask["effective_block"])) or was_carried_out(one)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayable:
+    """Rows from which a round's market and some of its books can be made again."""
+
+    settings: str
+    vault_state: str
+    pool: bytes
+    close_block: int
+    events: Sequence[sqlite3.Row]
+    asks: Sequence[Mapping[str, Any]]
+
+
+def _excess(score: str, keep: str) -> str:
+    with localcontext(scoring.CONTEXT):
+        return str(Decimal(score) - Decimal(keep))
+
+
+def quoted(text: str) -> str:
+    return ascii(text[:100])

@@ -1,0 +1,185 @@
+"""The status server, for both programs: GET on a few paths, for this machine's names, so many at once.
+
+Read next: `validator.py`, `miner.py`, what each answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from protocol import PROTOCOL_VERSION
+from runtime.db import StoreError
+from runtime.process import number
+from scoring import RULES_VERSION
+from status import pages
+from status.reader import NotShown
+from wire.codec import canonical
+from wire.server import serve
+from wire.signing import WireError
+
+VALIDATOR_PORT, MINER_PORT = 8081, 8080
+LOOPBACK = "127.0.0.1"
+MAX_AT_ONCE = 8
+ANSWER_SECONDS = 20.0
+HEADERS = {
+    "Content-Security-Policy": f"{pages.POLICY}; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+log = logging.getLogger("status")
+
+
+@cache
+def version() -> str:
+    """Protocol, rules, and the first digits of a digest over this program's files: who runs the same says the same."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(
+        [*root.glob("*.py"), *(p for room in root.glob("*/__init__.py") for p in room.parent.glob("*.py"))]
+    ):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{PROTOCOL_VERSION}, rules {RULES_VERSION}, code {digest.hexdigest()[:12]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The server, for both
+
+
+class App:
+    """GET and HEAD on a few paths, for this machine's names, so many at once; every answer with the same headers."""
+
+    def __init__(self, host: str, routes: Mapping[str, Callable]):
+        self._host, self._working = host, asyncio.Semaphore(MAX_AT_ONCE)
+        self.app = web.Application(middlewares=[self._guard])
+        for path, handler in routes.items():
+            self.app.router.add_get(path, handler)
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Callable) -> web.StreamResponse:
+        response = await self._respond(request, handler)
+        response.headers.update(HEADERS)
+        return response
+
+    async def _respond(self, request: web.Request, handler: Callable) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD"):
+            return _refused(405, "only GET and HEAD", {"Allow": "GET, HEAD"})
+        if not self._known(request.headers.getall("Host", [])):
+            return _refused(403, "this name is not this machine's: use its address, or localhost")
+        if self._working.locked():
+            return _refused(503, "busy; try again", {"Retry-After": "1"})
+        try:
+            async with self._working, asyncio.timeout(ANSWER_SECONDS):
+                return await handler(request)
+        except web.HTTPException as error:
+            return _refused(error.status, error.reason)
+        except NotShown as error:
+            return _refused(404, str(error))
+        except TimeoutError:
+            return _refused(503, f"not done within {ANSWER_SECONDS:g} s; try again", {"Retry-After": "5"})
+        except Exception as error:
+            log.exception("%s failed", request.path)
+            what = str(error) if isinstance(error, StoreError) else "it failed; see the log"
+            return _refused(500, what)
+
+    def _known(self, hosts: list[str]) -> bool:
+        """Whether a `Host` can only be this machine: an address, localhost, or the name it was told to listen on."""
+        if len(hosts) != 1:
+            return False
+        name = hosts[0].rpartition(":")[0] if hosts[0].rpartition(":")[2].isdecimal() else hosts[0]
+        name = name.removeprefix("[").removesuffix("]").lower()
+        if name in ("localhost", self._host.lower()):
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not _loopback(self._host)
+
+
+def _loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _refused(status: int, why: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=canonical({"error": why}) + b"\n", status=status, content_type="application/json", headers=headers
+    )
+
+
+async def json_answer(value: Any, status: int = 200) -> web.Response:
+    body = await asyncio.to_thread(canonical, value)
+    return web.Response(body=body + b"\n", status=status, content_type="application/json")
+
+
+async def html_answer(make: Callable[[], str]) -> web.Response:
+    return web.Response(text=await asyncio.to_thread(make), content_type="text/html")
+
+
+@asynccontextmanager
+async def serving(routes: Mapping[str, Callable], host: str, port: int | None, usual: int) -> AsyncIterator[str | None]:
+    """Serve inside the block and give the URL; a port that cannot be had stops nobody: that is said, and it is None."""
+    async with AsyncExitStack() as stack:
+        url = None
+        for attempt in (usual, 0) if port is None else (port,):
+            try:
+                found = await stack.enter_async_context(serve(App(host, routes).app, host, attempt))
+            except WireError as error:
+                problem = error
+            else:
+                url = f"http://[{host}]:{found}" if ":" in host else f"http://{host}:{found}"
+                log.info("status page: %s/", url)
+                break
+        else:
+            log.warning("no status page: %s", problem)
+        yield url
+
+
+def add_options(add: Callable, port: int) -> None:
+    """`--status-port` and `--status-host` for a parser's or group's `add_argument`."""
+    add(
+        "--status-port",
+        type=number(0, 65535),
+        metavar="PORT",
+        help=f"of the status page, 0 for any free one (default: {port}, or any free one if it is in use)",
+    )
+    add("--status-host", default=LOOPBACK, help=f"address it listens on (default: {LOOPBACK}: this machine only)")
+
+
+def metrics_answer(prefix: str, values: Mapping[str, tuple[str, str, Any]]) -> str:
+    """Prometheus' text format. By name: type, help, and a value or values by labels; None is left out."""
+    lines = []
+    for name, (kind, about, value) in values.items():
+        series = value if isinstance(value, Mapping) else {(): value}
+        given = {labels: size for labels, size in series.items() if size is not None}
+        lines += [f"# HELP {prefix}_{name} {about}", f"# TYPE {prefix}_{name} {kind}"] if given else []
+        for labels, size in given.items():
+            text = ",".join(f'{key}="{label_text(what)}"' for key, what in labels)
+            lines.append(f"{prefix}_{name}{f'{{{text}}}' if text else ''} {size}")
+    return "\n".join(lines) + "\n"
+
+
+def label_text(text: str) -> str:
+    return str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def whole(request: web.Request, name: str) -> str | None:
+    value = request.query.get(name)
+    if value is not None and len(value) > 300:
+        raise NotShown(f"{name}: {len(value)} characters")
+    return value
