@@ -1,6 +1,11 @@
-"""SQLite: the one way to open a database, bring it to its newest schema, and write in transactions.
+"""SQLite: the one way to open a database, bring it to its newest schema, and read and write it in whole transactions.
 
-    async with connect(path, MIGRATIONS) as db, transaction(db): ...
+    async with connect(path, MIGRATIONS) as db:
+        await db.write(lambda connection: insert(connection, "places", [place]))
+        rows = await db.rows("SELECT * FROM places WHERE name = ?", name)
+
+A transaction is one function, run from its beginning to its end in the one thread that owns the connection: no other
+task of the process can see half of one, and one whose caller is cancelled still ends as a whole.
 
 Read next: `store.py`.
 """
@@ -9,25 +14,92 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiosqlite
 
 BUSY_TIMEOUT_SECONDS = 10
+
+T = TypeVar("T")
 
 
 class StoreError(Exception):
     """A database cannot be used; the message says which, why, and what to do, in one line."""
 
 
+class Database(aiosqlite.Connection):
+    """A connection, each call of which is a whole transaction; made by `connect` and `connect_read_only`.
+
+    `work` gets the `sqlite3.Connection`, in the thread of the database: it awaits nothing, and touches nothing that the
+    event loop may change meanwhile.
+    """
+
+    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function(connection)` in the thread of the database, after all that was asked of it before."""
+        return await self._execute(function, self._conn)  # aiosqlite has no public name for this
+
+    async def write(self, *works: Callable[[sqlite3.Connection], T]) -> T:
+        """Run each work in a write transaction of its own, one after another in one call; the last one's result.
+
+        An exception undoes its own transaction and leaves out those that would follow.
+        """
+        return await self.call(lambda connection: [transact(connection, work) for work in works][-1])
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on what is committed now: other processes' writes meanwhile are not seen by half."""
+
+        def reading(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN")
+            try:
+                return work(connection)
+            finally:
+                connection.rollback()
+
+        return await self.call(reading)
+
+    async def rows(self, sql: str, *parameters: Any) -> list[sqlite3.Row]:
+        """All rows of a query."""
+        return await self.call(lambda connection: connection.execute(sql, parameters).fetchall())
+
+    async def row(self, sql: str, *parameters: Any) -> sqlite3.Row | None:
+        """The first row of a query, if there is one."""
+        return next(iter(await self.rows(sql, *parameters)), None)
+
+    async def value(self, sql: str, *parameters: Any) -> Any:
+        """The first column of the first row, None without one."""
+        row = await self.row(sql, *parameters)
+        return row[0] if row else None
+
+    async def attach(self, name: str, path: str | Path, migrations: Sequence[str] | None) -> None:
+        """Bring a second file to its newest schema (None: only look at it), for use under `name` on this connection.
+
+        A transaction on both files is whole in each of them; a power cut may leave one of the two without it.
+        """
+        path = Path(path)
+
+        def attaching(connection: sqlite3.Connection) -> None:
+            if migrations is not None:
+                with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)) as alone:
+                    _prepare(alone, path, migrations)
+            file = str(path) if migrations is not None else _read_only_uri(path)
+            connection.execute(f"ATTACH ? AS {name}", (file,))
+            connection.execute(f"PRAGMA {name}.synchronous = FULL")
+
+        with as_store_errors(path):
+            await self.call(attaching)
+
+
 @asynccontextmanager
-async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[aiosqlite.Connection]:
+async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[Database]:
     """Open a SQLite file (made if missing), bring it to the newest schema, and close it at the end.
 
     Write-ahead log, so readers never wait; `synchronous=FULL`, so a commit survives a power cut; autocommit mode, so
-    transactions are exactly what `transaction()` says.
+    transactions are exactly what `Database.write` says.
 
     Args:
         path: the file.
@@ -41,14 +113,61 @@ async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[
     if not path.parent.is_dir():
         raise StoreError(f"database {path}: folder {path.parent} does not exist; create it or choose another --db")
     with as_store_errors(path):
-        sqlite3.connect(path).close()  # what cannot be opened fails here: aiosqlite's thread would outlive the loop
-        async with aiosqlite.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None) as db:
-            db.row_factory = sqlite3.Row
-            await db.execute("PRAGMA foreign_keys = ON")
-            await db.execute("PRAGMA synchronous = FULL")
-            await _migrate(db, path, migrations)  # first, so that a file that is refused stays as it was
-            await _use_wal(db)
+        async with _open(str(path), uri=False) as db:
+            await db.call(lambda connection: _prepare(connection, path, migrations))
             yield db
+
+
+@asynccontextmanager
+async def connect_read_only(path: str | Path) -> AsyncIterator[Database]:
+    """Open a file that another process may be writing to, for reading only. Raises `sqlite3.Error`."""
+    async with _open(_read_only_uri(path), uri=True) as db:
+        yield db
+
+
+def look(path: str | Path, sql: str, *parameters: Any) -> list[tuple]:
+    """Rows of one query on a connection that cannot write, for what runs without an event loop. Raises
+    `sqlite3.Error`."""
+    with closing(sqlite3.connect(_read_only_uri(path), uri=True, timeout=2)) as connection:
+        return connection.execute(sql, parameters).fetchall()
+
+
+def transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """All that `work` writes or none of it, also when the process dies in the middle; `Database.write` runs it.
+
+    It waits for other processes' transactions at the start, where nothing was read yet.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.commit()  # inside: a commit that fails leaves the transaction open
+    except BaseException:
+        connection.rollback()  # does nothing where SQLite rolled back by itself, as on a full disk
+        raise
+    return result
+
+
+def insert(connection: sqlite3.Connection, table: str, rows: Iterable[Any], how: str = "INSERT") -> int:
+    """Insert dataclasses, or mappings, whose fields are columns of the table.
+
+    Args:
+        how: e.g. `INSERT OR IGNORE`.
+
+    Returns:
+        How many rows were new.
+    """
+    named = [row if isinstance(row, Mapping) else {f.name: getattr(row, f.name) for f in fields(row)} for row in rows]
+    if not named:
+        return 0
+    columns = ", ".join(named[0])
+    values = ", ".join(f":{column}" for column in named[0])
+    return connection.executemany(f"{how} INTO {table} ({columns}) VALUES ({values})", named).rowcount
+
+
+def claim(connection: sqlite3.Connection, table: str, **whose: Any) -> dict[str, Any]:
+    """Note in a table of one row (`id` 1) what a file belongs to, where nothing is noted yet; returns what is."""
+    insert(connection, table, [{"id": 1, **whose}], "INSERT OR IGNORE")
+    return dict(zip(whose, connection.execute(f"SELECT {', '.join(whose)} FROM {table}").fetchone(), strict=True))
 
 
 @contextmanager
@@ -65,31 +184,61 @@ def as_store_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"database {path}: {error}; restore a copy or choose another --db") from error
 
 
-async def _use_wal(db: aiosqlite.Connection) -> None:
+# ---------------------------------------------------------------------------------------------------------------------
+# Opening
+
+
+@asynccontextmanager
+async def _open(file: str, uri: bool) -> AsyncIterator[Database]:
+    sqlite3.connect(
+        file, uri=uri
+    ).close()  # what cannot be opened fails here: aiosqlite's thread would outlive the loop
+    async with Database(
+        lambda: sqlite3.connect(file, uri=uri, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None), iter_chunk_size=64
+    ) as db:
+        db.row_factory = sqlite3.Row
+        yield db
+
+
+def _read_only_uri(path: str | Path) -> str:
+    return f"{Path(path).resolve().as_uri()}?mode=ro"
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    transact(connection, lambda _: _migrate(connection, path, migrations))  # first: what is refused stays as it was
+    _use_wal(connection)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise StoreError(
+            f"database {path}: schema version {version}, this program knows {len(migrations)}; update the program"
+        )
+    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise StoreError(f"database {path}: has tables of another program; choose another file")
+    for number in range(version, len(migrations)):
+        for statement in migrations[number].split(";\n"):
+            connection.execute(statement)  # not executescript: it would commit in between
+        connection.execute(f"PRAGMA user_version = {number + 1}")
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
     """Switch to the write-ahead log; SQLite does not apply the busy timeout here, and processes may start together."""
     for remaining in reversed(range(BUSY_TIMEOUT_SECONDS * 20)):
         try:
-            await db.execute_fetchall("PRAGMA journal_mode = WAL")  # fetched, or its read lock stays
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()  # fetched, or its read lock stays
             return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not remaining:
                 raise
-            await asyncio.sleep(0.05)
+            time.sleep(0.05)
 
 
-async def _migrate(db: aiosqlite.Connection, path: Path, migrations: Sequence[str]) -> None:
-    async with transaction(db):
-        (version,) = await (await db.execute("PRAGMA user_version")).fetchone()
-        if version > len(migrations):
-            raise StoreError(
-                f"database {path}: schema version {version}, this program knows {len(migrations)}; update the program"
-            )
-        if version == 0 and await (await db.execute("SELECT 1 FROM sqlite_master")).fetchone():
-            raise StoreError(f"database {path}: has tables of another program; choose another file")
-        for number in range(version, len(migrations)):
-            for statement in migrations[number].split(";\n"):
-                await db.execute(statement)  # not executescript: it would commit in between
-            await db.execute(f"PRAGMA user_version = {number + 1}")
+# ---------------------------------------------------------------------------------------------------------------------
+# The old way, a call a statement; it goes when all have moved to `Database.write`
 
 
 def write_lock(db: aiosqlite.Connection) -> asyncio.Lock:

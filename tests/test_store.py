@@ -127,20 +127,21 @@ def test_a_migration_that_fails_in_the_middle_leaves_the_old_schema_whole(path):
 
 CRASHES_AT_THE_NTH_STATEMENT = """
 import asyncio, os, sys
-import aiosqlite
-from store import connect
+import sqlite3
+from runtime.db import connect
 
 TWO_STEPS = {steps}
 
 left = int(sys.argv[2])
-real = aiosqlite.Connection.execute
-def execute(self, sql, *args):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), 9)
-    return real(self, sql, *args)
-aiosqlite.Connection.execute = execute
+class Dying(sqlite3.Connection):
+    def execute(self, *args):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+        return super().execute(*args)
+real = sqlite3.connect
+sqlite3.connect = lambda *args, **options: real(*args, factory=Dying, **options)
 
 async def main():
     async with connect(sys.argv[1], TWO_STEPS):
