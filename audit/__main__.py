@@ -14,12 +14,13 @@ import json
 import sys
 from pathlib import Path
 
-from audit.receipts import MAX_PAGE_BYTES, problems, read, shown
+from audit.receipts import MAX_PAGE_BYTES, problems, read
 from protocol import ProtocolError
 from runtime.db import StoreError
 from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, run
 from store import Store
 from wire.codec import canonical, parse_json
+from wire.text import one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,11 +53,11 @@ async def _verify(options: argparse.Namespace) -> int:
                 line, row = said["line"], said["round"]
                 rank = f"rank {line['rank']} of {said['ranked']}, score {line['score']}" if line else "not ranked"
                 who = f"{said['validator']} of {said['hotkey']}"
-                print(shown(f"{path}: {who}: {row['round_id']} {row['code']}, {rank}"))
+                print(one_line(f"{path}: {who}: {row['round_id']} {row['code']}, {rank}"))
             except ProtocolError as error:
                 wrong = [str(error)]
             for what in wrong:
-                print(shown(f"{path}: WRONG {what}"))
+                print(one_line(f"{path}: WRONG {what}"))
             failed |= bool(wrong)
     return EXIT_FAILED if failed else EXIT_OK
 

@@ -19,7 +19,7 @@ import aiohttp
 
 from audit.issuer import PAGE_RECEIPTS
 from audit.receipt_book import ReceiptBook
-from audit.receipts import MAX_PAGE_BYTES, MAYBE_INT, check_shape, problems, read, shown
+from audit.receipts import MAX_PAGE_BYTES, MAYBE_INT, check_shape, problems, read
 from chain.base import ChainError
 from chain.local import LocalChain
 from protocol import Code, ProtocolError
@@ -31,6 +31,7 @@ from spine.ground import joined, wallet_of
 from wire.client import ask, client_session
 from wire.codec import canonical, parse_json
 from wire.signing import local_keypair
+from wire.text import one_line
 
 FETCH_SECONDS, CALL_SECONDS, CALL_ATTEMPTS = 300.0, 15.0, 5  # a whole fetch; one of its requests, and its repetitions
 GONE = (Code.UNREACHABLE, Code.TIMEOUT, Code.HTTP_STATUS)  # no fault, where an address is only known from the chain
@@ -213,19 +214,19 @@ async def _table(book: ReceiptBook, last: int) -> bool:
         markets.add(said["market"])
         newest.append(cells)
     for market in sorted(markets):
-        print(shown(f"on {market}"))
+        print(one_line(f"on {market}"))
     width = max((len(cells[0]) for cells in newest), default=0)
     for name, *cells, code in [["round", "rank", "score", "over keep", "code"], *newest] if newest else ():
-        print(shown(f"{name:{width}}  {cells[0]:>10}  {cells[1]:>14}  {cells[2]:>14}  {code}"))
+        print(one_line(f"{name:{width}}  {cells[0]:>10}  {cells[1]:>14}  {cells[2]:>14}  {code}"))
     for job, total in sorted(totals.items()):
         counts = f"{total['rounds']} rounds, {total['ranked']} ranked, {total['won']} won"
-        print(shown(f"{job}: {counts}, {total['over']:+.0f} over keep"))
+        print(one_line(f"{job}: {counts}, {total['over']:+.0f} over keep"))
     if unheard:
         print(f"{unheard} answers that this miner noted are not named as received: too late, or lost in a crash")
     if older:
         print(f"{older} receipts are of other rules than this program's: their scores were not computed again")
     for name, what in wrong:
-        print(shown(f"WRONG {name}: {what}"))
+        print(one_line(f"WRONG {name}: {what}"))
     bad = len({name for name, _ in wrong})
     print(f"{sum(total['rounds'] for total in totals.values())} receipts are signed; {bad} rounds have a wrong one")
     return bool(wrong)

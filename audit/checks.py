@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
-from audit.evidence import FORMAT, SEAL_SCHEME, EvidenceError, differences, digests_of, quoted, quoted_name
+from audit.evidence import FORMAT, SEAL_SCHEME, EvidenceError, digests_of
 from liquidity.events import Event, ReplayError
 from liquidity.executions import Execution, Sent, execution_of
 from liquidity.judging import judge, kept
@@ -45,6 +45,7 @@ from scoring import RULES_VERSION
 from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
 from wire.codec import canonical, decode, digest, from_plain, to_json, to_plain
 from wire.signing import verify_answer, verify_statement
+from wire.text import differences, ordered, quoted, quoted_name
 
 MAX_MALFORMED = 100  # so many malformed parts are named; the rest adds nothing
 PLAYED = (  # these ends are recomputed, the last one as far as the table above says
@@ -345,9 +346,9 @@ def _check_round(parts: _Parts) -> Iterator[str]:
     for name in ("asks", "entrants"):
         for n, item in enumerate(evidence[name]):
             yield from differences(f"{name}[{n}].round_id", item["round_id"], row["round_id"])
-    yield from _ordered("asks", [(ask["due_block"], ask["hotkey"]) for ask in evidence["asks"]])
-    yield from _ordered("entrants", [entrant["hotkey"] for entrant in evidence["entrants"]])
-    yield from _ordered("executions", [execution["block"] for execution in evidence["executions"]])
+    yield from ordered("asks", [(ask["due_block"], ask["hotkey"]) for ask in evidence["asks"]])
+    yield from ordered("entrants", [entrant["hotkey"] for entrant in evidence["entrants"]])
+    yield from ordered("executions", [execution["block"] for execution in evidence["executions"]])
     yield from _check_end(parts)
     if (snapshot is None) != (opening is None) or (opening is None) != (row["opening_hash"] is None):
         yield f"round.opening_block, opening_hash: {opening}, {'a' if snapshot else 'no'} snapshot"
@@ -368,7 +369,7 @@ def _check_pool(snapshot: Snapshot) -> Iterator[str]:
     price, tick, liquidity, sum_of_nets = snapshot.sqrt_price_x96, snapshot.tick, 0, 0
     if not (MIN_TICK <= tick < MAX_TICK and sqrt_ratio_at_tick(tick) <= price <= sqrt_ratio_at_tick(tick + 1)):
         yield f"snapshot.tick: {tick} is not at sqrt_price_x96 {price}"
-    yield from _ordered("snapshot.ticks", [mark.index for mark in snapshot.ticks])
+    yield from ordered("snapshot.ticks", [mark.index for mark in snapshot.ticks])
     known, staked = snapshot.slipstream, 0
     for n, mark in enumerate(snapshot.ticks):
         if (mark.staked_liquidity_net is None) != (known is None):
@@ -415,7 +416,7 @@ def _check_end(parts: _Parts) -> Iterator[str]:
 
 def _check_events(parts: _Parts) -> Iterator[str]:
     snapshot, events, last = parts.snapshot, parts.events, None
-    yield from _ordered("events", [(event.block, event.log_index) for event in events])
+    yield from ordered("events", [(event.block, event.log_index) for event in events])
     for n, event in enumerate(events):
         if not snapshot.block <= event.block < parts.row["close_block"]:
             yield f"events[{n}]: block {event.block} is not of the round"
@@ -423,13 +424,6 @@ def _check_events(parts: _Parts) -> Iterator[str]:
         if not time <= event.time < parts.row["end_time"] or (event.block == block and event.time != time):
             yield f"events[{n}]: time {event.time} in block {event.block}, block {block} was at {time}"
         last = event
-
-
-def _ordered(name: str, keys: list) -> Iterator[str]:
-    """In order, and none of them twice."""
-    for n, (one, other) in enumerate(pairwise(keys), 1):
-        if not one < other:
-            yield f"{name}[{n}]: out of order, or there twice"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

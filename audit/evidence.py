@@ -64,8 +64,6 @@ from wire.signing import sign_statement
 FORMAT = "alm-round/1"
 SEAL_SCHEME = "alm-seal/1"
 MAX_EVIDENCE_BYTES = 512 << 20  # 256 miners, 24 checkpoints, the longest answers
-MAX_SHOWN_CHARS = 120  # of a value in a message
-_ABSENT = "(absent)"
 
 
 class EvidenceError(Exception):
@@ -109,37 +107,3 @@ def read(path: Path) -> Any:
         raise EvidenceError(f"{error.detail}; is it what `python -m audit export ROUND` wrote?") from error
     except OSError as error:
         raise EvidenceError(f"{error.strerror}; name a file that can be read") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Naming what differs
-
-
-def differences(path: str, stored: Any, again: Any) -> Iterator[str]:
-    """Where two plain values differ, by path; 1, true and "1" are three things."""
-    if isinstance(stored, dict) and isinstance(again, dict):
-        for key in sorted(stored.keys() | again.keys(), key=str):
-            yield from differences(f"{path}.{quoted_name(key)}", stored.get(key, _ABSENT), again.get(key, _ABSENT))
-    elif isinstance(stored, list) and isinstance(again, list):
-        if len(stored) != len(again):
-            yield f"{path}: {len(stored)} items, recomputed {len(again)}"
-        for n, (one, other) in enumerate(zip(stored, again, strict=False)):
-            yield from differences(f"{path}[{n}]", one, other)
-    elif stored != again or type(stored) is not type(again):
-        yield f"{path}: {quoted(stored)}, recomputed {quoted(again)}"
-
-
-def quoted(value: Any) -> str:
-    """A value for a message: evidence comes from anywhere, and messages go to terminals."""
-    if isinstance(value, str):
-        value = value if value.isascii() and value.isprintable() else ascii(value)[1:-1]
-    elif isinstance(value, dict | list):
-        value = f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    elif type(value) is int and abs(value) >= 10**100:  # past 4300 digits Python refuses to spell it
-        value = "an integer of more than 100 digits"
-    text = "null" if value is None else str(value)
-    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
-
-
-def quoted_name(key: Any) -> str:
-    return quoted(key)[:60]

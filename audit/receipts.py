@@ -216,12 +216,3 @@ def _wrong_digits(said: dict[str, Any]) -> Iterator[str]:
         yield f"line.score: {line['score']}, the rules give {counts}"
     if line["name"] != said["hotkey"] or not 1 <= int(line["rank"]) <= said["ranked"] <= said["round"]["asked"]:
         yield f"line: rank {line['rank']} of {said['ranked']} for {line['name']}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-
-
-def shown(text: str) -> str:
-    """Text that others may have chosen, as one line of ASCII for terminals."""
-    return text.encode("ascii", "backslashreplace").decode().translate(dict.fromkeys((*range(32), 127), "?"))

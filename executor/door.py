@@ -15,12 +15,14 @@ from typing import Any
 from aiohttp import web
 
 from executor.client import MAX_ORDER_BYTES
-from executor.execution import Executor, one_line
+from executor.execution import Executor
 from liquidity.executions import Order, Report
-from protocol import Code, ProtocolError
+from protocol import MAX_TEXT_CHARS, Code, ProtocolError
 from runtime.passwords import read_private
 from runtime.process import UserError
+from wire.body import read_body
 from wire.codec import decode, encode
+from wire.text import one_line
 
 ANSWER_SECONDS = 5.0  # how long a request waits for its order's end
 BODY_SECONDS = 5.0
@@ -77,7 +79,7 @@ class Door:
             return web.Response(body=encode(report), content_type="application/json")
         except ProtocolError as error:
             log.warning("refused to %s: %s, %s", request.remote, error.code, error.detail)
-            report = Report("", error.code, one_line(error.detail))
+            report = Report("", error.code, one_line(error.detail, MAX_TEXT_CHARS))
             return web.Response(
                 body=encode(report), status=STATUS.get(error.code, 400), content_type="application/json"
             )
@@ -110,7 +112,7 @@ class Door:
             raise ProtocolError(Code.EXECUTOR_KEY, "the API key is wrong")
 
     async def _place(self, request: web.Request) -> Report:
-        order = decode(Order, await _read_body(request), MAX_ORDER_BYTES)
+        order = decode(Order, await read_body(request, MAX_ORDER_BYTES, BODY_SECONDS), MAX_ORDER_BYTES)
         if not order.decision:
             raise ProtocolError(Code.MALFORMED, "Order.decision is empty")
         report = await self._bot.journal.accept(order)
@@ -127,32 +129,18 @@ class Door:
                     if report:
                         return report
                     await self._bot.ended.wait()
-        return Report(decision, Code.EXECUTION_PENDING, one_line(self._bot.said or "its turn has not come"))
+        return self._pending(decision)
 
     async def _look_up(self, request: web.Request) -> Report:
         decision = request.path.removeprefix("/orders/")
         known, report = await self._bot.journal.report(decision)
         if not known:
             raise ProtocolError(Code.NOT_FOUND, "no order of this name was accepted")
-        return report or Report(decision, Code.EXECUTION_PENDING, one_line(self._bot.said or "its turn has not come"))
+        return report or self._pending(decision)
 
-
-async def _read_body(request: web.Request) -> bytes:
-    """Within its size and total deadline."""
-    if "Content-Encoding" in request.headers:
-        raise ProtocolError(Code.CONTENT_TYPE, "compressed; the body must be plain")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.content.iter_any():
-                body += chunk
-                if len(body) > MAX_ORDER_BYTES:
-                    raise ProtocolError(Code.BODY_TOO_LARGE, f"more than {MAX_ORDER_BYTES} bytes")
-    except TimeoutError:
-        raise ProtocolError(Code.BODY_TIMEOUT, f"the body took more than {BODY_SECONDS:g} s") from None
-    except (ConnectionError, web.RequestPayloadError):
-        raise ProtocolError(Code.MALFORMED, "the body was broken off") from None
-    return bytes(body)
+    def _pending(self, decision: str) -> Report:
+        detail = one_line(self._bot.said or "its turn has not come", MAX_TEXT_CHARS)
+        return Report(decision, Code.EXECUTION_PENDING, detail)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from protocol import MAX_TEXT_CHARS, MAX_TICK, MIN_TICK, Code, Inventory, Protoc
 from runtime.db import StoreError
 from runtime.process import UserError
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
+from wire.text import one_line
 
 GWEI = 10**9
 HOUR_SECONDS = 3600
@@ -642,7 +643,7 @@ class Executor:
         used, wei = gas_of(attempts)
         native = await self._native_token() if wei else ""
         gas = tuple(wei if token == native else 0 for token in self._tokens)
-        return Report(order.decision, code, one_line(detail), block, "", used, wei, *gas)
+        return Report(order.decision, code, one_line(detail, MAX_TEXT_CHARS), block, "", used, wei, *gas)
 
     async def _native_token(self) -> str:
         """The token that gas can be counted in: the manager's wrapped native one; asked once."""
@@ -662,12 +663,6 @@ class Executor:
             log.info("%s", text)
         else:
             self._tell("executor", text)
-
-
-def one_line(text: str) -> str:
-    """As a report's detail may be: printable ASCII, not too long."""
-    plain = text.encode("ascii", "backslashreplace").decode()
-    return "".join(char if char.isprintable() else " " for char in plain)[:MAX_TEXT_CHARS]
 
 
 def _words(draft: Draft) -> str:

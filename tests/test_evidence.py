@@ -220,7 +220,7 @@ def rounds(played, ids, on_a_chain) -> dict[str, dict[str, Any]]:
 def quick(monkeypatch):
     """The same audit, but what is pure and costs most is computed once for the same arguments."""
     for name in ("play", "play_live", "verify_answer"):
-        monkeypatch.setattr(evidence, name, functools.cache(getattr(evidence, name)))
+        monkeypatch.setattr(checks, name, functools.cache(getattr(checks, name)))
 
 
 KINDS = (

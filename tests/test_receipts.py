@@ -49,7 +49,6 @@ from chain.local import LocalChain
 from markets.model import FIRST_TIME
 from protocol import Code, JobSettings, Position, ProtocolError, RebalanceQuery
 from scoring import Outcome, gas_cost, score_outcome
-from spine import ground
 from store import Store
 from wire.client import ask, client_session
 from wire.codec import canonical, digest, encode, to_json
@@ -750,7 +749,7 @@ def test_the_default_port_gives_way_and_a_port_that_was_asked_for_does_not(playe
 
     with closing(socket.create_server(("127.0.0.1", 0))) as busy:
         taken = busy.getsockname()[1]
-        monkeypatch.setattr(ground, "DEFAULT_PORT", taken)
+        monkeypatch.setattr(issuer_module, "DEFAULT_PORT", taken)
         assert asyncio.run(serve_on(None)) not in (0, taken)
         with pytest.raises(WireError, match=str(taken)):
             asyncio.run(serve_on(taken))

@@ -1,4 +1,4 @@
-"""Signed HTTP between validators and miners: the JSON codec, signatures, the client, the server.
+"""Signed HTTP between validators and miners: text and JSON, signatures, the client, the server.
 
-`codec` is pure and imports `protocol` alone; the others bring bittensor and aiohttp.
+`text` is standard library only, `codec` adds `protocol` alone, `body` aiohttp; the others bring bittensor too.
 """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ from bittensor import http_auth
 from yarl import URL
 
 from protocol import Code, ProtocolError
+from wire.body import read_at_most
 from wire.codec import digest, parse_json
 from wire.signing import ANSWER_HEADER, verify_answer
+from wire.text import one_line
 
 MAX_HEADER_BYTES, MAX_HEADERS = 4096, 64  # one header line; lines
 MAX_REFUSAL_BYTES = 2048  # what is read of a peer's refusal
@@ -225,7 +226,9 @@ async def ask(
         signature=signature,
     ):
         code, detail, answer, signature = Code.REPLY_SIGNATURE, f"not signed by {receiver} for this request", b"", ""
-    return Reply(code, printable(detail), answer, signature, request_digest, nonce, elapsed_seconds, arrived_ns)
+    return Reply(
+        code, one_line(detail, MAX_DETAIL_CHARS), answer, signature, request_digest, nonce, elapsed_seconds, arrived_ns
+    )
 
 
 def is_public(host: str) -> bool:
@@ -287,16 +290,6 @@ async def _take(response: _Response, max_reply_bytes: int) -> tuple[bytes, str]:
     return answer, signatures[0]
 
 
-async def read_at_most(stream: aiohttp.StreamReader, max_bytes: int) -> bytes | None:
-    """The whole stream, or None as soon as it is longer than `max_bytes`."""
-    data = bytearray()
-    async for chunk in stream.iter_any():
-        data += chunk
-        if len(data) > max_bytes:
-            return None
-    return bytes(data)
-
-
 def _refusal_text(body: bytes) -> str:
     """`code: detail` of a peer's refusal, or nothing when it is not one of ours."""
     try:
@@ -304,7 +297,3 @@ def _refusal_text(body: bytes) -> str:
         return f"{refusal['code']}: {refusal['detail']}"
     except (ProtocolError, KeyError, TypeError):
         return ""
-
-
-def printable(text: str) -> str:
-    return re.sub(r"[^ -~]", "?", text[:MAX_DETAIL_CHARS])

@@ -30,9 +30,11 @@ from bittensor import http_auth
 from bittensor.sp_core import CRYPTO_SR25519, verify
 
 from protocol import MAX_QUERY_BYTES, Code, ProtocolError
-from wire.client import MAX_HEADER_BYTES, MAX_HEADERS, READ_BUFFER_BYTES, printable, read_at_most
+from wire.body import read_body
+from wire.client import MAX_DETAIL_CHARS, MAX_HEADER_BYTES, MAX_HEADERS, READ_BUFFER_BYTES
 from wire.codec import canonical, digest
 from wire.signing import ANSWER_HEADER, HOTKEY_TEXT, MAX_AGE_SECONDS, MAX_SKEW_SECONDS, WireError, answer_payload
+from wire.text import one_line
 
 NONCE_RETENTION_SECONDS = 2 * (MAX_AGE_SECONDS + MAX_SKEW_SECONDS)
 IDLE_SECONDS = 15.0  # server: a connection without a complete request header for this long is closed
@@ -266,7 +268,7 @@ class _Server:
                 raise ProtocolError(Code.NOT_FOUND, f"POST to one of: {', '.join(self.routes)}")
             async with _slot(self.reading):
                 headers = _auth_headers(request)
-                body = await _read_body(request, self.limits)
+                body = await read_body(request, self.limits.max_body_bytes, self.limits.body_seconds)
                 nonce, caller = _verify(headers, body, request.raw_path, self.hotkey, self.nonces)
             self.gate.check(caller)
             if not self.callers.take(caller):
@@ -288,7 +290,7 @@ class _Server:
 
 def _refusal(code: Code, detail: str, *, status: int) -> web.Response:
     headers = {"Upgrade": http_auth.PROTOCOL} if status == 426 else None
-    body = canonical({"code": code, "detail": printable(detail)})
+    body = canonical({"code": code, "detail": one_line(detail, MAX_DETAIL_CHARS)})
     return web.Response(body=body, status=status, content_type="application/json", headers=headers)
 
 
@@ -328,30 +330,6 @@ def _auth_headers(request: web.Request) -> dict[str, str]:
     if request.headers.getall(http_auth.HEADER_CRYPTO, ["sr25519"]) != ["sr25519"]:
         raise ProtocolError(Code.AUTH_MALFORMED, f"header {http_auth.HEADER_CRYPTO}: only sr25519 is taken")
     return found
-
-
-async def _read_body(request: web.Request, limits: Limits) -> bytes:
-    """The raw body within its size and total deadline.
-
-    Raises:
-        ProtocolError: `CONTENT_TYPE` (compressed), `BODY_TOO_LARGE`, `BODY_TIMEOUT` or `MALFORMED` (broken off).
-    """
-    if "Content-Encoding" in request.headers:
-        raise ProtocolError(Code.CONTENT_TYPE, "compressed; the body must be plain")
-    if (request.content_length or 0) > limits.max_body_bytes:
-        raise ProtocolError(
-            Code.BODY_TOO_LARGE, f"{request.content_length} bytes declared, at most {limits.max_body_bytes}"
-        )
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            body = await read_at_most(request.content, limits.max_body_bytes)
-    except TimeoutError:
-        raise ProtocolError(Code.BODY_TIMEOUT, f"the body took more than {limits.body_seconds:g} s") from None
-    except (ConnectionError, web.RequestPayloadError):
-        raise ProtocolError(Code.MALFORMED, "the body was broken off") from None
-    if body is None:
-        raise ProtocolError(Code.BODY_TOO_LARGE, f"more than {limits.max_body_bytes} bytes")
-    return body
 
 
 def _verify(
