@@ -10,9 +10,11 @@ import asyncio
 import base64
 import copy
 import functools
+import importlib
 import inspect
 import json
 import lzma
+import pkgutil
 import re
 import shutil
 import sqlite3
@@ -22,11 +24,13 @@ from contextlib import closing
 from dataclasses import replace
 from decimal import Context, Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from subnets import CAPITAL, VAULT, a_job, hotkey_of, keep, play_subnet, refuse, write, write_meanwhile
 
+import liquidity
 import protocol
 import scoring
 import sim
@@ -34,15 +38,13 @@ import validator
 from audit import checks, evidence
 from audit.checks import audit
 from audit.evidence import EvidenceError, seal
-from liquidity import books
-from liquidity import rounds as rounds_module
 from liquidity.executions import Execution, Sent
 from liquidity.rounds import plan
 from markets import model
-from markets import recordings as recording
 from markets.model import FIRST_TIME, ModelMarket
 from protocol import Code, Position
 from store import Store
+from wire import codec
 from wire.codec import canonical
 from wire.signing import local_keypair
 
@@ -710,7 +712,15 @@ def test_a_round_of_other_rules_is_refused_by_name_and_the_other_rounds_are_audi
     assert out.endswith("19 rounds audited, 0 differ, 1 not audited\n")
 
 
-NO_RULES = ("scoring.RULES_VERSION", "books.CHUNK")  # they decide no digit
+NO_RULES = ("RULES_VERSION", "CHUNK", "ONLY_ON_A_CHAIN")  # they decide no digit
+
+
+def pure_modules() -> Iterator[ModuleType]:
+    """All that decides a digit, wherever in its room it stands."""
+    yield from (protocol, sim, scoring, codec)
+    yield from (
+        importlib.import_module(f"liquidity.{found.name}") for found in pkgutil.iter_modules(liquidity.__path__)
+    )
 
 
 def assigned(module) -> set[str]:
@@ -721,16 +731,16 @@ def assigned(module) -> set[str]:
 
 def constants() -> Iterator[str]:
     """Every constant of the core, and the settings that a job has by default."""
-    for module in (protocol, sim, recording, books, scoring, rounds_module):
+    for module in pure_modules():
         for name in sorted(assigned(module)):
             value = getattr(module, name)
             if isinstance(value, Context):
                 value = value.prec, value.rounding, value.Emin, value.Emax, value.clamp
             elif isinstance(value, re.Pattern):
                 value = value.pattern
-            known = isinstance(value, int | str | Decimal | tuple) and f"{module.__name__}.{name}" not in NO_RULES
+            known = isinstance(value, int | str | Decimal | tuple) and name not in NO_RULES
             if known and re.fullmatch(r"_?[A-Z][A-Z0-9_]+", name):
-                yield f"{module.__name__}.{name} = {value!r}"
+                yield f"{name} = {value!r}"
     for target in protocol.TARGETS:
         yield repr(protocol.JobSettings.for_target(target))
 
@@ -738,7 +748,7 @@ def constants() -> Iterator[str]:
 def test_a_constant_that_decides_a_score_does_not_change_without_a_new_rules_version():
     file = Path(__file__).parent / "golden" / f"rules_{scoring.RULES_VERSION}.txt"
     found, pinned = set(constants()), set(file.read_text().splitlines()) if file.exists() else set()
-    assert {"scoring.PENALTY_RATE = 10", "rounds.HINDSIGHT_SPACINGS = 50", "protocol.MAX_POSITIONS = 64"} <= pinned
+    assert {"PENALTY_RATE = 10", "HINDSIGHT_SPACINGS = 50", "MAX_POSITIONS = 64"} <= pinned
     assert not pinned - found, (
         f"changed or gone: {sorted(pinned - found)}; give scoring.RULES_VERSION the next number, write a new"
         " rules_N.txt and new round_rules_N files, and keep the old round_rules files: they must be refused by name"
