@@ -19,7 +19,8 @@ import aiohttp
 
 from audit.issuer import PAGE_RECEIPTS
 from audit.receipt_book import ReceiptBook
-from audit.receipts import MAX_PAGE_BYTES, MAYBE_INT, check_shape, problems, read
+from audit.receipts import MAX_PAGE_BYTES, problems, read
+from audit.shape import check_shape
 from chain.base import ChainError
 from chain.local import LocalChain
 from protocol import Code, ProtocolError
@@ -64,7 +65,7 @@ async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any, publi
         async with client_session(1) as session, asyncio.timeout(FETCH_SECONDS):
             have, after = await book.held(validator), 0
             while after is not None:
-                listed = {"rounds": [str], "after": MAYBE_INT}
+                listed = {"rounds": ["text"], "after": "number?"}
                 page = await _call(session, url, validator, keypair, public_only, {"after": after}, listed)
                 if page["after"] is not None and page["after"] <= after:
                     raise ProtocolError(Code.MALFORMED, f"the list goes from {after} to {page['after']}")
@@ -72,7 +73,7 @@ async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any, publi
                 while missing:
                     asked = missing[:PAGE_RECEIPTS]
                     page = await _call(
-                        session, url, validator, keypair, public_only, {"rounds": asked}, {"receipts": [dict]}
+                        session, url, validator, keypair, public_only, {"rounds": asked}, {"receipts": ["object"]}
                     )
                     await book.keep(validator, page["receipts"])
                     came = {receipt["statement"]["round"]["round_id"] for receipt in page["receipts"]}

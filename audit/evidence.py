@@ -5,7 +5,7 @@
     python validator.py audit ROUND                 # the same from the database; `audit all` takes every stored round
 
 The object is canonical JSON (`protocol.canonical`: sorted keys, no spaces, ASCII) and a final newline. Format
-`alm-round/1`; `SHAPE` below says of which type each part is, integers that may be large are decimal strings:
+`alm-round/1`; `checks.SHAPE` says of which type each part is, integers that may be large are decimal strings:
 
     format, rules_version, validator     what this is, by which rules, whose (hotkey)
     market, pool                         as the validator's database names them
@@ -48,7 +48,7 @@ compares all lines. So a validator that seals a falsehood of its own is caught t
       was asked                                          recomputed
 
 What is not there cannot be seen: who was never asked, and an answer that the validator says never came.
-Read next: `rounds.py`.
+Read next: `checks.py`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 
-from audit.receipts import check_shape, issue, seal_digest
+from audit.receipts import issue, seal_digest
+from audit.shape import check_shape
 from chain.base import Chain, ChainError
 from protocol import MAX_QUERY_BYTES, Code
 from spine.ground import DEFAULT_PORT
@@ -178,10 +179,10 @@ class Issuer:
         """
         asked = parse_json(body, MAX_QUERY_BYTES)
         if isinstance(asked, dict) and "after" in asked:
-            check_shape(asked, {"after": int}, "request")
+            check_shape(asked, {"after": "number"}, "request")
             handle, argument = self._list, max(0, asked["after"])
         else:
-            check_shape(asked, {"rounds": [str]}, "request")
+            check_shape(asked, {"rounds": ["text"]}, "request")
             handle, argument = self._page, asked["rounds"][:PAGE_RECEIPTS]
         async with self._paging:
             started = time.monotonic()

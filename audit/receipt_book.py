@@ -24,7 +24,8 @@ from typing import Any
 import aiosqlite
 
 from audit.issuer import PAGE_BYTES, PAGE_RECEIPTS
-from audit.receipts import MAX_PAGE_BYTES, check_shape, read
+from audit.receipts import MAX_PAGE_BYTES, read
+from audit.shape import check_shape
 from protocol import MAX_QUERY_BYTES, Code, ProtocolError
 from runtime.db import connect, transaction
 from wire.codec import canonical, digest, parse_json
@@ -123,7 +124,7 @@ class ReceiptBook:
             ProtocolError: `MALFORMED`, `RECEIPT_SIGNATURE`, `RECEIPT_FOREIGN` or `RECEIPTS_FULL`.
         """
         page = parse_json(body, PAGE_BYTES)
-        check_shape(page, {"receipts": [dict]}, "page")
+        check_shape(page, {"receipts": ["object"]}, "page")
         if len(page["receipts"]) > PAGE_RECEIPTS:
             raise ProtocolError(Code.MALFORMED, f"{len(page['receipts'])} receipts, at most {PAGE_RECEIPTS}")
         return canonical({"new": await self.keep(caller, page["receipts"])})

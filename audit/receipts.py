@@ -30,9 +30,9 @@ import base64
 from collections.abc import Iterator
 from dataclasses import fields
 from decimal import Decimal
-from types import NoneType
 from typing import Any
 
+from audit.shape import Maybe, check_shape, each
 from protocol import Code, JobSettings, ProtocolError
 from scoring import RULES_VERSION, Outcome, Terms, gas_cost, score_outcome
 from wire.codec import canonical, digest, from_plain, to_json
@@ -41,27 +41,28 @@ from wire.signing import sign_statement, verify_statement
 FORMAT = SCHEME = "alm-receipt/1"
 
 MAX_PAGE_BYTES = 2**20  # of a page of receipts, or one long receipt alone; nothing longer is taken
-ROUND_FIELDS = (
-    *("round_id", "job_id", "round_type", "start_time", "end_time", "settings"),
-    *("opening_block", "opening_hash", "close_block", "code", "detail", "asked"),
-)
 MAX_DIGITS = 100  # before the point, of a score: more are no score, and hard to print
-ASK_FIELDS = ("due_block", "nonce", "code", "detail", "effective_block", "response_seconds")
 BASELINES = ("keep", "hold", "best")
-MAYBE_INT, MAYBE_TEXT = (int, NoneType), (str, NoneType)
-_NULLABLE, _OPTIONAL = ("entrant", "line"), {"gas"}
-_SHAPE = {
-    **dict.fromkeys(("format", "market", "pool", "validator", "hotkey", "seal"), str),
-    **dict.fromkeys(("rules_version", "ranked"), int),
-    "round": dict.fromkeys(ROUND_FIELDS, str)
-    | dict.fromkeys(("start_time", "end_time", "asked"), int)
-    | {"opening_block": MAYBE_INT, "close_block": MAYBE_INT, "opening_hash": MAYBE_TEXT, "settings": JobSettings},
-    "entrant": {"registered_block": int, "combined": str},
-    "line": dict.fromkeys(("name", "score", "rank", "copy_of"), str)
-    | {"range_": (NoneType,), "gas": [str]}
-    | {name: {field.name: str for field in fields(cls)} for name, cls in (("outcome", Outcome), ("terms", Terms))},
-    "baselines": dict.fromkeys(BASELINES, MAYBE_TEXT),
-    "asks": [dict.fromkeys((*ASK_FIELDS, "query", "answer"), str) | {"due_block": int, "effective_block": MAYBE_INT}],
+ROUND = {
+    **each("text", "round_id", "job_id", "round_type", "code", "detail"),
+    **each("number", "start_time", "end_time", "asked"),
+    **{"opening_block": "number?", "close_block": "number?", "opening_hash": "text?", "settings": "object"},
+}
+ENTRANT = {"registered_block": "number", "combined": "text"}
+ASK = each("text", "nonce", "code", "detail", "response_seconds") | {
+    "due_block": "number",
+    "effective_block": "number?",
+}
+LINE = {
+    **each("text", "name", "score", "rank", "copy_of"),
+    **{name: each("text", *(f.name for f in fields(cls))) for name, cls in (("outcome", Outcome), ("terms", Terms))},
+    **{"range_": "null", "gas?": ["text"]},
+}
+STATEMENT = {
+    **each("text", "format", "market", "pool", "validator", "hotkey", "seal"),
+    **each("number", "rules_version", "ranked"),
+    **{"round": ROUND, "entrant": Maybe(ENTRANT), "line": Maybe(LINE), "baselines": each("text?", *BASELINES)},
+    "asks": [ASK | each("text", "query", "answer")],
 }
 
 
@@ -89,13 +90,13 @@ def statement(evidence: dict[str, Any], hotkey: str, seal: str) -> dict[str, Any
         "format": FORMAT,
         **{name: evidence[name] for name in ("rules_version", "market", "pool", "validator")},
         "hotkey": hotkey,
-        "round": {name: row[name] for name in ROUND_FIELDS},
-        "entrant": entrant and {name: entrant[name] for name in ("registered_block", "combined")},
+        "round": {name: row[name] for name in ROUND},
+        "entrant": entrant and {name: entrant[name] for name in ENTRANT},
         "ranked": len(evidence["scores"]),
         "line": next((score["line"] for score in evidence["scores"] if score["hotkey"] == hotkey), None),
         "baselines": {name: baselines[name]["score"] if name in baselines else None for name in BASELINES},
         "asks": [
-            {name: asked[name] for name in ASK_FIELDS}
+            {name: asked[name] for name in ASK}
             | {name: digest(data) if (data := base64.b64decode(asked[name])) else "" for name in ("query", "answer")}
             for asked in evidence["asks"]
             if asked["hotkey"] == hotkey
@@ -118,44 +119,14 @@ def read(receipt: Any) -> dict[str, Any]:
     Raises:
         ProtocolError: `MALFORMED`, or `RECEIPT_SIGNATURE` when it is not signed by the validator it names.
     """
-    check_shape(receipt, {"statement": _SHAPE, "signature": str}, "receipt")
+    check_shape(receipt, {"statement": STATEMENT, "signature": "text"}, "receipt")
     said = receipt["statement"]
+    from_plain(JobSettings, said["round"]["settings"], "receipt.statement.round.settings")
     if said["format"] != FORMAT:
         raise ProtocolError(Code.MALFORMED, f"format {said['format']!r}, this program reads {FORMAT}")
     if not verify_statement(said["validator"], SCHEME, canonical(said), receipt["signature"]):
         raise ProtocolError(Code.RECEIPT_SIGNATURE, f"not signed by {said['validator']}")
     return said
-
-
-def check_shape(value: Any, shape: Any, where: str) -> None:
-    """Compare plain JSON with a shape: objects by their members, lists by their items, the rest by type.
-
-    Raises:
-        ProtocolError: `MALFORMED`, naming the place.
-    """
-    if shape is JobSettings:
-        from_plain(JobSettings, value, where)
-    elif (
-        isinstance(shape, dict) and isinstance(value, dict) and shape.keys() - _OPTIONAL <= value.keys() <= shape.keys()
-    ):
-        for name in value:
-            if not (value[name] is None and name in _NULLABLE):
-                check_shape(value[name], shape[name], f"{where}.{name}")
-    elif isinstance(shape, list) and isinstance(value, list):
-        for n, item in enumerate(value):
-            check_shape(item, shape[0], f"{where}[{n}]")
-    elif isinstance(shape, dict | list) or type(value) not in (shape if isinstance(shape, tuple) else (shape,)):
-        wanted = f"an object of {', '.join(shape)}" if isinstance(shape, dict) else "of the expected type"
-        raise ProtocolError(Code.MALFORMED, f"{where} is not {wanted}")
-    elif isinstance(value, int) and abs(value) >> 63:
-        raise ProtocolError(Code.MALFORMED, f"{where} is {value}, beyond 64 bits")
-    elif isinstance(value, str) and not _is_text(value):
-        raise ProtocolError(Code.MALFORMED, f"{where} has a lone surrogate, which is not text")
-
-
-def _is_text(value: str) -> bool:
-    """JSON can spell strings that are no text, and SQLite does not take."""
-    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def problems(said: dict[str, Any], evidence: dict[str, Any] | None = None) -> Iterator[str]:

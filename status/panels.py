@@ -14,7 +14,7 @@ from decimal import Context, Decimal, Inexact, InvalidOperation, localcontext
 from typing import Any
 
 import scoring
-from audit.checks import event_args
+from audit.parts import event_args
 from liquidity.books import Book
 from liquidity.events import Event, ReplayError
 from liquidity.replay import Snapshot

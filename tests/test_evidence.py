@@ -36,6 +36,7 @@ import scoring
 import sim
 import validator
 from audit import checks, evidence
+from audit import played as played_module
 from audit.checks import audit
 from audit.evidence import EvidenceError, seal
 from liquidity.executions import Execution, Sent
@@ -221,8 +222,8 @@ def rounds(played, ids, on_a_chain) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def quick(monkeypatch):
     """The same audit, but what is pure and costs most is computed once for the same arguments."""
-    for name in ("play", "play_live", "verify_answer"):
-        monkeypatch.setattr(checks, name, functools.cache(getattr(checks, name)))
+    for module, name in ((played_module, "play"), (played_module, "play_live"), (checks, "verify_answer")):
+        monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))
 
 
 KINDS = (
@@ -376,7 +377,7 @@ def test_the_changes_are_taken_back_and_reach_every_leaf():
 def test_whatever_is_changed_after_the_validator_sealed_it_is_named(kind, rounds, monkeypatch):
     """By shape and seal alone: nothing is recomputed here."""
     monkeypatch.setattr(checks, "CHECKS", ())
-    monkeypatch.setattr(checks, "_parts", lambda _: None)
+    monkeypatch.setattr(checks, "parts_of", lambda _: None)
     subject = copy.deepcopy(rounds[kind])
     assert audit(subject) == []
     places = 0

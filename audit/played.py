@@ -1,0 +1,231 @@
+"""What came of a round, recomputed: what each query must have shown, what was carried out, who scored what.
+
+Read first: `parts.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import astuple, replace
+from decimal import Decimal
+from typing import Any
+
+from audit.parts import BROKEN, Parts
+from liquidity.events import Event, ReplayError
+from liquidity.executions import Execution, Sent
+from liquidity.live import FLOWS, LiveInputs, acted, own_events, play_live, sums_of, was_carried_out
+from liquidity.rounds import Entrant, Round, RoundInputs, RoundResult, plan, play
+from liquidity.tape import Holding, Tape
+from protocol import (
+    ASK_SECONDS,
+    FIRST_ASK_DEADLINE_SECONDS,
+    PROTOCOL_VERSION,
+    Code,
+    Inventory,
+    Position,
+    RebalanceQuery,
+    human_price,
+)
+from sim import PoolError
+from wire.codec import to_json, to_plain
+from wire.text import differences, quoted
+
+_HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
+
+
+def check_queries(parts: Parts) -> Iterator[str]:
+    """Every query is of this round, and says what the others of the round, and of its block, say."""
+    row, at_head = parts.row, {}
+    for ask in parts.asks:
+        query, other = ask.query, parts.asks[0].query
+        same = at_head.setdefault(query.block_number, query)
+        if ask.first and query != same:  # one for all; the market before the opening is not in the evidence
+            yield from differences(f"{ask.path}.query", to_plain(query), to_plain(same))
+        deadline = query.block_time + ASK_SECONDS
+        again = replace(
+            query,
+            job_id=row["job_id"],
+            round_id=row["round_id"],
+            round_type=row["round_type"],
+            pair_address=parts.evidence["pool"],
+            sn_liquidity_manager_address=other.sn_liquidity_manager_address,
+            chain_id=other.chain_id,
+            token0=other.token0,
+            token1=other.token1,
+            tick_spacing=other.tick_spacing,
+            block_hash=same.block_hash,
+            block_time=same.block_time,
+            window_start_block=same.window_start_block,
+            window_end_block=same.window_end_block,
+            window_start_time=row["start_time"],
+            window_end_time=row["end_time"],
+            deadline=min(deadline, row["start_time"] - FIRST_ASK_DEADLINE_SECONDS) if ask.first else deadline,
+            current_price=human_price(query.sqrt_price_x96, other.token0.decimals, other.token1.decimals),
+            rebalances_so_far=0 if ask.first else query.rebalances_so_far,
+            settings=parts.settings,
+            version=PROTOCOL_VERSION,
+        )
+        if again != query:
+            yield from differences(f"{ask.path}.query", to_plain(query), to_plain(again))
+    if len({ask.query.block_number for ask in parts.asks if ask.first}) > 1:
+        yield "asks: the first asks show different blocks"
+
+
+def check_shown(parts: Parts) -> Iterator[str]:
+    """Every later query showed the market, and the miner its own book, as they then stood: advance from ask to ask."""
+    if not parts.played:
+        return
+    game, events = Round(parts.settings, parts.snapshot), deque(parts.events)
+    for entrant in parts.evidence["entrants"]:
+        game.enter(entrant["hotkey"])
+    waiting = deque(sorted((d for d in parts.decisions if d.hotkey in game.books), key=lambda decision: decision.block))
+    for ask in sorted((ask for ask in parts.asks if not ask.first), key=lambda ask: ask.query.block_number):
+        query, head = ask.query, ask.query.block_number
+        try:
+            while events and events[0].block <= head:
+                game.feed([events.popleft()])
+        except (ReplayError, PoolError):
+            return  # then the round is void, which is looked at with its result
+        while waiting and waiting[0].block <= head:
+            game.decide(waiting.popleft())
+        pool, price = game.tape.pool, game.tape.price_before(head + 1)
+        again = replace(query, sqrt_price_x96=price, tick=pool.tick, liquidity=pool.liquidity, fee=pool.fee)
+        if parts.live:
+            done = sum(acted(execution) and execution.block <= head for execution in parts.executions)
+            untouched = not game.tape.unknown_swaps and parts.row["code"] != Code.LIVE_FOREIGN_TRANSFER
+            vault = _vault_shown(game.tape, query) if untouched else {}
+            again = replace(again, **vault, rebalances_so_far=done)
+        elif ask.hotkey in game.books:
+            book = game.books[ask.hotkey].at(head + 1)
+            again = replace(
+                again,
+                current_positions=tuple(book.shown(price)),
+                inventory_remaining=Inventory(book.idle0, book.idle1),
+                uncollected_fees=Inventory(*book.fees()),
+                rebalances_so_far=book.changes,
+            )
+        if again != query:
+            yield from differences(f"{ask.path}.query", to_plain(query), to_plain(again))
+
+
+def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
+    """What a live query shows of the vault, as its own events left it; in which order positions are listed is free."""
+    held = [Holding(*key[1:], tape.pool.position(*key).liquidity) for key in tape.vault_keys]
+    price = tape.pool.sqrt_price_x96
+    shown = tuple(Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in held if h.liquidity)
+    if sorted(map(astuple, shown)) == sorted(map(astuple, query.current_positions)):
+        shown = query.current_positions
+    fees = tape.vault_holds()[1]
+    return {
+        "current_positions": shown,
+        "inventory_remaining": Inventory(*tape.idle),
+        "uncollected_fees": Inventory(*fees),
+    }
+
+
+def check_executions(parts: Parts) -> Iterator[str]:
+    """Each answer of a live round that changes something was acted on, and the vault's own events say the same."""
+    stored_ones, void = parts.evidence["executions"], parts.row["code"] == Code.LIVE_FOREIGN_TRANSFER
+    if not (parts.live and parts.played):
+        if stored_ones and not (parts.live and parts.row["code"] in BROKEN):
+            yield f"executions: {len(stored_ones)} in a round that has none"
+        return
+    if parts.row["code"] == Code.VOID_CONTRADICTION:
+        return  # the events say nothing for certain
+    asks = [ask for ask in parts.asks if ask.answer]
+    plans = [(ask, *plan(ask.query.current_positions, ask.answer.desired_positions)) for ask in asks]
+    plans = [found for found in plans if found[2] or found[3]]
+    if len(plans) != len(stored_ones):
+        yield f"executions: {len(stored_ones)} items, {len(plans)} answers change something"
+    tape, events, newest, transactions = Tape(parts.snapshot), deque(parts.events), 0, set()
+    for n, ((ask, *orders), stored, said) in enumerate(zip(plans, stored_ones, parts.executions, strict=False)):
+        path, acts, vault = f"executions[{n}]", ask.stored["effective_block"], ask.query.sn_liquidity_manager_address
+        yield from differences(f"{path}.vault", stored["vault"], vault)
+        if stored["block"] not in ((acts,) if said.sent else (acts, said.block)):  # once it was where the model acted
+            yield f"{path}.block: {stored['block']}, the answer acts from {acts} on"
+        again = Execution(said.block, vault, *orders, before=said.before, after=said.before, sent=said.sent)
+        on_chain = not said.sent or acted(said)
+        if on_chain:
+            if not max(acts, newest + 1) <= said.block < parts.row["close_block"]:
+                yield f"{path}.execution.block: {said.block}, the answer acts from {acts} on, one after the other"
+            newest = said.block
+        elif was_carried_out(said):  # there was nothing to do
+            if not ask.query.block_number <= said.block < parts.row["close_block"]:
+                yield f"{path}.execution.block: {said.block}, the query shows block {ask.query.block_number}"
+        else:
+            again = replace(again, block=ask.query.block_number + 1)
+        if (on_chain and void) or (
+            said.sent and said.sent.code == Code.EXECUTION_DRY_RUN
+        ):  # whose word the amounts are
+            flows = zip(said.before, said.released, said.fees, said.paid, strict=True)
+            after = tuple(had + out + fee - paid for had, out, fee, paid in flows)
+            again = replace(again, **{name: getattr(said, name) for name in (*FLOWS, "minted")}, after=after)
+        elif on_chain:
+            again = replace(again, **_amounts_of(said, tape, events))
+        yield from differences(f"{path}.execution", stored["execution"], to_json(again))
+        if said.sent:
+            yield from _check_sent(f"{path}.execution.sent", said.sent, on_chain, transactions)
+
+
+def _amounts_of(said: Execution, tape: Tape, events: deque[Event]) -> dict[str, Any]:
+    """What the vault's own events say of an execution; takes `tape` to the end of its block."""
+    while events and events[0].block < said.block:
+        tape.feed([events.popleft()])
+    before, own = tape.idle, []
+    while events and events[0].block == said.block:
+        own.append(events.popleft())
+    tape.feed(own)
+    released, fees, paid, minted = sums_of(own_events(tape, own).get(said.block, ()))
+    minted = said.minted if sorted(said.minted) == sorted(minted) else minted
+    amounts = {"before": before, "released": released, "fees": fees, "paid": paid, "after": tape.idle}
+    return amounts | {"minted": minted}
+
+
+def _check_sent(path: str, sent: Sent, on_chain: bool, transactions: set[str]) -> Iterator[str]:
+    """What a chain's validator says of sending fits together; `web3market.audit_chain` holds it against the chain."""
+    named = _HASH.fullmatch(sent.transaction) if on_chain else sent.transaction == ""
+    if not named or sent.transaction in transactions:
+        what = "is none, or there twice" if on_chain else "did nothing"
+        yield f"{path}.transaction: {quoted(sent.transaction)} {what}"
+    transactions |= {sent.transaction} - {""}
+    gas = sent.gas_used, sent.gas_wei, sent.gas0, sent.gas1
+    paid = (sent.gas0, sent.gas1) in ((0, 0), (sent.gas_wei, 0), (0, sent.gas_wei))
+    if min(gas) < 0 or not paid or (sent.gas_wei and not sent.gas_used):
+        used, wei, gas0, gas1 = map(quoted, gas)
+        yield f"{path}.gas0, gas1: {gas0} and {gas1}, gas_used {used}, gas_wei {wei}"
+
+
+def check_result(parts: Parts) -> Iterator[str]:
+    """Play the round again and compare how it ended and every line."""
+    if not parts.played:
+        return
+    row, settings, close = parts.row, parts.settings, parts.row["close_block"]
+    if parts.live:
+        hotkey = parts.asks[0].hotkey if parts.asks else ""
+        executions = tuple(parts.executions)
+        result = play_live(LiveInputs(settings, parts.snapshot, close, parts.events, hotkey, executions))
+        on_a_chain = all(execution.sent for execution in executions)
+        if on_a_chain and result.code is Code.SCORED and row["code"] == Code.LIVE_FOREIGN_TRANSFER:
+            result = RoundResult(Code.LIVE_FOREIGN_TRANSFER, row["detail"])  # which only the chain's close shows
+    else:
+        entrants = tuple(
+            Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in parts.evidence["entrants"]
+        )
+        result = play(RoundInputs(settings, parts.snapshot, close, parts.events, entrants, parts.decisions))
+    ended = {
+        "code": str(result.code),
+        "detail": result.detail,
+        "winner": result.lines[0].name if result.lines else None,
+        "asked": sum(ask.first for ask in parts.asks),
+        "swaps": result.swaps,
+    }
+    yield from differences("round", {name: row[name] for name in ended}, ended)
+    scores = [
+        {"hotkey": line.name, "rank": line.rank, "score": str(line.score), "line": to_json(line)}
+        for line in result.lines
+    ]
+    yield from differences("scores", parts.evidence["scores"], scores)
+    baselines = {name: to_json(line) for name in ("keep", "hold", "best") if (line := getattr(result, name))}
+    yield from differences("baselines", parts.evidence["baselines"], baselines)

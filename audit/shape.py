@@ -1,0 +1,113 @@
+"""The shape of plain JSON from anywhere: which members, of which type, each in its one spelling.
+
+    SHAPE = {"close_block": "number?", "asks": [{"due_block": "number", "query": "base64"}]}
+    misshapen(value, SHAPE, "round")                    # each part that is not so: "round.asks[2].query: missing", ...
+    check_shape(value, SHAPE, "page")                   # the first of them as `ProtocolError`
+
+An object names its members, of which `name?` may be missing; `[shape]` is a list of any number, a tuple one of exactly
+these; text names one of `KINDS`, with `?` null does too; so does it with `Maybe(shape)`.
+Read next: `evidence.py`, `receipts.py` (the shapes).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from types import NoneType
+from typing import Any, NamedTuple
+
+from protocol import Code, ProtocolError
+from wire.text import quoted, quoted_name
+
+KINDS = {  # each with what it is called in messages; of "object" and "list" the inside is looked at elsewhere
+    "object": "an object",
+    "list": "a list",
+    "text": "text",
+    "number": "a JSON integer of 64 bits",
+    "digits": "an integer as a decimal string",
+    "decimal": "a number as a string",
+    "seconds": "seconds with six decimals",
+    "base64": "base64",
+    "null": "null",
+}
+DIGITS = re.compile(r"0|-?[1-9][0-9]{0,77}", re.ASCII)
+_SECONDS = re.compile(r"[0-9]{1,12}\.[0-9]{6}", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell strings that are no text, and SQLite does not take
+
+
+class Maybe(NamedTuple):
+    """A shape, or null."""
+
+    shape: Any
+
+
+def each(shape: Any, *names: str) -> dict[str, Any]:
+    """Members of one shape."""
+    return dict.fromkeys(names, shape)
+
+
+def check_shape(value: Any, shape: Any, path: str) -> None:
+    """Raises `ProtocolError` of code `MALFORMED`, which names the first part that is not of its shape."""
+    for problem in misshapen(value, shape, path):
+        raise ProtocolError(Code.MALFORMED, problem)
+
+
+def misshapen(value: Any, shape: Any, path: str) -> Iterator[str]:
+    """Every part that is not of its type, missing, or unknown."""
+    match shape:
+        case Maybe(inner):
+            if value is not None:
+                yield from misshapen(value, inner, path)
+        case dict() if isinstance(value, dict):
+            known = {name.rstrip("?"): name for name in shape}
+            for key in [*known, *sorted(value.keys() - known.keys(), key=str)]:
+                at = f"{path}.{quoted_name(key)}".lstrip(".")
+                if key in known and key in value:
+                    yield from misshapen(value[key], shape[known[key]], at)
+                elif not known.get(key, "").endswith("?"):
+                    yield f"{at}: {'missing' if key in known else 'unknown'}"
+        case [inner] if type(shape) is list and isinstance(value, list):
+            for n, item in enumerate(value):
+                yield from misshapen(item, inner, f"{path}[{n}]")
+        case tuple() if isinstance(value, list) and len(value) == len(shape):
+            for n, (item, inner) in enumerate(zip(value, shape, strict=True)):
+                yield from misshapen(item, inner, f"{path}[{n}]")
+        case str() if (value is None and shape.endswith("?")) or _is(value, shape.rstrip("?")):
+            return
+        case _:
+            yield f"{path}: {quoted(value)}, {_called(shape)} is expected"
+
+
+def _called(shape: Any) -> str:
+    if isinstance(shape, str):
+        return KINDS[shape.rstrip("?")]
+    return {dict: "an object", list: "a list"}.get(type(shape), f"a list of {len(shape)}")
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is of one of `KINDS`, in its one spelling."""
+    types = {"number": int, "object": dict, "list": list, "null": NoneType}
+    if type(value) is not types.get(kind, str):  # not isinstance: True is an int
+        return False
+    match kind:
+        case "text":
+            return value.isascii() or not _SURROGATE.search(value)
+        case "number":
+            return abs(value) < 2**63
+        case "digits":
+            return bool(DIGITS.fullmatch(value))
+        case "seconds":
+            return bool(_SECONDS.fullmatch(value))
+        case "decimal":
+            try:
+                return len(value) < 200 and str(number := Decimal(value)) == value and number.is_finite()
+            except ArithmeticError:
+                return False
+        case "base64":
+            try:
+                return base64.b64encode(base64.b64decode(value, validate=True)).decode() == value
+            except ValueError:
+                return False
+    return True
