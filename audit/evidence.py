@@ -4,19 +4,19 @@
     python validator.py audit round.json            # recompute it anywhere: exit 0 only if every digit agrees
     python validator.py audit ROUND                 # the same from the database; `audit all` takes every stored round
 
-The object is canonical JSON (`protocol.canonical`: sorted keys, no spaces, ASCII) and a final newline. Format
+The object is canonical JSON (`wire.codec.canonical`: sorted keys, no spaces, ASCII) and a final newline. Format
 `alm-round/1`; `checks.SHAPE` says of which type each part is, integers that may be large are decimal strings:
 
     format, rules_version, validator     what this is, by which rules, whose (hotkey)
     market, pool                         as the validator's database names them
     round                                the row: id, job, type, times, settings, code, detail, winner, blocks, swaps
-    snapshot                             recording.Snapshot before the opening's first event; null if it did not open
+    snapshot                             replay.Snapshot before the opening's first event; null if it did not open
     events                               [block, log_index, time, kind, [args]] from the opening to before the close
     asks                                 by due block and hotkey: query and raw answer (base64), the miner's signature
                                          over both, nonce, code, detail, the block at which it acted
     entrants                             who accepted, with registration block and reputation before the round
     executions                           what became of each live answer that changes something, by the block from which
-                                         it acts: market.Execution
+                                         it acts: executions.Execution
     scores, baselines                    rounds.Line of every miner by rank, and of keep, hold and best
     seal                                 the sha256 of each part, signed by the validator
 
