@@ -28,6 +28,7 @@ from pathlib import Path
 from audit import book_command, receipt_book
 from chain.base import ChainError
 from doctor import backtest
+from liquidity import showing
 from protocol import (
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
@@ -221,6 +222,7 @@ async def mine(options: argparse.Namespace) -> None:
             chain.hotkey,
             options,
             "local" if local else options.network or options.chain_endpoint,
+            [showing],
         )
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS if local else Limits())

@@ -43,6 +43,7 @@ from chain.weights import INTERVAL_BLOCKS, Weigher
 from doctor import __main__ as doctor_main
 from doctor import finding as finding_module
 from doctor import pool
+from liquidity import showing
 from liquidity.books import Book
 from liquidity.events import ReplayError
 from liquidity.executions import EXECUTION_SECONDS, Order
@@ -158,7 +159,7 @@ class Validator:
         self.pool = market.pair.pool_address
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
-        self.board = Board(market.label, market.pair, names, options.all_leaderboards)
+        self.board = Board(market.label, market.pair, names, options.all_leaderboards, showing)
         self.on_sealed = lambda evidence: None  # told of each round's evidence once it is stored and sealed
         self.until = sys.maxsize  # no round ends after this market time
         self._skips: set[tuple[str, Code]] = set()
@@ -916,7 +917,7 @@ async def validate(options: argparse.Namespace) -> None:
         door = (LOCAL_HOST, options.port, LOCAL_HOST) if ground.local else receipts_door(options)
         issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, *door, public_only=not ground.local))
         validator.on_sealed = issuer.post
-        await enter(validator_module.serve_validator(ground, options))
+        await enter(validator_module.serve_validator(ground, options, [showing]))
         await validator.work()
         validator.board.show_latest()
         await _farewell(ground)
@@ -972,7 +973,7 @@ async def _audit_on_chain(evidence: dict[str, Any], options: argparse.Namespace)
 async def write_report(options: argparse.Namespace) -> None:
     """Write the status page's contents as one file that needs no server, and name it."""
     names = {local_keypair(f"{name}-hotkey").ss58_address: name for name in REFERENCE_STRATEGIES}
-    text = await validator_module.report(Path(options.report_db), options.rounds_shown, names)
+    text = await validator_module.report(Path(options.report_db), options.rounds_shown, names, [showing])
     try:
         Path(options.output).write_text(text, encoding="utf-8")
     except OSError as error:

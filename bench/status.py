@@ -29,6 +29,7 @@ import aiohttp
 
 from audit.evidence import seal
 from chain.local import LocalChain, block_at
+from liquidity import showing
 from liquidity.books import Book
 from liquidity.rounds import Decision, Entrant, Round, build_query
 from markets.model import BLOCK_SECONDS, FIRST_BLOCK, FIRST_TIME, ModelMarket
@@ -201,7 +202,7 @@ async def serve(folder: Path) -> None:
 
     async with (
         LocalChain.open(folder / "chain.sqlite3", *own) as chain,
-        validator_module.serve_validator(ground(chain), options) as url,
+        validator_module.serve_validator(ground(chain), options, [showing]) as url,
     ):
         print(url, flush=True)
         await asyncio.to_thread(sys.stdin.read)

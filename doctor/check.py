@@ -23,6 +23,7 @@ from doctor.trial import (
     play_round,
     problem,
 )
+from liquidity import showing
 from markets.base import Market
 from protocol import ASK_SECONDS, FIRST_ASK_LEAD_SECONDS, Job
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError
@@ -65,7 +66,7 @@ async def check_command(options: argparse.Namespace, strategies: Mapping[str, St
             f"NOTE: the same query twice got different answers, {len(differs)} of {len(asked)} times, first at block"
             f" {differs[0].query.block_number}: what your strategy remembers or draws at random decides."
         )
-    print("\n" + leaderboard(market.label, market.pair, job, played.round_id, played.result, {}, {}, {}, {}))
+    print("\n" + leaderboard(market.label, market.pair, job, played.round_id, played.result, {}, {}, {}, {}, showing))
     return EXIT_OK
 
 

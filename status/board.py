@@ -1,23 +1,17 @@
-"""Leaderboards in plain text: every miner's terms beside *keep*, *hold* and the best fixed range in hindsight.
+"""Leaderboards in plain text: every miner's terms beside the baselines', as the round's mechanism shows them.
 
-Only shows; nothing here decides anything. Read next: `scoring.py`, where each column comes from.
+Only shows; nothing here decides anything. Read first: `columns.py`, what a mechanism says of its rounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
+from typing import Any
 
-from liquidity.rounds import Line, RoundResult
 from protocol import Code, Job, Pair
+from status.columns import Showing
 from store import Reputation
-
-COLUMNS = (
-    "rank", "miner", "score", "fees", "drift", "divergence", "costs", "inventory loss", "penalty", "in range",
-    "changes", "rep. excess", "rep. seed",
-)  # fmt: skip
-
 
 DAY_SECONDS = 86_400
 
@@ -29,13 +23,14 @@ class Board:
         label, pair: of the market; the label says whether it is real, recorded or a model.
         names: what to call hotkeys that are known here.
         every: whether to print the leaderboard of every round.
+        showing: how the mechanism's rounds are written.
 
     Attributes:
         names: as given.
     """
 
-    def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool):
-        self._label, self._pair, self.names, self._every = label, pair, names, every
+    def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool, showing: Showing):
+        self._label, self._pair, self.names, self._every, self._showing = label, pair, names, every, showing
         self._printed: set[tuple] = set()
         self._latest: dict[tuple[str, str], str] = {}  # those that were not printed
 
@@ -43,14 +38,15 @@ class Board:
         self,
         job: Job,
         round_id: str,
-        result: RoundResult,
+        result: Any,
         reputations: Mapping[str, Reputation],
         asked: Mapping[str, tuple[Code, str]],
         missed: Mapping[str, Sequence[str]],
     ) -> None:
         """Of a round that was scored; arguments as `leaderboard`'s."""
         job_id, round_type, start = round_id.rsplit(":", 2)
-        text = leaderboard(self._label, self._pair, job, round_id, result, reputations, asked, missed, self.names)
+        what = self._label, self._pair, job, round_id, result, reputations, asked, missed, self.names
+        text = leaderboard(*what, self._showing)
         day = (job_id, round_type, int(start) // DAY_SECONDS)
         if self._every or day not in self._printed:
             self._printed.add(day)
@@ -70,11 +66,12 @@ def leaderboard(
     pair: Pair,
     job: Job,
     round_id: str,
-    result: RoundResult,
+    result: Any,
     reputations: Mapping[str, Reputation],
     asked: Mapping[str, tuple[Code, str]],
     missed: Mapping[str, Sequence[str]],
     names: Mapping[str, str],
+    showing: Showing,
 ) -> str:
     """One round as a table.
 
@@ -85,16 +82,21 @@ def leaderboard(
         asked: code and detail of each first ask, by hotkey; those not accepted are listed below the table.
         missed: why later asks had no accepted answer and meant *keep*, by hotkey.
         names: what to call hotkeys that are known here.
+        showing: how the mechanism's rounds are written.
 
     Returns:
-        Lines of text; amounts in human units of token1.
+        Lines of text; amounts in human units.
     """
-    unit = Decimal(10) ** pair.token1.decimals
     start = int(round_id.rsplit(":", 1)[1])
-    rows = [COLUMNS]
-    for line in (*result.lines, *(line for line in (result.keep, result.hold, result.best) if line)):
-        rows.append(_row(line, unit, reputations.get(line.name), names))
-    widths = [max(len(row[n]) for row in rows) for n in range(len(COLUMNS))]
+    rows = [("rank", "miner", "score", *showing.columns(), "rep. excess", "rep. seed")]
+    baselines = (getattr(result, name, None) for name in ("keep", "hold", "best"))
+    for line in (*result.lines, *(line for line in baselines if line)):
+        name = miner_name(line.name, names) + (f" = {miner_name(line.copy_of, names)}" if line.copy_of else "")
+        found = reputations.get(line.name)
+        standing = [showing.amount(found.standing.combined(kind), pair) if found else "" for kind in ("excess", "seed")]
+        score = showing.amount(line.score, pair)
+        rows.append((str(line.rank or ""), name, score, *showing.row(line, pair), *standing))
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     table = [
         "  ".join(
             cell.rjust(w) if n != 1 else cell.ljust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
@@ -102,10 +104,11 @@ def leaderboard(
         for row in rows
     ]
     live = "LIVE, on the vault itself" if ":live:" in round_id else "evaluation"
+    about, happened = showing.about(job, result)
+    time = f"{datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M} UTC for {job.round_seconds} s"
     head = [
-        f"== {job.job_id}: target {job.settings.target}, {live},"
-        f" {datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M} UTC for {job.round_seconds} s, {result.swaps} swaps",
-        f"   {label}; amounts in {pair.token1.symbol}; ranked by score, paid by reputation ({job.settings.reputation})",
+        f"== {job.job_id}: {', '.join(filter(None, (about, live, time, happened)))}",
+        f"   {label}; amounts in {showing.unit(pair)}; ranked by score, paid by reputation ({job.settings.reputation})",
     ]
     out = [
         f"   not ranked: {miner_name(hotkey, names)}: {code} {detail}".rstrip()
@@ -116,34 +119,8 @@ def leaderboard(
         out.append(
             f"   kept what it had: {miner_name(hotkey, names)}: {len(reasons)} asks, last {reasons[-1]}".rstrip()
         )
-    if result.best and result.best.range_:
-        out.append(f"   best fixed range in hindsight: ticks {result.best.range_[0]} to {result.best.range_[1]}")
+    out += [f"   {remark}" for remark in showing.remarks(result)]
     return "\n".join([*head, *table, *out])
-
-
-def _row(line: Line, unit: Decimal, reputation: Reputation | None, names: Mapping[str, str]) -> tuple[str, ...]:
-    terms = line.terms
-
-    def money(value: Decimal) -> str:
-        return f"{round(value / unit, 4) + 0:+,.4f}"  # + 0: no minus before a zero
-
-    standing = reputation.standing if reputation else None
-    name = miner_name(line.name, names) + (f" = {miner_name(line.copy_of, names)}" if line.copy_of else "")
-    return (
-        str(line.rank or ""),
-        name,
-        money(line.score),
-        money(terms.fees),
-        money(terms.drift),
-        money(terms.divergence),
-        money(terms.costs),
-        f"{terms.loss:.4%}",
-        f"{terms.penalty:.4f}",
-        f"{terms.in_range:.1%}",
-        str(line.outcome.changes),
-        money(standing.combined("excess")) if standing else "",
-        money(standing.combined("seed")) if standing else "",
-    )
 
 
 def miner_name(hotkey: str, names: Mapping[str, str]) -> str:

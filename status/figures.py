@@ -1,27 +1,26 @@
-"""A round in four figures, as LPs look at it, in inline SVG; and how numbers and strangers' text are written.
+"""What a page's templates write with: strangers' text made inert, numbers rounded for people, a round's charts in SVG.
 
-Pure: objects of `views.py` in, text out. A number shows rounded what its `title` has in full, and `data-at` says where
-the API has it: URL, `#`, and the way through the JSON, each step percent-encoded. Text that came from others goes
-through `shown`.
-Read first: `views.py`. Read next: `page.py`, which puts figures, tables and text together.
+Pure: objects of `reader.py` and `panels.py` in, markup out. A number shows rounded what its `title` has in full, and
+`data-at` says where the API has it: URL, `#`, and the way through the JSON, each step percent-encoded.
+Read first: `panels.py`. Read next: `pages.py`; `templates/figures.html` puts the charts among their numbers.
 """
 
 from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Context, Decimal, localcontext
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 MOST_CHARS = 300  # of a text that came from others
 WIDTH, HEIGHT, STRIP = 440, 190, 74  # of a chart, in its own units
 DRAWN_BEYOND = 3  # ranges are drawn where a bound is at most so many times the price's span away from it
-BASELINES = {"keep": "baseline keep", "hold": "baseline hold", "best": "best in hindsight"}
-CURVES = {"with_fees": "with fees", "without_fees": "without fees", "holding": "holding"}
 WIDE = Context(prec=200)
 
 
@@ -29,19 +28,21 @@ WIDE = Context(prec=200)
 # Text and numbers
 
 
-def shown(text: Any) -> str:
+def shown(text: Any) -> Markup:
     """Text from anybody, safe and plain in HTML: markup, control and direction characters are spelt out, length cut."""
-    return f"<bdi>{plain(text)}</bdi>"
+    return Markup(f"<bdi>{plain(text)}</bdi>")
 
 
-def plain(text: Any) -> str:
-    """The same for where no element can stand: titles and attributes."""
+def plain(text: Any) -> Markup:
+    """The same for where no element can stand: titles and attributes. Markup that is ours stays as it is."""
+    if isinstance(text, Markup):
+        return text
     text = str(text)
     spelt = "".join(
         char if char == " " or unicodedata.category(char)[0] not in "CZ" else f"\\u{ord(char):04x}"
         for char in text[:MOST_CHARS]
     )
-    return html.escape(spelt + (f" … ({len(text)} characters)" if len(text) > MOST_CHARS else ""))
+    return Markup(html.escape(spelt + (f" … ({len(text)} characters)" if len(text) > MOST_CHARS else "")))
 
 
 def step(key: str) -> str:
@@ -115,15 +116,20 @@ class Numbers:
         whole = len(f"{abs(Decimal(value)).scaleb(-one['decimals']):.0f}") if value else 6
         return cls("", zero["decimals"], one["decimals"], zero["symbol"], one["symbol"], max(2, 8 - whole))
 
+    @property
+    def unit(self) -> str:
+        """What amounts are in."""
+        return self.symbol1 or ("points" if self.places else "base units")
+
     def under(self, at: str) -> Numbers:
         """The same, for members of another object; what begins with `/` and no `#` before it is a URL."""
         at = at if "#" in at else f"{self.at}/{at}"
         return replace(self, at=at)
 
-    def __call__(self, name: str, value: Any, how: str = "int", argument: str = "", tone: bool = False) -> str:
+    def __call__(self, name: str, value: Any, how: str = "int", argument: str = "", tone: bool = False) -> Markup:
         """A number of the API, rounded for people."""
         if value is None:
-            return ""
+            return Markup()
         with localcontext(WIDE):
             number = Decimal(str(value))
             text = FORMATS[how](number, argument)
@@ -131,17 +137,18 @@ class Numbers:
         mood = "" if quiet else " good" if number > 0 else " bad"
         exact = "" if text == str(value) else f' title="{value}"'  # it is a number, and a URL is percent-encoded
         argument = f' data-arg="{argument}"' if argument else ""
-        return f'<span class="n{mood}"{exact} data-at="{self.at}/{name}" data-as="{how}"{argument}>{text}</span>'
+        at = f'data-at="{self.at}/{name}" data-as="{how}"{argument}'
+        return Markup(f'<span class="n{mood}"{exact} {at}>{text}</span>')
 
-    def base(self, name: str, value: Any, tone: bool = False) -> str:
+    def base(self, name: str, value: Any, tone: bool = False) -> Markup:
         """A signed amount of token1."""
         return self(name, value, "base", f"{self.decimals1},{self.places}", tone)
 
-    def worth(self, name: str, value: Any) -> str:
+    def worth(self, name: str, value: Any) -> Markup:
         """An amount of token1 without a plus."""
         return self(name, value, "amount", f"{self.decimals1},{self.places}")
 
-    def token0(self, name: str, value: Any) -> str:
+    def token0(self, name: str, value: Any) -> Markup:
         """An amount of token0."""
         return self(name, value, "amount", f"{self.decimals0},{6 if self.decimals0 else 0}")
 
@@ -168,14 +175,17 @@ class _Scale:
     def inside(self, value: float) -> bool:
         return self.low <= value <= self.low + self.span
 
+    def points(self, samples: Sequence[Mapping[str, Any]], values: Iterable[float]) -> str:
+        return " ".join(f"{self.x(s['block'])},{self.y(v)}" for s, v in zip(samples, values, strict=True))
 
-def _svg(parts: Iterable[str], label: str, height: int = HEIGHT) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+
+def _svg(parts: Iterable[str], label: str, height: int = HEIGHT) -> Markup:
+    return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
 
 
 def _label(x: float | str, y: float | str, anchor: str, number: str) -> str:
     """A number inside a chart: the same span's attributes on an SVG text."""
-    inner = number.replace("<span", "<tspan", 1).replace("</span>", "</tspan>")
+    inner = str(number).replace("<span", "<tspan", 1).replace("</span>", "</tspan>")
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{inner}</text>'
 
 
@@ -189,175 +199,119 @@ def _ends(scale: _Scale, panels: Mapping[str, Any], num: Numbers) -> list[str]:
     ]
 
 
-def price_figure(panels: Mapping[str, Any], lines: Mapping[str, Any], num: Numbers, named: Callable[[str], str]) -> str:
+def price_chart(panels: Mapping[str, Any], num: Numbers) -> Markup:
+    """The price's path, the chosen book's ranges as bands, the others' bounds, and rebalances on the axis."""
     path = [(block, float(price)) for block, price in panels["path"]]
     prices = [price for _, price in path]
     low, high = min(prices), max(prices)
-    at_low, at_high = prices.index(low), prices.index(high)
     reach = DRAWN_BEYOND * (high - low)
     bounds = [float(p) for segments in panels["ranges"].values() for s in segments for r in s[2] for p in r[2:4]]
     near = [p for p in bounds if low - reach <= p <= high + reach]
     scale = _Scale(path[0][0], path[-1][0], min([low, *near]), max([high, *near]))
-    drawn, keys = [], []
+    drawn: list[str] = []
     for n, (name, segments) in enumerate(panels["ranges"].items()):
-        main = name == panels["miner"]
-        for m, (begin, end, ranges) in enumerate(segments):
-            if m:
-                x = scale.x(begin)
-                drawn.append(
-                    f'<line class="s s{n}" x1="{x}" x2="{x}" y1="{scale.height - 8}" y2="{scale.height}"><title>'
-                    f"rebalance at block {begin}</title></line>"
-                )
-            for _, _, lower, upper in ranges:
-                x, top, bottom = scale.x(begin), scale.y(float(upper)), scale.y(float(lower))
-                if main:
-                    width = float(scale.x(end)) - float(x)
-                    height = max(0.0, float(bottom) - float(top))
-                    drawn.insert(
-                        0, f'<rect class="band f{n}" x="{x}" y="{top}" width="{width:.1f}" height="{height:.1f}"/>'
-                    )
-                for price, y in ((float(upper), top), (float(lower), bottom)):
-                    if scale.inside(price):
-                        style = f"s s{n}" + ("" if main else " thin dash")
-                        drawn.append(f'<line class="{style}" x1="{x}" x2="{scale.x(end)}" y1="{y}" y2="{y}"/>')
-        keys.append(_range_row(n, name, segments, lines[name], num, named))
+        _draw_ranges(drawn, scale, n, segments, name == panels["miner"])
     steps = "".join(f"H{scale.x(block)}V{scale.y(price)}" for block, price in path[1:])
     drawn.append(f'<path class="path" d="M{scale.x(path[0][0])} {scale.y(path[0][1])}{steps}"/>')
-    for n, above in ((at_high, True), (at_low, False)):
+    for n, shift in ((prices.index(high), -5), (prices.index(low), 13)):
         x = min(WIDTH - 60.0, max(60.0, float(scale.x(path[n][0]))))
-        y = float(scale.y(path[n][1])) + (-5 if above else 13)
-        drawn.append(
-            _label(f"{x:.1f}", f"{max(10.0, y):.1f}", "middle", num(f"path/{n}/1", panels["path"][n][1], "price"))
-        )
-    head = "<tr><th></th><th class=l>ranges at the close</th><th>in range</th><th>changes</th></tr>"
-    pair = f"{shown(num.symbol1)} per {shown(num.symbol0)}" if num.symbol1 else "base units"
-    return (
-        f"<figure><h3>Price, and where the liquidity was</h3>"
-        f"{_svg([*drawn, *_ends(scale, panels, num)], 'price path with ranges and rebalances')}"
-        f"<figcaption>{pair}; {num('swaps', panels['swaps'])} swaps. The filled band is the chosen book's, dashed lines"
-        " bound the others'; ticks on the axis are rebalances.</figcaption>"
-        f"<table>{head}{''.join(keys)}</table></figure>"
-    )
+        y = max(10.0, float(scale.y(path[n][1])) + shift)
+        drawn.append(_label(f"{x:.1f}", f"{y:.1f}", "middle", num(f"path/{n}/1", panels["path"][n][1], "price")))
+    return _svg([*drawn, *_ends(scale, panels, num)], "price path with ranges and rebalances")
 
 
-def _range_row(n: int, name: str, segments: Sequence, line: Mapping[str, Any], num: Numbers, named: Callable) -> str:
-    ranges, at = (segments[-1][2], len(segments) - 1) if segments else ((), 0)
-    texts = [
-        num(f"ranges/{step(name)}/{at}/2/{m}/2", r[2], "price")
-        + " – "
-        + num(f"ranges/{step(name)}/{at}/2/{m}/3", r[3], "price")
-        for m, r in enumerate(ranges[:3])
-    ]
-    more = f" and {len(ranges) - 3} more" if len(ranges) > 3 else ""
-    key = f'<svg class="key" viewBox="0 0 16 8"><rect class="f{n}" width="16" height="8"/></svg>'
-    own = line["num"]
-    return (
-        f"<tr><td>{key}{named(name)}</td><td class=l>{', '.join(texts) or 'none'}{more}</td>"
-        f"<td>{own('terms/in_range', line['terms']['in_range'], 'percent', '1')}</td>"
-        f"<td>{own('outcome/changes', line['outcome']['changes'])}</td></tr>"
-    )
+def _draw_ranges(drawn: list[str], scale: _Scale, n: int, segments: Sequence, main: bool) -> None:
+    """One book's ranges; the bands of the `main` one go below all that was drawn."""
+    for m, (begin, end, ranges) in enumerate(segments):
+        x, until = scale.x(begin), scale.x(end)
+        if m:
+            drawn.append(
+                f'<line class="s s{n}" x1="{x}" x2="{x}" y1="{scale.height - 8}" y2="{scale.height}"><title>'
+                f"rebalance at block {begin}</title></line>"
+            )
+        for _, _, lower, upper in ranges:
+            top, bottom = scale.y(float(upper)), scale.y(float(lower))
+            if main:
+                width, height = float(until) - float(x), max(0.0, float(bottom) - float(top))
+                band = f'<rect class="band f{n}" x="{x}" y="{top}" width="{width:.1f}" height="{height:.1f}"/>'
+                drawn.insert(0, band)
+            style = f"s s{n}" + ("" if main else " thin dash")
+            for price, y in ((float(upper), top), (float(lower), bottom)):
+                if scale.inside(price):
+                    drawn.append(f'<line class="{style}" x1="{x}" x2="{until}" y1="{y}" y2="{y}"/>')
 
 
-def value_figure(panels: Mapping[str, Any], num: Numbers) -> str:
+def value_charts(panels: Mapping[str, Any], num: Numbers) -> tuple[Markup, Markup]:
+    """Value with fees, without, and of holding; and the first two less the third."""
     samples, names = panels["value"], ("with_fees", "without_fees", "holding")
     values = [[float(sample[name]) for sample in samples] for name in names]
-    scale = _Scale(samples[0]["block"], samples[-1]["block"], min(map(min, values)), max(map(max, values)))
+    ends = samples[0]["block"], samples[-1]["block"]
+    scale = _Scale(*ends, min(map(min, values)), max(map(max, values)))
     start = scale.y(values[2][0])
     drawn = [f'<line class="axis" x1="0" x2="{WIDTH}" y1="{start}" y2="{start}"/>']
     for style, series in zip(("s s0", "s s1 dash", "s s6"), values, strict=True):
-        points = " ".join(f"{scale.x(s['block'])},{scale.y(v)}" for s, v in zip(samples, series, strict=True))
-        drawn.append(f'<polyline class="{style}" points="{points}"/>')
+        drawn.append(f'<polyline class="{style}" points="{scale.points(samples, series)}"/>')
     over = [[value - held for value, held in zip(series, values[2], strict=True)] for series in values[:2]]
     low, high, least = min(0.0, *map(min, over)), max(0.0, *map(max, over)), values[2][0] * 1e-6
-    strip = _Scale(samples[0]["block"], samples[-1]["block"], min(low, -least), max(high, least), STRIP)
+    strip = _Scale(*ends, min(low, -least), max(high, least), STRIP)
     apart = [f'<line class="s s6" x1="0" x2="{WIDTH}" y1="{strip.y(0)}" y2="{strip.y(0)}"/>']
     for style, series in zip(("s s0", "s s1 dash"), over, strict=True):
-        points = " ".join(f"{strip.x(s['block'])},{strip.y(v)}" for s, v in zip(samples, series, strict=True))
-        apart.append(f'<polyline class="{style}" points="{points}"/>')
-    rows = []
-    for name, colour in zip(names, (0, 1, 6), strict=True):
-        end = panels["ends"][name]
-        key = f'<svg class="key" viewBox="0 0 16 8"><rect class="f{colour}" width="16" height="8"/></svg>'
-        rows.append(
-            f"<tr><td>{key}{CURVES[name]}</td><td>{num.worth(f'ends/{name}/value', end['value'])}</td>"
-            f"<td>{num.base(f'ends/{name}/change', end['change'], True)}</td>"
-            f"<td>{num(f'ends/{name}/part', end['part'], 'change', '4')}</td></tr>"
-        )
-    begin = num.worth("value/0/holding", samples[0]["holding"])
-    unit = shown(num.symbol1) if num.symbol1 else "base units"
-    return (
-        "<figure><h3>Value: with fees, without, and of holding</h3>"
-        f"{_svg([*drawn, *_ends(scale, panels, num)], 'value with fees, without fees, and of holding')}"
-        f"<figcaption>In {unit}, each moment at its own price; all three begin at {begin}.</figcaption>"
-        f"{_svg(apart, 'the same less holding', STRIP)}<figcaption>The same less holding: with fees, and divergence"
-        " alone.</figcaption>"
-        f"<table><tr><th></th><th>at the close</th><th>change</th><th></th></tr>{''.join(rows)}</table></figure>"
-    )
+        apart.append(f'<polyline class="{style}" points="{strip.points(samples, series)}"/>')
+    whole = _svg([*drawn, *_ends(scale, panels, num)], "value with fees, without fees, and of holding")
+    return whole, _svg(apart, "the same less holding", STRIP)
 
 
-def apart_figure(panels: Mapping[str, Any], num: Numbers) -> str:
-    parts = [(name, float(amount)) for name, amount in panels["apart"]]
+def apart_bars(panels: Mapping[str, Any]) -> list[Markup]:
+    """A bar for every part of the score, each from where the one before ended, and one for their sum."""
     reached, spans = 0.0, []
-    for _, amount in parts:
+    for amount in (float(amount) for _, amount in panels["apart"]):
         spans.append((reached, reached + amount))
         reached += amount
     spans.append((0.0, reached))
-    low, high = min(min(s) for s in spans), max(max(s) for s in spans)
+    low, high = min(map(min, spans)), max(map(max, spans))
     width = (high - low) or 1.0
-    rows, zero = [], (0 - low) / width * 200
+    bars, zero = [], (0 - low) / width * 200
     for n, (begin, end) in enumerate(spans):
-        last = n == len(parts)
         left, right = sorted(((begin - low) / width * 200, (end - low) / width * 200))
-        kind = "sum" if last else "up" if end >= begin else "down"
-        bar = (
-            f'<svg viewBox="0 0 200 14" preserveAspectRatio="none"><line class="axis" x1="{zero:.1f}" x2="{zero:.1f}"'
-            f' y1="0" y2="14"/><rect class="{kind}" x="{left:.1f}" y="2" width="{max(right - left, 0.8):.1f}"'
-            ' height="10"/></svg>'
+        kind = "sum" if n == len(spans) - 1 else "up" if end >= begin else "down"
+        bars.append(
+            Markup(
+                '<svg viewBox="0 0 200 14" preserveAspectRatio="none"><line class="axis"'
+                f' x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="14"/><rect class="{kind}" x="{left:.1f}" y="2"'
+                f' width="{max(right - left, 0.8):.1f}" height="10"/></svg>'
+            )
         )
-        name = "score" if last else panels["apart"][n][0]
-        where, amount = ("score", panels["score"]) if last else (f"apart/{n}/1", panels["apart"][n][1])
-        rows.append(
-            f"<tr{' class=total' if last else ''}><td>{shown(name)}</td><td>{num.base(where, amount, True)}</td>"
-            f'<td class="bar">{bar}</td></tr>'
-        )
-    rows += [
-        f'<tr class="mute"><td>{shown(name)}</td><td>{num.base(f"not_counted/{n}/1", amount)}</td>'
-        "<td class=l>not counted by this target</td></tr>"
-        for n, (name, amount) in enumerate(panels["not_counted"])
-    ]
-    return (
-        f"<figure><h3>The score taken apart</h3><table>{''.join(rows)}</table><figcaption>Target"
-        f" {shown(panels['target'])}. Drift is what the price did to the tokens held at the opening; divergence"
-        " (impermanent loss) is what providing lost to holding. The parts add up to the score exactly."
-        "</figcaption></figure>"
-    )
+    return bars
 
 
-def inventory_figure(panels: Mapping[str, Any], num: Numbers) -> str:
-    samples = panels["inventory"]
-    height = 130
+def inventory_chart(panels: Mapping[str, Any], num: Numbers) -> Markup:
+    """Both tokens' shares of a book's value through time."""
+    samples, height = panels["inventory"], 130
     scale = _Scale(samples[0]["block"], samples[-1]["block"], 0.0, 1.0, height)
     scale.low, scale.span = 0.0, 1.0
-    top, bottom = scale.y(1.0), scale.y(0.0)
-    line = " ".join(f"{scale.x(s['block'])},{scale.y(float(s['share0']))}" for s in samples)
+    top, half, bottom = scale.y(1.0), scale.y(0.5), scale.y(0.0)
+    line = scale.points(samples, (float(s["share0"]) for s in samples))
     first, last = scale.x(samples[0]["block"]), scale.x(samples[-1]["block"])
-    half = scale.y(0.5)
     drawn = [
         f'<polygon class="f0" opacity=".55" points="{first},{bottom} {line} {last},{bottom}"/>',
         f'<polygon class="f1" opacity=".45" points="{first},{top} {line} {last},{top}"/>',
         f'<line class="axis dash" x1="0" x2="{WIDTH}" y1="{half}" y2="{half}"/>',
     ]
-    rows, end = [], len(samples) - 1
-    for n, symbol in enumerate((num.symbol0 or "token0", num.symbol1 or "token1")):
-        key = f'<svg class="key" viewBox="0 0 16 8"><rect class="f{n}" width="16" height="8"/></svg>'
-        how = num.token0 if n == 0 else num.worth
-        first_, last_ = (how(f"inventory/{at}/amount{n}", samples[at][f"amount{n}"]) for at in (0, end))
-        share = num(f"inventory/{end}/share0", samples[end]["share0"], "percent", "1") if n == 0 else "the rest"
-        rows.append(f"<tr><td>{key}{shown(symbol)}</td><td>{first_}</td><td>{last_}</td><td>{share}</td></tr>")
-    return (
-        "<figure><h3>Inventory</h3>"
-        f"{_svg([*drawn, *_ends(scale, panels, num)], 'shares of both tokens through time', height)}"
-        "<figcaption>Shares of the value, without this round's fees; the dashed line is one half.</figcaption><table>"
-        "<tr><th></th><th>at the opening</th><th>at the close</th><th>of the value</th></tr>"
-        f"{''.join(rows)}</table></figure>"
-    )
+    return _svg([*drawn, *_ends(scale, panels, num)], "shares of both tokens through time", height)
+
+
+def excess_strip(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """A bar for each of a miner's rounds: how far above or below its *keep* it scored."""
+    values = [float(row["excess"]) for row in rows]
+    most = max(map(abs, values)) or 1.0
+    middle, wide = STRIP / 2, 2 * WIDTH / max(len(values), 24)
+    bars = [f'<line class="axis" x1="0" x2="{2 * WIDTH}" y1="{middle}" y2="{middle}"/>']
+    for n, (row, value) in enumerate(zip(rows, values, strict=True)):
+        tall = abs(value) / most * (middle - 2)
+        bars.append(
+            f'<rect class="{"up" if value >= 0 else "down"}" x="{n * wide + 1:.1f}"'
+            f' y="{middle - tall if value >= 0 else middle:.1f}" width="{max(wide - 2, 1):.1f}"'
+            f' height="{max(tall, 0.6):.1f}"><title>{plain(row["round_id"])}</title></rect>'
+        )
+    box = f'viewBox="0 0 {2 * WIDTH} {STRIP}" preserveAspectRatio="none" role="img"'
+    return Markup(f"<svg {box}>{''.join(bars)}</svg>")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -15,19 +15,16 @@ from typing import Any
 from aiohttp import web
 
 from protocol import RebalanceAnswer, RebalanceQuery
-from status import pages
-from status.server import MINER_PORT, html_answer, json_answer, metrics_answer, serving, version
+from status.columns import Showing
+from status.pages import Pages
+from status.server import MINER_PORT, Status, html_answer, json_answer, labels, serving, version
 from wire.codec import to_plain
 
 CALLERS_LIMIT_SECONDS = 300  # of a miner's list of who may call
 KEPT_ASKS = 50  # a miner's page shows so many
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The miner's
-
-
-class MinerStatus:
+class MinerStatus(Status):
     """What a miner knows of itself, and what its status server answers.
 
     Args:
@@ -36,8 +33,11 @@ class MinerStatus:
         hotkey: the miner's.
         options: `name` and `strategy`.
         network: what to call the chain.
+        shows: what mechanisms declare of their lines, see `columns.py`.
         clock: seconds, from any start.
     """
+
+    prefix = "alm_miner"
 
     def __init__(
         self,
@@ -46,21 +46,17 @@ class MinerStatus:
         hotkey: str,
         options: Any,
         network: str = "local",
+        shows: Sequence[Showing] = (),
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._callers, self._receipts, self._clock = callers, receipts, clock
+        super().__init__()
+        self.routes["/scores"] = self.scores
+        self._callers, self._receipts, self._shows, self._clock = callers, receipts, shows, clock
         self._who = {"network": network, "name": options.name, "hotkey": hotkey, "strategy": options.strategy}
         self._asks: deque[dict[str, Any]] = deque(maxlen=KEPT_ASKS)
         self._answers: Counter[str] = Counter()
         self._last_error = ""
         self._pair: dict[str, Any] | None = None
-        self.routes = {
-            "/": self.page,
-            "/health": self.health,
-            "/status": self.status,
-            "/metrics": self.metrics,
-            "/scores": self.scores,
-        }
 
     def joined(self, uid: int, netuid: int, address: str) -> None:
         """Where it is, once it is."""
@@ -89,7 +85,7 @@ class MinerStatus:
         self._answers["failed"] += 1
         self._last_error = f"{query.round_id} block {query.block_number}: {type(error).__name__}: {error}"
 
-    def now(self) -> dict[str, Any]:
+    async def now(self) -> dict[str, Any]:
         """`/status`."""
         count, age = self._callers()
         problems = []
@@ -109,46 +105,20 @@ class MinerStatus:
             "asks": asks,
         }
 
-    async def health(self, request: web.Request) -> web.Response:
-        """`/health`."""
-        health = self.now()["health"]
-        return await json_answer(health, 200 if health["ok"] else 503)
-
-    async def status(self, request: web.Request) -> web.Response:
-        """`/status`."""
-        return await json_answer(self.now())
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        """`/metrics`."""
-        status = self.now()
-        text = metrics_answer(
-            "alm_miner",
-            {
-                "info": (
-                    "gauge",
-                    "What runs here.",
-                    {(("version", status["version"]), ("hotkey", status["hotkey"])): 1},
-                ),
-                "healthy": ("gauge", "1, or 0 where /health is 503.", int(status["health"]["ok"])),
-                "callers": ("gauge", "Hotkeys that are known.", status["callers"]),
-                "callers_age_seconds": ("gauge", "Since they were read.", status["callers_age_seconds"]),
-                "answers_total": (
-                    "counter",
-                    "Answers by kind.",
-                    {(("kind", kind),): count for kind, count in status["answers"].items()},
-                ),
-                "last_ask_age_seconds": (
-                    "gauge",
-                    "Since the last ask.",
-                    status["asks"][0]["age_seconds"] if status["asks"] else None,
-                ),
-            },
-        )
-        return web.Response(text=text, content_type="text/plain")
+    def measured(self, now: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+        """See `Status`."""
+        answers = {labels(kind=kind): count for kind, count in now["answers"].items()}
+        return [
+            ("callers", "Hotkeys that are known.", now["callers"]),
+            ("callers_age_seconds", "Since they were read.", now["callers_age_seconds"]),
+            ("answers_total", "Answers by kind.", answers),
+            ("last_ask_age_seconds", "Since the last ask.", now["asks"][0]["age_seconds"] if now["asks"] else None),
+        ]
 
     async def page(self, request: web.Request) -> web.Response:
         """`/`."""
-        return await html_answer(partial(pages.miner_process, self.now(), await self._scores()))
+        pages, now, scores = Pages({}, self._pair, self._shows), await self.now(), await self._scores()
+        return await html_answer(partial(pages.write, "process.html", "ALM miner", status=now, scores=scores))
 
     async def scores(self, request: web.Request) -> web.Response:
         """`/scores`."""

@@ -67,10 +67,12 @@ class Panels:
         Raises:
             NotShown: there is nothing to draw.
         """
-        lines = {score["hotkey"]: score["line"] for score in seen["scores"]} | seen["baselines"]
+        lines = _lines(seen)
         miner = miner or next(iter(lines), "keep")
         if miner not in lines:
             raise NotShown(f"{quoted(miner)} was not ranked in this round")
+        if not _drawable(lines):
+            raise NotShown("there is nothing to draw of rounds of this kind")
         key = seen["round"]["round_id"], miner
         async with self._making:
             if key not in self._made:
@@ -83,6 +85,24 @@ class Panels:
                     self._made.popitem(last=False)
             self._made.move_to_end(key)
             return self._made[key]
+
+    async def drawn(self, seen: Mapping[str, Any], miner: str | None = None) -> Mapping[str, Any] | str:
+        """The same, or why there is none: nothing is said of a round that is of no book of liquidity."""
+        lines = _lines(seen)
+        if lines and not _drawable(lines):
+            return ""
+        try:
+            return await self.of(seen, miner)
+        except NotShown as error:
+            return str(error)
+
+
+def _lines(seen: Mapping[str, Any]) -> dict[str, dict]:
+    return {score["hotkey"]: score["line"] for score in seen["scores"]} | seen["baselines"]
+
+
+def _drawable(lines: Mapping[str, dict]) -> bool:
+    return all("outcome" in line for line in lines.values())
 
 
 def panels(

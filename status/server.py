@@ -161,21 +161,65 @@ def add_options(add: Callable, port: int) -> None:
     add("--status-host", default=LOOPBACK, help=f"address it listens on (default: {LOOPBACK}: this machine only)")
 
 
-def metrics_answer(prefix: str, values: Mapping[str, tuple[str, str, Any]]) -> str:
-    """Prometheus' text format. By name: type, help, and a value or values by labels; None is left out."""
-    lines = []
-    for name, (kind, about, value) in values.items():
-        series = value if isinstance(value, Mapping) else {(): value}
-        given = {labels: size for labels, size in series.items() if size is not None}
-        lines += [f"# HELP {prefix}_{name} {about}", f"# TYPE {prefix}_{name} {kind}"] if given else []
-        for labels, size in given.items():
-            text = ",".join(f'{key}="{label_text(what)}"' for key, what in labels)
-            lines.append(f"{prefix}_{name}{f'{{{text}}}' if text else ''} {size}")
-    return "\n".join(lines) + "\n"
+class Status:
+    """What both programs answer: health, everything as JSON, the same for Prometheus, and the page.
+
+    A child has `prefix` of its metrics' names, `now()`, `measured(now)` and `page`, and adds to `routes`.
+    """
+
+    prefix = "alm"
+
+    def __init__(self):
+        self.routes: dict[str, Callable] = {
+            "/": self.page,
+            "/health": self.health,
+            "/status": self.status,
+            "/metrics": self.metrics,
+        }
+
+    async def now(self) -> dict[str, Any]:
+        """`/status`; with `version`, `hotkey`, and `health`: `ok` and `problems`."""
+        raise NotImplementedError
+
+    def measured(self, now: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+        """Metrics beyond `info` and `healthy`: name, help, and a value or values by `labels`; None is left out."""
+        raise NotImplementedError
+
+    async def page(self, request: web.Request) -> web.Response:
+        """`/`."""
+        raise NotImplementedError
+
+    async def health(self, request: web.Request) -> web.Response:
+        """`/health`."""
+        health = (await self.now())["health"]
+        return await json_answer(health, 200 if health["ok"] else 503)
+
+    async def status(self, request: web.Request) -> web.Response:
+        """`/status`."""
+        return await json_answer(await self.now())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """`/metrics`: Prometheus' text format; what ends in `_total` only grows."""
+        now, lines = await self.now(), []
+        both = [
+            ("info", "What runs here.", {labels(version=now["version"], hotkey=now["hotkey"]): 1}),
+            ("healthy", "1, or 0 where /health is 503.", int(now["health"]["ok"])),
+        ]
+        for name, about, value in both + self.measured(now):
+            series = value if isinstance(value, Mapping) else {"": value}
+            if given := {which: size for which, size in series.items() if size is not None}:
+                kind = "counter" if name.endswith("_total") else "gauge"
+                lines += [f"# HELP {self.prefix}_{name} {about}", f"# TYPE {self.prefix}_{name} {kind}"]
+                lines += [f"{self.prefix}_{name}{which} {size}" for which, size in given.items()]
+        return web.Response(text="\n".join([*lines, ""]), content_type="text/plain")
 
 
-def label_text(text: str) -> str:
-    return str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def labels(**texts: Any) -> str:
+    """A metric's labels."""
+    escaped = {
+        name: str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for name, text in texts.items()
+    }
+    return "{" + ",".join(f'{name}="{text}"' for name, text in escaped.items()) + "}"
 
 
 def whole(request: web.Request, name: str) -> str | None:

@@ -13,7 +13,7 @@ validators signed) at 8080, on loopback unless told otherwise. Lists come 50 rou
 `?before=`. Nothing here can change anything: the databases are opened for reading only. Names that are not this
 machine's are refused, so that no web page can read it through a name of its own; at most `MAX_AT_ONCE` answers are made
 at once.
-Read first: `views.py`. Read next: `page.py`.
+Read first: `reader.py`, `server.py`. Read next: `pages.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,11 @@ from aiohttp import web
 
 from chain.base import BLOCK_SECONDS, Chain, ChainError
 from markets.base import Market, MarketEnded, MarketError
-from status import figures as figures_module
-from status import pages as pages_module
-from status.pages import Pages, document
+from status.columns import Showing
+from status.pages import BOARD_ROWS, Pages
 from status.panels import Panels
-from status.reader import NotShown, Reader
-from status.server import VALIDATOR_PORT, html_answer, json_answer, metrics_answer, serving, version, whole
+from status.reader import Reader
+from status.server import VALIDATOR_PORT, Status, html_answer, json_answer, labels, serving, version, whole
 
 CHAIN_LIMIT_SECONDS = 20 * BLOCK_SECONDS  # real time since the chain was last read, and since its block moved
 MARKET_LIMIT_SECONDS = 300  # real time since the market's head moved
@@ -46,10 +45,6 @@ METAGRAPH_SECONDS = 120.0
 HOME_ROUNDS = 24  # in the list on the first page
 
 log = logging.getLogger("status")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The validator's
 
 
 class Watch:
@@ -120,19 +115,33 @@ class Watch:
         return found
 
 
-class ValidatorStatus:
-    """What a validator's status server answers."""
+class ValidatorStatus(Status):
+    """What a validator's status server answers.
+
+    Args:
+        reader, watch: of its databases; of its chain and market.
+        hotkey, network: its own; what to call the chain.
+        names: what to call hotkeys that are known here.
+        shows: what mechanisms declare of their lines, see `columns.py`.
+        pace: market seconds a second, None where the market's clock is the wall's.
+    """
+
+    prefix = "alm_validator"
 
     def __init__(
-        self, reader: Reader, watch: Watch, hotkey: str, names: Mapping[str, str], network: str, pace: float | None
+        self,
+        reader: Reader,
+        watch: Watch,
+        hotkey: str,
+        names: Mapping[str, str],
+        network: str,
+        pace: float | None,
+        shows: Sequence[Showing],
     ):
+        super().__init__()
         self.reader, self.watch, self.hotkey, self.names, self.network = reader, watch, hotkey, names, network
-        self.pace, self.panels = pace or 1.0, Panels(reader)
-        self.routes = {
-            "/": self.page,
-            "/health": self.health,
-            "/status": self.status,
-            "/metrics": self.metrics,
+        self.pace, self.shows, self.panels = pace or 1.0, shows, Panels(reader)
+        self.routes |= {
             "/jobs/{job}": self.job,
             "/rounds": self.rounds,
             "/rounds/{round}": self.round,
@@ -184,20 +193,36 @@ class ValidatorStatus:
     def _today(self) -> int:
         return self.watch.head.time // 86_400 if self.watch.head else 0
 
-    # -- JSON and metrics
+    def measured(self, now: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+        """See `Status`."""
+        chain, head, jobs, data, weights = (now[name] for name in ("chain", "head", "jobs", "database", "weights"))
+        weights = weights or {"block": None, "next_block": None, "code": None}
+        ended = {labels(job=job["job_id"]): job["newest_end"] for job in jobs}
+        running = {labels(job=job["job_id"]): len(job["running"]) for job in jobs}
+        rounds = {
+            labels(type=what.split(" ")[0], code=what.split(" ")[1]): count for what, count in now["rounds"].items()
+        }
+        return [
+            ("chain_block", "Newest block of the subnet's chain.", chain["block"]),
+            ("chain_block_age_seconds", "Since the block moved.", chain["block_age_seconds"]),
+            ("chain_read_age_seconds", "Since the chain answered.", chain["read_age_seconds"]),
+            ("permit", "Whether this hotkey may set weights.", int(chain["permit"])),
+            ("stake_rao", "Stake on this hotkey.", chain["stake_rao"]),
+            ("neurons", "Neurons of the subnet.", chain["neurons"]),
+            ("market_block", "The market's head.", head["block"]),
+            ("market_time_seconds", "Its time.", head["time"]),
+            ("market_age_seconds", "Since the head moved.", head["age_seconds"]),
+            ("round_end_seconds", "When a job's newest evaluation ended, market time.", ended),
+            ("rounds_running", "Rounds of a job that run.", running),
+            ("rounds_total", "Rounds by type and how they ended.", rounds),
+            ("rounds_pruned_total", "Rounds whose evidence was dropped.", data["pruned"]),
+            ("weights_block", "Block of the last attempt to set weights.", weights["block"]),
+            ("weights_next_block", "Block of the next one.", weights["next_block"]),
+            ("weights_code", "How it ended.", {labels(code=weights["code"]): 1} if weights["code"] else None),
+            ("database_bytes", "Size of the databases.", {labels(file=k): v for k, v in data["bytes"].items()}),
+        ]
 
-    async def health(self, request: web.Request) -> web.Response:
-        """`/health`."""
-        problems = self.watch.problems(await self.reader.jobs_now(), self.pace)
-        return await json_answer({"ok": not problems, "problems": problems}, 503 if problems else 200)
-
-    async def status(self, request: web.Request) -> web.Response:
-        """`/status`."""
-        return await json_answer(await self.now())
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        """`/metrics`."""
-        return web.Response(text=validator_metrics(await self.now()), content_type="text/plain")
+    # -- JSON
 
     async def job(self, request: web.Request) -> web.Response:
         """`/jobs/JOB`."""
@@ -231,112 +256,59 @@ class ValidatorStatus:
         """`/`: everything, or with `?round=` a round, with `?miner=` a miner, with both the miner in the round."""
         round_id, miner, before = (whole(request, name) for name in ("round", "miner", "before"))
         status = await self.now()
-        pages = Pages(self.names, status["pair"])
         if round_id is not None:
             seen = await self.reader.round(round_id)
-            drawn = await self._drawn(seen, miner)
-            return await html_answer(partial(self._document, pages, status, lambda: pages.round(seen, drawn)))
-        if miner is not None:
-            scores, says = await self.reader.scores_of(miner, before), await self.reader.says(miner)
-            places = []
-            for job in status["jobs"]:
-                for place, line in enumerate(await self.reader.standings(job["job_id"], self._today())):
-                    if line["hotkey"] == miner:
-                        places.append((job, place, line))
-            return await html_answer(
-                partial(self._document, pages, status, lambda: pages.miner(scores, says, places, before))
-            )
-        if before is not None:
-            rounds = await self.reader.rounds(before)
-            return await html_answer(partial(self._document, pages, status, lambda: pages.recent(rounds, before)))
-        rounds = await self.reader.rounds(limit=HOME_ROUNDS)
-        boards = []
-        for job in status["jobs"]:
-            newest = job["newest"]["evaluation"]
-            seen = await self.reader.round(newest) if newest else None
-            boards.append((job, await self.reader.standings(job["job_id"], self._today()), seen))
-        newest = max(
-            (seen for _, _, seen in boards if seen), key=lambda seen: seen["round"]["start_time"], default=None
-        )
-        drawn = await self._drawn(newest) if newest else None
+            template, shown = "round.html", {"seen": seen, "drawn": await self.panels.drawn(seen, miner)}
+        elif miner is not None:
+            template, shown = "miner.html", await self._miner(status["jobs"], miner, before)
+        elif before is not None:
+            template, shown = "older.html", {"listed": await self.reader.rounds(before), "before": before}
+        else:
+            template, shown = "home.html", await self._home(status["jobs"])
+        pages = Pages(self.names, status["pair"], self.shows)
+        return await html_answer(partial(pages.write, template, "ALM validator", status=status, **shown))
 
-        def main() -> str:
-            parts = [pages.board(*board) for board in boards]
-            parts += [pages.round(newest, drawn, whole=False)] if newest else []
-            return pages.facts(status) + "".join(parts) + pages.recent(rounds)
+    async def _miner(self, jobs: Sequence[Mapping[str, Any]], miner: str, before: str | None) -> dict[str, Any]:
+        standings = [
+            (job, place, line)
+            for job in jobs
+            for place, line in enumerate(await self.reader.standings(job["job_id"], self._today()))
+            if line["hotkey"] == miner
+        ]
+        scores, says = await self.reader.scores_of(miner, before), await self.reader.says(miner)
+        return {"scores": scores, "says": says, "standings": standings, "before": before}
 
-        return await html_answer(partial(self._document, pages, status, main))
-
-    async def _drawn(self, seen: Mapping[str, Any], miner: str | None = None) -> Mapping[str, Any] | str:
-        try:
-            return await self.panels.of(seen, miner)
-        except NotShown as error:
-            return str(error)
-
-    def _document(self, pages: Pages, status: Mapping[str, Any], main: Callable[[], str]) -> str:
-        return document("ALM validator", pages.header(status), main(), script=True)
+    async def _home(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        boards = await _boards(self.reader, jobs, self._today())
+        rounds = [seen for _, _, seen in boards if seen]
+        newest = max(rounds, key=lambda seen: seen["round"]["start_time"], default=None)
+        drawn = await self.panels.drawn(newest) if newest else ""
+        return {"jobs": boards, "newest": newest, "drawn": drawn, "listed": await self.reader.rounds(limit=HOME_ROUNDS)}
 
 
-def validator_metrics(status: Mapping[str, Any]) -> str:
-    """`/status` as Prometheus reads it."""
-    chain, data, weights = status["chain"], status["database"], status["weights"] or {}
-    return metrics_answer(
-        "alm_validator",
-        {
-            "info": ("gauge", "What runs here.", {(("version", status["version"]), ("hotkey", status["hotkey"])): 1}),
-            "healthy": ("gauge", "1, or 0 where /health is 503.", int(status["health"]["ok"])),
-            "chain_block": ("gauge", "Newest block of the subnet's chain.", chain["block"]),
-            "chain_block_age_seconds": ("gauge", "Since the block moved.", chain["block_age_seconds"]),
-            "chain_read_age_seconds": ("gauge", "Since the chain answered.", chain["read_age_seconds"]),
-            "permit": ("gauge", "Whether this hotkey may set weights.", int(chain["permit"])),
-            "stake_rao": ("gauge", "Stake on this hotkey.", chain["stake_rao"]),
-            "neurons": ("gauge", "Neurons of the subnet.", chain["neurons"]),
-            "market_block": ("gauge", "The market's head.", status["head"]["block"]),
-            "market_time_seconds": ("gauge", "Its time.", status["head"]["time"]),
-            "market_age_seconds": ("gauge", "Since the head moved.", status["head"]["age_seconds"]),
-            "round_end_seconds": (
-                "gauge",
-                "When a job's newest evaluation ended, market time.",
-                {(("job", job["job_id"]),): job["newest_end"] for job in status["jobs"]},
-            ),
-            "rounds_running": (
-                "gauge",
-                "Rounds of a job that run.",
-                {(("job", job["job_id"]),): len(job["running"]) for job in status["jobs"]},
-            ),
-            "rounds_total": (
-                "counter",
-                "Rounds by type and how they ended.",
-                {
-                    (("type", what.split(" ")[0]), ("code", what.split(" ")[1])): count
-                    for what, count in status["rounds"].items()
-                },
-            ),
-            "rounds_pruned_total": ("counter", "Rounds whose evidence was dropped.", data["pruned"]),
-            "weights_block": ("gauge", "Block of the last attempt to set weights.", weights.get("block")),
-            "weights_next_block": ("gauge", "Block of the next one.", weights.get("next_block")),
-            "weights_code": ("gauge", "How it ended.", {(("code", weights["code"]),): 1} if weights else None),
-            "database_bytes": (
-                "gauge",
-                "Size of the databases.",
-                {(("file", name),): size for name, size in data["bytes"].items()},
-            ),
-        },
-    )
+async def _boards(reader: Reader, jobs: Sequence[Mapping[str, Any]], today: int) -> list[tuple]:
+    """Every job with its standings and its newest evaluation, None before the first."""
+    boards = []
+    for job in jobs:
+        newest = job["newest"]["evaluation"]
+        seen = await reader.round(newest) if newest else None
+        boards.append((job, await reader.standings(job["job_id"], today), seen))
+    return boards
 
 
 @asynccontextmanager
-async def serve_validator(ground: Any, options: Any) -> AsyncIterator[str | None]:
+async def serve_validator(ground: Any, options: Any, shows: Sequence[Showing]) -> AsyncIterator[str | None]:
     """Serve a validator's status inside the block, and give its URL, None if the port could not be had.
 
     Args:
         ground: a `subnet.Ground`: whose database, chain, market, key and names.
         options: `status_host`, `status_port`, `pace`, `network`.
+        shows: what mechanisms declare of their lines, see `columns.py`.
     """
     watch, hotkey = Watch(ground.chain, ground.market), ground.keypair.ss58_address
     async with Reader.open(ground.path) as reader:
         network = "local" if ground.local else options.network or options.chain_endpoint
-        shown = ValidatorStatus(reader, watch, hotkey, ground.names, network, options.pace)
+        shown = ValidatorStatus(reader, watch, hotkey, ground.names, network, options.pace, shows)
         await watch.look()
         looking = asyncio.create_task(watch.run())
         try:
@@ -351,47 +323,37 @@ async def serve_validator(ground: Any, options: Any) -> AsyncIterator[str | None
 # The report
 
 
-async def report(path: Path, round_ids: list[str], names: Mapping[str, str]) -> str:
+async def report(path: Path, round_ids: list[str], names: Mapping[str, str], shows: Sequence[Showing]) -> str:
     """The page of a validator's database as one file that needs no server.
 
     Args:
         path: the jobs database.
         round_ids: whose panels to draw; empty for the newest scored round of each job and type.
         names: what to call hotkeys that are known here.
+        shows: what mechanisms declare of their lines, see `columns.py`.
 
     Raises:
         StoreError: the database cannot be read.
         NotShown: there is no such round.
     """
     async with Reader.open(path) as reader:
-        drawing, meta, pair = Panels(reader), await reader.meta(), await reader.pair()
-        pages, listed = Pages(names, pair, links=False), await reader.rounds()
-        jobs, parts = await reader.jobs_now(), []
+        drawing, listed, drawings = Panels(reader), await reader.rounds(), []
         today = max((row["end_time"] for row in listed["rounds"]), default=0) // 86_400
-        for job in jobs:
-            newest = job["newest"]["evaluation"]
-            seen = await reader.round(newest) if newest else None
-            parts.append(pages.board(job, await reader.standings(job["job_id"], today), seen, whole=True))
         if not round_ids:
             scored = [row for row in listed["rounds"] if row["code"] == "scored"]
             round_ids = list({(row["job_id"], row["round_type"]): row["round_id"] for row in reversed(scored)}.values())
         for round_id in round_ids:
             seen = await reader.round(round_id)
-            try:
-                drawn = await drawing.of(seen)
-            except NotShown as error:
-                drawn = str(error)
-            parts.append(pages.round(seen, drawn))
-            if isinstance(drawn, Mapping):
-                for score in seen["scores"][1 : pages_module.BOARD_ROWS]:
-                    other = await drawing.of(seen, score["hotkey"])
-                    inside = pages.panels(seen, other)
-                    name = pages.name(score["hotkey"])
-                    parts.append(f"<details><summary>{name}, rank {score['rank']}</summary>{inside}</details>")
-        parts.append(pages.recent(listed))
-        counts = ", ".join(f"{count} {figures_module.shown(what)}" for what, count in (await reader.counts()).items())
-        header = f"<h1>ALM validator, report</h1> {figures_module.shown(meta['market'])}"
-        header += (
-            f"<p class=mute>Validator <code>{figures_module.shown(meta['validator'])}</code>. Rounds: {counts}.</p>"
+            drawn = await drawing.drawn(seen)
+            others = [] if isinstance(drawn, str) else seen["scores"][1:BOARD_ROWS]
+            others = [(score["rank"], await drawing.of(seen, score["hotkey"])) for score in others]
+            drawings.append((seen, drawn, others))
+        return Pages(names, await reader.pair(), shows, links=False).write(
+            "report.html",
+            "ALM report",
+            jobs=await _boards(reader, await reader.jobs_now(), today),
+            drawings=drawings,
+            listed=listed,
+            meta=await reader.meta(),
+            counts=await reader.counts(),
         )
-        return document("ALM report", header, "".join(parts), script=False)

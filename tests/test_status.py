@@ -34,6 +34,7 @@ from audit.checks import audit
 from audit.receipts import statement
 from chain.base import ChainError
 from chain.local import LocalChain
+from liquidity import showing
 from liquidity.executions import Execution, Sent
 from liquidity.rounds import Line
 from markets.base import MarketError
@@ -102,7 +103,9 @@ async def serving(subnet, **options):
     market = model(head=model().last_block_by(rows(subnet.path, "SELECT max(end_time) FROM rounds")[0][0]))
     async with (
         LocalChain.open(subnet.folder / "chain.sqlite3", VALIDATOR, key) as chain,
-        validator_module.serve_validator(ground(subnet.path, chain, market), SimpleNamespace(**chosen)) as url,
+        validator_module.serve_validator(
+            ground(subnet.path, chain, market), SimpleNamespace(**chosen), [showing]
+        ) as url,
         aiohttp.ClientSession() as session,
     ):
 
@@ -695,7 +698,7 @@ def test_health_turns_when_chain_market_or_a_round_is_older_than_its_limit_and_b
         ):
             both = Silent(chain, market)
             watch = validator_module.Watch(both, both, lambda: now[0])
-            shown_ = validator_module.ValidatorStatus(reader, watch, VALIDATOR, {}, "local", None)
+            shown_ = validator_module.ValidatorStatus(reader, watch, VALIDATOR, {}, "local", None, [showing])
 
             async def health(want):
                 await watch.look()
@@ -782,7 +785,8 @@ def test_a_miner_shows_what_it_was_asked_what_it_said_and_how_its_strategy_faile
     async def main():
         options = SimpleNamespace(name="<i>mine", strategy="mine", status_host="127.0.0.1", status_port=0)
         hotkey = hotkey_of("mover")
-        own = miner_module.MinerStatus(lambda: tuple(callers), receipts, hotkey, options, clock=lambda: now[0])
+        known = (receipts, hotkey, options, "local", [showing])
+        own = miner_module.MinerStatus(lambda: tuple(callers), *known, clock=lambda: now[0])
         own.joined(4, 98, "127.0.0.1:8091")
         queries = played.asked["keep"][:3]
         for query, strategy in zip(queries, (miner.keep, mover, broken), strict=True):
