@@ -48,9 +48,9 @@ def version() -> str:
     """Protocol, rules, and the first digits of a digest over this program's files: who runs the same says the same."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
-    for path in sorted(
-        [*root.glob("*.py"), *(p for room in root.glob("*/__init__.py") for p in room.parent.glob("*.py"))]
-    ):
+    rooms = [path.parent for path in root.glob("*/__init__.py")]
+    files = [file for folder in (root, *rooms) for file in folder.glob("*.py")]
+    for path in sorted([*files, *root.glob("status/templates/*")]):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{PROTOCOL_VERSION}, rules {RULES_VERSION}, code {digest.hexdigest()[:12]}"
 
