@@ -127,6 +127,12 @@ class NamedToken(NamedTuple):
     tick_lower: int
     tick_upper: int
 
+    @classmethod
+    def of(cls, vault: str, token_id: int, ticks: tuple[int, int], others: Mapping[int, NamedToken]) -> NamedToken:
+        """The vault's plain name, or one with the token's number where another in the same range has that."""
+        taken = cls(vault, *ticks) in others.values()
+        return cls(f"{vault}#{token_id}" if taken else vault, *ticks)
+
 
 def name_tokens(
     logs: Sequence[Log], contract: Contract, vaults: Iterable[str], tokens: dict[int, NamedToken]
@@ -173,9 +179,7 @@ def name_tokens(
         else:
             continue  # a position in another pool
         if token_id in arriving:
-            vault = arriving.pop(token_id)
-            taken = NamedToken(vault, *ticks) in tokens.values()
-            tokens[token_id] = NamedToken(f"{vault}#{token_id}" if taken else vault, *ticks)
+            tokens[token_id] = NamedToken.of(arriving.pop(token_id), token_id, ticks, tokens)
             new.append((token_id, one.block))
         mine.remove(log_)
         names[log_.block, log_.index] = tokens[token_id].owner

@@ -3,7 +3,7 @@
     async with Web3Market.open(["https://..."], "0xd0b5...", "pool.sqlite3", vaults=["0x..."]) as market: ...
 
 Pool and vault are read from the contracts at every snapshot; events come from the file that `follower.py` fills.
-Read next: `follower.py`, `contracts.py`, `recorder.py`.
+Read next: `follower.py`, `pool.py`, `recorder.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from evm.abi import Receipt, address, integer, read_receipt
-from evm.follower import CONFIRMATIONS, SCHEMA, Follower
+from evm.event_file import SCHEMA, EventFile
+from evm.follower import CONFIRMATIONS, Follower
 from evm.manager import NamedToken, TokenPosition, read_liquidity, read_uncollected, read_vault
 from evm.pool import State, describe, read_ticks, snapshot_of
 from evm.rpc import RpcError, open_rpc
@@ -36,7 +37,7 @@ Place = Callable[[Order, float], Awaitable[Report]]
 
 
 class Web3Market:
-    """A pool on a chain; implements `market.Market`. Made by `Web3Market.open`.
+    """A pool on a chain; implements `markets.base.Market`. Made by `Web3Market.open`.
 
     A vault is an address: its positions are those that it holds as tokens of the position manager, its idle tokens are
     its balances. In snapshots and events they belong to the owner VAULT, or `VAULT#TOKEN` where it has another
@@ -48,7 +49,8 @@ class Web3Market:
 
     def __init__(self, follower: Follower, clock: Callable[[], float] = time.time, place: Place | None = None):
         pair = self.pair = follower.contract.pair
-        self._follower, self._rpc, self._contract = follower, follower.rpc, follower.contract
+        self._follower, self._reader = follower, follower.reader
+        self._rpc, self._contract = follower.rpc, follower.contract
         self._clock, self._place = clock, place
         self.read_only = "" if place else "no executor bot moves this vault; --executor-url names one"
         self.first, self.slipstream = follower.first, follower.contract.slipstream
@@ -109,7 +111,7 @@ class Web3Market:
                 if vaults and not contract.manager:
                     why = f"no position manager is known on chain {contract.pair.chain_id}"
                     raise MarketError(f"{why}, a vault's positions would not be seen; name it with --manager 0x...")
-                follower = Follower(rpc, db, contract, confirmations)
+                follower = Follower(rpc, EventFile(db), contract, confirmations)
                 await follower.begin(first, vaults, path)
             task = asyncio.create_task(follower.follow(poll_seconds)) if following else None
             try:
@@ -168,7 +170,7 @@ class Web3Market:
         at = before if block > tip.block.number else await self.block(block)
         with _as_market_errors():
             state, ticks = await self._read_ticks(before.hash)
-            held, idle = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
+            held, idle = await self._reader.patiently(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
         snapshot = snapshot_of(self._contract, state, ticks, before)
         if before == tip.block:
             await self._follower.check(tip, snapshot, state)
@@ -182,7 +184,7 @@ class Web3Market:
         """All of the pool after a block; once for all jobs, which ask together: it is most of what a round costs."""
         async with self._reading:
             if self._read[0] != block_hash:
-                read = await self._follower.read(lambda: read_ticks(self._rpc, self._contract, block_hash))
+                read = await self._reader.patiently(lambda: read_ticks(self._rpc, self._contract, block_hash))
                 self._read = block_hash, read
             return self._read[1]
 
@@ -201,7 +203,7 @@ class Web3Market:
                 continue
             owed = released = position.tokens_owed0, position.tokens_owed1
             if position.liquidity:
-                released = tuple(map(min, owed, await self._follower.released(token, snapshot.block)))
+                released = tuple(map(min, owed, await self._follower.file.released(token, snapshot.block)))
                 left = owed[0] - released[0], owed[1] - released[1]
                 growth = position.fee_growth_inside0_last_x128, position.fee_growth_inside1_last_x128
                 positions.append(VaultPosition(*token, position.liquidity, *growth, *left))
@@ -219,7 +221,7 @@ class Web3Market:
         for began, ended in self._follower.replaced:
             if began < first <= ended + 1:
                 raise MarketGap(f"blocks {began} to {ended} were replaced after they had been read (reorganisation)")
-        return await self._follower.events(first, last)
+        return await self._follower.file.events(first, last)
 
     @asynccontextmanager
     async def participant(self) -> AsyncIterator[None]:
@@ -256,9 +258,9 @@ class Web3Market:
         """What the contracts would pay for each token that a vault holds if it collected after `block`, to the wei."""
         vault, at = address(vault, "vault"), (await self.block(block)).hash
         with _as_market_errors():
-            positions, _ = await self._follower.read(lambda: read_vault(self._rpc, self._contract, vault, at))
+            positions, _ = await self._reader.patiently(lambda: read_vault(self._rpc, self._contract, vault, at))
             ids = [position.token_id for position in positions if not position.staked]
-            found = await self._follower.read(lambda: read_uncollected(self._rpc, self._contract, vault, ids, at))
+            found = await self._reader.patiently(lambda: read_uncollected(self._rpc, self._contract, vault, ids, at))
         return dict(zip(ids, found, strict=True))
 
     async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot, dict[tuple, int]]:
@@ -266,7 +268,9 @@ class Web3Market:
         keys, pools = sorted(keys), []
         for block in (await self.block(first - 1), await self.block(last)):
             with _as_market_errors():
-                read = await self._follower.read(lambda block=block: read_ticks(self._rpc, self._contract, block.hash))
+                read = await self._reader.patiently(
+                    lambda block=block: read_ticks(self._rpc, self._contract, block.hash)
+                )
             pools.append(snapshot_of(self._contract, *read, block))
         with _as_market_errors():
             held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)

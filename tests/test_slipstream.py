@@ -71,7 +71,7 @@ async def read_all(market: Web3Market, chain: TracedChain) -> list[Event]:
         with suppress(rpc.RpcError):
             await market.catch_up()
         if (await market.head()).number == chain.head:
-            return await market._follower.events(market.first + 1, chain.head)
+            return await market._follower.file.events(market.first + 1, chain.head)
         await asyncio.sleep(0.01)
     raise AssertionError("it does not catch up")
 

@@ -780,7 +780,7 @@ def test_a_full_disk_is_said_in_a_line_and_when_there_is_room_again_no_event_is_
     async def work():
         path = tmp_path / "a.sqlite3"
         async with world.market(path, first=first, following=True, poll_seconds=0.02) as market:
-            db = market._follower._db
+            db = market._follower.file._db
             [(pages,)] = await db.execute_fetchall("PRAGMA page_count")
             await db.execute_fetchall(f"PRAGMA max_page_count = {pages}")
             world.trade(40)

@@ -1,0 +1,234 @@
+"""The SQLite file of a pool's events: a copy of the chain, which may be deleted and is then fetched again.
+
+Each method is one transaction: events land together with the cursor, once each.
+Read next: `follower.py`, which fills it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable
+from dataclasses import astuple
+from typing import Any
+
+from evm.manager import NamedToken
+from evm.tip import Draft, Tip, follow
+from liquidity.events import Event
+from liquidity.replay import Snapshot
+from protocol import Block
+from runtime.db import Database
+from wire.codec import encode, from_plain
+
+KEPT_ANCHORS = 8
+Fees = tuple[int, int]  # of the protocol, not collected yet; no snapshot has them
+
+SCHEMA = (
+    """
+    CREATE TABLE facts (               -- chain, pool, and the first block
+        key TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE cursor (              -- one row: all events up to this block have landed
+        id INTEGER PRIMARY KEY CHECK (id = 0),
+        block INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE blocks (              -- those that were looked at: with events, and at the ends of chunks
+        number INTEGER PRIMARY KEY,
+        time INTEGER NOT NULL,
+        hash TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE events (
+        block INTEGER NOT NULL,
+        log_index INTEGER NOT NULL,
+        time INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        args TEXT NOT NULL,            -- events.Event.args as JSON
+        PRIMARY KEY (block, log_index)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE released (            -- what a position's burns released and no collect has paid yet, after an event
+        block INTEGER NOT NULL,
+        log_index INTEGER NOT NULL,
+        owner TEXT NOT NULL,
+        tick_lower INTEGER NOT NULL,
+        tick_upper INTEGER NOT NULL,
+        amount0 TEXT NOT NULL,
+        amount1 TEXT NOT NULL,
+        PRIMARY KEY (block, log_index)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE vaults (              -- whose tokens of the position manager have names in the events
+        vault TEXT PRIMARY KEY
+    ) STRICT;
+    CREATE TABLE tokens (
+        token_id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,           -- the name in the events
+        tick_lower INTEGER NOT NULL,
+        tick_upper INTEGER NOT NULL,
+        block INTEGER NOT NULL         -- where it came
+    ) STRICT;
+    CREATE TABLE anchors (             -- pools that were the contract's in every tick, after a block
+        block INTEGER PRIMARY KEY,
+        body BLOB NOT NULL             -- replay.Snapshot without a vault, and protocol fees; JSON, zlib
+    ) STRICT;
+    CREATE TABLE gaps (                -- blocks whose events could not be had
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT
+    """,
+)
+
+
+class EventFile:
+    """What is known of one pool; made by `db.connect` with `SCHEMA`."""
+
+    def __init__(self, db: Database):
+        self._db = db
+
+    # -- what is known
+
+    async def facts(self) -> dict[str, str]:
+        """Whose file this is; empty in a new one."""
+        return dict(map(tuple, await self._db.rows("SELECT key, value FROM facts")))
+
+    async def vaults(self) -> set[str]:
+        return {vault for (vault,) in await self._db.rows("SELECT vault FROM vaults")}
+
+    async def block(self, number: int) -> Block | None:
+        """A block, if it was looked at."""
+        row = await self._db.row("SELECT number, time, hash FROM blocks WHERE number = ?", number)
+        return Block(*row) if row else None
+
+    async def newest_blocks(self, most: int) -> list[Block]:
+        """The last ones that were looked at, the newest first."""
+        rows = await self._db.rows("SELECT number, time, hash FROM blocks ORDER BY number DESC LIMIT ?", most)
+        return [Block(*row) for row in rows]
+
+    async def events(self, first: int, last: int) -> list[Event]:
+        """The events of these blocks, in order."""
+        sql = "SELECT * FROM events WHERE block BETWEEN ? AND ? ORDER BY block, log_index"
+        return [
+            Event(row["block"], row["log_index"], row["time"], row["kind"], tuple(json.loads(row["args"])))
+            for row in await self._db.rows(sql, first, last)
+        ]
+
+    async def released(self, token: NamedToken, block: int) -> tuple[int, int]:
+        """What a position's burns had released before a block and no collect had paid."""
+        row = await self._db.row(
+            "SELECT amount0, amount1 FROM released WHERE owner = ? AND tick_lower = ? AND tick_upper = ?"
+            " AND block < ? ORDER BY block DESC, log_index DESC LIMIT 1",
+            *token,
+            block,
+        )
+        return (int(row["amount0"]), int(row["amount1"])) if row else (0, 0)
+
+    async def anchor(self) -> int:
+        """The last block after which the pool is known to be the contract's."""
+        return await self._db.value("SELECT max(block) FROM anchors")
+
+    async def gaps(self) -> list[tuple[int, int, str]]:
+        """(first, last, reason) of blocks whose events could not be had."""
+        return list(map(tuple, await self._db.rows("SELECT first, last, reason FROM gaps")))
+
+    async def load(self) -> Tip:
+        """The tip: the last anchor, and the events since."""
+
+        def work(connection: sqlite3.Connection) -> tuple:
+            (number,) = connection.execute("SELECT block FROM cursor").fetchone()
+            last = "SELECT block, body FROM anchors WHERE block <= ? ORDER BY block DESC LIMIT 1"
+            anchor = connection.execute(last, (number,)).fetchone()
+            released = connection.execute("SELECT * FROM released ORDER BY block, log_index").fetchall()
+            return number, *anchor, released, connection.execute("SELECT * FROM tokens").fetchall()
+
+        number, anchor, packed, released, tokens = await self._db.read(work)
+        body = json.loads(zlib.decompress(packed))
+        pool = from_plain(Snapshot, body["snapshot"]).open()
+        pool.protocol_fees = tuple(map(int, body["protocol_fees"]))
+        await asyncio.to_thread(follow, pool, await self.events(anchor + 1, number))
+        return Tip(
+            await self.block(number),
+            pool,
+            {tuple(key): (int(amount0), int(amount1)) for _, _, *key, amount0, amount1 in released},
+            {int(token_id): NamedToken(*token) for token_id, *token, _ in tokens},
+        )
+
+    # -- what is written
+
+    async def begin(self, facts: dict[str, str], block: Block, pool: Snapshot, fees: Fees) -> None:
+        """A new file, which knows the pool after a block."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+            connection.execute("INSERT INTO cursor VALUES (0, ?)", (block.number,))
+            _put_block(connection, block)
+            _put_anchor(connection, block, pool, fees)
+
+        await self._db.write(work)
+
+    async def commit(self, draft: Draft) -> None:
+        """All that a draft brings, and the cursor."""
+        events = [(*event[:4], json.dumps(event.args, separators=(",", ":"))) for event in draft.events]
+
+        def work(connection: sqlite3.Connection) -> None:
+            for block in draft.blocks.values():
+                _put_block(connection, block)
+            connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", events)
+            connection.executemany("INSERT INTO released VALUES (?, ?, ?, ?, ?, ?, ?)", draft.released)
+            connection.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", draft.tokens)
+            connection.execute("UPDATE cursor SET block = ?", (draft.tip.block.number,))
+
+        await self._db.write(work)
+
+    async def put_anchor(self, block: Block, pool: Snapshot, fees: Fees) -> None:
+        """The pool after a block is the contract's, in every tick."""
+        await self._db.write(lambda connection: _put_anchor(connection, block, pool, fees))
+
+    async def put_gap(self, first: int, reason: str, block: Block, pool: Snapshot, fees: Fees) -> None:
+        """Blocks from `first` to this one could not be had; what comes next begins with the contract's own state."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO gaps VALUES (?, ?, ?)", (first, block.number, reason))
+            connection.execute("DELETE FROM released")  # who was paid what meanwhile nobody knows
+            connection.execute("UPDATE cursor SET block = ?", (block.number,))
+            _put_block(connection, block)
+            _put_anchor(connection, block, pool, fees)
+
+        await self._db.write(work)
+
+    async def forget_after(self, block: int) -> int:
+        """Go back to a block; returns how many events that took."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            count = connection.execute("DELETE FROM events WHERE block > ?", (block,)).rowcount
+            for column in ("blocks.number", "released.block", "tokens.block", "anchors.block", "gaps.last"):
+                table, _, name = column.partition(".")
+                connection.execute(f"DELETE FROM {table} WHERE {name} > ?", (block,))
+            connection.execute("UPDATE cursor SET block = ?", (block,))
+            return count
+
+        return await self._db.write(work)
+
+    async def name(self, vault: str, gone: Iterable[int], new: list[tuple[Any, ...]]) -> None:
+        """A vault is followed: these of its tokens are no longer its own, those are new rows of `tokens`."""
+        gone = [(str(token_id),) for token_id in gone]
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO vaults VALUES (?)", (vault,))
+            connection.executemany("DELETE FROM tokens WHERE token_id = ?", gone)
+            connection.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", new)
+
+        await self._db.write(work)
+
+
+def _put_block(connection: sqlite3.Connection, block: Block) -> None:
+    connection.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", astuple(block))
+
+
+def _put_anchor(connection: sqlite3.Connection, block: Block, pool: Snapshot, fees: Fees) -> None:
+    body = {"snapshot": json.loads(encode(pool)), "protocol_fees": [str(amount) for amount in fees]}
+    packed = zlib.compress(json.dumps(body).encode())
+    connection.execute("INSERT OR REPLACE INTO anchors VALUES (?, ?)", (block.number, packed))
+    newest = "SELECT block FROM anchors ORDER BY block DESC LIMIT ?"
+    connection.execute(f"DELETE FROM anchors WHERE block NOT IN ({newest})", (KEPT_ANCHORS,))
