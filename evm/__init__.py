@@ -3,5 +3,5 @@
     python -m evm record --rpc URL --pool 0x1234 --from 1000 --to 2000 --out FOLDER
 
 web3 lives here and in `executor`. May import `markets` and what that may. Read: `rpc`, `abi`, `pool`, `manager`,
-`follower`, `market`.
+`tip`, `reading`, `event_file`, `follower`, `market`.
 """

@@ -16,9 +16,9 @@ from aiohttp import web
 
 from executor.client import MAX_ORDER_BYTES
 from executor.execution import Executor
+from executor.keys import read_api_key
 from liquidity.executions import Order, Report
 from protocol import MAX_TEXT_CHARS, Code, ProtocolError
-from runtime.passwords import read_private
 from runtime.process import UserError
 from wire.body import read_body
 from wire.codec import decode, encode
@@ -27,7 +27,6 @@ from wire.text import one_line
 ANSWER_SECONDS = 5.0  # how long a request waits for its order's end
 BODY_SECONDS = 5.0
 MAX_WAITING = 64  # requests at once
-MIN_API_KEY_CHARS = 16
 STATUS = {
     Code.EXECUTOR_KEY: 401,
     Code.NOT_FOUND: 404,
@@ -39,10 +38,6 @@ STATUS = {
 }  # of a refusal at the door; MALFORMED: 400
 
 log = logging.getLogger("executor")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The door
 
 
 class Door:
@@ -76,26 +71,23 @@ class Door:
             async with self._slots:
                 self._check_key(request)
                 report = await work(request)
-            return web.Response(body=encode(report), content_type="application/json")
+            status = 200
         except ProtocolError as error:
             log.warning("refused to %s: %s, %s", request.remote, error.code, error.detail)
-            report = Report("", error.code, one_line(error.detail, MAX_TEXT_CHARS))
-            return web.Response(
-                body=encode(report), status=STATUS.get(error.code, 400), content_type="application/json"
-            )
+            report, status = Report("", error.code, one_line(error.detail, MAX_TEXT_CHARS)), STATUS.get(error.code, 400)
         except Exception:
             log.exception("request to %s failed", request.path)
-            report = Report("", Code.HANDLER_FAILED, "it failed; see the bot's log")
-            return web.Response(body=encode(report), status=500, content_type="application/json")
+            report, status = Report("", Code.HANDLER_FAILED, "it failed; see the bot's log"), 500
+        return web.Response(body=encode(report), status=status, content_type="application/json")
 
     def _health(self) -> dict[str, Any]:
-        bot, pair = self._bot, self._bot.contract.pair
+        wallet, pair = self._bot.wallet, self._bot.wallet.contract.pair
         return {
-            "live": bot.live,
-            "paused": bot.pause_file.exists(),
+            "live": self._bot.live,
+            "paused": wallet.paused,
             "chain_id": pair.chain_id,
             "pool": pair.pool_address,
-            "vault": bot.vault,
+            "vault": wallet.vault,
         }
 
     def _check_key(self, request: web.Request) -> None:
@@ -141,22 +133,3 @@ class Door:
     def _pending(self, decision: str) -> Report:
         detail = one_line(self._bot.said or "its turn has not come", MAX_TEXT_CHARS)
         return Report(decision, Code.EXECUTION_PENDING, detail)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Keys
-
-
-def read_api_key(path: Path) -> str:
-    """The first line of a file that nobody else may read. Raises `UserError`."""
-    key = secret_text(read_private(path, "API key file"), path).partition("\n")[0].strip()
-    if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable():
-        raise UserError(f"API key file {path}: its first line must be a key of at least {MIN_API_KEY_CHARS} characters")
-    return key
-
-
-def secret_text(data: bytes, path: Path) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no UTF-8") from None

@@ -2,7 +2,7 @@
 
 An order is a row before anything is done about it, a signed transaction is one before it is sent, and both stay for
 ever. Each method is a transaction, so a process may be killed anywhere. `python -m executor status` prints it.
-Read next: `executor.py`.
+Read next: `execution.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import aiosqlite
 
 from executor.client import MAX_ORDER_BYTES, MAX_REPORT_BYTES
 from liquidity.executions import Order, Report
 from protocol import Code, ProtocolError
-from runtime.db import connect, transaction
+from runtime.db import Database, claim, connect, insert
 from runtime.process import UserError
 from wire.codec import decode, encode
 
 MAX_OPEN = 16  # orders at once that are not final
 PLAN, CANCEL = "plan", "cancel"
+_FEES = "max_fee_wei", "priority_fee_wei"
 
 MIGRATIONS = (
     """CREATE TABLE vault (  -- one row: whose journal this is
@@ -37,13 +36,13 @@ MIGRATIONS = (
 CREATE TABLE started (  -- one row: how the bot was started last
     id INTEGER PRIMARY KEY CHECK (id = 1),
     live INTEGER NOT NULL,
-    limits TEXT NOT NULL  -- execution.Limits, JSON
+    limits TEXT NOT NULL  -- limits.Limits, JSON
 );
 CREATE TABLE orders (
     id INTEGER PRIMARY KEY,
     decision TEXT NOT NULL UNIQUE,  -- what was carried out under a name is never carried out again
-    body BLOB NOT NULL,  -- orders.Order, canonical JSON
-    report BLOB  -- orders.Report, once it is final
+    body BLOB NOT NULL,  -- executions.Order, canonical JSON
+    report BLOB  -- executions.Report, once it is final
 );
 CREATE TABLE attempts (  -- a signed transaction; those of one nonce exclude each other
     id INTEGER PRIMARY KEY,
@@ -85,7 +84,7 @@ class Attempt:
 class OrderJournal:
     """See the file's head; made by `OrderJournal.open`."""
 
-    def __init__(self, db: aiosqlite.Connection):
+    def __init__(self, db: Database):
         self._db = db
 
     @classmethod
@@ -101,11 +100,9 @@ class OrderJournal:
             with suppress(OSError):  # `connect` says why
                 path.touch()
                 path.chmod(0o600)  # whoever reads what was signed could send it; its log gets the same permissions
+        asked = {"chain_id": chain_id, "pool": pool, "vault": vault}
         async with connect(path, MIGRATIONS) as db:
-            async with transaction(db):
-                await db.execute("INSERT OR IGNORE INTO vault VALUES (1, ?, ?, ?)", (chain_id, pool, vault))
-            [whose] = await db.execute_fetchall("SELECT chain_id, pool, vault FROM vault")
-            if tuple(whose) != (chain_id, pool, vault):
+            if (whose := await db.write(lambda connection: claim(connection, "vault", **asked))) != asked:
                 raise UserError(
                     f"journal {path} is of vault {whose['vault']} in pool {whose['pool']} on chain"
                     f" {whose['chain_id']}, the key is of {vault}; choose another --dir"
@@ -119,80 +116,76 @@ class OrderJournal:
             ProtocolError: `ORDER_CONFLICT`, another one has its name; `BUSY`, too many are open.
         """
         body = encode(order)
-        async with transaction(self._db):
-            row = await self._row("SELECT body, report FROM orders WHERE decision = ?", order.decision)
+
+        def work(connection: sqlite3.Connection) -> sqlite3.Row | None:
+            known = "SELECT body, report FROM orders WHERE decision = ?"
+            row = connection.execute(known, (order.decision,)).fetchone()
             if row is None:
-                open_ = await self._row("SELECT COUNT(*) FROM orders WHERE report IS NULL")
-                if open_[0] >= MAX_OPEN:
-                    raise ProtocolError(Code.BUSY, f"{open_[0]} orders are open; place it again later")
-                await self._db.execute("INSERT INTO orders VALUES (NULL, ?, ?, NULL)", (order.decision, body))
-                return None
-        if row["body"] != body:
+                (waiting,) = connection.execute("SELECT COUNT(*) FROM orders WHERE report IS NULL").fetchone()
+                if waiting >= MAX_OPEN:
+                    raise ProtocolError(Code.BUSY, f"{waiting} orders are open; place it again later")
+                insert(connection, "orders", [{"decision": order.decision, "body": body}])
+            return row
+
+        row = await self._db.write(work)
+        if row and row["body"] != body:
             raise ProtocolError(Code.ORDER_CONFLICT, "another order has this name; nothing new is done under it")
-        return _report(row)
+        return _report(row) if row else None
 
     async def report(self, decision: str) -> tuple[bool, Report | None]:
         """Whether an order is known, and its final report if there is one."""
-        row = await self._row("SELECT report FROM orders WHERE decision = ?", decision)
+        row = await self._db.row("SELECT report FROM orders WHERE decision = ?", decision)
         return row is not None, _report(row) if row else None
 
     async def oldest_open(self) -> Order | None:
-        row = await self._row("SELECT body FROM orders WHERE report IS NULL ORDER BY id LIMIT 1")
-        return decode(Order, row["body"], MAX_ORDER_BYTES) if row else None
+        body = await self._db.value("SELECT body FROM orders WHERE report IS NULL ORDER BY id LIMIT 1")
+        return decode(Order, body, MAX_ORDER_BYTES) if body else None
 
     async def attempts(self, decision: str) -> list[Attempt]:
         """An order's, in the order they were signed in."""
-        rows = await self._db.execute_fetchall("SELECT * FROM attempts WHERE decision = ? ORDER BY id", (decision,))
-        return [_attempt(row) for row in rows]
+        return [
+            _attempt(row)
+            for row in await self._db.rows("SELECT * FROM attempts WHERE decision = ? ORDER BY id", decision)
+        ]
 
     async def sign(self, decision: str, attempt: Attempt) -> None:
         """Before it is sent."""
-        async with transaction(self._db):
-            await self._db.execute(
-                "INSERT INTO attempts VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
-                (
-                    *(decision, attempt.nonce, attempt.kind, attempt.hash, attempt.raw),
-                    *(str(attempt.max_fee_wei), str(attempt.priority_fee_wei), attempt.block, attempt.moved_ppm),
-                ),
-            )
+        fees = {name: str(getattr(attempt, name)) for name in _FEES}  # they may not fit the 8 bytes of an INTEGER
+        row = {"decision": decision, **asdict(attempt), **fees}
+        await self._db.write(lambda connection: insert(connection, "attempts", [row]))
 
     async def mined(self, attempt: Attempt, receipt: dict[str, Any], time: int) -> None:
         """It is in a block of that time, and enough blocks stand on it."""
-        async with transaction(self._db):
-            await self._db.execute(
-                "UPDATE attempts SET receipt = ?, time = ? WHERE hash = ?", (json.dumps(receipt), time, attempt.hash)
-            )
+        await self._write(
+            "UPDATE attempts SET receipt = ?, time = ? WHERE hash = ?", json.dumps(receipt), time, attempt.hash
+        )
 
     async def not_mined(self, attempt: Attempt) -> None:
         """It was in a block, and that block is gone."""
-        async with transaction(self._db):
-            await self._db.execute("UPDATE attempts SET receipt = NULL, time = NULL WHERE hash = ?", (attempt.hash,))
+        await self._write("UPDATE attempts SET receipt = NULL, time = NULL WHERE hash = ?", attempt.hash)
 
     async def finish(self, report: Report) -> None:
         """The order is done with, in one way or another; only the first report counts."""
-        async with transaction(self._db):
-            await self._db.execute(
-                "UPDATE orders SET report = ? WHERE decision = ? AND report IS NULL", (encode(report), report.decision)
-            )
+        sql = "UPDATE orders SET report = ? WHERE decision = ? AND report IS NULL"
+        await self._write(sql, encode(report), report.decision)
 
     async def next_nonce(self) -> int:
         """One above the last that was signed with."""
-        row = await self._row("SELECT COALESCE(MAX(nonce) + 1, 0) FROM attempts")
-        return row[0]
+        return await self._db.value("SELECT COALESCE(MAX(nonce) + 1, 0) FROM attempts")
 
     async def signed(self, first: int, end: int) -> int:
         """How many nonces from `first` to before `end` were signed with."""
         sql = "SELECT COUNT(DISTINCT nonce) FROM attempts WHERE nonce >= ? AND nonce < ?"
-        return (await self._row(sql, first, end))[0]
+        return await self._db.value(sql, first, end)
 
     async def mined_with(self, nonce: int) -> Attempt | None:
         """What was final under this nonce."""
-        row = await self._row("SELECT * FROM attempts WHERE nonce = ? AND receipt IS NOT NULL", nonce)
+        row = await self._db.row("SELECT * FROM attempts WHERE nonce = ? AND receipt IS NOT NULL", nonce)
         return _attempt(row) if row else None
 
     async def within(self, since: int) -> tuple[int, int]:
         """Transactions in blocks after that time, and how much they moved, in millionths of what there then was."""
-        row = await self._row(
+        row = await self._db.row(
             """SELECT COUNT(*), COALESCE(SUM(moved_ppm) FILTER (WHERE json_extract(receipt, '$.status') = '0x1'), 0)
             FROM attempts WHERE time > ?""",
             since,
@@ -201,19 +194,15 @@ class OrderJournal:
 
     async def start(self, live: bool, limits: dict[str, int]) -> None:
         """How the bot works from now on: for `lines`."""
-        async with transaction(self._db):
-            row = live, json.dumps(limits)
-            await self._db.execute("INSERT OR REPLACE INTO started VALUES (1, ?, ?)", row)
+        await self._write("INSERT OR REPLACE INTO started VALUES (1, ?, ?)", live, json.dumps(limits))
 
     async def lines(self, most: int = 10) -> list[str]:
         """For people: how the bot was started last, and the newest orders, the oldest of them first."""
-        started = await self._row("SELECT live, limits FROM started")
+        started = await self._db.row("SELECT live, limits FROM started")
         limits = json.loads(started["limits"]) if started else {}
         lines = [f"last started {'live' if started['live'] else 'as a dry run'}, with the limits:"] if started else []
         lines += [f"  {name} {value}" for name, value in limits.items()]
-        rows = await self._db.execute_fetchall(
-            "SELECT * FROM (SELECT * FROM orders ORDER BY id DESC LIMIT ?) ORDER BY id", (most,)
-        )
+        rows = await self._db.rows("SELECT * FROM (SELECT * FROM orders ORDER BY id DESC LIMIT ?) ORDER BY id", most)
         lines.append("orders:" if rows else "no orders yet")
         for row in rows:
             report = _report(row)
@@ -224,8 +213,8 @@ class OrderJournal:
                 lines.append(f"    {what}, signed at block {attempt.block}, {became}")
         return lines
 
-    async def _row(self, sql: str, *values: object) -> sqlite3.Row | None:
-        return next(iter(await self._db.execute_fetchall(sql, values)), None)
+    async def _write(self, sql: str, *values: object) -> None:
+        await self._db.write(lambda connection: connection.execute(sql, values))
 
 
 def _report(row: sqlite3.Row) -> Report | None:
@@ -233,8 +222,6 @@ def _report(row: sqlite3.Row) -> Report | None:
 
 
 def _attempt(row: sqlite3.Row) -> Attempt:
-    return Attempt(
-        *(row["nonce"], row["kind"], row["hash"], row["raw"]),
-        *(int(row["max_fee_wei"]), int(row["priority_fee_wei"]), row["block"], row["moved_ppm"]),
-        *(json.loads(row["receipt"]) if row["receipt"] else None, row["time"]),
-    )
+    values = {name: row[name] for name in Attempt.__slots__}
+    values |= {name: int(row[name]) for name in _FEES}
+    return Attempt(**values | {"receipt": json.loads(row["receipt"]) if row["receipt"] else None})

@@ -34,20 +34,22 @@ from evm.manager import TokenPosition
 from evm.pool import Contract, describe
 from evm.rpc import Refusal, RpcError, open_rpc
 from executor import __main__ as executor_main
+from executor import commands, drafting
 from executor import door as door_module
-from executor import execution
 from executor import plan as plan_module
-from executor.__main__ import load_account
+from executor import wallet as wallet_module
 from executor.client import Bot, place
-from executor.door import Door, read_api_key
-from executor.execution import GWEI, MAX_REVERTED, Executor, Limits
+from executor.door import Door
+from executor.execution import FOREIGN_SECONDS, MAX_REVERTED, Executor
 from executor.journal import MAX_OPEN, Attempt, OrderJournal
+from executor.keys import MIN_API_KEY_CHARS, load_account, read_api_key
+from executor.limits import GWEI, Limits
 from executor.plan import VaultChanged, around, close_calls, match, mint_calls, multicall, size
 from executor.readback import gas_of, read_back
+from executor.wallet import Wallet
 from liquidity.executions import NOTHING, Order, Report
 from liquidity.rounds import plan
 from protocol import Code, Inventory, Pair, Position, ProtocolError, Token
-from runtime.db import transaction
 from runtime.process import UserError
 from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
 from wire.codec import decode, encode
@@ -137,7 +139,8 @@ class World:
                 usual = {"confirmations": 0, "turnover_percent": 10**6, "hourly_transactions": 10**6}
                 limits = Limits(**usual | limits)
                 account = Account.from_key(VAULT_KEY)
-                yield Executor(rpc, contract, journal, self.vault, account, limits, folder / "pause", live)
+                wallet = Wallet(rpc, contract, self.vault, account, limits.max_gas_wei, folder / "pause")
+                yield Executor(wallet, journal, limits, live)
 
     def run(self, folder: Path, *orders: Order, blocks: int = 8, **options) -> list[Report]:
         """Carry orders out one after the other, a block between two looks."""
@@ -437,7 +440,7 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
     async def work():
         async with world.bot(tmp_path) as bot:
             [mined] = await bot.journal.attempts("first")
-            tip, batch = await bot.tip(), bot.rpc.batch
+            tip, batch = await bot.wallet.tip(), bot.wallet.rpc.batch
 
             async def forgetful(calls, **options):
                 answers = await batch(calls, **options)
@@ -446,7 +449,7 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
                         answers[n] = Refusal(-32000, "missing trie node")
                 return answers
 
-            found = [await read_back(bot.rpc, bot.contract, bot.vault, mined, tip)]
+            found = [await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, mined, tip)]
 
             async def narrow(calls, **options):
                 spans = [given[0] for method, given in calls if method == "eth_getLogs"]
@@ -454,13 +457,13 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
                     raise RpcError("logs of one block at a time")
                 return await batch(calls, **options)
 
-            bot.rpc.batch = narrow  # what was mined may be long ago, and nodes give logs of few blocks
-            found.append(await read_back(bot.rpc, bot.contract, bot.vault, mined, tip))
-            bot.rpc.batch = forgetful
-            found.append(await read_back(bot.rpc, bot.contract, bot.vault, mined, tip))
+            bot.wallet.rpc.batch = narrow  # what was mined may be long ago, and nodes give logs of few blocks
+            found.append(await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, mined, tip))
+            bot.wallet.rpc.batch = forgetful
+            found.append(await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, mined, tip))
             [log] = [one for one in mined.receipt["logs"] if one["topics"][0] == INCREASE.topic]
             log["data"] = log["data"][:-1] + ("1" if log["data"][-1] == "0" else "0")
-            return *found, await read_back(bot.rpc, bot.contract, bot.vault, mined, tip)
+            return *found, await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, mined, tip)
 
     [report] = world.run(tmp_path, world.order("first", WIDE))
     world.chain.mine(3)
@@ -545,7 +548,7 @@ def with_fuse(bot: Executor, at: int | None) -> list[str]:
 
     for name in ("accept", "sign", "mined", "finish"):
         setattr(bot.journal, name, around_(name, getattr(bot.journal, name)))
-    bot.rpc.batch = around_("batch", bot.rpc.batch)
+    bot.wallet.rpc.batch = around_("batch", bot.wallet.rpc.batch)
     return moments
 
 
@@ -846,11 +849,11 @@ def test_who_also_chooses_the_price_wins_no_more_than_the_bounds_say(world, tmp_
 def test_what_replaces_a_transaction_offers_an_eighth_more_within_the_limit_or_is_not_sent(world, tmp_path):
     async def work():
         async with world.bot(tmp_path, max_gas_wei=90 * 10**9) as bot:
-            tip = (await bot.tip())._replace(base_fee_wei=10**9)
+            tip = (await bot.wallet.tip())._replace(base_fee_wei=10**9)
             old = Attempt(0, "plan", "0x", "0x", 40 * 10**9, 8 * 10**9, 0, 0)
-            fees = [await bot._fees(tip, None), await bot._fees(tip, old)]
+            fees = [await bot.wallet.fees(tip, None), await bot.wallet.fees(tip, old)]
             with pytest.raises(ProtocolError) as error:
-                await bot._fees(tip, replace(old, max_fee_wei=80 * 10**9))
+                await bot.wallet.fees(tip, replace(old, max_fee_wei=80 * 10**9))
             return *fees, error.value.code
 
     first, second, code = asyncio.run(work())
@@ -863,7 +866,7 @@ def test_a_node_that_fails_at_times_delays_and_repeats_nothing(world, tmp_path, 
 
     async def work():
         async with world.bot(tmp_path, confirmations=1) as bot:
-            batch, asked = bot.rpc.batch, []
+            batch, asked = bot.wallet.rpc.batch, []
 
             async def unreliable(calls, **options):
                 answers = await batch(calls, **options)
@@ -872,7 +875,7 @@ def test_a_node_that_fails_at_times_delays_and_repeats_nothing(world, tmp_path, 
                     raise RpcError("no answer")
                 return answers
 
-            bot.rpc.batch = unreliable
+            bot.wallet.rpc.batch = unreliable
             await bot.journal.accept(order)
             task = asyncio.create_task(bot.follow(0.01))
             async with asyncio.timeout(SECONDS):
@@ -880,7 +883,7 @@ def test_a_node_that_fails_at_times_delays_and_repeats_nothing(world, tmp_path, 
                     await asyncio.sleep(0.05)
                     world.chain.mine()
                     if len(asked) > 60:
-                        bot.rpc.batch = batch
+                        bot.wallet.rpc.batch = batch
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -893,8 +896,8 @@ def test_a_node_that_fails_at_times_delays_and_repeats_nothing(world, tmp_path, 
 
 def test_a_node_that_stands_still_gives_way_to_the_next(world, tmp_path, caplog, monkeypatch):
     async def work():
-        async with world.bot(tmp_path) as bot, open_rpc([world.chain.url] * 2) as bot.rpc:
-            first, post = bot.rpc.endpoints[0], bot.rpc._post
+        async with world.bot(tmp_path) as bot, open_rpc([world.chain.url] * 2) as bot.wallet.rpc:
+            first, post = bot.wallet.rpc.endpoints[0], bot.wallet.rpc._post
             then = world.chain.height
 
             async def frozen(endpoint, calls, *arguments):
@@ -902,7 +905,7 @@ def test_a_node_that_stands_still_gives_way_to_the_next(world, tmp_path, caplog,
                 calls = [(method, [at if one == "latest" else one for one in given]) for method, given in calls]
                 return await post(endpoint, calls, *arguments)
 
-            bot.rpc._post = frozen
+            bot.wallet.rpc._post = frozen
             await bot.journal.accept(world.order("first", WIDE))
             task = asyncio.create_task(bot.follow(0.01))
             async with asyncio.timeout(SECONDS):
@@ -914,7 +917,7 @@ def test_a_node_that_stands_still_gives_way_to_the_next(world, tmp_path, caplog,
                 await task
             return report
 
-    monkeypatch.setattr(execution, "STILL_SECONDS", 1)
+    monkeypatch.setattr(wallet_module, "STILL_SECONDS", 1)
     report = asyncio.run(work())
     assert report.code == Code.EXECUTED and "a node is behind: its head is block" in caplog.text
 
@@ -927,8 +930,9 @@ def test_on_a_full_disk_nothing_is_sent_that_is_not_written_down_and_nothing_twi
             async def full(*arguments):
                 [(pages,)] = await db.execute_fetchall("PRAGMA page_count")
                 await db.execute(f"PRAGMA max_page_count = {pages}")
-                async with transaction(db):
-                    await db.execute("CREATE TABLE filler AS SELECT randomblob(1 << 20)")
+                await db.write(
+                    lambda connection: connection.execute("CREATE TABLE filler AS SELECT randomblob(1 << 20)")
+                )
                 await write(*arguments)
 
             setattr(bot.journal, step, full)
@@ -961,7 +965,7 @@ def test_whatever_one_answer_of_the_node_is_the_order_is_carried_out_once_or_ref
 
     async def work():
         async with world.bot(tmp_path) as bot:
-            batch, asked = bot.rpc.batch, []
+            batch, asked = bot.wallet.rpc.batch, []
 
             async def once_wrong(calls, **options):
                 answers = await batch(calls, **options)
@@ -971,7 +975,7 @@ def test_whatever_one_answer_of_the_node_is_the_order_is_carried_out_once_or_ref
                     answers[:] = [garbage] * len(answers)
                 return answers
 
-            bot.rpc.batch = once_wrong
+            bot.wallet.rpc.batch = once_wrong
             await bot.journal.accept(order)
             task = asyncio.create_task(bot.follow(0.01))
             async with asyncio.timeout(SECONDS):
@@ -994,7 +998,7 @@ def test_a_receipt_of_a_block_that_the_chain_does_not_have_counts_for_nothing(wo
 
     async def work():
         async with world.bot(tmp_path) as bot:
-            batch = bot.rpc.batch
+            batch = bot.wallet.rpc.batch
 
             async def elsewhere(calls, **options):
                 answers = await batch(calls, **options)
@@ -1006,11 +1010,11 @@ def test_a_receipt_of_a_block_that_the_chain_does_not_have_counts_for_nothing(wo
             await bot.journal.accept(order)
             await bot.step()
             world.chain.mine()
-            bot.rpc.batch = elsewhere
+            bot.wallet.rpc.batch = elsewhere
             with pytest.raises(abi_module.Malformed, match="0x1212"):
                 await bot.step()
             assert (await bot.journal.attempts("first"))[0].receipt is None
-            bot.rpc.batch = batch
+            bot.wallet.rpc.batch = batch
             return await world.carry_out(bot, order)
 
     order = world.order("first", WIDE)
@@ -1093,7 +1097,7 @@ def test_a_nonce_that_somebody_else_used_ends_the_order_and_is_said(world, tmp_p
             world.uniswap.send(world.uniswap.token0, "transfer(address,uint256)", world.vault, 1, sender=world.vault)
             world.chain.mine()
             assert await bot.step() and not world.pending()
-            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + execution.FOREIGN_SECONDS + 1)
+            world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + FOREIGN_SECONDS + 1)
             world.chain.mine()
             return await world.carry_out(bot, order)
 
@@ -1129,7 +1133,7 @@ def test_a_receipt_that_a_node_does_not_have_yet_makes_no_failure_of_what_was_do
 
     async def work():
         async with world.bot(tmp_path) as bot:
-            batch, looks = bot.rpc.batch, []
+            batch, looks = bot.wallet.rpc.batch, []
 
             async def partly(calls, **options):
                 answers = await batch(calls, **options)
@@ -1142,10 +1146,10 @@ def test_a_receipt_that_a_node_does_not_have_yet_makes_no_failure_of_what_was_do
             await bot.journal.accept(order)
             await bot.step()
             world.chain.mine()
-            late = 2 if behind == "a part of the node" else execution.FOREIGN_SECONDS + 2
+            late = 2 if behind == "a part of the node" else FOREIGN_SECONDS + 2
             world.chain.rpc("evm_setNextBlockTimestamp", order.deadline + late)
             world.chain.mine()
-            bot.rpc.batch = partly
+            bot.wallet.rpc.batch = partly
             return await world.carry_out(bot, order)
 
     order = world.order("first", WIDE)
@@ -1229,7 +1233,7 @@ def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monke
 
 
 def test_no_more_tokens_are_minted_than_can_be_read(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "MAX_VAULT_TOKENS", 1)
+    monkeypatch.setattr(drafting, "MAX_VAULT_TOKENS", 1)
     report = refused(world, tmp_path, world.order("first", WIDE, Position(-60, 60, 1000, 1000)))
     assert report.code == Code.TOO_MANY_POSITIONS and "may hold 1 position tokens" in report.detail
 
@@ -1243,7 +1247,7 @@ def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world
 
     world.run(tmp_path, world.order("first", WIDE))
     first = world.held()[0][0]
-    monkeypatch.setattr(execution, "read_vault", staked)
+    monkeypatch.setattr(drafting, "read_vault", staked)
     [report] = world.run(tmp_path, world.order("second"))
     assert report.code == Code.EXECUTION_REVERTED and f"tokens [{first}] are staked" in report.detail
     [report] = world.run(tmp_path, world.order("third", 0, Position(-600, 600, ETHER // 9, ETHER // 9)))
@@ -1425,7 +1429,7 @@ def test_all_is_looked_at_again_right_before_signing(world, tmp_path, happening,
 
     async def work():
         async with world.bot(tmp_path, max_gas_wei=20 * 10**9) as bot:
-            estimate = bot._estimate
+            estimate = bot.wallet.estimate
 
             async def meanwhile(to: str, data: str) -> int:
                 gas = await estimate(to, data)
@@ -1441,7 +1445,7 @@ def test_all_is_looked_at_again_right_before_signing(world, tmp_path, happening,
                 world.chain.mine()
                 return gas
 
-            bot._estimate = meanwhile
+            bot.wallet.estimate = meanwhile
             return await world.carry_out(bot, order)
 
     order, nonce = world.order("first", WIDE), world.nonce
@@ -1688,7 +1692,7 @@ def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, ca
 def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, capsys):
     status = words(world, tmp_path, "status")
     assert command(capsys, *status)[1].endswith("no orders yet\n") and not list((tmp_path / "bot").glob("*"))
-    (tmp_path / "bot" / executor_main.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
+    (tmp_path / "bot" / commands.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
     world.run(tmp_path, world.order("first", WIDE))
     code, shown, _ = command(capsys, *status)
     assert code == 0 and "first: executed, 1 minted" in shown and "average of 600 s 0" in shown
@@ -1699,9 +1703,9 @@ def test_pause_and_resume_are_commands(tmp_path, capsys):
     folder = str(tmp_path)
     code, _, said = command(capsys, "pause", "--dir", folder)  # nobody would look there
     assert code == 2 and "no executor bot" in said and not list(tmp_path.iterdir())
-    (tmp_path / executor_main.JOURNAL_FILE).touch()
-    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / executor_main.PAUSE_FILE).exists()
-    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / executor_main.PAUSE_FILE).exists()
+    (tmp_path / commands.JOURNAL_FILE).touch()
+    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / commands.PAUSE_FILE).exists()
+    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / commands.PAUSE_FILE).exists()
     code, _, said = command(capsys, "pause", "--dir", str(tmp_path / "gone"))
     assert code == 2 and "--dir" in said
 
@@ -1813,7 +1817,7 @@ def test_the_documentation_names_the_options_and_constants_as_they_are():
     text = " ".join(DOCUMENT.split())
     for value in (f"waits {door_module.ANSWER_SECONDS:g} seconds", f"{MAX_REVERTED} times at most", f"{MAX_OPEN} open"):
         assert value in text, value
-    assert f"at least {door_module.MIN_API_KEY_CHARS} characters" in text
+    assert f"at least {MIN_API_KEY_CHARS} characters" in text
     limits = Limits()
     ticks, gas = limits.average_ticks + limits.slippage_ticks, 4 * limits.hourly_transactions
     for value in (

@@ -1,0 +1,189 @@
+"""A vault's key and its side of the chain: the latest block, nonce, gas and allowances; signing and sending.
+
+    wallet = Wallet(rpc, contract, vault, account, max_gas_wei, folder / "executor.pause")
+    fees = await wallet.fees(await wallet.tip(), None)
+
+Read next: `execution.py`, which writes down what is signed before it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evm.abi import Function, header_call, integer, read_header
+from evm.pool import Contract
+from evm.rpc import Refusal, Rpc, RpcError
+from executor import plan
+from executor.journal import Attempt
+from executor.readback import Tip, one
+from markets.base import MarketError
+from protocol import Code, ProtocolError
+from runtime.process import UserError
+
+POLL_SECONDS = 1.0
+GAS_MARGIN_PERCENT = 25  # above the estimate
+APPROVE_SECONDS = 180
+STILL_SECONDS, BEHIND_BLOCKS = 120, 20  # a node whose head stands still, or is so far behind, is not asked
+UNLIMITED = 2**256 - 1
+
+ALLOWANCE = Function("allowance(address,address)", "uint256")
+APPROVE = Function("approve(address,uint256)", "bool")
+WETH9 = Function("WETH9()", "address")
+
+log = logging.getLogger("execution")
+
+
+class Later(Exception):
+    """Nothing is wrong with the order; look again at the next block."""
+
+
+class Fees(NamedTuple):
+    """What is offered for a unit of gas, in all and of it to whoever makes the block; wei."""
+
+    most: int
+    priority: int
+
+
+class Wallet:
+    """One vault's.
+
+    Args:
+        rpc: the chain.
+        contract: the pool, with its position manager.
+        vault: its address, in lower case.
+        account: with its key; None for a dry run.
+        max_gas_wei: the most that a unit of gas may cost, priority fee included.
+        pause_file: while it is there, nothing is sent.
+    """
+
+    def __init__(self, rpc: Rpc, contract: Contract, vault: str, account: Any, max_gas_wei: int, pause_file: Path):
+        self.rpc, self.contract, self.vault, self._account = rpc, contract, vault, account
+        self.max_gas_wei, self.pause_file = max_gas_wei, pause_file
+        self.tokens = contract.pair.token0.address.lower(), contract.pair.token1.address.lower()
+        self._native: str | None = None
+        self._head = 0, time.monotonic()  # the highest block seen, and when it came
+
+    @property
+    def paused(self) -> bool:
+        return self.pause_file.exists()
+
+    # -- what the chain says
+
+    async def ask(self, method: str, *parameters: Any, refusable: bool = False) -> Any:
+        """The answer to one call."""
+        [answer] = await self.rpc.batch([(method, list(parameters))], refusable=refusable)
+        return answer
+
+    async def tip(self) -> Tip:
+        """The latest block. Raises `RpcError` of a node that is behind: the next one is asked another time."""
+        [raw] = answers = await self.rpc.batch([header_call("latest")], usable=bool)
+        header, (seen, since) = read_header(raw), self._head
+        if header.number > seen:
+            self._head = header.number, time.monotonic()
+        elif header.number < seen - BEHIND_BLOCKS or time.monotonic() - since > STILL_SECONDS:
+            said = f"its head is block {header.number}, {seen} was seen {time.monotonic() - since:.0f} s ago"
+            self.rpc.distrust(answers.endpoints, said)
+            raise RpcError(f"a node is behind: {said}")
+        if "baseFeePerGas" not in raw:
+            raise MarketError(f"chain {self.contract.pair.chain_id} has no base fee (EIP-1559): it is not supported")
+        return Tip(header.number, header.time, header.hash, integer(raw["baseFeePerGas"]))
+
+    async def count(self) -> int:
+        """How many of the vault's transactions are in the chain: the next nonce."""
+        return integer(await self.ask("eth_getTransactionCount", self.vault, "latest"))
+
+    async def balance_wei(self) -> int:
+        """What there is to pay gas from."""
+        return integer(await self.ask("eth_getBalance", self.vault, "latest"))
+
+    async def native_token(self) -> str:
+        """The token that gas can be counted in: the manager's wrapped native one; asked once."""
+        if self._native is None:
+            [answer] = await self.rpc.batch([WETH9.call(self.contract.manager, (await self.tip()).hash)])
+            self._native = one(WETH9.read(answer)).lower()
+        return self._native
+
+    async def allowances(self, block_hash: str) -> list[int]:
+        """How much of each token the position manager may take from the vault."""
+        calls = [ALLOWANCE.call(token, block_hash, self.vault, self.contract.manager) for token in self.tokens]
+        return [one(ALLOWANCE.read(answer)) for answer in await self.rpc.batch(calls)]
+
+    async def simulate(self, calls: Sequence[bytes], tip: Tip) -> Sequence[bytes]:
+        """What the manager's calls would return in the state after a block. Raises `ProtocolError` if they fail."""
+        transaction = {"from": self.vault, "to": self.contract.manager, "data": plan.multicall(calls)}
+        answer = await self.ask("eth_call", transaction, {"blockHash": tip.hash, "requireCanonical": True})
+        found = plan.MULTICALL.read(answer)
+        if found is None:
+            raise ProtocolError(Code.EXECUTION_REVERTED, f"the contracts would refuse it: {answer}")
+        return found[0]
+
+    async def estimate(self, to: str, data: str) -> int:
+        """Gas to offer. Raises `Later` where it cannot be estimated."""
+        transaction = {"from": self.vault, "to": to, "data": data}
+        answer = await self.ask("eth_estimateGas", transaction, "latest", refusable=True)
+        if isinstance(answer, Refusal):
+            raise Later(f"gas cannot be estimated: {answer}")
+        return integer(answer) * (100 + GAS_MARGIN_PERCENT) // 100
+
+    async def fees(self, tip: Tip, over: Attempt | None) -> Fees:
+        """What to offer; an eighth more than what it shall replace, as nodes demand. Raises `ProtocolError`."""
+        answer = await self.ask("eth_maxPriorityFeePerGas", refusable=True)
+        priority = 0 if isinstance(answer, Refusal) else integer(answer)
+        most, least = 2 * tip.base_fee_wei + priority, tip.base_fee_wei
+        if over:
+            more, priority_more = (fee * 9 // 8 + 1 for fee in (over.max_fee_wei, over.priority_fee_wei))
+            most, priority, least = max(most, more), max(priority, priority_more), max(least, more, priority_more)
+        if least > self.max_gas_wei:
+            raise ProtocolError(Code.GAS_PRICE_LIMIT, f"gas would cost {most} wei, at most {self.max_gas_wei}")
+        return Fees(min(most, self.max_gas_wei), min(priority, self.max_gas_wei))
+
+    # -- sending
+
+    def sign(self, nonce: int, to: str, data: str, gas: int, fees: Fees) -> tuple[str, str]:
+        """A signed transaction and its hash."""
+        signed = self._account.sign_transaction(
+            {
+                "type": 2,
+                "chainId": self.contract.pair.chain_id,
+                "nonce": nonce,
+                "to": bytes.fromhex(to[2:]),
+                "value": 0,
+                "data": data,
+                "gas": gas,
+                "maxFeePerGas": fees.most,
+                "maxPriorityFeePerGas": fees.priority,
+            }
+        )
+        return f"0x{bytes(signed.raw_transaction).hex()}", f"0x{bytes(signed.hash).hex()}"
+
+    async def broadcast(self, attempt: Attempt) -> None:
+        """Whether it arrived is not asked here: the next look at the chain says."""
+        if self.paused:
+            log.warning("paused: %s is not sent", attempt.hash)
+            return
+        answer = await self.ask("eth_sendRawTransaction", attempt.raw, refusable=True)
+        if isinstance(answer, Refusal):
+            log.warning("%s: the node says %s", attempt.hash, answer)
+
+    async def approve(self, token: str) -> str:
+        """Let the position manager take all of a token; returns the transaction. Raises `UserError` if that fails."""
+        tip, data = await self.tip(), "0x" + plan.data_of(APPROVE, self.contract.manager, UNLIMITED).hex()
+        try:
+            gas, fees = await self.estimate(token, data), await self.fees(tip, None)
+        except (ProtocolError, Later) as error:
+            raise UserError(f"{token} cannot be approved: {error}") from None
+        raw, hash_ = self.sign(await self.count(), token, data, gas, fees)
+        log.info("sent as %s (%s)", hash_, await self.ask("eth_sendRawTransaction", raw, refusable=True))
+        until = time.monotonic() + APPROVE_SECONDS
+        while time.monotonic() < until:
+            if receipt := await self.ask("eth_getTransactionReceipt", hash_):
+                if receipt["status"] != "0x1":
+                    raise UserError(f"{token} cannot be approved: {hash_} was mined and did nothing")
+                return hash_
+            await asyncio.sleep(POLL_SECONDS)
+        raise UserError(f"{hash_} is not mined after {APPROVE_SECONDS} s; look whether it is, before you try again")
