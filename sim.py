@@ -1,4 +1,4 @@
-"""A bit-exact Uniswap V3 pool and Aerodrome's variant of it: the contracts' arithmetic and refusals, in integers.
+"""A bit-exact Uniswap V3 pool: the contract's arithmetic and refusals, in integers. This is the plain rule.
 
     pool = Pool(fee=500, tick_spacing=10)
     pool.initialize(79228162514264337593543950336)          # price 1
@@ -10,15 +10,18 @@ Not simulated: gas, the price oracle, tokens that charge for transfers, ticks' `
     python -m markets replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01   # five days of swaps
 
 Written from the formulas and judged by the real contracts' outputs (`tests/test_sim.py`); the contracts' source is GPL.
-Pure: standard library only, no clock, no I/O but in `main()`, floats only to guess what integers then prove.
-Read next: `recording.py` (what a chain recorded of a pool), `books.py` (what a position earns in that), `scoring.py`.
+Pure: standard library only, no clock, no I/O, floats only to guess what integers then prove.
+Read next: `liquidity/fast.py` (the same pool made fast, which all programs use), `liquidity/books.py` (what a position
+earns in it), `scoring.py`.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import lru_cache
 
@@ -109,12 +112,11 @@ def amounts_of(liquidity: int, sqrt_price_x96: int, lower_x96: int, upper_x96: i
 
     Source: v3-core SqrtPriceMath.getAmount0Delta, getAmount1Delta.
     """
-    price = min(max(sqrt_price_x96, lower_x96), upper_x96)
-    numerator0, denominator0 = (liquidity << 96) * (upper_x96 - price), upper_x96 * price
-    numerator1 = liquidity * (price - lower_x96)
+    price = lower_x96 if sqrt_price_x96 < lower_x96 else upper_x96 if sqrt_price_x96 > upper_x96 else sqrt_price_x96
+    numerator0, numerator1 = (liquidity << 96) * (upper_x96 - price), liquidity * (price - lower_x96)
     if round_up:
-        return -(-numerator0 // denominator0), -(-numerator1 >> 96)
-    return numerator0 // denominator0, numerator1 >> 96
+        return -(-numerator0 // (upper_x96 * price)), -(-numerator1 >> 96)
+    return numerator0 // (upper_x96 * price), numerator1 >> 96
 
 
 def liquidity_for(amount0: int, amount1: int, sqrt_price_x96: int, lower_x96: int, upper_x96: int) -> int:
@@ -135,53 +137,34 @@ def liquidity_for(amount0: int, amount1: int, sqrt_price_x96: int, lower_x96: in
 # The pool
 
 
+@dataclass(slots=True, eq=False)
 class Tick:
     """An initialised tick: where positions begin or end.
 
     Attributes:
+        index: the tick.
         liquidity_gross: liquidity of all positions that begin or end here; the tick exists while it is > 0.
         liquidity_net: what is added to the liquidity in range when the price crosses upwards.
         fee_growth_outside0_x128, fee_growth_outside1_x128: fee growth on the other side of the tick, seen from the
             price.
-        index, sqrt_ratio_x96: the tick and its price.
-        span_down, span_up: memo of a whole swap step that ends here; see `Pool._walk`.
     """
 
-    __slots__ = (
-        "fee_growth_outside0_x128",
-        "fee_growth_outside1_x128",
-        "index",
-        "liquidity_gross",
-        "liquidity_net",
-        "span_down",
-        "span_up",
-        "sqrt_ratio_x96",
-    )
-
-    def __init__(self, index: int):
-        self.index, self.sqrt_ratio_x96 = index, sqrt_ratio_at_tick(index)
-        self.liquidity_gross = self.liquidity_net = 0
-        self.fee_growth_outside0_x128 = self.fee_growth_outside1_x128 = 0
-        self.span_down = self.span_up = _NO_SPAN
+    index: int
+    liquidity_gross: int = 0
+    liquidity_net: int = 0
+    fee_growth_outside0_x128: int = 0
+    fee_growth_outside1_x128: int = 0
 
 
-_NO_SPAN = (0, 0, 0, None)
-
-
+@dataclass(slots=True, eq=False)
 class PositionState:
     """One position inside a pool, as the contract's `positions()` shows it."""
 
-    __slots__ = (
-        "fee_growth_inside0_last_x128",
-        "fee_growth_inside1_last_x128",
-        "liquidity",
-        "tokens_owed0",
-        "tokens_owed1",
-    )
-
-    def __init__(self):
-        self.liquidity = self.tokens_owed0 = self.tokens_owed1 = 0
-        self.fee_growth_inside0_last_x128 = self.fee_growth_inside1_last_x128 = 0
+    liquidity: int = 0
+    fee_growth_inside0_last_x128: int = 0
+    fee_growth_inside1_last_x128: int = 0
+    tokens_owed0: int = 0
+    tokens_owed1: int = 0
 
     def settle(self, inside0_x128: int, inside1_x128: int, earns: bool = True) -> None:
         """Move the fees earned since the last touch to what is owed; wraps at 2**128 as the contract does."""
@@ -204,85 +187,37 @@ class Pool:
         sqrt_price_x96, liquidity: price and liquidity in range.
         tick: the contract's `slot0.tick`; one below the price's own tick after a downward crossing that stopped there.
         fee_growth_global0_x128, fee_growth_global1_x128: fees per unit of liquidity since the start, modulo 2**256.
+        fee_protocol: (n0, n1): the protocol takes 1/n of each token's fees, 0 for nothing.
         protocol_fees: (token0, token1) that `collect_protocol` may take.
         ticks: initialised ticks by index.
+        positions: by (owner, tick_lower, tick_upper).
 
-    How it is fast: the *cell* is the open price interval in which no tick, and no end of a bitmap word, lies. A swap
-    that stays inside needs no search, and its tick is only computed when somebody asks (`_tick is None` until then).
-    Everything else walks in `_walk`, where whole steps from tick to tick are remembered.
-
-    Source: v3-core UniswapV3Pool and its libraries, `reference` notes on formulas; judged by traces of the bytecode.
+    Source: v3-core UniswapV3Pool and its libraries; judged by traces of the bytecode.
     """
 
-    # slots: a swap reads a dozen attributes; without them each read takes a fifth longer once a pool has been copied
-    __slots__ = (
-        "__dict__",
-        "_below",
-        "_epoch",
-        "_hi",
-        "_keep",
-        "_liquidity_x96",
-        "_lo",
-        "_lo_squared",
-        "_marks",
-        "_plain",
-        "_ratios",
-        "_tick",
-        "_word",
-        "_word_hi",
-        "_word_lo",
-        "fee",
-        "fee_growth_global0_x128",
-        "fee_growth_global1_x128",
-        "fee_protocol",
-        "legs",
-        "liquidity",
-        "max_liquidity_per_tick",
-        "positions",
-        "protocol_fees",
-        "sqrt_price_x96",
-        "tick_spacing",
-        "ticks",
-    )
     tick_class = Tick
-    _crosses = False  # whether `_cross` has anything to do
 
     def __init__(self, fee: int, tick_spacing: int):
         self.fee, self.tick_spacing = fee, tick_spacing
-        ticks_in_use = MAX_TICK // tick_spacing * 2 + 1
-        self.max_liquidity_per_tick = MASK_128 // ticks_in_use
-        self.sqrt_price_x96 = self.liquidity = 0
+        self.max_liquidity_per_tick = MASK_128 // (MAX_TICK // tick_spacing * 2 + 1)  # by the ticks in use
+        self.sqrt_price_x96 = self.tick = self.liquidity = 0
         self.fee_growth_global0_x128 = self.fee_growth_global1_x128 = 0
-        self.fee_protocol = (0, 0)
-        self.protocol_fees = (0, 0)
+        self.fee_protocol = self.protocol_fees = (0, 0)
         self.ticks: dict[int, Tick] = {}
         self.positions: dict[tuple, PositionState] = {}
         self.legs: list | None = None  # while not None, every leg is appended; see `record`
-        self._plain = True  # no legs to record, nobody to share fees with
-        self._keep = PIPS - fee
-        self._epoch = 0  # counts changes of fees: outdates remembered steps
-        self._tick: int | None = None
-        self._marks: list[Tick] = []  # initialised ticks in order,
-        self._ratios: list[int] = []  # and their prices
-        self._below = -1  # index in _marks of the highest one at or below the tick
-        self._liquidity_x96 = 0
-        self._word = 0  # first tick of the bitmap word that the tick lies in,
-        self._word_lo = self._word_hi = 0  # its price, and that of the word's last tick
-        self._lo = self._hi = self._lo_squared = 0  # the cell, both ends excluded
+        self._indices: list[int] = []  # of the initialised ticks, in order
 
     # -- reading
 
     @property
-    def tick(self) -> int:
-        if self._tick is None:
-            self._tick = tick_at_sqrt_ratio(self.sqrt_price_x96)
-        return self._tick
-
-    @property
     def spot(self) -> int:
         """The price, less one where the pool stands one below its price's tick: in a range where that tick is."""
-        below = self._tick is not None and sqrt_ratio_at_tick(self._tick + 1) <= self.sqrt_price_x96
-        return self.sqrt_price_x96 - below
+        return self.sqrt_price_x96 - (sqrt_ratio_at_tick(self.tick + 1) <= self.sqrt_price_x96)
+
+    def stands_at(self, tick: int) -> bool:
+        """Whether `tick` is the current tick."""
+        return tick == self.tick
 
     def position(self, owner, tick_lower: int, tick_upper: int) -> PositionState:
         """The position's state; all zero if there is none."""
@@ -293,13 +228,12 @@ class Pool:
 
         Source: v3-core Tick.getFeeGrowthInside.
         """
-        lower = self.ticks.get(tick_lower) or self.tick_class(tick_lower)
-        upper = self.ticks.get(tick_upper) or self.tick_class(tick_upper)
+        lower, upper = (self.ticks.get(index) or Tick(index) for index in (tick_lower, tick_upper))
         below0, below1 = lower.fee_growth_outside0_x128, lower.fee_growth_outside1_x128
         above0, above1 = upper.fee_growth_outside0_x128, upper.fee_growth_outside1_x128
-        if not self._at_or_below(lower):
+        if not self._at_or_above(tick_lower):
             inside0, inside1 = below0 - above0, below1 - above1
-        elif self._at_or_below(upper):
+        elif self._at_or_above(tick_upper):
             inside0, inside1 = above0 - below0, above1 - below1
         else:
             inside0 = self.fee_growth_global0_x128 - below0 - above0
@@ -307,18 +241,21 @@ class Pool:
         return inside0 & MASK_256, inside1 & MASK_256
 
     def record(self) -> list:
-        """From now on append every leg to the returned list; clear it as you read it. Legs are described at `Tape`."""
-        self.legs, self._plain = [], False
+        """From now on append every leg to the returned list; clear it as you read it.
+
+        A leg is a step of a swap, or what a flash paid, that took a fee: (zero_for_one, price before, price after,
+        liquidity, fee without the protocol's part, growth per unit of liquidity X128).
+        """
+        self.legs = []
         return self.legs
 
     def copy(self) -> Pool:
-        """An independent pool in the same state."""
+        """An independent pool in the same state, which records no legs."""
         twin = copy.copy(self)
-        twin._marks = [copy.copy(mark) for mark in self._marks]
-        twin.ticks = {mark.index: mark for mark in twin._marks}
-        twin._ratios = self._ratios.copy()
+        twin.ticks = {index: copy.copy(mark) for index, mark in self.ticks.items()}
+        twin._indices = self._indices.copy()
         twin.positions = {key: copy.copy(state) for key, state in self.positions.items()}
-        twin.legs, twin._plain = None, not self._shares_fees()
+        twin.legs = None
         return twin
 
     # -- the calls of the contract
@@ -327,9 +264,8 @@ class Pool:
         """Set the first price. Raises `AI` when there is one already, `R` outside the price range."""
         if self.sqrt_price_x96:
             raise PoolError("AI")
-        self._tick = tick_at_sqrt_ratio(sqrt_price_x96)
+        self.tick = tick_at_sqrt_ratio(sqrt_price_x96)
         self.sqrt_price_x96 = sqrt_price_x96
-        self._locate()
 
     def mint(self, owner, tick_lower: int, tick_upper: int, amount: int) -> tuple[int, int]:
         """Add `amount` of liquidity (1 to 2**127 - 1); returns the tokens paid in, rounded up.
@@ -349,9 +285,7 @@ class Pool:
         if tick_lower % self.tick_spacing or tick_upper % self.tick_spacing:
             raise PoolError
         key = (owner, tick_lower, tick_upper)
-        state = self.positions.get(key)
-        if state is None:
-            state = self.positions[key] = PositionState()
+        state = self.positions[key] = self.positions.get(key) or PositionState()
         amounts = self.change_liquidity(tick_lower, tick_upper, amount)
         state.settle(*self.fee_growth_inside(tick_lower, tick_upper), self._earns(owner))
         state.liquidity += amount
@@ -395,7 +329,7 @@ class Pool:
         return amount0, amount1
 
     def swap(self, zero_for_one: bool, amount_specified: int, sqrt_price_limit_x96: int) -> tuple[int, int]:
-        """Trade along the curve.
+        """Trade along the curve, step by step: from tick to tick and from word end to word end.
 
         Args:
             zero_for_one: token0 in and the price down, or the reverse.
@@ -409,79 +343,36 @@ class Pool:
             PoolError: `AS` for amount 0, `LOK` before `initialize`, `SPL` for a limit on the wrong side or out of
                 range.
 
-        The code here is the step that stays inside the cell: exact input, or input cut off by a limit inside the cell.
-        It finds the next price first. The contract asks "does the input reach the target?" with the amount to the
-        target rounded up; that is so if and only if the next price, rounded towards the start, is at or past the
-        target. And the input used up to that price, rounded up, is all of it: with `end = ceil(x/d)` less than one
-        unit is left over wherever `d <= price * end` (downwards) or `liquidity <= 2**96` (upwards).
+        Source: v3-core UniswapV3Pool.swap, SwapMath.computeSwapStep.
         """
-        price, liquidity, limit = self.sqrt_price_x96, self.liquidity, sqrt_price_limit_x96
-        if amount_specified > 0 and liquidity:
-            net = amount_specified * self._keep // PIPS
-            if zero_for_one:
-                product = net * price
-                denominator = self._liquidity_x96 + product
-                move = product * price // denominator
-                end = price - move
-                if end < limit:
-                    end, move = limit, price - limit
-                if self._lo < end < price and limit > MIN_SQRT_RATIO and denominator < Q256:
-                    if end == limit:
-                        net = -(-self._liquidity_x96 * move // (price * end))
-                        amount_specified = net - -net * self.fee // self._keep
-                    elif denominator > self._lo_squared:
-                        net = -(-self._liquidity_x96 * move // (price * end))
-                    if self._plain:
-                        growth = (amount_specified - net << 128) // liquidity
-                        self.fee_growth_global0_x128 = self.fee_growth_global0_x128 + growth & MASK_256
-                        self.sqrt_price_x96, self._tick = end, None
-                    else:
-                        self._advance(end, True, amount_specified - net)
-                    return amount_specified, -(liquidity * move >> 96)
+        limit = sqrt_price_limit_x96
+        self._check_swap(zero_for_one, amount_specified, limit)
+        exact_input, remaining, calculated = amount_specified > 0, amount_specified, 0
+        while remaining and self.sqrt_price_x96 != limit:
+            start, stop = self.sqrt_price_x96, self._next_stop(zero_for_one)
+            stop_x96 = sqrt_ratio_at_tick(stop)
+            end = max(stop_x96, limit) if zero_for_one else min(stop_x96, limit)
+            amount_in, amount_out, fee = self._whole_step(start, end, zero_for_one)
+            if remaining < amount_in if exact_input else -remaining < amount_out:
+                end, amount_in, amount_out, fee = self._last_step(start, remaining, zero_for_one)
+            if exact_input:
+                remaining -= amount_in
+                calculated -= amount_out
             else:
-                move = (net << 96) // liquidity
-                end = price + move
-                if end > limit:
-                    end, move = limit, limit - price
-                if price < end < self._hi and limit < MAX_SQRT_RATIO:
-                    if end == limit:
-                        net = -(-liquidity * move >> 96)
-                        amount_specified = net - -net * self.fee // self._keep
-                    elif liquidity > Q96:
-                        net = -(-liquidity * move >> 96)
-                    if self._plain:
-                        growth = (amount_specified - net << 128) // liquidity
-                        self.fee_growth_global1_x128 = self.fee_growth_global1_x128 + growth & MASK_256
-                        self.sqrt_price_x96, self._tick = end, None
-                    else:
-                        self._advance(end, False, amount_specified - net)
-                    return -(self._liquidity_x96 * move // (end * price)), amount_specified
-        elif amount_specified < 0 and liquidity:
-            # exact output: not enough for all there is to the cell's end or the limit, by the contract's own trial
-            liquidity_x96 = self._liquidity_x96
-            if zero_for_one:
-                stop = max(self._lo, limit)
-                if MIN_SQRT_RATIO < limit < price and -amount_specified < liquidity * (price - stop) >> 96:
-                    end = price + (amount_specified << 96) // liquidity
-                    if stop < end:
-                        net = -(liquidity_x96 * (end - price) // (price * end))
-                        fee = -(-net * self.fee // self._keep)
-                        self._advance(end, True, fee)
-                        return net + fee, amount_specified
-            else:
-                stop = min(self._hi, limit)
-                if (
-                    price < limit < MAX_SQRT_RATIO
-                    and price < stop
-                    and -amount_specified < liquidity_x96 * (stop - price) // (stop * price)
-                ):
-                    end = -(-liquidity_x96 * price // (liquidity_x96 + amount_specified * price))
-                    if end < stop:
-                        net = -(liquidity * (price - end) >> 96)
-                        fee = -(-net * self.fee // self._keep)
-                        self._advance(end, False, fee)
-                        return amount_specified, net + fee
-        return self._walk(zero_for_one, amount_specified, limit)
+                remaining += amount_out
+                calculated += amount_in
+            self._share_out(fee, zero_for_one, end)
+            self.sqrt_price_x96 = end
+            if end == stop_x96:
+                if mark := self.ticks.get(stop):
+                    self._flip(mark)
+                    self._crossed(mark, zero_for_one)
+                    self.liquidity += -mark.liquidity_net if zero_for_one else mark.liquidity_net
+                self.tick = stop - 1 if zero_for_one else stop
+            elif end != start:
+                self.tick = tick_at_sqrt_ratio(end)
+        used = amount_specified - remaining
+        return (used, calculated) if zero_for_one == exact_input else (calculated, used)
 
     def flash(self, amount0: int, amount1: int, tip0: int = 0, tip1: int = 0) -> tuple[int, int]:
         """Lend tokens for one call. The fee, and whatever comes back above it (`tip`), goes to the liquidity in range.
@@ -500,11 +391,10 @@ class Pool:
             raise PoolError("F0" if tip0 < 0 else "F1")
         paid0 = -(-amount0 * self.fee // PIPS) + tip0
         paid1 = -(-amount1 * self.fee // PIPS) + tip1
+        if self._split(paid0, True)[0] >= Q256 or self._split(paid1, False)[0] >= Q256:
+            raise PoolError
         for zero_for_one, paid in ((True, paid0), (False, paid1)):
-            if self._split(paid, zero_for_one)[0] >= Q256:
-                raise PoolError
-        for zero_for_one, paid in ((True, paid0), (False, paid1)):
-            self._advance(self.sqrt_price_x96, zero_for_one, paid)
+            self._share_out(paid, zero_for_one, self.sqrt_price_x96)
         return paid0, paid1
 
     def set_fee_protocol(self, fee_protocol0: int, fee_protocol1: int) -> None:
@@ -513,8 +403,6 @@ class Pool:
         if any(n and not 4 <= n <= 10 for n in (fee_protocol0, fee_protocol1)):
             raise PoolError
         self.fee_protocol = (fee_protocol0, fee_protocol1)
-        self._epoch += 1
-        self._plain = self.legs is None and not self._shares_fees()
 
     def collect_protocol(self, amount0_requested: int, amount1_requested: int) -> tuple[int, int]:
         """Pay out protocol fees; of all there is one unit stays behind, as the contract never clears the slot."""
@@ -527,38 +415,19 @@ class Pool:
 
     # -- beyond the contract: for replays
 
-    def stands_at(self, tick: int) -> bool:
-        """Whether `tick` is the current tick, without a logarithm."""
-        if self._tick is not None:
-            return tick == self._tick
-        low, high = _ratios_around(tick)
-        return low <= self.sqrt_price_x96 < high
-
     def jump(self, sqrt_price_x96: int, tick: int, liquidity: int) -> None:
         """Take a recorded state over without trading: nothing moves, no fees grow, ticks on the way are crossed."""
-        was = self._below
-        self.sqrt_price_x96, self._tick = sqrt_price_x96, tick
-        self.liquidity, self._liquidity_x96 = liquidity, liquidity << 96
-        self._below = bisect_right(self._ratios, sqrt_ratio_at_tick(tick)) - 1
-        for mark in self._marks[min(was, self._below) + 1 : max(was, self._below) + 1]:
-            mark.fee_growth_outside0_x128 = self.fee_growth_global0_x128 - mark.fee_growth_outside0_x128 & MASK_256
-            mark.fee_growth_outside1_x128 = self.fee_growth_global1_x128 - mark.fee_growth_outside1_x128 & MASK_256
-        self._locate()
+        for index, mark in self.ticks.items():
+            if self._at_or_above(index) != (index <= tick):
+                self._flip(mark)
+        self.sqrt_price_x96, self.tick, self.liquidity = sqrt_price_x96, tick, liquidity
 
-    def load_ticks(self, tick: int, liquidity: int, growth0: int, growth1: int, rows: list[tuple]) -> None:
-        """Take a recorded state over; rows are index, gross, net, fee growth outside of token0 and token1."""
-        self.fee_growth_global0_x128, self.fee_growth_global1_x128 = growth0, growth1
-        for index, gross, net, outside0, outside1 in sorted(rows):
-            mark = self.ticks[index] = self.tick_class(index)
-            mark.liquidity_gross, mark.liquidity_net = gross, net
-            mark.fee_growth_outside0_x128, mark.fee_growth_outside1_x128 = outside0, outside1
-        self._marks = [self.ticks[index] for index in sorted(self.ticks)]
-        self._ratios = [mark.sqrt_ratio_x96 for mark in self._marks]
-        self._tick, self.liquidity, self._liquidity_x96 = tick, liquidity, liquidity << 96
-        self._below = bisect_right(self._ratios, sqrt_ratio_at_tick(tick)) - 1
-        self._locate()
-
-    # -- inside
+    def load(self, tick: int, liquidity: int, growth0_x128: int, growth1_x128: int, ticks: Iterable[Tick]) -> None:
+        """Take a recorded state over: the current tick, the liquidity in range, both fee growths, and all ticks."""
+        self.tick, self.liquidity = tick, liquidity
+        self.fee_growth_global0_x128, self.fee_growth_global1_x128 = growth0_x128, growth1_x128
+        self.ticks = {mark.index: mark for mark in ticks}
+        self._indices = sorted(self.ticks)
 
     def change_liquidity(self, tick_lower: int, tick_upper: int, delta: int) -> tuple[int, int]:
         """Add liquidity to a range or take it out, whoever owns it: what mint and burn have in common.
@@ -579,32 +448,34 @@ class Pool:
         lower, upper = self.ticks.get(tick_lower), self.ticks.get(tick_upper)
         if delta < 0 and not (lower and upper and min(lower.liquidity_gross, upper.liquidity_gross) + delta >= 0):
             raise PoolError("LS")
-        lower = lower or self._add_mark(tick_lower)
-        upper = upper or self._add_mark(tick_upper)
+        lower = lower or self._add_tick(tick_lower)
+        upper = upper or self._add_tick(tick_upper)
         lower.liquidity_gross += delta
         lower.liquidity_net += delta
         upper.liquidity_gross += delta
         upper.liquidity_net -= delta
-        a, b, price = lower.sqrt_ratio_x96, upper.sqrt_ratio_x96, self.sqrt_price_x96
-        amount0 = amount1 = 0
-        if not self._at_or_below(lower):
-            amount0 = -((-delta << 96) * (b - a) // (b * a))
-        elif self._at_or_below(upper):
-            amount1 = -(-delta * (b - a) >> 96)
-        else:
-            amount0 = -((-delta << 96) * (b - price) // (b * price))
-            amount1 = -(-delta * (price - a) >> 96)
+        if self._at_or_above(tick_lower) and not self._at_or_above(tick_upper):
             self.liquidity += delta
-            self._liquidity_x96 = self.liquidity << 96
-        if delta < 0:
-            for mark in (lower, upper):
-                if not mark.liquidity_gross:
-                    self._remove_mark(mark)
-        return amount0, amount1
+        bounds = sqrt_ratio_at_tick(tick_lower), sqrt_ratio_at_tick(tick_upper)
+        amount0, amount1 = amounts_of(abs(delta), self.sqrt_price_x96, *bounds, round_up=delta > 0)
+        if delta > 0:
+            return amount0, amount1
+        for mark in (lower, upper):
+            if not mark.liquidity_gross:
+                self._remove_tick(mark)
+        return -amount0, -amount1
 
     def _unlocked(self) -> None:
         if not self.sqrt_price_x96:
             raise PoolError("LOK")
+
+    def _check_swap(self, zero_for_one: bool, amount_specified: int, limit: int) -> None:
+        if not amount_specified:
+            raise PoolError("AS")
+        if not (price := self.sqrt_price_x96):
+            raise PoolError("LOK")
+        if not (MIN_SQRT_RATIO < limit < price if zero_for_one else price < limit < MAX_SQRT_RATIO):
+            raise PoolError("SPL")
 
     def _check_ticks(self, tick_lower: int, tick_upper: int) -> None:
         if tick_lower >= tick_upper:
@@ -615,60 +486,60 @@ class Pool:
             raise PoolError("TUM")
 
     def _earns(self, owner) -> bool:
+        """Whether a position of this owner earns fees."""
         return True
 
-    def _at_or_below(self, mark: Tick) -> bool:
-        """Whether a tick is at or below the current one; by price, unless the pool stands one below that."""
-        return mark.sqrt_ratio_x96 <= self.sqrt_price_x96 if self._tick is None else mark.index <= self._tick
+    def _at_or_above(self, index: int) -> bool:
+        return index <= self.tick
 
-    def _add_mark(self, index: int) -> Tick:
+    def _add_tick(self, index: int) -> Tick:
         mark = self.ticks[index] = self.tick_class(index)
-        at = bisect_left(self._ratios, mark.sqrt_ratio_x96)
-        self._ratios.insert(at, mark.sqrt_ratio_x96)
-        self._marks.insert(at, mark)
-        if self._at_or_below(mark):  # by convention all growth so far happened below
+        insort(self._indices, index)
+        if self._at_or_above(index):  # by convention all growth so far happened below
             mark.fee_growth_outside0_x128 = self.fee_growth_global0_x128
             mark.fee_growth_outside1_x128 = self.fee_growth_global1_x128
-            self._below += 1
-        self._bound()
         return mark
 
-    def _remove_mark(self, mark: Tick) -> None:
-        at = bisect_left(self._ratios, mark.sqrt_ratio_x96)
-        del self.ticks[mark.index], self._ratios[at], self._marks[at]
-        if self._at_or_below(mark):
-            self._below -= 1
-        self._bound()
+    def _remove_tick(self, mark: Tick) -> None:
+        del self.ticks[mark.index], self._indices[bisect_left(self._indices, mark.index)]
 
-    def _locate(self) -> None:
-        """Find word and cell from the tick."""
-        self._enter(self.tick // self.tick_spacing // WORD_TICKS * WORD_TICKS * self.tick_spacing)
+    def _flip(self, mark: Tick) -> None:
+        """The price goes to the other side of a tick."""
+        mark.fee_growth_outside0_x128 = self.fee_growth_global0_x128 - mark.fee_growth_outside0_x128 & MASK_256
+        mark.fee_growth_outside1_x128 = self.fee_growth_global1_x128 - mark.fee_growth_outside1_x128 & MASK_256
 
-    def _enter(self, word: int) -> None:
-        """Move to the word that begins at a tick; set the cell."""
-        if word != self._word or not self._word_hi:
-            self._word, self._word_lo = word, _clamped_ratio(word)
-            self._word_hi = _clamped_ratio(word + (WORD_TICKS - 1) * self.tick_spacing)
-        self._bound()
+    def _crossed(self, mark: Tick, zero_for_one: bool) -> None:
+        """What else happens when a swap crosses a tick: nothing here."""
 
-    def _bound(self) -> None:
-        """Set the cell around the price: no tick and no end of a word inside, so that one step is all there can be.
+    def _next_stop(self, zero_for_one: bool) -> int:
+        """Where the next step ends: at the next initialised tick, but no further than its word of the bitmap reaches.
 
-        A step downwards ends at the first tick of the word, a step upwards at the last. Between the last tick of a word
-        and the first of the next lies a cell of its own, from which upward steps already look into the next word.
+        Source: v3-core TickBitmap.nextInitializedTickWithinOneWord.
         """
-        ratios, below, lo, hi = self._ratios, self._below, self._word_lo, self._word_hi
-        if self.sqrt_price_x96 >= hi:
-            lo, hi = hi, _clamped_ratio(self._word + WORD_TICKS * self.tick_spacing)
-        if below >= 0 and ratios[below] > lo:
-            lo = ratios[below]
-        if below + 1 < len(ratios) and ratios[below + 1] < hi:
-            hi = ratios[below + 1]
-        self._lo, self._hi, self._lo_squared = lo, hi, lo * lo
+        spacing, at = self.tick_spacing, bisect_right(self._indices, self.tick)
+        place = self.tick // spacing
+        if zero_for_one:
+            edge = max(place // WORD_TICKS * WORD_TICKS * spacing, MIN_TICK)
+            return max(edge, self._indices[at - 1]) if at else edge
+        edge = min(((place + 1) // WORD_TICKS * WORD_TICKS + WORD_TICKS - 1) * spacing, MAX_TICK)
+        return min(edge, self._indices[at]) if at < len(self._indices) else edge
 
-    def _shares_fees(self) -> bool:
-        """Whether anybody but the liquidity in range takes a part of the fees."""
-        return any(self.fee_protocol)
+    def _whole_step(self, start: int, stop: int, zero_for_one: bool) -> tuple[int, int, int]:
+        """What it takes to go from price to price: (in with the fee, out, fee)."""
+        net_in, amount_out = _step_amounts(self.liquidity, start, stop, zero_for_one)
+        fee = -(-net_in * self.fee // (PIPS - self.fee))
+        return net_in + fee, amount_out, fee
+
+    def _last_step(self, start: int, remaining: int, zero_for_one: bool) -> tuple[int, int, int, int]:
+        """The step in which the specified amount runs out: (price reached, in with the fee, out, fee)."""
+        liquidity = self.liquidity
+        if remaining > 0:
+            stop = _price_after_input(start, liquidity, remaining * (PIPS - self.fee) // PIPS, zero_for_one)
+            net_in, amount_out = _step_amounts(liquidity, start, stop, zero_for_one)
+            return stop, remaining, amount_out, remaining - net_in  # what the rounding leaves over is fee as well
+        stop = _price_after_output(start, liquidity, -remaining, zero_for_one)
+        amount_in, _, fee = self._whole_step(start, stop, zero_for_one)
+        return stop, amount_in, -remaining, fee
 
     def _split(self, fee: int, zero_for_one: bool) -> tuple[int, int, int]:
         """What becomes of a step's fee: (growth per unit of liquidity X128, the protocol's part, the leg's fee)."""
@@ -683,159 +554,19 @@ class Pool:
             (fees0 + protocol & MASK_128, fees1) if zero_for_one else (fees0, fees1 + protocol & MASK_128)
         )
 
-    def _advance(self, end_x96: int, zero_for_one: bool, fee: int) -> None:
-        """A step inside the cell, or without movement: share the fee out, move the price."""
+    def _share_out(self, fee: int, zero_for_one: bool, end_x96: int) -> None:
+        """Give everybody their part of a step's fee, and note the leg."""
+        if not fee:
+            return
         growth, protocol, leg_fee = self._split(fee, zero_for_one)
         if protocol:
             self._take(protocol, zero_for_one)
         if leg_fee and self.legs is not None:
-            self._record(zero_for_one, self.sqrt_price_x96, end_x96, leg_fee, growth)
+            self.legs.append((zero_for_one, self.sqrt_price_x96, end_x96, self.liquidity, leg_fee, growth))
         if zero_for_one:
             self.fee_growth_global0_x128 = self.fee_growth_global0_x128 + growth & MASK_256
         else:
             self.fee_growth_global1_x128 = self.fee_growth_global1_x128 + growth & MASK_256
-        if end_x96 != self.sqrt_price_x96:
-            self.sqrt_price_x96, self._tick = end_x96, None
-
-    def _record(self, zero_for_one: bool, start_x96: int, end_x96: int, leg_fee: int, growth: int) -> None:
-        self.legs.append((zero_for_one, start_x96, end_x96, self.liquidity, leg_fee, growth))
-
-    def _cross(self, mark: Tick, zero_for_one: bool) -> None:
-        """What else happens when a swap crosses a tick: nothing here."""
-
-    def _walk(self, zero_for_one: bool, amount_specified: int, limit: int) -> tuple[int, int]:
-        """A swap step by step, from tick to tick and word end to word end, as the contract goes.
-
-        A step from tick to tick always moves the same amounts while its start, liquidity and fees are the same. It is
-        kept on the tick that it ends at: (start, liquidity, epoch, what `_whole_step` says).
-        """
-        if not amount_specified:
-            raise PoolError("AS")
-        self._unlocked()
-        price = self.sqrt_price_x96
-        if not (MIN_SQRT_RATIO < limit < price if zero_for_one else price < limit < MAX_SQRT_RATIO):
-            raise PoolError("SPL")
-        exact_input, remaining, calculated, taken = amount_specified > 0, amount_specified, 0, 0
-        marks, ratios, below, epoch, liquidity = self._marks, self._ratios, self._below, self._epoch, self.liquidity
-        growth0, growth1, tick = self.fee_growth_global0_x128, self.fee_growth_global1_x128, self._tick
-        word_size, last_of_word = WORD_TICKS * self.tick_spacing, (WORD_TICKS - 1) * self.tick_spacing
-        # `edge`: where a step ends if no initialised tick comes first
-        edge, edge_x96 = (self._word, self._word_lo) if zero_for_one else (self._word + last_of_word, self._word_hi)
-        if price >= edge_x96 and not zero_for_one:
-            edge += word_size
-            edge_x96 = _clamped_ratio(edge)
-        recording, at_tick = self.legs is not None, False  # a first step from between the ticks will hardly come again
-
-        while remaining and price != limit:
-            mark, target, span = None, edge_x96, _NO_SPAN
-            if zero_for_one:
-                if below >= 0 and ratios[below] >= target:
-                    mark, target = marks[below], ratios[below]
-                    span = mark.span_down
-                stop = target if target > limit else limit
-            else:
-                if below + 1 < len(ratios) and ratios[below + 1] <= target:
-                    mark, target = marks[below + 1], ratios[below + 1]
-                    span = mark.span_up
-                stop = target if target < limit else limit
-
-            if span[0] == price and stop == target and span[1] == liquidity and span[2] == epoch:
-                step = span[3]
-            else:
-                step = self._whole_step(price, stop, zero_for_one)
-                if at_tick and mark and stop == target:
-                    if zero_for_one:
-                        mark.span_down = price, liquidity, epoch, step
-                    else:
-                        mark.span_up = price, liquidity, epoch, step
-            amount_in, amount_out, growth, protocol, leg_fee = step
-            if remaining < amount_in if exact_input else -remaining < amount_out:
-                stop, amount_in, amount_out, growth, protocol, leg_fee = self._last_step(price, remaining, zero_for_one)
-
-            if exact_input:
-                remaining -= amount_in
-                calculated -= amount_out
-            else:
-                remaining += amount_out
-                calculated += amount_in
-            taken += protocol
-            if zero_for_one:
-                growth0 += growth
-            else:
-                growth1 += growth
-            if recording and leg_fee:
-                self._record(zero_for_one, price, stop, leg_fee, growth)
-
-            if stop == target:
-                if mark:
-                    mark.fee_growth_outside0_x128 = growth0 - mark.fee_growth_outside0_x128 & MASK_256
-                    mark.fee_growth_outside1_x128 = growth1 - mark.fee_growth_outside1_x128 & MASK_256
-                    if self._crosses:
-                        self._cross(mark, zero_for_one)
-                    if zero_for_one:
-                        liquidity -= mark.liquidity_net
-                        below -= 1
-                    else:
-                        liquidity += mark.liquidity_net
-                        below += 1
-                    self.liquidity = liquidity
-                    tick = mark.index
-                else:
-                    tick = edge
-                if zero_for_one:
-                    tick -= 1
-                if target == edge_x96:
-                    edge += -word_size if zero_for_one else word_size
-                    edge_x96 = _clamped_ratio(edge)
-                at_tick = True
-            elif stop != price:
-                tick = None
-            price = stop
-
-        self.sqrt_price_x96, self._tick = price, tick
-        if zero_for_one:
-            self.fee_growth_global0_x128 = growth0 & MASK_256
-        else:
-            self.fee_growth_global1_x128 = growth1 & MASK_256
-        if not self._lo < price < self._hi:
-            self._below, self._liquidity_x96 = below, liquidity << 96
-            if not zero_for_one:
-                edge -= last_of_word
-                if price < _clamped_ratio(edge):
-                    edge -= word_size
-            self._enter(edge)
-        if taken:
-            self._take(taken, zero_for_one)
-        used = amount_specified - remaining
-        return (used, calculated) if zero_for_one == exact_input else (calculated, used)
-
-    def _whole_step(self, start: int, stop: int, zero_for_one: bool) -> tuple[int, int, int, int, int]:
-        """What it takes to go from price to price: (in with fee, out, growth, protocol's part, leg's fee)."""
-        net_in, amount_out = _step_amounts(self.liquidity, start, stop, zero_for_one)
-        fee = -(-net_in * self.fee // self._keep)
-        return net_in + fee, amount_out, *(self._split(fee, zero_for_one) if fee else (0, 0, 0))
-
-    def _last_step(self, start: int, remaining: int, zero_for_one: bool) -> tuple[int, int, int, int, int, int]:
-        """The step in which the specified amount runs out: (price reached, then as `_whole_step`)."""
-        liquidity = self.liquidity
-        if remaining > 0:
-            stop = _price_after_input(start, liquidity, remaining * self._keep // PIPS, zero_for_one)
-            net_in, amount_out = _step_amounts(liquidity, start, stop, zero_for_one)
-            fee = remaining - net_in  # what the rounding leaves over is fee as well
-        else:
-            stop = _price_after_output(start, liquidity, -remaining, zero_for_one)
-            net_in, amount_out = _step_amounts(liquidity, start, stop, zero_for_one)
-            fee, amount_out = -(-net_in * self.fee // self._keep), -remaining
-        return stop, net_in + fee, amount_out, *(self._split(fee, zero_for_one) if fee else (0, 0, 0))
-
-
-@lru_cache(maxsize=1 << 12)
-def _ratios_around(tick: int) -> tuple[int, int]:
-    return _clamped_ratio(tick), _clamped_ratio(tick + 1)
-
-
-def _clamped_ratio(tick: int) -> int:
-    return sqrt_ratio_at_tick(MIN_TICK if tick < MIN_TICK else MAX_TICK if tick > MAX_TICK else tick)
 
 
 def _step_amounts(liquidity: int, start: int, stop: int, zero_for_one: bool) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from liquidity.events import Event
+from liquidity.fast import FastPool
 from liquidity.replay import apply_event
 from markets.model import BLOCK_SECONDS, FEE, FIRST_BLOCK, FIRST_PRICE_X96, SPACING, ModelMarket
 from markets.recordings import Recording, RecordingError, read_recording
@@ -180,7 +181,7 @@ def measure_model(seed: int) -> dict[str, float]:
     """The first block, which fills the pool, is not measured."""
     blocks = DAYS * DAY // BLOCK_SECONDS
     market = ModelMarket(seed, VAULTS, head=FIRST_BLOCK + blocks)
-    pool = Pool(FEE, SPACING)
+    pool = FastPool(FEE, SPACING)
     pool.initialize(FIRST_PRICE_X96)
 
     def events(first: int, last: int) -> list[Event]:

@@ -20,8 +20,9 @@ from aiohttp import web
 
 from evm import abi
 from evm import pool as pool_module
+from liquidity.fast import FastPool
 from liquidity.replay import Snapshot
-from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, sqrt_ratio_at_tick
+from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, sqrt_ratio_at_tick
 
 POOL, TOKEN0, TOKEN1, SOMEBODY = (f"0x{n:040x}" for n in range(1, 5))
 FEE, SPACING, CHAIN_ID, BLOCK_SECONDS = 500, 10, 31337, 1
@@ -53,7 +54,7 @@ class Node:
     """
 
     def __init__(self, blocks: int, swaps: int, seed: int = 1):
-        self._rng, self.pool, self.head = Random(seed), Pool(FEE, SPACING), 0
+        self._rng, self.pool, self.head = Random(seed), FastPool(FEE, SPACING), 0
         self.pool.initialize(sqrt_ratio_at_tick(3))
         self.pool.mint("founder", -887_270, 887_270, 10**18)
         for _ in range(200):

@@ -8,7 +8,7 @@ replay does. Times are CPU time of this one process. Our passes and the contract
 machine does falls on both. Every pass must end in the stated state, else the exit code is 1.
 
 Workloads: `ALM_BENCH`, default `../shared/bench`. Recording: `ALM_RECORDINGS`, default `../shared/data`. The contract:
-see `bench/evm.py`. What is missing is left out, with the reason. Read next: `sim.py`, "How it is fast".
+see `bench/evm.py`. What is missing is left out, with the reason. Read next: `liquidity/fast.py`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before this f
 
 from bench import evm
 from liquidity.events import swap_call
+from liquidity.fast import FastPool
 from liquidity.replay import apply_event
 from markets.recordings import RecordingError, read_recording
-from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Pool
+from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = Path(os.environ.get("ALM_BENCH") or ROOT / "../shared/bench")
@@ -55,8 +56,8 @@ class Work:
         name: as printed.
         count: of swaps or events.
         target, target_ratio: wanted a second, and times the contract's speed.
-        open: from `Pool` or `RealPool`, a pool in the state before; not timed.
-        run, run_real: the work, on a `Pool` and on a `RealPool`.
+        open: from `FastPool` or `RealPool`, a pool in the state before; not timed.
+        run, run_real: the work, on a `FastPool` and on a `RealPool`.
         final: attribute name to value afterwards.
     """
 
@@ -104,7 +105,7 @@ def replay(name: str, target: int, target_ratio: None) -> Work:
             calls.append((event.kind, (numbers.setdefault(owner, len(numbers)), *arguments)))
 
     def open_pool(kind):
-        if kind is Pool:
+        if kind is FastPool:
             return recording.open_pool()
         pool = kind(recording.fee, recording.tick_spacing)
         pool.initialize(recording.sqrt_price_x96)
@@ -129,7 +130,7 @@ WORK = ((swaps, "real", 700_000, 40), (swaps, "cross", 130_000, 13), (replay, AR
 def timed(kind: type, work: Work) -> tuple[float, bool]:
     """One pass: CPU seconds, and whether it led where it must."""
     pool = work.open(kind)
-    run = work.run if kind is Pool else work.run_real
+    run = work.run if kind is FastPool else work.run_real
     start = time.process_time()
     run(pool)
     seconds = time.process_time() - start
@@ -161,10 +162,10 @@ def main(argv: list[str] | None = None) -> int:
         except (OSError, RecordingError) as error:
             print(f"{name}: left out, {error}")
             continue
-        kinds = [Pool] * PASSES_PER_ROUND + ([] if lacking else [evm.RealPool])
+        kinds = [FastPool] * PASSES_PER_ROUND + ([] if lacking else [evm.RealPool])
         passes = [(kind, *timed(kind, work)) for kind in kinds * rounds]
-        ours = [work.count / seconds for kind, seconds, _ in passes if kind is Pool]
-        theirs = [work.count / seconds for kind, seconds, _ in passes if kind is not Pool]
+        ours = [work.count / seconds for kind, seconds, _ in passes if kind is FastPool]
+        theirs = [work.count / seconds for kind, seconds, _ in passes if kind is not FastPool]
         wrong = sum(not right for *_, right in passes)
         failed = failed or wrong > 0
         line = f"{work.name:<9}{max(ours):>9,.0f}{median(ours):>10,.0f}{work.target:>10,}"

@@ -16,11 +16,11 @@ from liquidity.slipstream import SlipstreamPool
 from sim import PIPS, Pool, PoolError
 
 
-class _CopiedOnRead(list):
+class _CopiedOnRead(dict):
     """Ticks for a trial swap: whatever it looks at, and may cross, is a copy from then on."""
 
-    def __getitem__(self, at):
-        mark = self[at] = copy.copy(super().__getitem__(at))
+    def __getitem__(self, index):
+        mark = self[index] = copy.copy(super().__getitem__(index))
         return mark
 
 
@@ -86,7 +86,7 @@ def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] 
 def _try_swap(pool: Pool, *call, fee: int | None = None) -> tuple[Pool, tuple[int, int] | None]:
     """What a swap would make of the pool, and its amounts; None where it would be refused."""
     fork = copy.copy(pool)  # a swap changes numbers, and ticks: all else may be shared
-    fork.legs, fork._marks = None, _CopiedOnRead(pool._marks)
+    fork.legs, fork.ticks = None, _CopiedOnRead(pool.ticks)
     if fee is not None:
         fork.set_fees(fee, pool.unstaked_fee)
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from liquidity.calls import find_call
 from liquidity.events import Event, ReplayError, swap_call
+from liquidity.fast import FastPool
 from liquidity.slipstream import SlipstreamPool
 from protocol import LEFT_OUT, Amount, SqrtPrice, Word
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, PositionState
@@ -34,11 +35,10 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
         PoolError: the contract would have refused the call.
     """
     kind, args = event.kind, event.args
-    slipstream = isinstance(pool, SlipstreamPool)
     if kind == "swap":
-        how, amount0, amount1, sqrt_price_x96, liquidity, tick, *fees = args
-        if fees:
-            _set_fees(pool, event, *fees)
+        how, amount0, amount1, sqrt_price_x96, liquidity, tick = args[:6]
+        if len(args) > 6:
+            _set_fees(pool, event, *args[6:])
         if how == "?":
             pool.jump(sqrt_price_x96, tick, liquidity)
             return
@@ -58,7 +58,9 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
             raise ReplayError(event, "liquidity", liquidity, pool.liquidity)
         if not pool.stands_at(tick):
             raise ReplayError(event, "tick", tick, pool.tick)
-    elif kind == "mint" or kind == "burn":
+        return
+    slipstream = isinstance(pool, SlipstreamPool)
+    if kind == "mint" or kind == "burn":
         owner, tick_lower, tick_upper, amount, amount0, amount1 = args
         if accounts is None or (owner, tick_lower, tick_upper) in accounts:
             found = (pool.mint if kind == "mint" else pool.burn)(owner, tick_lower, tick_upper, amount)
@@ -272,19 +274,19 @@ class Snapshot:
     def open(self) -> Pool:
         """A pool in this state, which knows the vault's positions and no others."""
         known = self.slipstream
-        pool = Pool(self.fee, self.tick_spacing)
+        pool = FastPool(self.fee, self.tick_spacing)
         if known:
             pool = SlipstreamPool(self.fee, self.tick_spacing, known.unstaked_fee, known.manager, known.gauge)
         pool.initialize(self.sqrt_price_x96)
         if self.fee_protocol0 or self.fee_protocol1:
             pool.set_fee_protocol(self.fee_protocol0, self.fee_protocol1)
-        pool.load_ticks(
+        pool.load(
             self.tick,
             self.liquidity,
             self.fee_growth_global0_x128,
             self.fee_growth_global1_x128,
             [
-                (
+                pool.tick_class(
                     t.index,
                     t.liquidity_gross,
                     int(t.liquidity_net),

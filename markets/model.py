@@ -21,6 +21,7 @@ from random import Random
 
 from liquidity.events import Event
 from liquidity.executions import Execution, Order
+from liquidity.fast import FastPool
 from liquidity.rounds import plan
 from markets.base import MarketError
 from markets.memory import InMemoryMarket, Purse
@@ -31,7 +32,6 @@ from sim import (
     MAX_TICK,
     MIN_SQRT_RATIO,
     PIPS,
-    Pool,
     PoolError,
     liquidity_for,
     sqrt_ratio_at_tick,
@@ -89,7 +89,7 @@ class ModelMarket(InMemoryMarket):
     ):
         self._chance, self._vaults = Random(seed).random, dict(vaults or {})
         self._planned, self.executions = deque(sorted(executions, key=lambda plan: plan.block)), []
-        self._pool = Pool(FEE, SPACING)
+        self._pool = FastPool(FEE, SPACING)
         self._pool.initialize(FIRST_PRICE_X96)
         self._outside = float(FIRST_PRICE_X96)  # square root of the outside price, X96
         self._volatility = VOLATILITIES[2]

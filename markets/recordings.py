@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from liquidity.events import Event, ReplayError
+from liquidity.fast import FastPool
 from liquidity.replay import apply_event
 from sim import MAX_TICK, PIPS, Pool, PoolError
 
@@ -55,7 +56,7 @@ class Recording:
 
     def open_pool(self) -> Pool:
         """A pool in the state before the first event."""
-        pool = Pool(self.fee, self.tick_spacing)
+        pool = FastPool(self.fee, self.tick_spacing)
         pool.initialize(self.sqrt_price_x96)
         if any(self.fee_protocol):
             pool.set_fee_protocol(*self.fee_protocol)

@@ -1,4 +1,6 @@
-"""`sim.py` against everything that knows better: traces of the contracts' bytecode, a slow reference, exact arithmetic.
+"""The exact pool against everything that knows better: traces of the contracts' bytecode, a slow reference, arithmetic.
+
+What is said of a pool is held against both: `sim.Pool`, the plain rule, and `FastPool`, which the programs use.
 
 `tests/traces/` holds the traces and their README the format. `tests/test_evm.py` compares with the live contract.
 """
@@ -19,7 +21,8 @@ from random import Random
 import pytest
 from random_calls import magnitude, outcome, random_operation, random_range, random_terms
 
-import sim
+from liquidity import fast
+from liquidity.fast import FastPool
 from liquidity.slipstream import SlipstreamPool
 from sim import (
     BURN_ALL,
@@ -42,6 +45,16 @@ from sim import (
 )
 
 TRACES = sorted((Path(__file__).parent / "traces").glob("*.jsonl.gz"))
+
+
+class PlainSlipstreamPool(SlipstreamPool):
+    """Aerodrome's pool that swaps by the plain rule."""
+
+    swap = Pool.swap
+
+
+KINDS = [Pool, FastPool]
+both = pytest.mark.parametrize("kind", KINDS)
 FAR = {True: MIN_SQRT_RATIO + 1, False: MAX_SQRT_RATIO - 1}
 
 
@@ -56,8 +69,8 @@ def full_state(pool: Pool) -> dict:
     """Everything a pool holds, copied; the tick is worked out."""
     return fields(pool) | {
         "_tick": pool.tick,
-        "_ratios": list(pool._ratios),
-        "_marks": [mark.index for mark in pool._marks],
+        "_ratios": list(getattr(pool, "_ratios", ())),
+        "_indices": list(pool._indices),
         "ticks": {index: fields(mark) for index, mark in pool.ticks.items()},
         "positions": {key: fields(state) for key, state in pool.positions.items()},
         "legs": copy.copy(pool.legs),
@@ -88,11 +101,12 @@ CALLS = {  # an operation's arguments in the trace, in the order in which the me
 }
 
 
-def read_trace(path: Path) -> tuple[Pool, tuple[str, ...], list[dict]]:
-    """The pool at its first price, the names of the state's values, and the comparable operations."""
+def read_trace(path: Path, plain: bool = False) -> tuple[Pool, tuple[str, ...], list[dict]]:
+    """The pool (fast, or by the plain rule) at its first price, the names of its state, the comparable operations."""
     header, *lines = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
     slipstream = path.name.startswith("slipstream")
-    pool = (SlipstreamPool if slipstream else Pool)(header["fee"], header["tickSpacing"])
+    kinds = (PlainSlipstreamPool, Pool) if plain else (SlipstreamPool, FastPool)
+    pool = kinds[not slipstream](header["fee"], header["tickSpacing"])
     pool.initialize(header["sqrtPriceX96"])
     transfer_failed = next((n for n, line in enumerate(lines) if line.get("err") == "TF"), len(lines))
     lines = [line for line in lines[:transfer_failed] if line["op"] not in ("grow", "observe", "snapshot", "increase")]
@@ -146,9 +160,10 @@ def test_there_are_traces_of_both_contracts():
     assert {path.name.split("_")[0] for path in TRACES} == {"uniswap", "slipstream"}
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name.removesuffix(".jsonl.gz"))
-def test_a_trace_of_the_bytecode_replays_to_the_last_digit(path):
-    pool, keys, lines = read_trace(path)
+def test_a_trace_of_the_bytecode_replays_to_the_last_digit(path, plain):
+    pool, keys, lines = read_trace(path, plain)
     assert len(lines) > 300
     for line in lines:
         set_clock(pool, line)
@@ -172,8 +187,9 @@ def test_a_trace_of_the_bytecode_replays_to_the_last_digit(path):
 
 
 @pytest.mark.parametrize("path", TRACES[::3], ids=lambda path: path.name.removesuffix(".jsonl.gz"))
-def test_a_copy_goes_on_as_the_original_would_and_neither_touches_the_other(path):
-    pool, _, lines = read_trace(path)
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_copy_goes_on_as_the_original_would_and_neither_touches_the_other(path, plain):
+    pool, _, lines = read_trace(path, plain)
     for start in range(0, len(lines), 150):
         twin, before = pool.copy(), full_state(pool)
         assert full_state(twin) == before
@@ -344,12 +360,13 @@ def comparable(pool: Pool) -> tuple:
     return pool.sqrt_price_x96, pool.tick, pool.liquidity, *growth, *pool.protocol_fees, ticks
 
 
+@both
 @pytest.mark.parametrize("first", range(0, 1200, 100))
-def test_1200_random_markets_swap_as_the_slow_reference_does(first):
+def test_1200_random_markets_swap_as_the_slow_reference_does(first, kind):
     for seed in range(first, first + 100):
         rng = Random(seed)
         fee, spacing, price = random_terms(rng)
-        pool, reference = Pool(fee, spacing), Reference(fee, spacing, price)
+        pool, reference = kind(fee, spacing), Reference(fee, spacing, price)
         pool.initialize(price)
         for _ in range(20):
             name, arguments = random_operation(rng, pool, far=0.2)
@@ -367,14 +384,15 @@ def test_1200_random_markets_swap_as_the_slow_reference_does(first):
             assert comparable(pool) == reference.state(), (seed, name, arguments)
 
 
-def test_where_256_bits_overflow_the_coarser_form_of_the_next_price_rules():
+@both
+def test_where_256_bits_overflow_the_coarser_form_of_the_next_price_rules(kind):
     """Input that times the price reaches 2**256: the contract divides in another order, and so rounds otherwise."""
     differ = 0
     for seed in range(200):
         rng = Random(seed)
         tick, liquidity = rng.randint(700_000, 880_000), rng.randrange(1 << 116, 1 << 121)
         price = sqrt_ratio_at_tick(tick)
-        pool, reference = Pool(500, 16383), Reference(500, 16383, price)
+        pool, reference = kind(500, 16383), Reference(500, 16383, price)
         pool.initialize(price)
         pool.mint(0, -884_682, 884_682, liquidity)
         reference.change_liquidity(-884_682, 884_682, liquidity)
@@ -386,14 +404,15 @@ def test_where_256_bits_overflow_the_coarser_form_of_the_next_price_rules():
     assert differ > 50
 
 
-def test_the_end_of_a_word_is_a_step_of_its_own_even_without_a_tick():
+@both
+def test_the_end_of_a_word_is_a_step_of_its_own_even_without_a_tick(kind):
     """Two pools, one with ticks 256 spacings apart, differ from one long step by the rounding at the word's end.
 
     Derived by `compute_swap_step`: one step from price 1 to the limit, against two with a stop at tick -256 * 10.
     """
     limit = sqrt_ratio_at_tick(-4000)
     stop = sqrt_ratio_at_tick(-2560)  # going down from tick 0, spacing 10: words end at 0 and at -2560
-    pool = Pool(3000, 10)
+    pool = kind(3000, 10)
     pool.initialize(Q96)
     pool.mint(0, -10_000, 10_000, 123_456_789)
     one = compute_swap_step(Q96, limit, 123_456_789, 1 << 200, 3000)
@@ -404,8 +423,9 @@ def test_the_end_of_a_word_is_a_step_of_its_own_even_without_a_tick():
     assert pool.swap(True, 1 << 200, limit) == two
 
 
+@both
 @pytest.mark.parametrize("spacing", [1, 10])
-def test_swaps_too_small_to_move_the_price_still_move_the_tick_at_the_ends_of_words(spacing):
+def test_swaps_too_small_to_move_the_price_still_move_the_tick_at_the_ends_of_words(spacing, kind):
     """At a tick's own price a downward swap crosses it, even one unit that the fee swallows; so at a word's end."""
     everywhere, liquidity = (-4096 * spacing, 4096 * spacing), 10**15
     for word, place, arrives_down, beside, ranges, amount in product(
@@ -413,7 +433,7 @@ def test_swaps_too_small_to_move_the_price_still_move_the_tick_at_the_ends_of_wo
     ):
         stop = (word + place) * spacing
         limit, start = sqrt_ratio_at_tick(stop) + beside, sqrt_ratio_at_tick(stop + (3 if arrives_down else -3))
-        pool, reference = Pool(3000, spacing), Reference(3000, spacing, start)
+        pool, reference = kind(3000, spacing), Reference(3000, spacing, start)
         pool.initialize(start)
         for lower, upper in [everywhere, (stop, stop + 2 * spacing), (stop - spacing, stop)][: 1 + ranges]:
             pool.mint(0, lower, upper, liquidity)
@@ -424,9 +444,9 @@ def test_swaps_too_small_to_move_the_price_still_move_the_tick_at_the_ends_of_wo
             assert comparable(pool) == reference.state(), (stop, arguments)
 
 
-def forget(pool: Pool) -> None:
-    for mark in pool._marks:
-        mark.span_down = mark.span_up = sim._NO_SPAN
+def forget(pool: FastPool) -> None:
+    for mark in pool.ticks.values():
+        mark.span_down = mark.span_up = fast._NO_SPAN
 
 
 @pytest.mark.parametrize("slipstream", [False, True])
@@ -443,7 +463,7 @@ def test_remembered_steps_never_outlive_what_they_depend_on(slipstream, monkeypa
     spared = 0
     for seed in range(40):
         rng = Random(seed)
-        pools = [SlipstreamPool(500, 10, 100_000) if slipstream else Pool(500, 10) for _ in range(2)]
+        pools = [SlipstreamPool(500, 10, 100_000) if slipstream else FastPool(500, 10) for _ in range(2)]
         ranges = [sorted(rng.sample(range(-100, 101, 10), 2)) for _ in range(8)]
         stops = [sqrt_ratio_at_tick(tick) for pair in ranges for tick in pair]
         for pool in pools:
@@ -474,11 +494,12 @@ def test_remembered_steps_never_outlive_what_they_depend_on(slipstream, monkeypa
     assert spared > 500
 
 
-def test_a_pool_that_records_its_legs_does_what_one_that_does_not_does_and_the_legs_add_up():
+@both
+def test_a_pool_that_records_its_legs_does_what_one_that_does_not_does_and_the_legs_add_up(kind):
     for seed in range(60):
         rng = Random(seed)
         fee, spacing, price = random_terms(rng)
-        plain, recording = Pool(fee, spacing), Pool(fee, spacing)
+        plain, recording = FastPool(fee, spacing), kind(fee, spacing)
         legs = recording.record()
         for pool in (plain, recording):
             pool.initialize(price)
@@ -503,13 +524,14 @@ def test_a_pool_that_records_its_legs_does_what_one_that_does_not_does_and_the_l
 # Refusals
 
 
-def pool_at_one(fee: int = 3000, spacing: int = 60) -> Pool:
-    pool = Pool(fee, spacing)
+def pool_at_one(kind: type[Pool] = FastPool, fee: int = 3000, spacing: int = 60) -> Pool:
+    pool = kind(fee, spacing)
     pool.initialize(Q96)
     pool.mint("me", -600, 600, 10**18)
     return pool
 
 
+@both
 @pytest.mark.parametrize(
     ("reason", "name", "arguments"),
     [
@@ -546,8 +568,8 @@ def pool_at_one(fee: int = 3000, spacing: int = 60) -> Pool:
         ("", "flash", (0, 0, 0, 10**18 << 128)),
     ],
 )
-def test_a_refused_call_says_why_in_the_contracts_words_and_changes_nothing(reason, name, arguments):
-    pool = pool_at_one()
+def test_a_refused_call_says_why_in_the_contracts_words_and_changes_nothing(reason, name, arguments, kind):
+    pool = pool_at_one(kind)
     before = full_state(pool)
     with pytest.raises(PoolError) as refusal:
         getattr(pool, name)(*arguments)
@@ -562,6 +584,7 @@ def test_a_position_that_does_not_exist_is_all_zero_and_asking_makes_none():
     assert list(pool.positions) == [("me", -600, 600)]
 
 
+@both
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -574,8 +597,8 @@ def test_a_position_that_does_not_exist_is_all_zero_and_asking_makes_none():
         ("collect_protocol", (1, 1)),
     ],
 )
-def test_before_it_has_a_price_a_pool_is_locked(name, arguments):
-    assert outcome(Pool(500, 10), name, arguments) == ("refused", "LOK")
+def test_before_it_has_a_price_a_pool_is_locked(name, arguments, kind):
+    assert outcome(kind(500, 10), name, arguments) == ("refused", "LOK")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -690,11 +713,12 @@ def test_liquidity_for_never_asks_for_more_than_was_given_and_leaves_little():
         assert not product_is_fine or more0 > given0 or more1 > given1
 
 
-def test_mint_and_burn_agree_with_amounts_of_and_a_mint_never_pays_less_than_its_burn_gives():
+@both
+def test_mint_and_burn_agree_with_amounts_of_and_a_mint_never_pays_less_than_its_burn_gives(kind):
     for seed in range(300):
         rng = Random(seed)
         fee, spacing, price = random_terms(rng)
-        pool = Pool(fee, spacing)
+        pool = kind(fee, spacing)
         pool.initialize(price)
         for _ in range(4):
             lower, upper = random_range(rng, pool)
@@ -734,12 +758,13 @@ def play(pool: Pool, held: list[int], name: str, arguments: tuple) -> None:
             held[token] += -amount if name.startswith("collect") else amount
 
 
-def test_whatever_happens_the_pool_can_pay_what_it_owes():
+@both
+def test_whatever_happens_the_pool_can_pay_what_it_owes(kind):
     """Over swaps, flashes, wrapped fee growth and changing protocol fees, in 150 markets of every kind."""
     for seed in range(150):
         rng = Random(seed)
         fee, spacing, price = random_terms(rng)
-        pool, held = Pool(fee, spacing), [0, 0]
+        pool, held = kind(fee, spacing), [0, 0]
         pool.initialize(price)
         for _ in range(40):
             name, arguments = random_operation(rng, pool, far=0.2)
@@ -748,12 +773,13 @@ def test_whatever_happens_the_pool_can_pay_what_it_owes():
             assert owed[0] <= held[0] and owed[1] <= held[1], (seed, name, arguments)
 
 
-def test_in_an_ordinary_market_the_pool_keeps_but_dust():
+@both
+def test_in_an_ordinary_market_the_pool_keeps_but_dust(kind):
     """At most a few units a call stay behind: every rounding is by less than one unit, in the pool's favour."""
     calls = 200
     for seed in range(20):
         rng = Random(seed)
-        pool, held, owners = Pool(3000, 60), [0, 0], range(3)
+        pool, held, owners = kind(3000, 60), [0, 0], range(3)
         pool.initialize(Q96)
         play(pool, held, "mint", (0, -60_000, 60_000, 10**18))
         for _ in range(calls):
@@ -769,9 +795,10 @@ def test_in_an_ordinary_market_the_pool_keeps_but_dust():
         assert all(0 <= kept - due < 5 * calls for kept, due in zip(held, owed, strict=True)), seed
 
 
-def test_fee_growth_and_owed_tokens_wrap_around_as_in_the_contract():
+@both
+def test_fee_growth_and_owed_tokens_wrap_around_as_in_the_contract(kind):
     """With one unit of liquidity a tip of t grows the fees by t * 2**128: the sums below pass 2**256 and 2**128."""
-    pool, me = Pool(0, 60), ("me", -60, 60)
+    pool, me = kind(0, 60), ("me", -60, 60)
     pool.initialize(Q96)
     pool.mint(*me, 1)
     pool.flash(0, 0, MASK_128, 0)
@@ -783,11 +810,12 @@ def test_fee_growth_and_owed_tokens_wrap_around_as_in_the_contract():
     assert pool.position(*me).tokens_owed0 == 6  # 2**128 - 1 + 7: what wraps is lost, as in the contract
 
 
-def test_a_jump_takes_a_state_over_and_moves_no_fees():
+@both
+def test_a_jump_takes_a_state_over_and_moves_no_fees(kind):
     """Ranges earn nothing by it, wherever it lands: also one below a tick's own price, after a crossing downwards."""
     for seed in range(100):
         rng = Random(seed)
-        pool = Pool(500, 10)
+        pool = kind(500, 10)
         pool.initialize(Q96)
         for owner in range(6):
             lower, upper = sorted(rng.sample(range(-400, 401, 10), 2))
@@ -815,11 +843,12 @@ def test_a_jump_takes_a_state_over_and_moves_no_fees():
                 assert ways[0] == ways[1], seed
 
 
-def test_stands_at_is_the_tick_without_asking_for_it():
+@both
+def test_stands_at_is_the_tick_without_asking_for_it(kind):
     for seed in range(60):
         rng = Random(seed)
         fee, spacing, price = random_terms(rng)
-        pool = Pool(fee, spacing)
+        pool = kind(fee, spacing)
         pool.initialize(price)
         for _ in range(20):
             outcome(pool, *random_operation(rng, pool, far=0.2))
@@ -827,20 +856,21 @@ def test_stands_at_is_the_tick_without_asking_for_it():
             assert [pool.stands_at(tick + off) for off in (-1, 0, 1)] == [False, True, False]
 
 
-def test_a_pool_loaded_from_its_ticks_goes_on_as_the_pool_they_are_from():
+@both
+def test_a_pool_loaded_from_its_ticks_goes_on_as_the_pool_they_are_from(kind):
     for seed in range(80):
         rng = Random(seed)
         fee, spacing, price = random_terms(rng)
-        pool = Pool(fee, spacing)
+        pool = kind(fee, spacing)
         pool.initialize(price)
         for _ in range(15):
             outcome(pool, *random_operation(rng, pool, far=0.2))
-        loaded = Pool(fee, spacing)
+        loaded = kind(fee, spacing)
         loaded.initialize(pool.sqrt_price_x96)
         loaded.set_fee_protocol(*pool.fee_protocol)
         growth = pool.fee_growth_global0_x128, pool.fee_growth_global1_x128
-        rows = [(index, *state) for index, state in comparable(pool)[-1].items()]
-        loaded.load_ticks(pool.tick, pool.liquidity, *growth, rng.sample(rows, len(rows)))
+        rows = [loaded.tick_class(index, *state) for index, state in comparable(pool)[-1].items()]
+        loaded.load(pool.tick, pool.liquidity, *growth, rng.sample(rows, len(rows)))
         loaded.protocol_fees = pool.protocol_fees
         assert comparable(loaded) == comparable(pool)
         for _ in range(15):
@@ -852,11 +882,12 @@ def test_a_pool_loaded_from_its_ticks_goes_on_as_the_pool_they_are_from():
                 break
 
 
-def test_the_spot_price_is_in_a_range_where_the_tick_is():
+@both
+def test_the_spot_price_is_in_a_range_where_the_tick_is(kind):
     below = 0
     for seed in range(300):
         rng = Random(seed)
-        pool = Pool(500, 10)
+        pool = kind(500, 10)
         pool.initialize(Q96)
         pool.mint(0, -400, 400, 10**18)
         pool.mint(0, -20, 30, 10**18)
@@ -874,11 +905,12 @@ def test_the_spot_price_is_in_a_range_where_the_tick_is():
 # Aerodrome's variant (its digits are in the traces)
 
 
-def test_with_nothing_staked_and_no_cut_slipstream_is_a_uniswap_pool():
+@both
+def test_with_nothing_staked_and_no_cut_slipstream_is_a_uniswap_pool(kind):
     for seed in range(150):
         rng = Random(seed)
         fee, spacing, price = random_terms(rng)
-        pools = Pool(fee, spacing), SlipstreamPool(fee, spacing, nft="nft", gauge="gauge")
+        pools = kind(fee, spacing), SlipstreamPool(fee, spacing, nft="nft", gauge="gauge")
         for pool in pools:
             pool.initialize(price)
         for _ in range(20):
