@@ -549,10 +549,9 @@ class Pool:
 
     def _take(self, protocol: int, zero_for_one: bool) -> None:
         """Put the protocol's part of the fees aside."""
-        fees0, fees1 = self.protocol_fees
-        self.protocol_fees = (
-            (fees0 + protocol & MASK_128, fees1) if zero_for_one else (fees0, fees1 + protocol & MASK_128)
-        )
+        fees = list(self.protocol_fees)
+        fees[not zero_for_one] = fees[not zero_for_one] + protocol & MASK_128
+        self.protocol_fees = tuple(fees)
 
     def _share_out(self, fee: int, zero_for_one: bool, end_x96: int) -> None:
         """Give everybody their part of a step's fee, and note the leg."""

@@ -30,7 +30,7 @@ from sim import (
     tick_at_sqrt_ratio,
 )
 
-_NO_SPAN, _NOTHING = (0, 0, 0, None), (0, 0, 0)
+_NO_SPAN = (0, 0, 0, None)
 
 
 @dataclass(slots=True, eq=False)
@@ -310,7 +310,7 @@ class FastPool(Pool):
                 step = span[3]
             else:
                 amount_in, amount_out, fee = self._whole_step(price, stop, zero_for_one)
-                step = amount_in, amount_out, *(self._split(fee, zero_for_one) if fee else _NOTHING)
+                step = amount_in, amount_out, *(self._split(fee, zero_for_one) if fee else (0, 0, 0))
                 if at_tick and mark and stop == target:
                     if zero_for_one:
                         mark.span_down = price, liquidity, epoch, step
@@ -319,7 +319,7 @@ class FastPool(Pool):
             amount_in, amount_out, growth, protocol, leg_fee = step
             if remaining < amount_in if exact_input else -remaining < amount_out:
                 stop, amount_in, amount_out, fee = self._last_step(price, remaining, zero_for_one)
-                growth, protocol, leg_fee = self._split(fee, zero_for_one) if fee else _NOTHING
+                growth, protocol, leg_fee = self._split(fee, zero_for_one) if fee else (0, 0, 0)
 
             if exact_input:
                 remaining -= amount_in
