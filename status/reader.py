@@ -83,12 +83,20 @@ class Reader(Store):
         return {row["key"]: row["value"] for row in await self._rows("SELECT * FROM meta")}
 
     async def pair(self) -> dict[str, Any] | None:
-        """The pool's tokens and fee, as the newest query that is kept shows them; None before the first."""
+        """The pool's tokens and fee, as the newest query that is kept shows them; None before the first.
+
+        A query that is of no pool says nothing of it: then the newest rounds' are looked through.
+        """
         query = await self._value("SELECT query FROM predictions WHERE length(query) ORDER BY rowid DESC LIMIT 1")
         if not query:
             return None
-        shown = json.loads(zlib.decompress(query))
-        return {name: shown[name] for name in ("chain_id", "pair_address", "token0", "token1", "fee", "tick_spacing")}
+        if pair := _pair(query):
+            return pair
+        for row in (await self.rounds())["rounds"]:
+            sql = "SELECT query FROM predictions WHERE round_id = ? AND length(query) LIMIT 1"
+            if (query := await self._value(sql, row["round_id"])) and (pair := _pair(query)):
+                return pair
+        return None
 
     async def jobs_now(self) -> list[dict[str, Any]]:
         """Every job with its settings, its newest finished rounds and those that run."""
@@ -204,7 +212,7 @@ class Reader(Store):
         )
         return {
             "rules_version": row.pop("rules_version"),
-            "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps")},
+            "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps", None)},
             "pruned": await self._value("SELECT before FROM pruned WHERE round_id = ?", round_id),
             "asks": [dict(ask) | {"response_seconds": f"{ask['response_seconds']:.6f}"} for ask in asks],
             "executions": [dict(item) | {"execution": json.loads(item["execution"])} for item in executions],
@@ -254,7 +262,7 @@ class Reader(Store):
                 | {
                     "rank": found["rank"] if found else None,
                     "line": json.loads(found["line"]) if found else None,
-                    "excess": _excess(found["score"], summary["keep"]["score"]) if found else None,
+                    "excess": _excess(found["score"], summary.get("keep")) if found else None,
                     "asks": asks.get(row["round_id"], []),
                 }
                 | {name: summary.get(name) for name in BASELINES}
@@ -336,9 +344,19 @@ class Replayable:
     asks: Sequence[Mapping[str, Any]]
 
 
-def _excess(score: str, keep: str) -> str:
+def _pair(query: bytes) -> dict[str, Any] | None:
+    """The pool that a query is of, None if it is of none."""
+    shown = json.loads(zlib.decompress(query))
+    names = ("chain_id", "pair_address", "token0", "token1", "fee", "tick_spacing")
+    return {name: shown[name] for name in names} if all(name in shown for name in names) else None
+
+
+def _excess(score: str, keep: Mapping[str, Any] | None) -> str | None:
+    """How far above *keep* a score is, None where there was no such baseline."""
+    if not keep:
+        return None
     with localcontext(scoring.CONTEXT):
-        return str(Decimal(score) - Decimal(keep))
+        return str(Decimal(score) - Decimal(keep["score"]))
 
 
 def quoted(text: str) -> str:
