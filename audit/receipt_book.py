@@ -21,13 +21,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import aiosqlite
-
 from audit.issuer import PAGE_BYTES, PAGE_RECEIPTS
 from audit.receipts import MAX_PAGE_BYTES, read
 from audit.shape import check_shape
 from protocol import MAX_QUERY_BYTES, Code, ProtocolError
-from runtime.db import connect, transaction
+from runtime.db import Database, connect
 from wire.codec import canonical, digest, parse_json
 from wire.server import Handler
 
@@ -62,7 +60,7 @@ log = logging.getLogger("receipt_book")
 class ReceiptBook:
     """A miner's own file: the answers that it gave, and the receipts that validators signed."""
 
-    def __init__(self, db: aiosqlite.Connection, hotkey: str):
+    def __init__(self, db: Database, hotkey: str):
         """Use `ReceiptBook.open`."""
         self.hotkey = hotkey
         self._db = db
@@ -75,11 +73,8 @@ class ReceiptBook:
         """Open the file, made if missing, of the miner `hotkey`. Raises `StoreError`."""
         async with connect(path, SCHEMA) as db:
             book = cls(db, hotkey)
-            for sql in (
-                "SELECT validator, sum(length(statement)) FROM receipts GROUP BY validator",
-                f"SELECT validator, count(*) * {NOTE_BYTES} FROM answers GROUP BY validator",
-            ):
-                book._bytes.update(dict(await db.execute_fetchall(sql)))
+            for size, table in (("sum(length(statement))", "receipts"), (f"count(*) * {NOTE_BYTES}", "answers")):
+                book._bytes.update(dict(await db.rows(f"SELECT validator, {size} FROM {table} GROUP BY validator")))
             writing = asyncio.create_task(book._write_notes())
             try:
                 yield book
@@ -112,8 +107,8 @@ class ReceiptBook:
         notes, self._notes = self._notes, []
         try:
             if notes:
-                async with transaction(self._db):
-                    await self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", notes)
+                sql = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)"
+                await self._db.write(lambda connection: connection.executemany(sql, notes))
         except sqlite3.Error as error:
             log.warning("%d answers could not be noted: %s", len(notes), error)
 
@@ -147,23 +142,28 @@ class ReceiptBook:
         if self._bytes[validator] + size > MAX_VALIDATOR_BYTES:  # none is dropped for another: it might be the proof
             limit = f"{MAX_VALIDATOR_BYTES} bytes are kept of one validator"
             raise ProtocolError(Code.RECEIPTS_FULL, f"{limit}; the miner's owner can move the file away")
-        new = 0
-        async with transaction(self._db):
-            for row in rows:
-                added = await self._db.execute("INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?, ?)", row)
-                new += added.rowcount
-                self._bytes[validator] += added.rowcount * len(row[4])
-        return new
+        self._bytes[validator] += size  # before the write, in which others may come
+
+        def work(connection: sqlite3.Connection) -> list[tuple]:
+            sql = "INSERT OR IGNORE INTO receipts VALUES (?, ?, ?, ?, ?, ?)"
+            return [row for row in rows if connection.execute(sql, row).rowcount]
+
+        new: list[tuple] = []
+        try:
+            new = await self._db.write(work)
+        finally:
+            self._bytes[validator] -= size - sum(len(row[4]) for row in new)
+        return len(new)
 
     async def held(self, validator: str) -> set[str]:
         """Ids of the rounds for which there is a receipt of this validator."""
-        sql = "SELECT round_id FROM receipts WHERE validator = ?"
-        return {row["round_id"] for row in await self._db.execute_fetchall(sql, (validator,))}
+        rows = await self._db.rows("SELECT round_id FROM receipts WHERE validator = ?", validator)
+        return {row["round_id"] for row in rows}
 
     async def validators(self) -> set[str]:
         """Hotkeys of those that have asked this miner, or signed a receipt for it."""
-        sql = "SELECT validator FROM answers UNION SELECT validator FROM receipts"
-        return {row["validator"] for row in await self._db.execute_fetchall(sql)}
+        rows = await self._db.rows("SELECT validator FROM answers UNION SELECT validator FROM receipts")
+        return {row["validator"] for row in rows}
 
     async def receipts(self, round_id: str | None = None) -> AsyncIterator[tuple[sqlite3.Row, dict[str, Any]]]:
         """All receipts, or one round's, the oldest first: the row, and the receipt as it was sent."""
@@ -179,10 +179,7 @@ class ReceiptBook:
     async def newest(self, most: int) -> list[dict[str, Any]]:
         """So many of the newest receipts' statements, the newest first."""
         sql = "SELECT statement FROM receipts ORDER BY end_time DESC, round_id DESC LIMIT ?"
-        return [
-            parse_json(row["statement"].encode(), MAX_PAGE_BYTES)
-            for row in await self._db.execute_fetchall(sql, (most,))
-        ]
+        return [parse_json(row["statement"].encode(), MAX_PAGE_BYTES) for row in await self._db.rows(sql, most)]
 
     async def compare(self, said: dict[str, Any]) -> tuple[list[str], int]:
         """Hold a statement against what this miner noted of its answers.
@@ -191,12 +188,9 @@ class ReceiptBook:
             What it misquotes, each named; and how many noted answers it does not name as received. Those may have
             come too late, or before a crash: they prove nothing.
         """
-        rows = await self._db.execute_fetchall(
-            "SELECT query, answer FROM answers WHERE validator = ? AND round_id = ?",
-            (said["validator"], said["round"]["round_id"]),
-        )
+        sql = "SELECT query, answer FROM answers WHERE validator = ? AND round_id = ?"
         noted: dict[str, set[str]] = {}
-        for row in rows:
+        for row in await self._db.rows(sql, said["validator"], said["round"]["round_id"]):
             noted.setdefault(row["query"], set()).add(row["answer"])
         quoted = {asked["query"]: asked["answer"] for asked in said["asks"]}
         wrong = [

@@ -27,7 +27,7 @@ from chain.base import ChainError, Metagraph, Neuron
 from doctor.finding import FAIL, OK, WARN, Finding
 from doctor.network import RAO
 from protocol import Code
-from runtime.db import StoreError
+from runtime.db import StoreError, look
 from runtime.options import is_local
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError
 from spine.ground import joined
@@ -181,8 +181,7 @@ def check_callers(graph: Metagraph, me: Neuron, min_stake_rao: int) -> Finding:
 def check_asked(book: Path) -> Finding:
     """Who asked last, as far as this miner noted it."""
     try:
-        with closing(sqlite3.connect(f"{book.resolve().as_uri()}?mode=ro", uri=True, timeout=2)) as db:
-            rows = db.execute("SELECT DISTINCT validator, round_id FROM answers").fetchall()
+        rows = look(book, "SELECT DISTINCT validator, round_id FROM answers")
     except sqlite3.Error:
         rows = []
     rows = [row for row in rows if re.fullmatch(r"[ -~]+:\d{1,10}", row[1])]  # a caller wrote these
