@@ -10,12 +10,11 @@ import asyncio
 import logging
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import aiohttp
 
 from audit.issuer import PAGE_RECEIPTS
 from audit.receipt_book import ReceiptBook
@@ -29,7 +28,7 @@ from runtime.options import is_local
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError, number, run
 from scoring import RULES_VERSION
 from spine.ground import joined, wallet_of
-from wire.client import ask, client_session
+from wire.client import Reply, ask, client_session
 from wire.codec import canonical, parse_json
 from wire.signing import local_keypair
 from wire.text import one_line
@@ -38,10 +37,6 @@ FETCH_SECONDS, CALL_SECONDS, CALL_ATTEMPTS = 300.0, 15.0, 5  # a whole fetch; on
 GONE = (Code.UNREACHABLE, Code.TIMEOUT, Code.HTTP_STATUS)  # no fault, where an address is only known from the chain
 
 log = logging.getLogger("receipt_book")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Fetching
 
 
 async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any, public_only: bool = False) -> int:
@@ -63,18 +58,25 @@ async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any, publi
     count = 0
     try:
         async with client_session(1) as session, asyncio.timeout(FETCH_SECONDS):
+            post = partial(
+                ask,
+                session,
+                f"{url.rstrip('/')}/receipts",
+                keypair=keypair,
+                receiver=validator,
+                total_seconds=CALL_SECONDS,
+                max_reply_bytes=MAX_PAGE_BYTES,
+                public_only=public_only,
+            )
             have, after = await book.held(validator), 0
             while after is not None:
-                listed = {"rounds": ["text"], "after": "number?"}
-                page = await _call(session, url, validator, keypair, public_only, {"after": after}, listed)
+                page = await _call(post, {"after": after}, {"rounds": ["text"], "after": "number?"})
                 if page["after"] is not None and page["after"] <= after:
                     raise ProtocolError(Code.MALFORMED, f"the list goes from {after} to {page['after']}")
                 after, missing = page["after"], [name for name in page["rounds"] if name not in have]
                 while missing:
                     asked = missing[:PAGE_RECEIPTS]
-                    page = await _call(
-                        session, url, validator, keypair, public_only, {"rounds": asked}, {"receipts": ["object"]}
-                    )
+                    page = await _call(post, {"rounds": asked}, {"receipts": ["object"]})
                     await book.keep(validator, page["receipts"])
                     came = {receipt["statement"]["round"]["round_id"] for receipt in page["receipts"]}
                     if not came or not came <= set(asked):
@@ -86,28 +88,11 @@ async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any, publi
     return count
 
 
-async def _call(
-    session: aiohttp.ClientSession,
-    url: str,
-    validator: str,
-    keypair: Any,
-    public_only: bool,
-    request: dict,
-    shape: dict,
-) -> dict[str, Any]:
+async def _call(post: Callable[[bytes], Awaitable[Reply]], request: dict, shape: dict) -> dict[str, Any]:
     """One signed request, again while the server is busy; its answer has the shape. Raises `ProtocolError`."""
     for attempt in range(CALL_ATTEMPTS):
         await asyncio.sleep(attempt)
-        reply = await ask(
-            session,
-            f"{url.rstrip('/')}/receipts",
-            canonical(request),
-            keypair=keypair,
-            receiver=validator,
-            total_seconds=CALL_SECONDS,
-            max_reply_bytes=MAX_PAGE_BYTES,
-            public_only=public_only,
-        )
+        reply = await post(canonical(request))
         if not (reply.code is Code.HTTP_STATUS and reply.detail[:3] in ("429", "503")):
             break
     if reply.code is not Code.ACCEPTED:
@@ -115,10 +100,6 @@ async def _call(
     page = parse_json(reply.body, MAX_PAGE_BYTES)
     check_shape(page, shape, "page")
     return page
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The commands
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

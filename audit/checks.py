@@ -110,10 +110,6 @@ def audit(evidence: Any) -> list[str]:
     return problems
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Shape and seal
-
-
 def _check_seal(evidence: dict[str, Any]) -> Iterator[str]:
     found, sealed = dict(digests_of(evidence)), evidence["seal"]["digests"]
     if not verify_statement(evidence["validator"], SEAL_SCHEME, canonical(sealed), evidence["seal"]["signature"]):
@@ -121,10 +117,6 @@ def _check_seal(evidence: dict[str, Any]) -> Iterator[str]:
     for path in found | sealed:
         if found.get(path) != sealed.get(path):
             yield f"{quoted_name(path)}: is not what the validator sealed"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The round
 
 
 def check_round(parts: Parts) -> Iterator[str]:
@@ -218,10 +210,6 @@ def _check_events(parts: Parts) -> Iterator[str]:
         if not time <= event.time < parts.row["end_time"] or (event.block == block and event.time != time):
             yield f"events[{n}]: time {event.time} in block {event.block}, block {block} was at {time}"
         last = event
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The asks
 
 
 def check_asks(parts: Parts) -> Iterator[str]:

@@ -51,10 +51,6 @@ def _fitting(items: Iterable[Any], most: int) -> list[Any]:
     return page
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The validator's side
-
-
 class Issuer:
     """Posts the receipts of each sealed round to its miners, and serves every miner its own.
 

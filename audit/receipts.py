@@ -66,10 +66,6 @@ STATEMENT = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The statement
-
-
 def seal_digest(evidence: dict[str, Any]) -> str:
     """What a statement names as its round's seal: sha256 of the sealed digests' canonical JSON."""
     return digest(canonical(evidence["seal"]["digests"]))

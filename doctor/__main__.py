@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from doctor.finding import FAIL, OK, WARN, Finding
+from doctor.finding import FAIL, OK, WARN, Finding, tell
 from doctor.machine import check_clock, check_database, check_folder, check_packages, check_port, check_python
 from doctor.network import check_subnet
 from doctor.pool import check_market
@@ -26,10 +26,6 @@ from runtime.options import add_chain_options, add_market_options, resolve
 from runtime.process import UserError
 
 DEFAULT_PORT = 8091  # of miner.py
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -90,10 +86,7 @@ def _all(options: argparse.Namespace) -> Iterator[Finding]:
 
 def report(options: argparse.Namespace) -> int:
     """Print all findings; returns the exit code."""
-    levels = []
-    for finding in _all(options):
-        levels.append(finding.level)
-        print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""), flush=True)
+    levels = tell(_all(options))
     print(f"{levels.count(FAIL)} FAIL, {levels.count(WARN)} warn, {levels.count(OK)} ok")
     return 1 if FAIL in levels else 0
 

@@ -56,10 +56,6 @@ LEVEL_PERCENT, Z = 95, Decimal("1.959963984540054")  # two-sided, and the normal
 FEWEST_ROUNDS = 20  # with fewer, nothing is said about skill
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Skill or luck
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The mean of some rounds' excess and how sure it is.
@@ -130,10 +126,6 @@ def critical_t(degrees: int) -> Decimal:
 def _decimal(fraction: Fraction) -> Decimal:
     with localcontext(CONTEXT):
         return Decimal(fraction.numerator) / fraction.denominator
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The commands
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

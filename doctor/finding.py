@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -13,3 +14,12 @@ class Finding(NamedTuple):
     level: str
     what: str
     fix: str = ""
+
+
+def tell(findings: Iterable[Finding]) -> list[str]:
+    """Print each as it is found; returns their levels."""
+    levels = []
+    for finding in findings:
+        levels.append(finding.level)
+        print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""), flush=True)
+    return levels

@@ -31,10 +31,6 @@ F_GETLK_FORMAT = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start,
 log = logging.getLogger("doctor")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Python and packages
-
-
 def check_python(version: tuple = sys.version_info[:3]) -> Iterator[Finding]:
     """Whether this is a Python that the programs are tested on."""
     text = "Python " + ".".join(map(str, version))
@@ -81,10 +77,6 @@ def _within(version: str, bound: str) -> bool:
 
 def _numbers(version: str) -> tuple:
     return tuple(map(int, re.match(r"\d+(\.\d+)*", version).group().split(".")))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The machine
 
 
 def check_port(port: int) -> Iterator[Finding]:
@@ -146,10 +138,6 @@ def check_folder(folder: Path) -> Iterator[Finding]:
     level = FAIL if free < LEAST_DISK_BYTES else WARN if free < GOOD_DISK_BYTES else OK
     fix = "" if level == OK else f"free some, {GOOD_DISK_BYTES / 10**9:.0f} GB are comfortable"
     yield Finding(level, f"disk of {place}: {free / 10**9:.1f} GB free", fix)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The databases
 
 
 def check_database(what: str, path: Path, newest: int | None) -> Iterator[Finding]:

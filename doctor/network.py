@@ -18,10 +18,6 @@ GOOD_BALANCE_RAO = 10_000_000  # free TAO that pays the fees of some hundred wri
 RAO = 10**9
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The wallet and the chain
-
-
 def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
     """Whether the wallet can be used, and what the named subnet's chain says of it; nothing where none is named.
 

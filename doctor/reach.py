@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chain.base import ChainError, Metagraph, Neuron
-from doctor.finding import FAIL, OK, WARN, Finding
+from doctor.finding import FAIL, OK, WARN, Finding, tell
 from doctor.network import RAO
 from protocol import Code
 from runtime.db import StoreError, look
@@ -64,10 +64,7 @@ async def report(options: argparse.Namespace, min_caller_stake_rao: int) -> int:
         The exit code: 1 if a line is FAIL. Where nothing runs on this machine that is no failure.
     """
     print("\nWould a validator reach you?", flush=True)
-    found = await examine(options, min_caller_stake_rao)
-    for finding in found:
-        print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""))
-    return EXIT_FAILED if FAIL in [finding.level for finding in found] else EXIT_OK
+    return EXIT_FAILED if FAIL in tell(await examine(options, min_caller_stake_rao)) else EXIT_OK
 
 
 async def examine(options: argparse.Namespace, min_caller_stake_rao: int) -> list[Finding]:

@@ -112,10 +112,6 @@ class Played:
             return line.score - self.result.keep.score if line else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Playing rounds
-
-
 async def backtest(
     market: Market,
     vault: str,
@@ -264,10 +260,6 @@ def _deadline(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is wrong with an answer
 
 
 def problem(asked: Asked, strategy: Strategy) -> str:

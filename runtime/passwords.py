@@ -22,9 +22,6 @@ from runtime.process import UserError
 MAX_PASSWORD_BYTES = 2**12
 PASSWORD_COMMAND_SECONDS = 60  # in all; a first `gcloud` call takes several
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Options and where they come from
-
 
 class Secret:
     """A value that no print, log or traceback shows; `reveal()` where it is used."""
@@ -37,10 +34,6 @@ class Secret:
 
     def __repr__(self) -> str:
         return self._shown
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The wallet's password, the executor's key
 
 
 def read_password(options: argparse.Namespace) -> str | None:

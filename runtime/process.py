@@ -110,10 +110,6 @@ def raise_file_limit() -> int:
     return most
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The log
-
-
 class _Plain(logging.Formatter):
     """One line a record: control characters, which a peer may have chosen, cannot start another or steer a terminal."""
 
@@ -176,10 +172,6 @@ def log_to(level: str, log_json: bool = False, log_file: str | None = None) -> N
 
 def _log_uncaught(kind, error, traceback) -> None:
     log.critical("ended by an error that nobody expected", exc_info=(kind, error, traceback))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The program's run
 
 
 def run(

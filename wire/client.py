@@ -42,10 +42,6 @@ _SPECIAL = [  # IANA's special-purpose registries, by hand: what `ipaddress` tak
 ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Client
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What came of one ask.

@@ -25,9 +25,6 @@ MAX_JSON_DEPTH = 64
 T = TypeVar("T")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Bytes: canonical JSON, and a codec that reads the dataclasses' own annotations
-
 _STRING, _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL), re.compile(rb"[\[\]{}]")
 _UINT = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
 _UNSHOWABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates

@@ -86,10 +86,6 @@ Callers = Mapping[str, tuple[bool, int]]
 log = logging.getLogger("wire")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Who may call
-
-
 class Gate:
     """Who may call: registered, and with a validator permit or enough stake.
 
@@ -151,10 +147,6 @@ class RateLimit:
     def _refilled(self, key: str, now: float) -> float:
         tokens, then = self.buckets.get(key, (self.burst, now))
         return min(self.burst, tokens + (now - then) * self.per_second)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Server
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,6 @@ def local_keypair(name: str) -> Any:
     return Keypair.create_from_uri(f"//alm-local//{name}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The signed answer
-
-
 def answer_payload(request_digest: str, nonce: int, validator_hotkey: str, miner_hotkey: str, body: bytes) -> bytes:
     """The bytes a miner signs (sr25519) with its answer, six lines: scheme, both hotkeys, nonce, both sha256.
 
