@@ -89,9 +89,9 @@ def _network(value: str) -> str:
     try:
         return url("ws", "wss")(value)
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"{'' if '://' in value else repr(value) + ' '}is no network; use {', '.join(NETWORKS)} or wss://HOST"
-        ) from None
+        named = "" if "://" in value else f"{value!r} "  # an address may hold a secret
+        message = f"{named}is no network; use {', '.join(NETWORKS)} or wss://HOST"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 class Setting(NamedTuple):
@@ -136,77 +136,53 @@ class Source(NamedTuple):
 OPTION, ENVIRONMENT, DOTENV, DEFAULT = range(4)
 
 CHAIN_SETTINGS = (
-    Setting(
-        "netuid", ("--netuid",), "the subnet; without it everything stays on this machine", ("NETUID",),
-        type=number(0, MAX_NETUID), metavar="N",
-    ),
-    Setting(
-        "network", ("--network", "--subtensor.network", "--subtensor_network"),
-        f"{', '.join(NETWORKS)} or an address (default: finney)", ("BT_NETWORK", "SUBTENSOR_NETWORK"), type=_network,
-    ),
-    Setting(
-        "chain_endpoint", ("--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"),
-        "a node of your own instead of the network's", ("BT_CHAIN_ENDPOINT",), type=url("ws", "wss"), metavar="URL",
-    ),
-    Setting(
-        "wallet", ("--wallet", "--wallet.name", "--wallet_name"), "the wallet's name", ("BT_WALLET", "WALLET_NAME"),
-        "default", _key_name, "NAME",
-    ),
-    Setting(
-        "wallet_hotkey", ("--wallet-hotkey", "--wallet.hotkey", "--wallet_hotkey"), "the hotkey's name",
-        ("BT_WALLET_HOTKEY", "HOTKEY_NAME"), "default", _key_name, "NAME",
-    ),
-    Setting(
-        "wallet_path", ("--wallet-path", "--wallet.path", "--wallet_path"), "the folder of wallets",
-        ("BT_WALLET_PATH",), "~/.bittensor/wallets", metavar="DIR",
-    ),
+    Setting("netuid", ("--netuid",), "the subnet; without it everything stays on this machine", ("NETUID",),
+            type=number(0, MAX_NETUID), metavar="N"),
+    Setting("network", ("--network", "--subtensor.network", "--subtensor_network"),
+            f"{', '.join(NETWORKS)} or an address (default: finney)", ("BT_NETWORK", "SUBTENSOR_NETWORK"),
+            type=_network),
+    Setting("chain_endpoint", ("--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"),
+            "a node of your own instead of the network's", ("BT_CHAIN_ENDPOINT",), type=url("ws", "wss"),
+            metavar="URL"),
+    Setting("wallet", ("--wallet", "--wallet.name", "--wallet_name"), "the wallet's name",
+            ("BT_WALLET", "WALLET_NAME"), "default", _key_name, "NAME"),
+    Setting("wallet_hotkey", ("--wallet-hotkey", "--wallet.hotkey", "--wallet_hotkey"), "the hotkey's name",
+            ("BT_WALLET_HOTKEY", "HOTKEY_NAME"), "default", _key_name, "NAME"),
+    Setting("wallet_path", ("--wallet-path", "--wallet.path", "--wallet_path"), "the folder of wallets",
+            ("BT_WALLET_PATH",), "~/.bittensor/wallets", metavar="DIR"),
     Setting("password", (), "", ("BT_WALLET_PASSWORD", "MINER_WALLET_PASSWORD"), secret=True),
-    Setting(
-        "password_file", ("--password-file", "--password_file"),
-        "its first line is the wallet's password; nobody else may read it", ("BT_WALLET_PASSWORD_FILE",),
-        metavar="FILE",
-    ),
-    Setting(
-        "password_command", ("--password-command", "--password_command"),
-        "its first line of output is the wallet's password; for Google Secret Manager:"
-        " 'gcloud secrets versions access latest --secret=NAME'", ("BT_WALLET_PASSWORD_COMMAND",), metavar="COMMAND",
-    ),
+    Setting("password_file", ("--password-file", "--password_file"),
+            "its first line is the wallet's password; nobody else may read it", ("BT_WALLET_PASSWORD_FILE",),
+            metavar="FILE"),
+    Setting("password_command", ("--password-command", "--password_command"),
+            "its first line of output is the wallet's password; for Google Secret Manager:"
+            " 'gcloud secrets versions access latest --secret=NAME'", ("BT_WALLET_PASSWORD_COMMAND",),
+            metavar="COMMAND"),
 )  # fmt: skip
 MARKET_SETTINGS = (
-    Setting(
-        "rpc", ("--rpc",), "a node of the pool's chain, http or https; give several, the most preferred first."
-        " An address with a key in it belongs into the environment", ("ALM_RPC_URLS",), type=url("http", "https"),
-        metavar="URL", many=True,
-    ),
+    Setting("rpc", ("--rpc",), "a node of the pool's chain, http or https; give several, the most preferred first."
+            " An address with a key in it belongs into the environment", ("ALM_RPC_URLS",),
+            type=url("http", "https"), metavar="URL", many=True),
     Setting("pool", ("--pool",), "the pool's address", ("ALM_POOL",), type=evm_address, metavar="0x..."),
-    Setting(
-        "vault", ("--vault",), "with --rpc the address that holds positions and tokens; of a recording its position"
-        " OWNER:LOWER:UPPER (default: see README)", metavar="VAULT",
-    ),
-    Setting(
-        "manager", ("--manager",), "the position manager's address, where it is not the chain's usual one",
-        type=evm_address, metavar="0x...",
-    ),
-    Setting(
-        "confirmations", ("--confirmations",), "blocks that must stand on top of one before it is believed",
-        default=3, type=number(0, MAX_CONFIRMATIONS), metavar="N",
-    ),
-    Setting(
-        "executor_url", ("--executor-url",), "the executor bot that carries live decisions out; without it there are"
-        " no live rounds", ("EXECUTOR_BOT_URL",), type=_service, metavar="URL",
-    ),
+    Setting("vault", ("--vault",), "with --rpc the address that holds positions and tokens; of a recording its"
+            " position OWNER:LOWER:UPPER (default: see README)", metavar="VAULT"),
+    Setting("manager", ("--manager",), "the position manager's address, where it is not the chain's usual one",
+            type=evm_address, metavar="0x..."),
+    Setting("confirmations", ("--confirmations",), "blocks that must stand on top of one before it is believed",
+            default=3, type=number(0, MAX_CONFIRMATIONS), metavar="N"),
+    Setting("executor_url", ("--executor-url",), "the executor bot that carries live decisions out; without it there"
+            " are no live rounds", ("EXECUTOR_BOT_URL",), type=_service, metavar="URL"),
     Setting("executor_key", (), "", ("EXECUTOR_API_KEY",), secret=True),
-    Setting(
-        "executor_key_file", ("--executor-key-file",),
-        "its first line is the executor bot's key; nobody else may read it", ("EXECUTOR_API_KEY_FILE",),
-        metavar="FILE",
-    ),
+    Setting("executor_key_file", ("--executor-key-file",), "its first line is the executor bot's key; nobody else may"
+            " read it", ("EXECUTOR_API_KEY_FILE",), metavar="FILE"),
 )  # fmt: skip
 LOG_SETTINGS = (
     Setting("log_level", (), "", default="INFO"),
     Setting("log_json", (), "", default=False),
     Setting("log_file", (), ""),
 )
+_CHAIN_NAMES = [setting.name for setting in CHAIN_SETTINGS]
+_RPC_NAMES = [setting.name for setting in MARKET_SETTINGS if setting.name != "vault"]
 _SECRET_VARIABLES = re.compile(
     r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL|EXECUTOR_API_KEY|ALM_RPC_URLS"
 )  # never left to a child
@@ -329,14 +305,17 @@ def _look_up(setting: Setting, environ: Mapping, file: Mapping, dotenv: Path) ->
     return setting.default, Source(DEFAULT, "default")
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _settle_chain(options: argparse.Namespace) -> None:
     """Of network and endpoint the one that was given nearer to the command line counts, of equals the endpoint."""
     sources = options.sources
     if is_local(options):
         given = [name for name in sources if sources[name].rank == OPTION and name in _CHAIN_NAMES]
         if given:
-            flag = f"--{given[0].replace('_', '-')}"
-            raise UserError(f"{flag} is given, but not which subnet; add --netuid N or set NETUID")
+            raise UserError(f"{_flag(given[0])} is given, but not which subnet; add --netuid N or set NETUID")
     elif options.chain_endpoint and sources["network"].rank < sources["chain_endpoint"].rank:
         options.chain_endpoint = None
     elif options.chain_endpoint and sources["network"].rank > sources["chain_endpoint"].rank:
@@ -346,9 +325,6 @@ def _settle_chain(options: argparse.Namespace) -> None:
     if options.network and "://" in options.network:  # one node, as btcli takes it too
         options.chain_endpoint, options.network = options.network, None
         sources["chain_endpoint"] = sources["network"]
-
-
-_CHAIN_NAMES = tuple(setting.name for setting in CHAIN_SETTINGS)
 
 
 def is_local(options: argparse.Namespace) -> bool:
@@ -365,18 +341,14 @@ def _settle_market(options: argparse.Namespace) -> None:
     if getattr(options, "events", None) and not given:
         options.rpc = options.pool = options.executor_url = None
     elif getattr(options, "events", None):
-        raise UserError(f"--events is a recording, --{given[0].replace('_', '-')} is for a real chain; name one")
+        raise UserError(f"--events is a recording, {_flag(given[0])} is for a real chain; name one")
     elif not options.rpc and given:
-        flag = f"--{given[0].replace('_', '-')}"
-        raise UserError(f"{flag} is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS")
+        raise UserError(f"{_flag(given[0])} is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS")
     elif options.rpc and options.vault is not None:
         try:
             options.vault = evm_address(options.vault)
         except argparse.ArgumentTypeError as error:
             raise UserError(f"--vault {error}; OWNER:LOWER:UPPER is for recordings") from None
-
-
-_RPC_NAMES = tuple(setting.name for setting in MARKET_SETTINGS if setting.name != "vault")
 
 
 class RealMarket(NamedTuple):
@@ -414,13 +386,8 @@ def real_market(options: argparse.Namespace) -> RealMarket | None:
         fix = "name its key with --executor-key-file, or set EXECUTOR_API_KEY"
         raise UserError(f"the executor bot {masked_url(options.executor_url)} asks for a key; {fix}")
     return RealMarket(
-        tuple(options.rpc),
-        options.pool,
-        options.vault,
-        options.manager,
-        options.confirmations,
-        options.executor_url,
-        key if options.executor_url else None,
+        *(tuple(options.rpc), options.pool, options.vault, options.manager, options.confirmations),
+        *(options.executor_url, key if options.executor_url else None),
     )
 
 

@@ -24,13 +24,17 @@ from wire.codec import digest, parse_json
 from wire.signing import ANSWER_HEADER, verify_answer
 from wire.text import one_line
 
-MAX_HEADER_BYTES, MAX_HEADERS = 4096, 64  # one header line; lines
+PARSER_LIMITS = {  # of aiohttp, both ways: one header line, how many, what is buffered
+    "max_line_size": 4096,
+    "max_field_size": 4096,
+    "max_headers": 64,
+    "read_bufsize": 16 * 1024,
+}
 MAX_REFUSAL_BYTES = 2048  # what is read of a peer's refusal
 MAX_HEAD_BYTES = 16 * 1024  # what is parsed of a peer's reply to an ask before its headers are complete
 MAX_CONNECTION_BYTES = 128 * 1024  # all that is taken of a peer in one ask: headers, chunk frames, answer
 SLICE_BYTES = 4096
 MAX_DETAIL_CHARS = 200
-READ_BUFFER_BYTES = 16 * 1024
 _UNICAST = [ipaddress.ip_network(text) for text in ("0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3", "2000::/3")]
 _SPECIAL = [  # IANA's special-purpose registries, by hand: what `ipaddress` takes for global differs between Pythons
     ipaddress.ip_network(text)
@@ -86,10 +90,7 @@ def client_session(limit: int) -> aiohttp.ClientSession:
         skip_auto_headers=("User-Agent", "Accept"),
         auto_decompress=False,
         trust_env=False,
-        read_bufsize=READ_BUFFER_BYTES,
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-        max_headers=MAX_HEADERS,
+        **PARSER_LIMITS,
     )
 
 
@@ -213,14 +214,8 @@ async def ask(
     except (aiohttp.ClientError, OSError, UnicodeError) as error:  # UnicodeError: no possible host name
         code, detail = Code.UNREACHABLE, f"{type(error).__name__}: {error}"
     elapsed_seconds, arrived_ns = time.monotonic() - started, time.time_ns()
-    if code is Code.ACCEPTED and not verify_answer(
-        request_digest=request_digest,
-        nonce=nonce,
-        validator_hotkey=keypair.ss58_address,
-        miner_hotkey=receiver,
-        body=answer,
-        signature=signature,
-    ):
+    sent = {"request_digest": request_digest, "nonce": nonce, "validator_hotkey": keypair.ss58_address}
+    if code is Code.ACCEPTED and not verify_answer(**sent, miner_hotkey=receiver, body=answer, signature=signature):
         code, detail, answer, signature = Code.REPLY_SIGNATURE, f"not signed by {receiver} for this request", b"", ""
     return Reply(
         code, one_line(detail, MAX_DETAIL_CHARS), answer, signature, request_digest, nonce, elapsed_seconds, arrived_ns

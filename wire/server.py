@@ -31,7 +31,7 @@ from bittensor.sp_core import CRYPTO_SR25519, verify
 
 from protocol import MAX_QUERY_BYTES, Code, ProtocolError
 from wire.body import read_body
-from wire.client import MAX_DETAIL_CHARS, MAX_HEADER_BYTES, MAX_HEADERS, READ_BUFFER_BYTES
+from wire.client import MAX_DETAIL_CHARS, PARSER_LIMITS
 from wire.codec import canonical, digest
 from wire.signing import ANSWER_HEADER, HOTKEY_TEXT, MAX_AGE_SECONDS, MAX_SKEW_SECONDS, WireError, answer_payload
 from wire.text import one_line
@@ -54,23 +54,17 @@ _AUTH_CODES = {
     http_auth.BadSignature: Code.AUTH_SIGNATURE,
     http_auth.ReplayedRequest: Code.AUTH_REPLAYED,
 }
-_STATUS = {
-    Code.AUTH_MISSING: 401,
-    Code.AUTH_MALFORMED: 401,
-    Code.AUTH_RECEIVER: 401,
-    Code.AUTH_STALE: 401,
-    Code.AUTH_SIGNATURE: 401,
-    Code.AUTH_REPLAYED: 401,
-    Code.NOT_REGISTERED: 403,
-    Code.NO_PERMIT: 403,
-    Code.NOT_FOUND: 404,
-    Code.BODY_TIMEOUT: 408,
-    Code.BODY_TOO_LARGE: 413,
-    Code.CONTENT_TYPE: 415,
-    Code.RATE_LIMITED: 429,
-    Code.HANDLER_FAILED: 500,
-    Code.BUSY: 503,
-}  # every other code a handler refuses with: 400
+_CODES = {  # by HTTP status; every other code a handler refuses with: 400
+    401: (Code.AUTH_MISSING, *_AUTH_CODES.values()),
+    403: (Code.NOT_REGISTERED, Code.NO_PERMIT),
+    404: (Code.NOT_FOUND,),
+    408: (Code.BODY_TIMEOUT,),
+    413: (Code.BODY_TOO_LARGE,),
+    415: (Code.CONTENT_TYPE,),
+    429: (Code.RATE_LIMITED,),
+    503: (Code.BUSY,),
+}
+_STATUS = {code: status for status, codes in _CODES.items() for code in codes}
 _DENDRITE_HEADER = "bt_header_dendrite_signature"
 _DENDRITE_DETAIL = (
     "a Dendrite of bittensor 10 or older; this server takes HTTP signed with btauth/1 (bittensor 11), see wire.py"
@@ -211,10 +205,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         keepalive_timeout=IDLE_SECONDS,
         lingering_time=LINGER_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS,
-        read_bufsize=READ_BUFFER_BYTES,
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-        max_headers=MAX_HEADERS,
+        **PARSER_LIMITS,
     )
     await runner.setup()
     try:
@@ -250,9 +241,8 @@ class _Server:
             if receiver != self.hotkey and HOTKEY_TEXT.fullmatch(receiver):
                 raise ProtocolError(Code.AUTH_RECEIVER, f"the request is for {receiver}, here is {self.hotkey}")
             if not self.addresses.take(_address_key(request.remote or "")):
-                raise ProtocolError(
-                    Code.RATE_LIMITED, f"more than {self.limits.address_per_second:g} requests/s from here"
-                )
+                limit = f"more than {self.limits.address_per_second:g} requests/s"
+                raise ProtocolError(Code.RATE_LIMITED, f"{limit} from here")
             if _DENDRITE_HEADER in request.headers:
                 return _refusal(Code.AUTH_MISSING, _DENDRITE_DETAIL, status=426)
             handler = self.routes.get(request.raw_path.partition("?")[0])
@@ -264,9 +254,8 @@ class _Server:
                 nonce, caller = _verify(headers, body, request.raw_path, self.hotkey, self.nonces)
             self.gate.check(caller)
             if not self.callers.take(caller):
-                raise ProtocolError(
-                    Code.RATE_LIMITED, f"more than {self.limits.hotkey_per_second:g} requests/s by {caller}"
-                )
+                limit = f"more than {self.limits.hotkey_per_second:g} requests/s"
+                raise ProtocolError(Code.RATE_LIMITED, f"{limit} by {caller}")
             async with _slot(self.handling), asyncio.timeout(self.limits.handler_seconds):
                 answer = await handler(caller, body)
             signature = self.keypair.sign(answer_payload(digest(body), nonce, caller, self.hotkey, answer))
@@ -275,9 +264,8 @@ class _Server:
             return _refusal(error.code, error.detail, status=_STATUS.get(error.code, 400))
         except Exception:
             log.exception("request to %s failed", request.path)
-            return _refusal(
-                Code.HANDLER_FAILED, "the handler failed or took too long; see the server's log", status=500
-            )
+            detail = "the handler failed or took too long; see the server's log"
+            return _refusal(Code.HANDLER_FAILED, detail, status=500)
 
 
 def _refusal(code: Code, detail: str, *, status: int) -> web.Response:
@@ -314,10 +302,8 @@ def _auth_headers(request: web.Request) -> dict[str, str]:
         if not values:
             raise ProtocolError(Code.AUTH_MISSING, f"header {name} is missing")
         if len(values) > 1 or not shape.fullmatch(values[0]):
-            raise ProtocolError(
-                Code.AUTH_MALFORMED,
-                f"header {name}, {len(values)} times, {len(values[0])} characters: expected one {shape.pattern}",
-            )
+            found_is = f"header {name}, {len(values)} times, {len(values[0])} characters"
+            raise ProtocolError(Code.AUTH_MALFORMED, f"{found_is}: expected one {shape.pattern}")
         found[name] = values[0]
     if request.headers.getall(http_auth.HEADER_CRYPTO, ["sr25519"]) != ["sr25519"]:
         raise ProtocolError(Code.AUTH_MALFORMED, f"header {http_auth.HEADER_CRYPTO}: only sr25519 is taken")
@@ -366,9 +352,8 @@ def _verify(
     # not count: nobody shall obtain a request by having a validator's owner "sign a message".
     signature = bytes.fromhex(headers[http_auth.HEADER_SIGNATURE].removeprefix("0x"))
     if verify(b"<Bytes>" + payload + b"</Bytes>", signature, caller.hotkey_ss58, CRYPTO_SR25519):
-        raise ProtocolError(
-            Code.AUTH_SIGNATURE, "the signature is over <Bytes>...</Bytes>, not over the request itself"
-        )
+        detail = "the signature is over <Bytes>...</Bytes>, not over the request itself"
+        raise ProtocolError(Code.AUTH_SIGNATURE, detail)
     return caller.nonce_ns, caller.hotkey_ss58
 
 

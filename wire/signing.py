@@ -52,19 +52,11 @@ def verify_answer(
 
     Args: as `answer_payload`; `signature` is 128 lower-case hex digits. Text of another shape is False, never an error.
     """
-    shapes = (
-        (_DIGEST, request_digest),
-        (HOTKEY_TEXT, validator_hotkey),
-        (HOTKEY_TEXT, miner_hotkey),
-        (_SIGNATURE, signature),
-    )
-    if not all(shape.fullmatch(text) for shape, text in shapes):
+    hotkeys = HOTKEY_TEXT.fullmatch(validator_hotkey) and HOTKEY_TEXT.fullmatch(miner_hotkey)
+    if not (hotkeys and _DIGEST.fullmatch(request_digest) and _SIGNATURE.fullmatch(signature)):
         return False
     payload = answer_payload(request_digest, nonce, validator_hotkey, miner_hotkey, body)
-    try:
-        return verify(payload, bytes.fromhex(signature), miner_hotkey, CRYPTO_SR25519)
-    except ValueError:  # not an ss58 address
-        return False
+    return _verify(payload, signature, miner_hotkey)
 
 
 def sign_statement(keypair: Any, scheme: str, data: bytes) -> str:
@@ -80,8 +72,12 @@ def verify_statement(hotkey: str, scheme: str, data: bytes, signature: str) -> b
     """Did this hotkey sign this statement? Text of another shape is False, never an error."""
     if not (HOTKEY_TEXT.fullmatch(hotkey) and _SIGNATURE.fullmatch(signature)):
         return False
+    return _verify(_statement(scheme, hotkey, data), signature, hotkey)
+
+
+def _verify(payload: bytes, signature: str, hotkey: str) -> bool:
     try:
-        return verify(_statement(scheme, hotkey, data), bytes.fromhex(signature), hotkey, CRYPTO_SR25519)
+        return verify(payload, bytes.fromhex(signature), hotkey, CRYPTO_SR25519)
     except ValueError:  # not an ss58 address
         return False
 
