@@ -26,14 +26,12 @@ from wire.text import one_line
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m audit", description="Evidence and receipts.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    export = verbs.add_parser("export", help="print a finished round's evidence; without a round, list them")
-    export.add_argument("round", nargs="?", help="a round's id, like pol:evaluation:1767229200")
-    export.add_argument(
-        "--db", default="local/validator.sqlite3", help="jobs database (default: local/validator.sqlite3)"
-    )
-    verify = verbs.add_parser("verify", help="verify receipts offline: exit 0 only if each is right")
-    verify.add_argument("files", nargs="+", metavar="FILE", help="what `python miner.py receipts --export` prints")
-    verify.add_argument("--evidence", metavar="FILE", help="the round's, as `python -m audit export ROUND` prints it")
+    add = verbs.add_parser("export", help="print a finished round's evidence; without a round, list them").add_argument
+    add("round", nargs="?", help="a round's id, like pol:evaluation:1767229200")
+    add("--db", default="local/validator.sqlite3", help="jobs database (default: local/validator.sqlite3)")
+    add = verbs.add_parser("verify", help="verify receipts offline: exit 0 only if each is right").add_argument
+    add("files", nargs="+", metavar="FILE", help="what `python miner.py receipts --export` prints")
+    add("--evidence", metavar="FILE", help="the round's, as `python -m audit export ROUND` prints it")
     return parser
 
 

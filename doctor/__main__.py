@@ -30,12 +30,10 @@ DEFAULT_PORT = 8091  # of miner.py
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options; those that `validator.py` has too are only set when given."""
-    suppress = argparse.SUPPRESS
-    parser.add_argument("--dir", default=suppress, help="folder of the databases (default: local, or netuid-N)")
-    parser.add_argument("--db", default=suppress, metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
-    parser.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help=f"where a miner would listen (default: {DEFAULT_PORT})"
-    )
+    add, given = parser.add_argument, {"default": argparse.SUPPRESS}
+    add("--dir", **given, help="folder of the databases (default: local, or netuid-N)")
+    add("--db", **given, metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
+    add("--port", type=int, default=DEFAULT_PORT, help=f"where a miner would listen (default: {DEFAULT_PORT})")
     add_chain_options(parser)
     add_market_options(parser)
 

@@ -32,6 +32,7 @@ from functools import partial
 
 from doctor import reach
 from doctor.check import check_command
+from doctor.finding import utc
 from doctor.trial import (
     DAY_SECONDS,
     MODEL_SEED,
@@ -131,27 +132,19 @@ def _decimal(fraction: Fraction) -> Decimal:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of both commands, for `miner.py`."""
     group = parser.add_argument_group("trying your strategy, without a subnet")
-    which = group.add_mutually_exclusive_group()
-    which.add_argument(
-        "--check", action="store_true", help="play one round; says in one sentence what is wrong, or shows the score"
+    add, which = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    which("--check", action="store_true", help="play one round; says in one sentence what is wrong, or shows the score")
+    help_ = (
+        "play all rounds from one time to another, each YYYY-MM-DD, YYYY-MM-DDTHH:MM or unix seconds, in UTC, the end"
+        " not included; without times all that a recording has, 7 days of the model"
     )
-    which.add_argument(
-        "--backtest",
-        nargs="*",
-        type=_moment,
-        metavar=("FROM", "TO"),
-        help="play all rounds from one time to another, each YYYY-MM-DD, YYYY-MM-DDTHH:MM or unix seconds, in UTC, the"
-        " end not included; without times all that a recording has, 7 days of the model",
-    )
-    group.add_argument(
-        "--events", nargs="+", action="extend", metavar="PATH", help="recordings to play on (default: the market model)"
-    )
-    group.add_argument("--target", choices=TARGETS, default="PoL", help="the job's (default: PoL)")
-    group.add_argument(
-        "--round-seconds", type=number(1, DAY_SECONDS), default=900, help="length of a round (default: 900)"
-    )
-    group.add_argument("--vault", help="OWNER:LOWER:UPPER on a recording (default: as python validator.py chooses)")
-    group.add_argument("--seed", type=int, default=MODEL_SEED, help=f"of the market model (default: {MODEL_SEED})")
+    which("--backtest", nargs="*", type=_moment, metavar=("FROM", "TO"), help=help_)
+    help_ = "recordings to play on (default: the market model)"
+    add("--events", nargs="+", action="extend", metavar="PATH", help=help_)
+    add("--target", choices=TARGETS, default="PoL", help="the job's (default: PoL)")
+    add("--round-seconds", type=number(1, DAY_SECONDS), default=900, help="length of a round (default: 900)")
+    add("--vault", help="OWNER:LOWER:UPPER on a recording (default: as python validator.py chooses)")
+    add("--seed", type=int, default=MODEL_SEED, help=f"of the market model (default: {MODEL_SEED})")
 
 
 def _moment(text: str) -> int:
@@ -207,7 +200,7 @@ async def backtest_command(options: argparse.Namespace, strategies: Mapping[str,
         if not played:
             begins = (await market.block(market.first)).time
             raise UserError(
-                f"{market.label}: no whole round in these times; the market has {_utc(begins)} to {_utc(end)} UTC, and"
+                f"{market.label}: no whole round in these times; the market has {utc(begins)} to {utc(end)} UTC, and"
                 f" the first ask leaves {FIRST_ASK_LEAD_SECONDS} s before a round"
             )
         print("\n" + overall(played, names, mine, lambda _, unit=unit: unit, symbol, progress.places))
@@ -237,7 +230,7 @@ class _Progress:
             if sentence := problem(said, self.strategies[said.name]):
                 self.wrong[said.name].append(sentence)
         clear_progress()
-        print(f"{_utc(played.start):18}" + "".join(f" {cell:>15}" for cell in self._cells(played)), flush=True)
+        print(f"{utc(played.start):18}" + "".join(f" {cell:>15}" for cell in self._cells(played)), flush=True)
         progress(number, total, "rounds")
 
     def _cells(self, played: Played) -> Iterator[str]:
@@ -308,11 +301,3 @@ def _conduct(mine: str, played: Sequence[Played], progress: _Progress) -> Iterat
     if wrong := progress.wrong[mine]:
         yield f"FAILED: {len(wrong)} of {progress.asks[mine]} answers, each became keep or came too late: {wrong[0]}."
     yield f"The slowest answer of {mine} took {progress.slowest[mine]:.3f} s, the deadline is {ASK_SECONDS} s."
-
-
-def _utc(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

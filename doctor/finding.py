@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -23,3 +24,8 @@ def tell(findings: Iterable[Finding]) -> list[str]:
         levels.append(finding.level)
         print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""), flush=True)
     return levels
+
+
+def utc(seconds: float) -> str:
+    """A time for people."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))

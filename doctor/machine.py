@@ -18,7 +18,7 @@ from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
-from doctor.finding import FAIL, OK, WARN, Finding
+from doctor.finding import FAIL, OK, WARN, Finding, utc
 
 FIRST_PYTHON, LAST_PYTHON = (3, 11), (3, 13)
 LEAST_DISK_BYTES, GOOD_DISK_BYTES = 100 * 10**6, 2 * 10**9  # two jobs and three miners write 11 MB a market day
@@ -115,8 +115,7 @@ def check_clock(ledger: Path, wall=time.time, monotonic=time.monotonic, sleep=ti
         fix = "right if it was played at full speed, in market time; else " + sync
         yield Finding(WARN, f"the ledger's newest block is {ahead:.0f} s ahead of the clock", fix)
     else:
-        at = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(block * BLOCK_SECONDS))
-        yield Finding(OK, f"the ledger's newest block, {at}, is not ahead of the clock")
+        yield Finding(OK, f"the ledger's newest block, {utc(block * BLOCK_SECONDS)} UTC, is not ahead of the clock")
 
 
 def check_folder(folder: Path) -> Iterator[Finding]:

@@ -28,7 +28,9 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(OK, "no subnet is named (--netuid): everything stays on this machine")
         return
     try:
-        from chain import subtensor as chain
+        from chain.base import ChainError
+        from chain.subtensor import BittensorChain
+        from chain.wallets import load_wallet
     except (ImportError, SyntaxError, TypeError) as error:
         yield Finding(WARN, f"wallet and chain are not checked: {error}", "mend the lines above first")
         return
@@ -36,8 +38,8 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
     try:
         password = read_password(options)
         unlock = password is not None and (folder / "coldkey").exists()
-        wallet = chain.load_wallet(options.wallet, options.wallet_hotkey, str(folder.parent), password, unlock)
-    except (UserError, chain.ChainError) as error:
+        wallet = load_wallet(options.wallet, options.wallet_hotkey, str(folder.parent), password, unlock)
+    except (UserError, ChainError) as error:
         fix = "name it with --wallet, --wallet-hotkey, --wallet-path, or create it: btcli wallet create"
         yield Finding(FAIL, f"wallet {options.wallet}, hotkey {options.wallet_hotkey}: {error}", fix)
         return
@@ -48,7 +50,7 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
 
     async def ask() -> list[Finding]:
         async with asyncio.timeout(CHAIN_SECONDS):
-            opened = chain.BittensorChain.open(
+            opened = BittensorChain.open(
                 network=options.network or "", endpoint=options.chain_endpoint, netuid=options.netuid, wallet=wallet
             )
             async with opened as subnet:
@@ -56,7 +58,7 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
 
     try:
         yield from asyncio.run(ask())
-    except (chain.ChainError, TimeoutError) as error:
+    except (ChainError, TimeoutError) as error:
         reason = str(error) or f"no answer within {CHAIN_SECONDS} s"
         fix = "look at the connection, --network and --netuid, or name another node with --chain-endpoint"
         yield Finding(FAIL, f"chain {place}: {reason}", fix)

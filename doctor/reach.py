@@ -20,11 +20,10 @@ import sqlite3
 import struct
 import time
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 from chain.base import ChainError, Metagraph, Neuron
-from doctor.finding import FAIL, OK, WARN, Finding, tell
+from doctor.finding import FAIL, OK, WARN, Finding, tell, utc
 from doctor.network import RAO
 from protocol import Code
 from runtime.db import StoreError, look
@@ -186,5 +185,5 @@ def check_asked(book: Path) -> Finding:
         fix = "wait for a round; the lines above say what is in the way"
         return Finding(WARN, "no validator was answered so far", fix)
     validator, round_id = max(rows, key=lambda row: int(row[1].rpartition(":")[2]))
-    start = datetime.fromtimestamp(int(round_id.rpartition(":")[2]), UTC)
-    return Finding(OK, f"last answered: validator {validator}, in round {round_id}, {start:%Y-%m-%d %H:%M} UTC")
+    start = utc(int(round_id.rpartition(":")[2]))
+    return Finding(OK, f"last answered: validator {validator}, in round {round_id}, {start} UTC")

@@ -188,7 +188,7 @@ def test_a_folder_that_is_not_there_yet_a_file_and_one_that_cannot_be_written(tm
 
 def test_a_disk_that_is_nearly_full(tmp_path, monkeypatch):
     for free, level in ((50e6, FAIL), (1e9, WARN), (50e9, OK)):
-        monkeypatch.setattr(doctor_main.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=int(free)))
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=int(free)))
         found = list(machine.check_folder(tmp_path))[-1]
         assert found.level == level and f"{free / 1e9:.1f} GB free" in found.what
 
@@ -721,16 +721,19 @@ def test_the_command_exits_0_where_all_is_well_and_1_where_something_fails(tmp_p
     assert command("validator.py", "doctor", "--dir", tmp_path, "--db", elsewhere, "--port", 0).returncode == 0
 
 
-@pytest.mark.parametrize("program", ["-m doctor", "validator.py doctor"])
+@pytest.mark.parametrize("program", [("-m", "doctor"), (ROOT / "validator.py", "doctor")], ids=["module", "validator"])
 def test_of_a_network_it_examines_the_folder_that_the_validator_would_use(tmp_path, program):
-    name, *words = program.split()
     for line, variable, folder in (("--netuid 77", "", "netuid-77"), ("", "78", "netuid-78"), ("", "", "local")):
         ended = command(
-            ROOT / name,
-            *words,
+            *program,
             *line.split(),
             cwd=tmp_path,
-            env={**os.environ, "NETUID": variable, "HOME": str(tmp_path)},  # where there is no wallet: no chain is read
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "NETUID": variable,
+                "HOME": str(tmp_path),
+            },  # no wallet: no chain
         )
         assert f"jobs database {folder}/validator.sqlite3: not there yet" in ended.stdout, ended
 
