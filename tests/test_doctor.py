@@ -733,7 +733,7 @@ def test_of_a_network_it_examines_the_folder_that_the_validator_would_use(tmp_pa
                 "PYTHONPATH": str(ROOT),
                 "NETUID": variable,
                 "HOME": str(tmp_path),
-            },  # no wallet: no chain
+            },  # no wallet
         )
         assert f"jobs database {folder}/validator.sqlite3: not there yet" in ended.stdout, ended
 
