@@ -415,3 +415,4 @@ class Job:
     settings: JobSettings
     live: bool = True
     active: bool = True
+    mechanism: str = "liquidity"

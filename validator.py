@@ -35,17 +35,19 @@ from audit.checks import audit
 from audit.evidence import EvidenceError, seal
 from audit.evidence import read as read_evidence
 from audit.issuer import issuing
+from audit.stored import Pruned, prune
+from audit.stored import evidence as stored_evidence
 from chain.alerts import AlertRules, day_before, summary_due
 from chain.base import BLOCK_SECONDS, Chain, ChainError
 from chain.local import block_at
 from chain.notify import Notifier, add_notify_options
-from chain.weights import INTERVAL_BLOCKS, Weigher
+from chain.weights import INTERVAL_BLOCKS, Weigher, last_weights
 from doctor import __main__ as doctor_main
 from doctor import finding as finding_module
 from doctor import pool
 from liquidity import showing
 from liquidity.books import Book
-from liquidity.events import ReplayError
+from liquidity.events import Event, ReplayError
 from liquidity.executions import EXECUTION_SECONDS, Order
 from liquidity.judging import judge, kept
 from liquidity.live import LiveInputs, acted, play_live, was_carried_out
@@ -77,7 +79,7 @@ from status import server
 from status import validator as validator_module
 from status.board import Board, miner_name
 from status.reader import NotShown
-from store import AlreadyFinished, Prediction, Pruned, Store
+from store import AlreadyFinished, Opened, Prediction, Reputation, Store
 from wire.client import Reply, ask, client_session
 from wire.codec import decode, encode
 from wire.signing import WireError, local_keypair
@@ -202,7 +204,7 @@ class Validator:
                 elif weighing is None or weighing.done():  # a chain may take minutes, and jobs need not wait for it
                     weighing = tasks.create_task(self._weigh(now))
                 if (day := now // DAY_SECONDS) != pruned and self.options.keep_days:
-                    await self.store.prune((day - self.options.keep_days) * DAY_SECONDS)
+                    await prune(self.store, (day - self.options.keep_days) * DAY_SECONDS)
                     pruned = day
                 tick = (now // SUPERVISE_SECONDS + 1) * SUPERVISE_SECONDS
         if ended := await self.store.last_end():
@@ -300,8 +302,9 @@ class Validator:
             with self._listed(self._open, key):
                 entered.set()
                 try:
-                    if await self.store.begin_round(round_id, job, round_type, start, scoring.RULES_VERSION):
-                        await play(job, round_id, start)
+                    rules = scoring.RULES_VERSION
+                    if opened := await self.store.begin_round(round_id, job, round_type, start, rules):
+                        await play(job, round_id, start, opened)
                 except MarketGap as error:
                     await self._void(round_id, Code.VOID_GAP, str(error))
                 except (MarketEnded, MarketError, ChainError) as error:
@@ -341,23 +344,25 @@ class Validator:
         asked: int,
         standings: dict[str, Standing],
         day: int = 0,
-    ) -> None:
+    ) -> dict[str, Reputation]:
+        """Store and seal a result; the job's reputations after it."""
         job_id = round_id.rsplit(":", 2)[0]
-        await self.store.finish_round(round_id, job_id, result, close_block, asked, standings, day)
+        reputations = await self.store.finish_round(round_id, job_id, result, close_block, asked, standings, day)
         await self._seal(round_id)
+        return reputations
 
     async def _seal(self, round_id: str) -> None:
         """Sign the evidence; a crash before this leaves a finished round unsealed, and the next start seals it."""
-        evidence = await asyncio.to_thread(seal, await self.store.evidence(round_id), self.keypair)
+        evidence = await asyncio.to_thread(seal, await stored_evidence(self.store, round_id), self.keypair)
         await self.store.add_seal(round_id, evidence["seal"])
         self.on_sealed(evidence)
 
     # -- a round
 
-    async def _evaluation(self, job: Job, round_id: str, start: int) -> None:
+    async def _evaluation(self, job: Job, round_id: str, start: int, opened: Opened) -> None:
         """All miners, simulated. What an earlier run of this round has stored is not asked again."""
         market, end = self.market, start + job.round_seconds
-        stored = await self.store.predictions(round_id)
+        stored, entrants = opened.predictions, opened.entrants
 
         # observe
         head = await market.head()
@@ -375,7 +380,9 @@ class Validator:
         if not stored:
             await self._turn((start + 1,), self._open)  # reputations before a round are those after all that ended
             reputations = await self.store.reputations(job.job_id)
-            asked = [_prediction(round_id, h, opening.number, query, *said[h][:3], opening.number) for h in said]
+            asked = [
+                _prediction(round_id, h, opening.number, query, *said[h][:3], opening.number) for h in sorted(said)
+            ]
             entrants = [
                 Entrant(
                     ask.hotkey,
@@ -386,8 +393,8 @@ class Validator:
                 if ask.code is Code.ACCEPTED
             ]
             await self.store.add_predictions(asked, entrants)
-            stored = await self.store.predictions(round_id)
-        first, entrants = stored.pop(opening.number, {}), await self.store.entrants(round_id)
+            stored = {opening.number: {ask.hotkey: ask for ask in asked}}
+        first = stored.pop(opening.number, {})
 
         # simulate
         snapshot = await market.snapshot(job.vault, opening.number)
@@ -404,7 +411,7 @@ class Validator:
                 head = await market.reach_first(due, end)
                 if head.time >= end:
                     break
-                fed = await self._feed(game, fed, head.number)
+                events = await self._feed(game, fed, head.number)
                 playing.act(head.number)
                 before, queries = stored.pop(due, {}), {}
                 playing.take(before.values())
@@ -415,7 +422,8 @@ class Validator:
                             job, round_id, "evaluation", start, book, head, book.changes
                         )
                 playing.busy |= queries.keys()
-                asks.append(asyncio.create_task(self._checkpoint(playing, due, head, queries)))
+                asks.append(asyncio.create_task(self._checkpoint(playing, due, head, queries, fed, events)))
+                fed = head.number + 1
                 if market.full_speed:
                     await asks[-1]
             await asyncio.gather(*asks)  # their last deadline is the close
@@ -424,7 +432,9 @@ class Validator:
                 task.cancel()
             await asyncio.gather(*asks, return_exceptions=True)
         close = await market.first_block_at(end)
-        await self._feed(game, fed, close.number - 1)
+        events = await self._feed(game, fed, close.number - 1)
+        if market.full_speed:
+            await self.store.add_events(self.pool, fed, close.number - 1, events)
         playing.act(close.number - 1)
         for due in sorted(stored):  # the window ended while the round was taken up again
             playing.take(stored[due].values())
@@ -442,36 +452,53 @@ class Validator:
             line.name: scoring.update_eval(_standing(reputations, line.name), line.score, result.keep.score)
             for line in result.lines
         }
-        await self._finish(round_id, result, close.number, len(first), standings, close.time // DAY_SECONDS)
+        day = close.time // DAY_SECONDS
+        reputations = await self._finish(round_id, result, close.number, len(first), standings, day)
         asked = {ask.hotkey: (ask.code, ask.detail) for ask in first.values()}
-        await self._show(job, round_id, result, asked, playing.missed)
+        self._show(job, round_id, result, reputations, asked, playing.missed)
 
-    async def _feed(self, game: Round, first: int, last: int) -> int:
-        """Give the round the events of some blocks, and keep them; returns the next block."""
-        events = await self.market.events(first, last)
-        await self.store.add_events(self.pool, first, last, events)  # first: of a contradiction they are the proof
+    async def _feed(self, game: Round, first: int, last: int) -> list[Event]:
+        """Give the round the events of some blocks; at full speed they are kept with the answers that come next."""
+        events = list(await self.market.events(first, last))
+        if not self.market.full_speed:
+            await self.store.add_events(self.pool, first, last, events)
         try:
             game.feed(events)
         except (ReplayError, PoolError) as error:
+            await self.store.add_events(self.pool, first, last, events)  # of a contradiction they are the proof
             raise _Contradiction(last + 1, str(error)) from error
-        return last + 1
+        return events
 
-    async def _checkpoint(self, playing: _Playing, due: int, head: Block, queries: dict[str, RebalanceQuery]) -> None:
+    async def _checkpoint(
+        self,
+        playing: _Playing,
+        due: int,
+        head: Block,
+        queries: dict[str, RebalanceQuery],
+        first: int,
+        events: list[Event],
+    ) -> None:
         """Ask these miners about their own books; the answers wait in `playing` for their block."""
+        together = self.market.full_speed  # one call into the database; where time goes on nobody waits for another
         round_id, end = playing.round_id, playing.start + playing.job.round_seconds
         patience = await self._patience(min(head.time + ASK_SECONDS, end))
 
-        async def one(hotkey: str, query: RebalanceQuery) -> None:
+        async def one(hotkey: str, query: RebalanceQuery) -> Prediction:
             try:
                 reply, code, detail, _ = (await self._ask_all({hotkey: query}, playing.peers, patience))[hotkey]
                 acts = await self._effective_block(head)
                 ask = _prediction(round_id, hotkey, due, query, reply, *kept(code, detail), acts)
-                await self.store.add_predictions([ask])
-                playing.take([ask])
+                if not together:
+                    await self.store.add_predictions([ask])
+                    playing.take([ask])
+                return ask
             finally:
                 playing.busy.discard(hotkey)
 
-        await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
+        asks = await asyncio.gather(*(one(hotkey, query) for hotkey, query in queries.items()))
+        if together:
+            await self.store.add_block(self.pool, first, head.number, events, asks)
+            playing.take(asks)
 
     async def _check_shown(self, round_id: str, opening: Snapshot) -> None:
         """Whether the blocks that miners were shown are still in the chain. Raises `MarketGap` for one that is not."""
@@ -485,10 +512,10 @@ class Validator:
             if (await self.market.block(block)).hash != hash_:
                 raise MarketGap(f"block {block} was replaced after it had been shown to miners (reorganisation)")
 
-    async def _live(self, job: Job, round_id: str, start: int) -> None:
+    async def _live(self, job: Job, round_id: str, start: int, opened: Opened) -> None:
         """The proven winner, on the vault itself. What an earlier run of this round has stored is not done again."""
         market, end = self.market, start + job.round_seconds
-        head, stored = await market.head(), await self.store.predictions(round_id)
+        head, stored = await market.head(), opened.predictions
         if stored:
             hotkey = next(iter(stored[min(stored)]))
         else:
@@ -575,8 +602,8 @@ class Validator:
         await self._turn((end, job.job_id, "live"), self._open)
         standing = _standing(await self.store.reputations(job.job_id), hotkey)
         standings = {line.name: scoring.update_live(standing, line.score, result.keep.score) for line in result.lines}
-        await self._finish(round_id, result, close.number, 1, standings, close.time // DAY_SECONDS)
-        await self._show(job, round_id, result, {}, {hotkey: missed} if missed else {})
+        reputations = await self._finish(round_id, result, close.number, 1, standings, close.time // DAY_SECONDS)
+        self._show(job, round_id, result, reputations, {}, {hotkey: missed} if missed else {})
 
     async def _unfit_for_live(self, job: Job) -> str:
         """Why a job has no live rounds although the market could execute; empty if it has."""
@@ -701,18 +728,19 @@ class Validator:
         """The daily summary, at the first look after 00:00 UTC."""
         last = await self.store.recall("last summary")
         if day := summary_due(now, last or day_before(now)):
-            counts, attempt = await self.store.counts(int(now) - DAY_SECONDS), await self.store.last_weights()
+            counts, attempt = await self.store.counts(int(now) - DAY_SECONDS), await last_weights(self.store)
             rounds = ", ".join(f"{count} {what}" for what, count in counts.items()) or "no round ended"
             weights = f"{attempt.code} at block {attempt.block}, next at {attempt.next_block}" if attempt else "none"
             self.notifier.notify("summary", f"{day}: {rounds}; weights: {weights}")
         if day or not last:
             await self.store.remember("last summary", day or day_before(now))
 
-    async def _show(
+    def _show(
         self,
         job: Job,
         round_id: str,
         result: RoundResult,
+        reputations: dict[str, Reputation],
         asked: dict[str, tuple[Code, str]],
         missed: dict[str, list[str]],
     ) -> None:
@@ -728,7 +756,7 @@ class Validator:
             f", winner {winner.name}" if winner else f" {result.detail}",
         )
         if result.keep:
-            self.board.show(job, round_id, result, await self.store.reputations(job.job_id), asked, missed)
+            self.board.show(job, round_id, result, reputations, asked, missed)
 
 
 def _prediction(
@@ -942,7 +970,7 @@ async def run_audit(options: argparse.Namespace) -> int:
                 if Path(name).is_file():
                     evidence = await asyncio.to_thread(read_evidence, Path(name))
                 else:
-                    evidence = await store.evidence(name)
+                    evidence = await stored_evidence(store, name)
                 problems, on_chain = await asyncio.to_thread(audit, evidence), ""
                 if options.audit_rpc and not problems:
                     problems, on_chain = await _audit_on_chain(evidence, options)

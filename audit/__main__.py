@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+from audit import stored
 from audit.receipts import MAX_PAGE_BYTES, problems, read
 from protocol import ProtocolError
 from runtime.db import StoreError
@@ -74,7 +75,7 @@ async def _export(options: argparse.Namespace) -> int:
         if options.round is None:
             print("\n".join(await store.finished()))
         else:
-            sys.stdout.write(canonical(await store.evidence(options.round)).decode() + "\n")
+            sys.stdout.write(canonical(await stored.evidence(store, options.round)).decode() + "\n")
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from audit import stored
 from audit.receipts import issue, seal_digest
 from audit.shape import check_shape
 from chain.base import Chain, ChainError
@@ -188,7 +189,7 @@ class Issuer:
                 await asyncio.sleep(REST * (time.monotonic() - started))
 
     async def _list(self, caller: str, after: int) -> dict[str, Any]:
-        found, reached = await self.store.asked_rounds(caller, after, PAGE_ROUNDS)
+        found, reached = await stored.asked_rounds(self.store, caller, after, PAGE_ROUNDS)
         page = _fitting((round_id for _, round_id in found), PAGE_ROUNDS)
         if len(page) < len(found):
             reached = found[len(page) - 1][0]
@@ -197,7 +198,7 @@ class Issuer:
     async def _page(self, caller: str, ids: Sequence[str]) -> dict[str, Any]:
         page, size = [], 0
         for round_id in ids:
-            if about := await self.store.evidence_about(round_id, caller):
+            if about := await stored.evidence_about(self.store, round_id, caller):
                 evidence, seal = about
                 page.append(issue(evidence, caller, seal, self.keypair))
                 size += len(canonical(page[-1]))

@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this fold
 
 import aiohttp
 
+from audit import stored
 from audit.evidence import seal
 from chain.local import LocalChain, block_at
+from chain.weights import add_weights
 from liquidity import showing
 from liquidity.books import Book
 from liquidity.rounds import Decision, Entrant, Round, build_query
@@ -89,7 +91,7 @@ async def one_round(store: Store, market: ModelMarket) -> str:
     result = game.finish(close.number, entrants)
     standings = {line.name: update_eval(Standing(), line.score, result.keep.score) for line in result.lines}
     await store.finish_round(round_id, JOB.job_id, result, close.number, MINERS, standings, start // 86_400)
-    evidence = await store.evidence(round_id)
+    evidence = await stored.evidence(store, round_id)
     await store.add_seal(round_id, seal(evidence, local_keypair("validator-hotkey"))["seal"])
     return round_id
 
@@ -187,7 +189,7 @@ async def make(folder: Path) -> str:
         first = await one_round(store, market)
         share = Decimal(1) / MINERS
         vector = dict.fromkeys(KEYS, share) | {"burn": Decimal(0)}
-        await store.add_weights(until, block_at(until), vector, {}, Code.WEIGHTS_SET, "", "", block_at(until) + 360)
+        await add_weights(store, until, block_at(until), vector, {}, Code.WEIGHTS_SET, "", "", block_at(until) + 360)
     return await asyncio.to_thread(repeat, path, first)
 
 
@@ -252,7 +254,7 @@ async def prune(path: Path) -> None:
         (until,) = db.execute("SELECT max(before) FROM pruned").fetchone()
     async with Store.open(path) as store:
         began = time.perf_counter()
-        count = await store.prune(until + 86_400)
+        count = await stored.prune(store, until + 86_400)
         seconds = time.perf_counter() - began
     print(
         f"pruning a day: {count} rounds in {seconds:.1f} s, {seconds / count * 1000:.0f} ms a round, each its own step"

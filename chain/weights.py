@@ -12,13 +12,19 @@ Read next: `chain.py` (`WriteOutcome`), `scoring.py` (`job_shares`, `weight_vect
 
 from __future__ import annotations
 
+import json
 import logging
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 
 import scoring
 from chain.base import Chain, Metagraph, Next, WriteCode, WriteOutcome, vector_in_force
 from protocol import Code
-from store import Attempt, Store
+from runtime.db import insert
+from store import Store
+from wire.codec import canonical
 
 DAY_SECONDS = 86_400
 RANKED_WINDOW_SECONDS = DAY_SECONDS  # who was ranked in half of this window's rounds shares the weights
@@ -27,6 +33,64 @@ RETRY_BLOCKS = 25
 VERSION_KEY = 1000  # of the code that makes the vector; the subnet's owner may demand a least one
 
 log = logging.getLogger("weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt to set weights: at which block of the subnet's chain, how it ended, what was sent, the next try."""
+
+    block: int
+    code: Code
+    uids: dict[int, Decimal]
+    next_block: int
+
+
+async def last_weights(store: Store) -> Attempt | None:
+    """The newest attempt to set weights."""
+    return await store.read(_last)
+
+
+def _last(db: sqlite3.Connection) -> Attempt | None:
+    for row in db.execute("SELECT block, code, uids, next_block FROM weights ORDER BY id DESC LIMIT 1"):
+        uids = {int(uid): Decimal(part) for uid, part in json.loads(row["uids"]).items()}
+        return Attempt(row["block"], Code(row["code"]), uids, row["next_block"])
+    return None
+
+
+def has_scored(db: sqlite3.Connection, by: int) -> bool:
+    """Whether any round that ended by then was scored."""
+    return bool(db.execute("SELECT 1 FROM rounds WHERE code = 'scored' AND end_time <= ? LIMIT 1", (by,)).fetchall())
+
+
+async def weights_noted(store: Store) -> int:
+    """The subnet chain's block of the newest attempt that the chain took; 0 before the first."""
+    sql = "SELECT max(block) FROM weights WHERE code IN ('weights_set', 'weights_committed')"
+    return (await store.read(lambda db: db.execute(sql).fetchone()))[0] or 0
+
+
+async def add_weights(
+    store: Store,
+    market_time: int,
+    block: int,
+    vector: Mapping[str, Decimal],
+    uids: Mapping[int, Decimal],
+    code: Code,
+    name: str,
+    detail: str,
+    next_block: int,
+) -> None:
+    """An attempt to set weights and how it ended."""
+    row = {
+        "market_time": market_time,
+        "block": block,
+        "vector": canonical({key: str(value) for key, value in vector.items()}).decode(),
+        "uids": canonical({str(key): str(value) for key, value in uids.items()}).decode(),
+        "code": code,
+        "name": name,
+        "detail": detail,
+        "next_block": next_block,
+    }
+    await store.write(lambda db: insert(db, "weights", [row]))
 
 
 class Weigher:
@@ -38,6 +102,7 @@ class Weigher:
 
     def __init__(self, store: Store, chain: Chain, dry_run: bool):
         self.store, self.chain, self.dry_run = store, chain, dry_run
+        self._next_block = 0  # before it nothing is due, and nobody needs to look
 
     async def weigh(self, now: int, block: int) -> WriteOutcome | None:
         """Turn reputations into weights if they are due, and note how it went.
@@ -53,8 +118,11 @@ class Weigher:
         Raises:
             ChainError: the chain could not be read; nothing was sent or noted.
         """
-        last = await self.store.last_weights()
-        if (last and block < last.next_block) or not await self.store.has_scored(now):
+        if block < self._next_block:
+            return None
+        last, scored = await self.store.read(lambda db: (_last(db), has_scored(db, now)))
+        self._next_block = last.next_block if last else 0
+        if block < self._next_block or not scored:
             return None
         if last and last.code is Code.WEIGHTS_COMMITTED:
             return await self._read_back(now, block, last)
@@ -118,7 +186,7 @@ class Weigher:
                 a vector in force is believed, for of a commit nobody can see what is in it.
         """
         own = metagraph.by_hotkey(self.chain.hotkey)
-        if own is None or own.last_update_block <= await self.store.weights_noted():
+        if own is None or own.last_update_block <= await weights_noted(self.store):
             return None
         outcome = await vector_in_force(self.chain, uids)
         if not outcome.ok and not (lost and outcome.next is Next.WAIT_BLOCKS):
@@ -158,7 +226,8 @@ class Weigher:
         outcome: WriteOutcome,
         due: int,
     ) -> WriteOutcome:
-        await self.store.add_weights(now, block, vector, uids, code, outcome.name, outcome.detail, due)
+        await add_weights(self.store, now, block, vector, uids, code, outcome.name, outcome.detail, due)
+        self._next_block = due
         bad = code in (Code.WEIGHTS_REJECTED, Code.WEIGHTS_UNKNOWN)
         shown = ", ".join(f"uid {uid} {float(weight):.3f}" for uid, weight in uids.items()) or "no weights"
         reason = f" ({outcome.detail})" if outcome.name else ""

@@ -53,7 +53,7 @@ def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
     yield from check_folder(folder)
     try:
         from chain.local import MIGRATIONS
-        from store import EVENTS_SCHEMA, JOBS_SCHEMA
+        from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA
 
         versions = len(JOBS_SCHEMA), len(EVENTS_SCHEMA), len(MIGRATIONS)
     except (ImportError, TypeError) as error:  # TypeError: of a Python too old for its dataclasses

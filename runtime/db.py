@@ -13,8 +13,10 @@ Read next: `store.py`.
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import fields
@@ -75,19 +77,20 @@ class Database(aiosqlite.Connection):
         row = await self.row(sql, *parameters)
         return row[0] if row else None
 
-    async def attach(self, name: str, path: str | Path, migrations: Sequence[str] | None) -> None:
-        """Bring a second file to its newest schema (None: only look at it), for use under `name` on this connection.
+    async def attach(self, name: str, path: str | Path, migrations: Sequence[str]) -> None:
+        """Bring a second file to its newest schema, for use on this connection, where its tables are `name.TABLE`.
 
         A transaction on both files is whole in each of them; a power cut may leave one of the two without it.
+
+        Raises:
+            StoreError: as `connect`.
         """
         path = Path(path)
 
         def attaching(connection: sqlite3.Connection) -> None:
-            if migrations is not None:
-                with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)) as alone:
-                    _prepare(alone, path, migrations)
-            file = str(path) if migrations is not None else _read_only_uri(path)
-            connection.execute(f"ATTACH ? AS {name}", (file,))
+            with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)) as alone:
+                _prepare(alone, path, migrations)
+            connection.execute(f"ATTACH ? AS {name}", (str(path),))
             connection.execute(f"PRAGMA {name}.synchronous = FULL")
 
         with as_store_errors(path):
@@ -119,9 +122,15 @@ async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def connect_read_only(path: str | Path) -> AsyncIterator[Database]:
-    """Open a file that another process may be writing to, for reading only. Raises `sqlite3.Error`."""
+async def connect_read_only(path: str | Path, **attached: Path) -> AsyncIterator[Database]:
+    """Open a file that another process may be writing to, and others beside it by name, for reading only.
+
+    Raises:
+        sqlite3.Error: one of them cannot be opened.
+    """
     async with _open(_read_only_uri(path), uri=True) as db:
+        for name, file in attached.items():
+            await db.rows(f"ATTACH ? AS {name}", _read_only_uri(file))
         yield db
 
 
@@ -147,11 +156,14 @@ def transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection]
     return result
 
 
-def insert(connection: sqlite3.Connection, table: str, rows: Iterable[Any], how: str = "INSERT") -> int:
+def insert(
+    connection: sqlite3.Connection, table: str, rows: Iterable[Any], how: str = "INSERT", update: str = ""
+) -> int:
     """Insert dataclasses, or mappings, whose fields are columns of the table.
 
     Args:
         how: e.g. `INSERT OR IGNORE`.
+        update: the key, where a row that is there already is to have the other columns changed.
 
     Returns:
         How many rows were new.
@@ -159,15 +171,33 @@ def insert(connection: sqlite3.Connection, table: str, rows: Iterable[Any], how:
     named = [row if isinstance(row, Mapping) else {f.name: getattr(row, f.name) for f in fields(row)} for row in rows]
     if not named:
         return 0
-    columns = ", ".join(named[0])
-    values = ", ".join(f":{column}" for column in named[0])
-    return connection.executemany(f"{how} INTO {table} ({columns}) VALUES ({values})", named).rowcount
+    sql = f"{how} INTO {table} ({', '.join(named[0])}) VALUES ({', '.join(f':{column}' for column in named[0])})"
+    if update:
+        changed = ", ".join(f"{column} = excluded.{column}" for column in named[0] if column != update)
+        sql += f" ON CONFLICT ({update}) DO UPDATE SET {changed}"
+    return connection.executemany(sql, named).rowcount
 
 
 def claim(connection: sqlite3.Connection, table: str, **whose: Any) -> dict[str, Any]:
     """Note in a table of one row (`id` 1) what a file belongs to, where nothing is noted yet; returns what is."""
     insert(connection, table, [{"id": 1, **whose}], "INSERT OR IGNORE")
     return dict(zip(whose, connection.execute(f"SELECT {', '.join(whose)} FROM {table}").fetchone(), strict=True))
+
+
+def as_json(text: str | bytes | None) -> Any:
+    """What a column holds; text that is not JSON as it is."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text if isinstance(text, str) else text.decode("ascii", "backslashreplace")
+
+
+def inflated(blob: bytes) -> bytes:
+    """What a compressed column holds; bytes that were not compressed as they are."""
+    try:
+        return zlib.decompress(blob)
+    except zlib.error:
+        return blob
 
 
 @contextmanager

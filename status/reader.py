@@ -15,21 +15,20 @@ import os
 import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-import aiosqlite
 
 import scoring
+from audit import stored
 from liquidity.executions import execution_of
 from liquidity.live import was_carried_out
 from protocol import MAX_ANSWER_BYTES, ProtocolError, RebalanceAnswer
-from runtime.db import BUSY_TIMEOUT_SECONDS, StoreError
-from store import JOBS_SCHEMA, Store
+from runtime.db import StoreError, connect_read_only, look
+from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA, events_of
+from store import Store
 from wire.codec import decode, to_json, to_plain
 
 PAGE_ROUNDS = 50  # rounds in one answer of a list; `next` leads to the older ones
@@ -53,26 +52,20 @@ class Reader(Store):
     async def open(cls, path: str | Path) -> AsyncIterator[Reader]:
         """Open both databases of a validator, which may be writing to them. Raises `StoreError`."""
         path = Path(path)
-        async with AsyncExitStack() as stack:
-            files = []
-            for file in (path, path.with_name(f"{path.stem}.events.sqlite3")):
-                uri = f"file:{quote(str(file))}?mode=ro"
-                try:
-                    sqlite3.connect(uri, uri=True).close()  # what cannot be opened fails here, before there is a thread
-                    opening = aiosqlite.connect(uri, uri=True, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
-                    files.append(await stack.enter_async_context(opening))
-                    (version,) = await (await files[-1].execute("PRAGMA user_version")).fetchone()
-                except sqlite3.Error as error:
-                    raise StoreError(f"database {file}: {error}; is it a validator's? name it with --db") from error
-                if len(files) == 1 and version != len(JOBS_SCHEMA):
-                    what = f"schema version {version}, this program reads {len(JOBS_SCHEMA)}"
-                    raise StoreError(f"database {file}: {what}; run `python validator.py` of this release on it once")
-                files[-1].row_factory = sqlite3.Row
-            yield cls(*files, path)
+        for file, newest in ((path, len(JOBS_SCHEMA)), (events_of(path), len(EVENTS_SCHEMA))):
+            try:
+                ((version,),) = look(file, "PRAGMA user_version")
+            except sqlite3.Error as error:
+                raise StoreError(f"database {file}: {error}; is it a validator's? name it with --db") from error
+            if version != newest:
+                what = f"schema version {version}, this program reads {newest}"
+                raise StoreError(f"database {file}: {what}; run `python validator.py` of this release on it once")
+        async with connect_read_only(path, pools=events_of(path)) as db:
+            yield cls(db, path)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each database file with its log."""
-        events = self._path.with_name(f"{self._path.stem}.events.sqlite3")
+        events = events_of(self._path)
         return {
             name: sum(os.path.getsize(f"{path}{end}") for end in ("", "-wal") if os.path.exists(f"{path}{end}"))
             for name, path in (("jobs", self._path), ("events", events))
@@ -80,21 +73,21 @@ class Reader(Store):
 
     async def meta(self) -> dict[str, str]:
         """What the database was made with: market, pool, validator."""
-        return {row["key"]: row["value"] for row in await self._rows("SELECT * FROM meta")}
+        return {row["key"]: row["value"] for row in await self.rows("SELECT * FROM meta")}
 
     async def pair(self) -> dict[str, Any] | None:
         """The pool's tokens and fee, as the newest query that is kept shows them; None before the first.
 
         A query that is of no pool says nothing of it: then the newest rounds' are looked through.
         """
-        query = await self._value("SELECT query FROM predictions WHERE length(query) ORDER BY rowid DESC LIMIT 1")
+        query = await self.value("SELECT query FROM predictions WHERE length(query) ORDER BY rowid DESC LIMIT 1")
         if not query:
             return None
         if pair := _pair(query):
             return pair
         for row in (await self.rounds())["rounds"]:
             sql = "SELECT query FROM predictions WHERE round_id = ? AND length(query) LIMIT 1"
-            if (query := await self._value(sql, row["round_id"])) and (pair := _pair(query)):
+            if (query := await self.value(sql, row["round_id"])) and (pair := _pair(query)):
                 return pair
         return None
 
@@ -103,7 +96,7 @@ class Reader(Store):
         shown = []
         for job in await self.jobs():
             newest = {
-                round_type: await self._value(
+                round_type: await self.value(
                     "SELECT round_id FROM rounds WHERE job_id = ? AND round_type = ? AND code IS NOT NULL"
                     " ORDER BY end_time DESC LIMIT 1",
                     *(job.job_id, round_type),
@@ -120,28 +113,28 @@ class Reader(Store):
                     "live": job.live,
                     "active": job.active,
                     "newest": newest,
-                    "newest_end": await self._value(
+                    "newest_end": await self.value(
                         "SELECT end_time FROM rounds WHERE round_id = ?", newest["evaluation"]
                     ),
-                    "running": [row["round_id"] for row in await self._rows(sql, (job.job_id,))],
+                    "running": [row["round_id"] for row in await self.rows(sql, job.job_id)],
                 }
             )
         return shown
 
     async def oldest_evidence(self) -> str | None:
         """Id of the oldest finished round whose evidence is kept."""
-        return await self._value(
+        return await self.value(
             "SELECT round_id FROM rounds WHERE code IS NOT NULL AND NOT EXISTS"
             " (SELECT 1 FROM pruned WHERE pruned.round_id = rounds.round_id) ORDER BY start_time, round_id LIMIT 1"
         )
 
     async def pruned(self) -> int:
         """How many rounds' evidence was dropped."""
-        return await self._value("SELECT count(*) FROM pruned")
+        return await self.value("SELECT count(*) FROM pruned")
 
     async def last_weights(self) -> dict[str, Any] | None:
         """The newest attempt to set weights, None before the first."""
-        rows = await self._rows("SELECT * FROM weights ORDER BY id DESC LIMIT 1")
+        rows = await self.rows("SELECT * FROM weights ORDER BY id DESC LIMIT 1")
         return dict(rows[0]) | {name: json.loads(rows[0][name]) for name in ("vector", "uids")} if rows else None
 
     async def standings(self, job_id: str, today: int) -> list[dict[str, Any]]:
@@ -154,10 +147,12 @@ class Reader(Store):
         job = next((job for job in await self.jobs() if job.job_id == job_id), None)
         if not job:
             raise NotShown(f"job {quoted(job_id)}: there is none of this name")
-        rows = await self._rows(
+        rows = await self.rows(
             "SELECT hotkey, count(*) AS days FROM miner_participation WHERE job_id = ? AND day > ? AND day <= ?"
             " GROUP BY hotkey",
-            (job_id, today - scoring.LIVE_WINDOW_DAYS, today),
+            job_id,
+            today - scoring.LIVE_WINDOW_DAYS,
+            today,
         )
         days = {row["hotkey"]: row["days"] for row in rows}
         lines = [
@@ -179,41 +174,43 @@ class Reader(Store):
         columns = "round_id, job_id, round_type, start_time, end_time, opening_block, close_block, code, detail, winner"
         where, values = "", ()
         if before is not None:
-            start = await self._value("SELECT start_time FROM rounds WHERE round_id = ?", before)
+            start = await self.value("SELECT start_time FROM rounds WHERE round_id = ?", before)
             if start is None:
                 raise NotShown(f"round {quoted(before)}: not in this database")
             where, values = " WHERE (start_time, round_id) < (?, ?)", (start, before)
         limit = max(1, min(limit, MAX_PAGE_ROUNDS))
-        rows = await self._rows(
+        rows = await self.rows(
             f"SELECT {columns}, asked FROM rounds{where} ORDER BY start_time DESC, round_id DESC LIMIT ?",
-            (*values, limit),
+            *values,
+            limit,
         )
         return {"rounds": [dict(row) for row in rows], "next": rows[-1]["round_id"] if len(rows) == limit else None}
 
     async def round(self, round_id: str) -> dict[str, Any]:
         """A round in the shape of its evidence, without bodies: there for pruned rounds and for those that run too."""
-        rows = await self._rows("SELECT * FROM rounds WHERE round_id = ?", (round_id,))
+        rows = await self.rows("SELECT * FROM rounds WHERE round_id = ?", round_id)
         if not rows:
             raise NotShown(f"round {quoted(round_id)}: not in this database")
-        row = dict(rows[0])
+        row, settled = stored.round_row(rows[0])
         summary = json.loads(row.pop("summary") or '{"swaps":0}')
         for name in ("vault_state", "seal"):
             del row[name]
-        asks = await self._rows(
+        asks = await self.rows(
             "SELECT hotkey, due_block, code, detail, effective_block, response_seconds FROM predictions"
             " WHERE round_id = ? ORDER BY due_block, hotkey",
-            (round_id,),
+            round_id,
         )
-        scores = await self._rows(
-            "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", (round_id,)
+        scores = await self.rows(
+            "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", round_id
         )
-        executions = await self._rows(
-            "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,)
+        executions = await self.rows(
+            "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", round_id
         )
         return {
             "rules_version": row.pop("rules_version"),
-            "round": row | {"settings": json.loads(row["settings"]), "swaps": summary.pop("swaps", None)},
-            "pruned": await self._value("SELECT before FROM pruned WHERE round_id = ?", round_id),
+            "round": row | {"swaps": summary.pop("swaps", None)},
+            **settled,
+            "pruned": await self.value("SELECT before FROM pruned WHERE round_id = ?", round_id),
             "asks": [dict(ask) | {"response_seconds": f"{ask['response_seconds']:.6f}"} for ask in asks],
             "executions": [dict(item) | {"execution": json.loads(item["execution"])} for item in executions],
             "scores": [dict(score) | {"line": json.loads(score["line"])} for score in scores],
@@ -223,7 +220,7 @@ class Reader(Store):
     async def all_of(self, round_id: str) -> dict[str, Any]:
         """A round's evidence; of one that was pruned or has not finished, what there is of it."""
         try:
-            return await self.evidence(round_id)
+            return await stored.evidence(self, round_id)
         except StoreError:
             return await self.round(round_id)
 
@@ -234,15 +231,14 @@ class Reader(Store):
         marks = ", ".join("?" * len(ids))
         scores = {
             row["round_id"]: row
-            for row in await self._rows(
-                f"SELECT * FROM scores WHERE hotkey = ? AND round_id IN ({marks})", (hotkey, *ids)
-            )
+            for row in await self.rows(f"SELECT * FROM scores WHERE hotkey = ? AND round_id IN ({marks})", hotkey, *ids)
         }
         asks: dict[str, list] = {}
-        for row in await self._rows(
+        for row in await self.rows(
             "SELECT round_id, due_block, code, detail, effective_block, response_seconds FROM predictions"
             f" WHERE hotkey = ? AND round_id IN ({marks}) ORDER BY due_block",
-            (hotkey, *ids),
+            hotkey,
+            *ids,
         ):
             ask = dict(row) | {"response_seconds": f"{row['response_seconds']:.6f}"}
             asks.setdefault(ask.pop("round_id"), []).append(ask)
@@ -250,8 +246,8 @@ class Reader(Store):
         marks = ", ".join("?" * len(taken))
         summaries = {
             row["round_id"]: json.loads(row["summary"] or "{}")
-            for row in await self._rows(
-                f"SELECT round_id, summary FROM rounds WHERE round_id IN ({marks})", [row["round_id"] for row in taken]
+            for row in await self.rows(
+                f"SELECT round_id, summary FROM rounds WHERE round_id IN ({marks})", *[row["round_id"] for row in taken]
             )
         }
         lines = []
@@ -273,7 +269,7 @@ class Reader(Store):
         """What a miner says of itself in its newest ranked round: version and model; None if that is not kept."""
         newest = await self.rounds(limit=PAGE_ROUNDS)
         for row in newest["rounds"]:
-            body = await self._value(
+            body = await self.value(
                 "SELECT answer FROM predictions WHERE round_id = ? AND hotkey = ? AND length(answer) LIMIT 1",
                 *(row["round_id"], hotkey),
             )
@@ -290,15 +286,15 @@ class Reader(Store):
         Raises:
             NotShown: it has not finished, never opened, or its evidence is gone.
         """
-        rows = await self._rows(
+        rows = await self.rows(
             "SELECT round_type, settings, opening_block, close_block, vault_state, code, detail FROM rounds"
             " WHERE round_id = ?",
-            (round_id,),
+            round_id,
         )
         if not rows:
             raise NotShown(f"round {quoted(round_id)}: not in this database")
         row = rows[0]
-        if before := await self._value("SELECT before FROM pruned WHERE round_id = ?", round_id):
+        if before := await self.value("SELECT before FROM pruned WHERE round_id = ?", round_id):
             raise NotShown(f"its evidence was dropped with all that ended by {before}: there are its scores, no path")
         if row["code"] is None:
             raise NotShown("it runs: its books are seen when it has ended")
@@ -306,16 +302,19 @@ class Reader(Store):
             raise NotShown(f"{row['code']}: {row['detail'] or 'there is nothing to draw'}")
         pool = (await self.meta())["pool"]
         blocks = row["opening_block"], row["close_block"]
-        body = await self._event_rows("SELECT body FROM snapshots WHERE pool = ? AND block = ?", (pool, blocks[0]))
-        events = await self._event_rows(
+        body = await self.rows("SELECT body FROM snapshots WHERE pool = ? AND block = ?", pool, blocks[0])
+        events = await self.rows(
             "SELECT * FROM events WHERE pool = ? AND block >= ? AND block < ? ORDER BY block, log_index",
-            (pool, *blocks),
+            pool,
+            *blocks,
         )
         names = sorted(set(names) - set(BASELINES))
-        asks = await self._rows(
+        asks = await self.rows(
             "SELECT hotkey, query, answer, effective_block FROM predictions WHERE round_id = ? AND hotkey IN"
             f" ({', '.join('?' * len(names))}) AND effective_block < ? ORDER BY effective_block",
-            (round_id, *names, blocks[1]),
+            round_id,
+            *names,
+            blocks[1],
         )
         if row["round_type"] == "live":
             asks = await self._carried_out(round_id, asks)
@@ -323,7 +322,7 @@ class Reader(Store):
 
     async def _carried_out(self, round_id: str, asks: Iterable[sqlite3.Row]) -> list[dict[str, Any]]:
         """A live round's answers without those that were not carried out, the others at the blocks where they were."""
-        rows = await self._rows("SELECT block, execution FROM live_executions WHERE round_id = ?", (round_id,))
+        rows = await self.rows("SELECT block, execution FROM live_executions WHERE round_id = ?", round_id)
         found = {row["block"]: execution_of(json.loads(row["execution"])) for row in rows}
         return [
             dict(ask) | ({"effective_block": one.block} if one else {})

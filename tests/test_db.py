@@ -195,8 +195,7 @@ def test_two_files_serve_one_connection_and_each_keeps_its_own_tables_and_schema
         assert (
             await db.value("PRAGMA owners.synchronous") == 2 and await db.value("PRAGMA owners.journal_mode") == "wal"
         )
-        async with connect_read_only(first) as reader:
-            await reader.attach("owners", second, None)
+        async with connect_read_only(first, owners=second) as reader:
             assert await reader.value("SELECT count(*) FROM places, owner") == 1
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
                 await reader.write(lambda connection: connection.execute("DELETE FROM owner"))

@@ -38,7 +38,8 @@ from evm.pool import SLOT0
 from miner import build_parser
 from runtime.options import resolve
 from runtime.process import Parser
-from store import JOBS_SCHEMA, Store
+from runtime.tables import JOBS_SCHEMA
+from store import Store
 
 NOBODY = "0x" + "12" * 20
 HOLD = (  # a process that has the databases open, as a validator has between two rounds

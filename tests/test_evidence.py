@@ -35,7 +35,7 @@ import protocol
 import scoring
 import sim
 import validator
-from audit import checks, evidence
+from audit import checks, evidence, stored
 from audit import played as played_module
 from audit.checks import audit
 from audit.evidence import EvidenceError, seal
@@ -191,7 +191,7 @@ def on_a_chain(tmp_path_factory) -> dict[str, Any]:
 def exported(path: Path, round_id: str) -> dict[str, Any]:
     async def export():
         async with Store.open(path) as store:
-            return await store.evidence(round_id)
+            return await stored.evidence(store, round_id)
 
     return json.loads(canonical(asyncio.run(export())))
 

@@ -31,6 +31,7 @@ from subnets import (
     write,
 )
 
+from audit import stored
 from audit.checks import audit
 from chain.local import LocalChain
 from evm.abi import TRANSFER
@@ -183,7 +184,7 @@ def test_every_round_can_be_recomputed_and_is_what_the_chain_has(played):
             finished = set(await store.finished()) - set(open_seals)
             assert len(finished) >= 5
             for round_id in finished:
-                evidence = await store.evidence(round_id)
+                evidence = await stored.evidence(store, round_id)
                 assert audit(evidence) == []
                 if evidence["round"]["code"] == "scored":
                     assert await audit_chain(evidence, [street.chain.url], street.uniswap.manager) == []

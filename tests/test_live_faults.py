@@ -49,6 +49,7 @@ from subnets import (
     write,
 )
 
+from audit import stored
 from audit.checks import audit
 from chain.local import LocalChain
 from evm import market as market_module
@@ -334,7 +335,7 @@ async def deep(world: World) -> None:
     while not (world.executions(world.live("main", DEEP)) and all(map(world.ended, before))):
         await asyncio.sleep(0.05)
     async with Store.open(world.path) as store:
-        world.before_deep = {round_id: await store.evidence(round_id) for round_id in before}
+        world.before_deep = {round_id: await stored.evidence(store, round_id) for round_id in before}
 
     def replace_all() -> None:
         street.before, until = None, street.time
@@ -476,7 +477,7 @@ def test_a_reorganisation_deeper_than_believed_voids_what_is_open_and_leaves_wha
 
     async def now() -> dict:
         async with Store.open(lived.path) as store:
-            return {round_id: await store.evidence(round_id) for round_id in lived.before_deep}
+            return {round_id: await stored.evidence(store, round_id) for round_id in lived.before_deep}
 
     assert len(lived.before_deep) == 2 and asyncio.run(now()) == lived.before_deep
 
@@ -511,7 +512,7 @@ def test_every_round_audits_clean_also_on_the_chain_where_it_is_still_the_same(l
             unsealed = await store.finished(unsealed_only=True)  # it may have been stopped just before a seal
             assert len(unsealed) <= 2
             for round_id in sorted({*await store.finished()} - {*unsealed}):
-                evidence = await store.evidence(round_id)
+                evidence = await stored.evidence(store, round_id)
                 assert audit(evidence) == [], round_id
                 row = evidence["round"]
                 still = row["code"] == "scored" and row["end_time"] <= lived.start(SHALLOW)

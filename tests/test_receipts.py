@@ -38,7 +38,7 @@ from subnets import (
 
 import miner
 from audit import __main__ as audit_main
-from audit import book_command, receipt_book
+from audit import book_command, receipt_book, stored
 from audit import issuer as issuer_module
 from audit import receipts as receipts_module
 from audit.book_command import fetch
@@ -199,12 +199,12 @@ def test_the_database_alone_gives_the_same_bytes_again(played):
     async def again() -> None:
         async with Store.open(played.path) as store:
             for round_id, hotkey in played.asked:
-                evidence, seal = await store.evidence_about(round_id, hotkey)
+                evidence, seal = await stored.evidence_about(store, round_id, hotkey)
                 assert canonical(statement(evidence, hotkey, seal)) == canonical(
                     played.receipt(round_id, hotkey)["statement"]
                 )
-            assert await store.evidence_about(round_id, hotkey_of("eve")) is None
-            assert await store.evidence_about("no:evaluation:1", hotkey) is None
+            assert await stored.evidence_about(store, round_id, hotkey_of("eve")) is None
+            assert await stored.evidence_about(store, "no:evaluation:1", hotkey) is None
 
     asyncio.run(again())
 

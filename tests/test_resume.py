@@ -17,6 +17,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -44,6 +45,7 @@ from subnets import (
 
 from markets.model import FIRST_BLOCK, FIRST_TIME
 from protocol import Position
+from runtime import db as db_module
 from spine.ground import open_market
 from store import Store
 from validator import build_parser
@@ -124,16 +126,25 @@ def everything(folder: Path) -> dict[str, list]:
 
 def counted(folder: Path, kill_after: int | None = None, kill_seconds: float | None = None) -> None:
     """Play, and note how many commits it took; or die after so many, or after so long."""
-    commit, done = aiosqlite.Connection.commit, 0
+    transact, commit, done, counting = db_module.transact, aiosqlite.Connection.commit, 0, threading.Lock()
 
-    async def commits(connection):
+    def count():
         nonlocal done
-        await commit(connection)
-        done += 1
-        if done == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with counting:  # each database has its own thread
+            done += 1
+            if done == kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    aiosqlite.Connection.commit = commits
+    def commits(connection, work):
+        result = transact(connection, work)
+        count()
+        return result
+
+    async def old_commits(connection):
+        await commit(connection)
+        count()
+
+    db_module.transact, aiosqlite.Connection.commit = commits, old_commits
     if kill_seconds is not None:
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         signal.setitimer(signal.ITIMER_REAL, kill_seconds)

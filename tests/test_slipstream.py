@@ -19,6 +19,7 @@ import pytest
 from slipstream_node import FIRST_BLOCK, POOL, TracedChain
 from subnets import a_job, keep, play_subnet
 
+from audit import stored
 from audit.checks import audit
 from audit.evidence import seal
 from evm import rpc
@@ -496,7 +497,7 @@ def test_rounds_on_a_slipstream_pool_are_stored_sealed_and_audited(followed, tmp
     async def export():
         async with Store.open(subnet.path) as store:
             scored = [row for (row,) in subnet.rows("SELECT round_id FROM rounds WHERE code = 'scored'")]
-            return [json.loads(canonical(await store.evidence(round_id))) for round_id in scored]
+            return [json.loads(canonical(await stored.evidence(store, round_id))) for round_id in scored]
 
     kinds = set()
     for evidence in asyncio.run(export()):

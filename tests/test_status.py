@@ -30,6 +30,7 @@ import pytest
 from subnets import ROOT, a_job, accept, command, hotkey_of, model, play_subnet, refuse, rows, stored_rounds, write
 
 import miner
+from audit import stored
 from audit.checks import audit
 from audit.receipts import statement
 from chain.base import ChainError
@@ -47,7 +48,7 @@ from status import validator as validator_module
 from status.figures import Numbers, shown
 from status.panels import Panels, apart
 from status.reader import NotShown, Reader
-from store import Pruned, Store
+from store import Store
 from wire.codec import to_json
 from wire.signing import local_keypair
 
@@ -780,7 +781,7 @@ def test_a_miner_shows_what_it_was_asked_what_it_said_and_how_its_strategy_faile
     async def receipts(most):
         async with Store.open(played.path) as store:
             ids = stored_rounds(played.path)[::-1][:most]
-            return [statement(await store.evidence(r), hotkey_of("mover"), "seal") for r in ids]
+            return [statement(await stored.evidence(store, r), hotkey_of("mover"), "seal") for r in ids]
 
     async def main():
         options = SimpleNamespace(name="<i>mine", strategy="mine", status_host="127.0.0.1", status_port=0)
@@ -842,22 +843,22 @@ def test_pruned_rounds_keep_their_scores_and_say_so_and_the_others_their_audits(
         async with Store.open(path) as store:
             seal = next(seal for round_id, _, seal in stored_ends if round_id == old[0])
             write(path, "UPDATE rounds SET seal = NULL WHERE round_id = ?", old[0])
-            assert await store.prune(until) == len(old) - 1  # a round is sealed first
+            assert await stored.prune(store, until) == len(old) - 1  # a round is sealed first
             write(path, "UPDATE rounds SET seal = ? WHERE round_id = ?", seal, old[0])
-            assert [await store.prune(until) for _ in range(2)] == [1, 0]
+            assert [await stored.prune(store, until) for _ in range(2)] == [1, 0]
             assert await store.finished() == kept
             for round_id in old:
-                with pytest.raises(Pruned, match=f"round {round_id}: was pruned with all that ended by"):
-                    await store.evidence(round_id)
-                assert await store.evidence_about(round_id, hotkey_of("mover")) is None
-            listed, _ = await store.asked_rounds(hotkey_of("mover"), 0, 100)
+                with pytest.raises(stored.Pruned, match=f"round {round_id}: was pruned with all that ended by"):
+                    await stored.evidence(store, round_id)
+                assert await stored.evidence_about(store, round_id, hotkey_of("mover")) is None
+            listed, _ = await stored.asked_rounds(store, hotkey_of("mover"), 0, 100)
             assert [round_id for _, round_id in listed if round_id not in kept] == [] and listed
             for round_id in kept:
-                assert audit(await store.evidence(round_id)) == []
+                assert audit(await stored.evidence(store, round_id)) == []
 
     asyncio.run(work())
-    for table, stored in before.items():
-        assert rows(path, f"SELECT * FROM {table}") == stored
+    for table, held in before.items():
+        assert rows(path, f"SELECT * FROM {table}") == held
     assert rows(path, "SELECT round_id, seal, summary FROM rounds") == seals
     assert rows(path, "SELECT round_id, hotkey, due_block, code, detail FROM predictions") == codes
     marks = ", ".join("?" * len(old))

@@ -20,14 +20,17 @@ import pytest
 from subnets import ROOT, a_job, rows, write
 from worlds import random_world
 
+from audit import stored
+from chain.weights import add_weights, has_scored, last_weights, weights_noted
 from liquidity.events import Event
 from liquidity.rounds import Entrant, Line, RoundResult
 from markets.base import MarketGap
 from protocol import Code, JobSettings
 from runtime import db as db_module
-from runtime.db import StoreError, connect, transaction
+from runtime.db import StoreError, connect
+from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA
 from scoring import Outcome, Standing, score_outcome, update_eval
-from store import EVENTS_SCHEMA, JOBS_SCHEMA, Prediction, Store
+from store import Prediction, Store
 from wire.codec import to_json
 
 START, LATE = 1_767_226_500, 2**40  # of the first round; after everything
@@ -215,14 +218,14 @@ def _damaged(folder: Path) -> Path:
 def test_a_full_disk_is_a_store_error_that_changes_nothing_and_passes(path):
     async def work(memory):
         round_id = await a_round(memory, finish=False)
-        ((pages,),) = await memory._jobs.execute_fetchall("PRAGMA page_count")
-        await memory._jobs.execute(f"PRAGMA max_page_count = {pages + 2}")  # SQLite's own word for a full disk
+        ((pages,),) = await memory.rows("PRAGMA page_count")
+        await memory.rows(f"PRAGMA max_page_count = {pages + 2}")  # SQLite's own word for a full disk
         many = [a_prediction(round_id, due=due, answer=Random(due).randbytes(2000)) for due in range(50)]
         with pytest.raises(StoreError, match="disk is full") as caught:
             await memory.add_predictions(many)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-        assert await memory._jobs.execute_fetchall("SELECT * FROM predictions") == []
-        await memory._jobs.execute("PRAGMA max_page_count = 1000000")
+        assert await memory.rows("SELECT * FROM predictions") == []
+        await memory.rows("PRAGMA max_page_count = 1000000")
         await memory.add_predictions(many)
 
     using(path, work)
@@ -231,10 +234,10 @@ def test_a_full_disk_is_a_store_error_that_changes_nothing_and_passes(path):
 
 def test_an_error_inside_a_task_group_is_still_one_that_the_user_can_mend(path):
     async def work(memory):
-        await memory._jobs.execute("DROP TABLE weights")
+        await memory.write(lambda db: db.execute("DROP TABLE weights"))
         with pytest.raises(ExceptionGroup) as caught:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(memory.last_weights())
+                tasks.create_task(last_weights(memory))
         assert [type(error) for error in caught.value.exceptions] == [StoreError]
 
     using(path, work)
@@ -250,32 +253,6 @@ def test_a_database_belongs_to_one_market(path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Transactions
-
-
-def test_a_transaction_is_undone_by_an_exception_and_by_being_cancelled(path):
-    async def work(memory):
-        db = memory._jobs
-        with pytest.raises(ZeroDivisionError):
-            async with transaction(db):
-                await db.execute("INSERT INTO meta VALUES ('a', '1')")
-                raise ZeroDivisionError
-        entered = asyncio.Event()
-
-        async def forever():
-            async with transaction(db):
-                await db.execute("INSERT INTO meta VALUES ('b', '2')")
-                entered.set()
-                await asyncio.sleep(3600)
-
-        task = asyncio.create_task(forever())
-        await entered.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await memory.claim("c", "3")  # the lock is free, and nothing of the others is left
-
-    using(path, work)
-    assert rows(path, "SELECT * FROM meta") == [("c", "3")]
 
 
 def test_cancelled_at_any_moment_a_method_is_applied_as_a_whole_or_not_at_all(path):
@@ -331,12 +308,13 @@ def test_two_connections_share_a_database_and_each_sees_what_the_other_committed
             await asyncio.gather(*(memory.put_job(a_job(f"{n}")) for n in range(20) for memory in (first, second)))
             assert len(await first.jobs()) == len(await second.jobs()) == 21
 
-            async with transaction(first._jobs):  # a writer waits for another process, a reader does not
-                await first._jobs.execute("UPDATE jobs SET active = 0")
-                writing = asyncio.create_task(second.claim("who", "second"))
+            with closing(sqlite3.connect(path)) as other:  # a writer waits for another process, a reader does not
+                other.execute("UPDATE jobs SET active = 0")
+                writing = asyncio.create_task(first.claim("who", "first"))
                 assert all(job.active for job in await second.jobs())
                 await asyncio.sleep(0.05)
                 assert not writing.done()
+                other.commit()
             await writing
             assert not any(job.active for job in await second.jobs())
 
@@ -444,13 +422,16 @@ def test_evaluations_and_live_rounds_are_counted_apart(path):
 
 
 def test_the_questions_that_orchestration_asks(path):
+    async def has(memory, by):
+        return await memory.read(lambda db: has_scored(db, by))
+
     async def work(memory):
         assert await memory.newest_end("job") is await memory.last_end() is await memory.resume_time(75) is None
-        assert await memory.last_winner("job", LATE) is await memory.last_weights() is None
+        assert await memory.last_winner("job", LATE) is await last_weights(memory) is None
         assert await memory.ranked_since("job", 0, LATE) == (0, {})
         await a_round(memory, 0, "alice", "bob")
         await a_round(memory, 1, "bob")
-        assert await memory.has_scored(LATE) and await memory.last_winner("job", LATE) == "bob"
+        assert await has(memory, LATE) and await memory.last_winner("job", LATE) == "bob"
         void = await a_round(memory, 3, finish=False)
         (begun,) = await memory.interrupted()
         assert (begun.round_id, begun.start_time, begun.end_time) == (void, START + 2700, START + 3600)
@@ -466,7 +447,7 @@ def test_the_questions_that_orchestration_asks(path):
         assert await memory.ranked_since("job", 0, LATE) == (3, {"alice": 1, "bob": 2})  # the void one does not count
         assert await memory.ranked_since("job", START + 900, LATE) == (2, {"bob": 1})  # its end is not after that
         # as it was at a time: who asks then does not see what followed
-        assert not await memory.has_scored(START + 899) and await memory.has_scored(START + 900)
+        assert not await has(memory, START + 899) and await has(memory, START + 900)
         assert await memory.last_winner("job", START + 900) == "alice"
         assert await memory.last_winner("job", START + 899) is None
         assert await memory.ranked_since("job", 0, START + 900) == (1, {"alice": 1, "bob": 1})
@@ -477,10 +458,10 @@ def test_the_questions_that_orchestration_asks(path):
             "evaluation void_gap": 1,
         }
         for n in (5, 9):
-            await memory.add_weights(START, n, {"a": Decimal(1)}, {3: Decimal(1)}, Code.WEIGHTS_SET, "", "", n + 360)
-        last = await memory.last_weights()
+            await add_weights(memory, START, n, {"a": Decimal(1)}, {3: Decimal(1)}, Code.WEIGHTS_SET, "", "", n + 360)
+        last = await last_weights(memory)
         assert (last.block, last.code, last.uids, last.next_block) == (9, Code.WEIGHTS_SET, {3: Decimal(1)}, 369)
-        assert await memory.weights_noted() == 9
+        assert await weights_noted(memory) == 9
         assert await memory.recall("mood") is None and await memory.remember("mood", "good") is None
         await memory.remember("mood", "better")
         assert await memory.recall("mood") == "better"
@@ -591,21 +572,21 @@ def test_a_finished_round_keeps_the_events_it_was_scored_from_and_the_next_one_i
         await memory.add_events("pool", 100, 112, pokes((104, 1), (109, 1), (110, 1)))
         await memory.add_events("pool", 100, 112, pokes((104, 2), (109, 1), (110, 1)))
         await memory.finish_round(done, "job", a_result("alice"), 110, 1, {}, 0)
-        held = (await memory.evidence(done))["events"]
+        held = (await stored.evidence(memory, done))["events"]
         before = await stored_events(memory, path)
         for changed in (pokes((109, 1), (110, 1)), pokes((104, 2), (109, 1), (109, 2), (110, 1))):
             with pytest.raises(MarketGap, match=f"round {done} was scored from"):
                 await memory.add_events("pool", 100, 112, changed)
         with pytest.raises(MarketGap, match="block 100 is not"):
             await memory.open_window(running, "pool", replace(snapshot, tick=snapshot.tick + 1))
-        assert await stored_events(memory, path) == before and (await memory.evidence(done))["events"] == held
+        assert await stored_events(memory, path) == before and (await stored.evidence(memory, done))["events"] == held
         await memory.open_window(
             running, "pool", replace(snapshot, idle0=9, vault_owner="me")
         )  # another vault, the same pool
         await memory.add_events("pool", 100, 112, pokes((104, 2), (109, 1), (110, 2), (111, 1)))  # after its close
-        assert (await memory.evidence(done))["events"] == held and len(await stored_events(memory, path)) == 4
+        assert (await stored.evidence(memory, done))["events"] == held and len(await stored_events(memory, path)) == 4
         await memory.add_seal(done, {})
-        assert await memory.prune(2**40) == 1
+        assert await stored.prune(memory, 2**40) == 1
         await memory.add_events("pool", 100, 112, [])  # a pruned round has no evidence that could change
         assert await stored_events(memory, path) == []
 

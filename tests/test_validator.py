@@ -569,7 +569,9 @@ def test_jobs_are_switched_off_added_and_changed_while_it_runs(tmp_path):
             await write_meanwhile(path, "UPDATE jobs SET settings = ? WHERE job_id = 'one'", changed)
             await write_meanwhile(path, "UPDATE jobs SET active = 0 WHERE job_id = 'two'")
             await write_meanwhile(
-                path, "INSERT INTO jobs SELECT 'new', vault, 1800, ?, 0, 1 FROM jobs WHERE job_id = 'one'", changed
+                path,
+                "INSERT INTO jobs SELECT 'new', vault, 1800, ?, 0, 1, mechanism FROM jobs WHERE job_id = 'one'",
+                changed,
             )
         return keep(query)
 

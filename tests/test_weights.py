@@ -21,6 +21,7 @@ from test_store import START as MARKET_START
 from test_store import a_round
 
 import validator as validator_module
+from chain import weights as weights_module
 from chain.alerts import CHAIN_SILENT_SECONDS, WEIGHTS_LATE_SECONDS
 from chain.base import BLOCK_SECONDS, Chain, Next, u16_weights
 from chain.weights import INTERVAL_BLOCKS, RETRY_BLOCKS
@@ -340,7 +341,7 @@ def test_a_crash_between_the_chain_and_the_note_does_not_send_the_vector_twice(o
     async def main(scene):
         await scene.advance(5)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Store, "add_weights", _crash)
+            patch.setattr(weights_module, "add_weights", _crash)
             await scene.validator._weigh(NOW)
         vector, updated = await scene.in_force(), (await scene.chain.metagraph()).neurons[V].last_update_block
         assert vector and scene.attempts() == []
