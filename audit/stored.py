@@ -91,7 +91,7 @@ def round_row(found: sqlite3.Row, loads: Callable[[str], Any] = json.loads) -> t
     mechanism, as before there were others."""
     row = dict(found) | {"settings": loads(found["settings"])}
     settlement = row.pop("settlement")
-    if row["mechanism"] == "liquidity":
+    if (row["mechanism"], settlement) == ("liquidity", None):
         del row["mechanism"]
         return row, {}
     return row, {"settlement": None if settlement is None else loads(settlement)}

@@ -626,6 +626,8 @@ COLUMNS = {  # of every table that evidence is made of: where a change in each c
         "asked": "round.asked",
         "summary": "baselines|round.swaps",
         "seal": "seal",
+        "mechanism": "round.mechanism",
+        "settlement": "settlement",
     },
     "predictions": "asks",
     "entrants": "entrants",
