@@ -228,7 +228,8 @@ class Pool:
 
         Source: v3-core Tick.getFeeGrowthInside.
         """
-        lower, upper = (self.ticks.get(index) or Tick(index) for index in (tick_lower, tick_upper))
+        lower = self.ticks.get(tick_lower) or Tick(tick_lower)
+        upper = self.ticks.get(tick_upper) or Tick(tick_upper)
         below0, below1 = lower.fee_growth_outside0_x128, lower.fee_growth_outside1_x128
         above0, above1 = upper.fee_growth_outside0_x128, upper.fee_growth_outside1_x128
         if not self._at_or_above(tick_lower):
@@ -345,8 +346,7 @@ class Pool:
 
         Source: v3-core UniswapV3Pool.swap, SwapMath.computeSwapStep.
         """
-        limit = sqrt_price_limit_x96
-        self._check_swap(zero_for_one, amount_specified, limit)
+        self._check_swap(zero_for_one, amount_specified, limit := sqrt_price_limit_x96)
         exact_input, remaining, calculated = amount_specified > 0, amount_specified, 0
         while remaining and self.sqrt_price_x96 != limit:
             start, stop = self.sqrt_price_x96, self._next_stop(zero_for_one)

@@ -16,8 +16,8 @@ the sum of what each leg alone would give, rounded down. That sum is the rule, a
 `RULES_VERSION`. Where `L_book = L_vault` the pool's own growth is used, so that a book which keeps what the vault has
 earns what the vault earned, to the last unit.
 
-Pure: standard library only. `fork_replay` is the independent check: it mints into a copy of the pool and makes the
-calls again. Read next: `scoring.py`, then `rounds.py`, which puts both together.
+Pure. The independent check, which mints into a copy of the pool and makes the calls again, is in `tests/test_books.py`.
+Read first: `tape.py`. Read next: `scoring.py`, then `rounds.py`, which puts both together.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from liquidity.events import Event, swap_call
-from liquidity.replay import apply_event
+from liquidity.events import Event
 from liquidity.tape import SHARE_QUANTUM, Holding, Tape, worth
 from protocol import Position
-from sim import MASK_256, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
+from sim import MASK_256, amounts_of, liquidity_for, sqrt_ratio_at_tick
 
 
 class Book:
@@ -237,46 +236,3 @@ class Book:
             self.idle1,
             tuple(sorted((h.tick_lower, h.tick_upper, h.liquidity) for h in self.holdings)),
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The independent check
-
-
-def fork_replay(
-    pool: Pool, events: Iterable[Event], positions: Sequence[tuple[int, int, int]]
-) -> list[tuple[int, int]]:
-    """Mint positions into a copy of the pool and make the recorded calls again: no shares, no legs, just the contract.
-
-    Args:
-        pool: in the state before the events, with all their positions; it stays as it is.
-        events: with the calls known.
-        positions: (tick_lower, tick_upper, liquidity) to add.
-
-    Returns:
-        Fees of each position, as the contract would pay them.
-
-    Swaps with an input or output keep it, so with more liquidity they move the price less; swaps with a limit trade to
-    the same price, and do not happen where the price is already past it.
-    """
-    fork = pool.copy()
-    for n, position in enumerate(positions):
-        fork.mint(("fork", n), *position)
-    for event in events:
-        if event.kind == "swap":
-            call = swap_call(event, event.args[0])
-            past = fork.sqrt_price_x96 <= call[2] if call[0] else fork.sqrt_price_x96 >= call[2]
-            if not past:
-                fork.swap(*call)
-        elif event.kind == "mint":
-            fork.mint(*event.args[:4])
-        elif event.kind == "burn":
-            fork.burn(*event.args[:4])
-        elif event.kind not in ("collect", "collect_protocol"):
-            apply_event(fork, event)
-    fees = []
-    for n, (tick_lower, tick_upper, _) in enumerate(positions):
-        fork.burn(("fork", n), tick_lower, tick_upper, 0)
-        state = fork.position(("fork", n), tick_lower, tick_upper)
-        fees.append((state.tokens_owed0, state.tokens_owed1))
-    return fees

@@ -41,6 +41,13 @@ def find_call(pool: Pool, event: Event) -> str:
     raise ReplayError(event, "(by any call)", event.args[1:], found)
 
 
+def with_call(pool: Pool, event: Event) -> Event:
+    """The event, with the call behind it where it is a swap that lacks it; raises `ReplayError` as `find_call`."""
+    if event.kind == "swap" and not event.args[0]:
+        return event._replace(args=(find_call(pool, event), *event.args[1:]))
+    return event
+
+
 def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] = ()) -> tuple[str, int]:
     """As `find_call`, and at which fee: on Slipstream it may change at any swap, and the event does not tell.
 

@@ -10,10 +10,10 @@ Pure. Read first: `events.py`. Read next: `tape.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, fields
+from functools import cache
 
-from liquidity.calls import find_call
 from liquidity.events import Event, ReplayError, swap_call
 from liquidity.fast import FastPool
 from liquidity.slipstream import SlipstreamPool
@@ -42,14 +42,14 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
         if how == "?":
             pool.jump(sqrt_price_x96, tick, liquidity)
             return
-        if how == "in":
-            found = (
-                pool.swap(True, amount0, MIN_SQRT_RATIO + 1)
-                if amount0 > 0
-                else pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
-            )
+        if not how:
+            raise ReplayError(event, "call", "one this program knows", "not known yet: complete the events first")
+        if how == "in" and amount0 > 0:
+            found = pool.swap(True, amount0, MIN_SQRT_RATIO + 1)
+        elif how == "in":
+            found = pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
         else:
-            found = pool.swap(*swap_call(event, how or find_call(pool, event), pool.sqrt_price_x96))
+            found = pool.swap(*swap_call(event, how, pool.sqrt_price_x96))
         if pool.sqrt_price_x96 != sqrt_price_x96:
             raise ReplayError(event, "sqrt_price_x96", sqrt_price_x96, pool.sqrt_price_x96)
         if found != (amount0, amount1):
@@ -58,42 +58,17 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
             raise ReplayError(event, "liquidity", liquidity, pool.liquidity)
         if not pool.stands_at(tick):
             raise ReplayError(event, "tick", tick, pool.tick)
-        return
-    slipstream = isinstance(pool, SlipstreamPool)
-    if kind == "mint" or kind == "burn":
-        owner, tick_lower, tick_upper, amount, amount0, amount1 = args
-        if accounts is None or (owner, tick_lower, tick_upper) in accounts:
-            found = (pool.mint if kind == "mint" else pool.burn)(owner, tick_lower, tick_upper, amount)
-        elif kind == "mint":
-            found = pool.change_liquidity(tick_lower, tick_upper, amount)
-        else:
-            released0, released1 = pool.change_liquidity(tick_lower, tick_upper, -amount) if amount else (0, 0)
-            found = (-released0, -released1)
-        if found != (amount0, amount1):
-            raise ReplayError(event, "amounts", (amount0, amount1), found)
-        if slipstream and owner == pool.gauge and amount:
-            pool.stake(amount if kind == "mint" else -amount, tick_lower, tick_upper, False)
-    elif slipstream and kind == "flash":  # which part of it was the fee changes nothing
+    elif kind == "mint" or kind == "burn":
+        _change_liquidity(pool, event, accounts)
+    elif kind == "flash":
         amount0, amount1, paid0, paid1, *unstaked_fee = args
         fee = pool.fee
-        _set_fees(pool, event, 0, *(unstaked_fee or [pool.unstaked_fee]))
-        pool.flash(amount0, amount1, paid0, paid1)
-        pool.set_fees(fee, pool.unstaked_fee)
-    elif slipstream and kind in ("stake", "unstake"):
-        owner, tick_lower, tick_upper, amount = args
-        everybody = accounts is None
-        pool.stake(amount if kind == "stake" else -amount, tick_lower, tick_upper, everybody)
-        if not everybody and kind == "unstake" and args[:3] in accounts:  # it earned no fees meanwhile
-            inside = pool.fee_growth_inside(tick_lower, tick_upper)
-            pool.position(owner, tick_lower, tick_upper).settle(*inside, earns=False)
-    elif slipstream and kind == "collect_fees":
-        found = pool.collect_fees()
-        if any(paid != told and (paid, told) != (1, 0) for paid, told in zip(found, args, strict=True)):
-            raise ReplayError(event, "amounts", args, found)  # some versions tell of a lone unit, which stays
-    elif kind == "flash":
-        amount0, amount1, paid0, paid1 = args
+        if isinstance(pool, SlipstreamPool):  # which part of what was paid is the fee changes nothing
+            _set_fees(pool, event, 0, *(unstaked_fee or [pool.unstaked_fee]))
         fee0, fee1 = (-(-amount * pool.fee // PIPS) for amount in (amount0, amount1))
         pool.flash(amount0, amount1, paid0 - fee0, paid1 - fee1)
+        if isinstance(pool, SlipstreamPool):
+            pool.set_fees(fee, pool.unstaked_fee)
     elif kind == "set_fee_protocol":
         pool.set_fee_protocol(*args)
     elif kind == "collect_protocol":
@@ -102,8 +77,41 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
     elif kind == "collect":
         if (accounts is None or args[:3] in accounts) and (found := pool.collect(*args)) != args[3:]:
             raise ReplayError(event, "amounts", args[3:], found)
+    elif isinstance(pool, SlipstreamPool) and kind in ("stake", "unstake", "collect_fees"):
+        _gauge(pool, event, accounts)
     else:
         raise ReplayError(event, "kind", "one this program knows", kind)
+
+
+def _change_liquidity(pool: Pool, event: Event, accounts: Collection[tuple] | None) -> None:
+    owner, tick_lower, tick_upper, amount, amount0, amount1 = event.args
+    minted = event.kind == "mint"
+    if accounts is None or event.args[:3] in accounts:
+        found = (pool.mint if minted else pool.burn)(owner, tick_lower, tick_upper, amount)
+    elif minted:
+        found = pool.change_liquidity(tick_lower, tick_upper, amount)
+    else:
+        released0, released1 = pool.change_liquidity(tick_lower, tick_upper, -amount) if amount else (0, 0)
+        found = (-released0, -released1)
+    if found != (amount0, amount1):
+        raise ReplayError(event, "amounts", (amount0, amount1), found)
+    if isinstance(pool, SlipstreamPool) and owner == pool.gauge and amount:
+        pool.stake(amount if minted else -amount, tick_lower, tick_upper, False)
+
+
+def _gauge(pool: SlipstreamPool, event: Event, accounts: Collection[tuple] | None) -> None:
+    """What the gauge did: stakes and what it was paid."""
+    if event.kind == "collect_fees":
+        found = pool.collect_fees()
+        if any(paid != told and (paid, told) != (1, 0) for paid, told in zip(found, event.args, strict=True)):
+            raise ReplayError(event, "amounts", event.args, found)  # some versions tell of a lone unit, which stays
+        return
+    owner, tick_lower, tick_upper, amount = event.args
+    everybody, staked = accounts is None, event.kind == "stake"
+    pool.stake(amount if staked else -amount, tick_lower, tick_upper, everybody)
+    if not everybody and not staked and event.args[:3] in accounts:  # it earned no fees meanwhile
+        inside = pool.fee_growth_inside(tick_lower, tick_upper)
+        pool.position(owner, tick_lower, tick_upper).settle(*inside, earns=False)
 
 
 def _set_fees(pool: Pool, event: Event, fee: int, unstaked_fee: int) -> None:
@@ -120,7 +128,7 @@ def _set_fees(pool: Pool, event: Event, fee: int, unstaked_fee: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TickState:
-    """One initialised tick; see `sim.Tick`, and for `staked_liquidity_net` `sim.SlipstreamTick`."""
+    """One initialised tick; see `sim.Tick`, and for `staked_liquidity_net` `SlipstreamTick`."""
 
     index: int
     liquidity_gross: Amount
@@ -155,7 +163,7 @@ class VaultPosition:
 
 @dataclass(frozen=True, slots=True)
 class SlipstreamState:
-    """What a Slipstream pool has besides; see `sim.SlipstreamPool`. Rewards are not scored, and not here.
+    """What a Slipstream pool has besides; see `SlipstreamPool`. Rewards are not scored, and not here.
 
     Attributes:
         manager, gauge: the owners of those positions that have tokens, and of those that are staked.
@@ -209,7 +217,7 @@ class Snapshot:
     def of(
         cls,
         pool: Pool,
-        vault_keys: Sequence[tuple],
+        vault_keys: Iterable[tuple],
         idle: tuple[int, int],
         block: int,
         block_time: int,
@@ -217,94 +225,66 @@ class Snapshot:
         vault_owner: str = "",
     ) -> Snapshot:
         """Take a pool's state; `vault_keys` are the vault's positions in it, those without liquidity are left out."""
-        held = [(key, pool.positions[key]) for key in vault_keys if key in pool.positions]
-        slipstream = isinstance(pool, SlipstreamPool)
-        return cls(
+        slipstream, gauge = isinstance(pool, SlipstreamPool), None
+        if slipstream:
+            gauge = _same(SlipstreamState, pool, manager=str(pool.nft), gauge=str(pool.gauge))
+        ticks = (pool.ticks[index] for index in sorted(pool.ticks))
+        held = ((key, pool.positions[key]) for key in vault_keys if key in pool.positions)
+        return _same(
+            cls,
+            pool,
             block=block,
             block_time=block_time,
             block_hash=block_hash,
-            fee=pool.fee,
-            tick_spacing=pool.tick_spacing,
             fee_protocol0=pool.fee_protocol[0],
             fee_protocol1=pool.fee_protocol[1],
-            sqrt_price_x96=pool.sqrt_price_x96,
-            tick=pool.tick,
-            liquidity=pool.liquidity,
-            fee_growth_global0_x128=pool.fee_growth_global0_x128,
-            fee_growth_global1_x128=pool.fee_growth_global1_x128,
             ticks=tuple(
-                TickState(
-                    index,
-                    mark.liquidity_gross,
-                    str(mark.liquidity_net),
-                    mark.fee_growth_outside0_x128,
-                    mark.fee_growth_outside1_x128,
-                    str(mark.staked_liquidity_net) if slipstream else None,
+                _same(
+                    TickState,
+                    mark,
+                    liquidity_net=str(mark.liquidity_net),
+                    staked_liquidity_net=str(mark.staked_liquidity_net) if slipstream else None,
                 )
-                for index, mark in sorted(pool.ticks.items())
+                for mark in ticks
             ),
             vault=tuple(
-                VaultPosition(
-                    str(key[0]),
-                    *key[1:],
-                    state.liquidity,
-                    state.fee_growth_inside0_last_x128,
-                    state.fee_growth_inside1_last_x128,
-                    state.tokens_owed0,
-                    state.tokens_owed1,
-                )
+                _same(VaultPosition, state, owner=str(key[0]), tick_lower=key[1], tick_upper=key[2], staked=None)
                 for key, state in held
                 if state.liquidity
             ),
             idle0=idle[0],
             idle1=idle[1],
             vault_owner=vault_owner,
-            slipstream=SlipstreamState(
-                str(pool.nft),
-                str(pool.gauge),
-                pool.unstaked_fee,
-                pool.staked_liquidity,
-                pool.gauge_fees0,
-                pool.gauge_fees1,
-            )
-            if slipstream
-            else None,
+            slipstream=gauge,
         )
 
     def open(self) -> Pool:
         """A pool in this state, which knows the vault's positions and no others."""
-        known = self.slipstream
-        pool = FastPool(self.fee, self.tick_spacing)
+        known, pool = self.slipstream, FastPool(self.fee, self.tick_spacing)
         if known:
             pool = SlipstreamPool(self.fee, self.tick_spacing, known.unstaked_fee, known.manager, known.gauge)
+            pool.staked_liquidity = known.staked_liquidity
+            pool.gauge_fees0, pool.gauge_fees1 = known.gauge_fees0, known.gauge_fees1
         pool.initialize(self.sqrt_price_x96)
         if self.fee_protocol0 or self.fee_protocol1:
             pool.set_fee_protocol(self.fee_protocol0, self.fee_protocol1)
-        pool.load(
-            self.tick,
-            self.liquidity,
-            self.fee_growth_global0_x128,
-            self.fee_growth_global1_x128,
-            [
-                pool.tick_class(
-                    t.index,
-                    t.liquidity_gross,
-                    int(t.liquidity_net),
-                    t.fee_growth_outside0_x128,
-                    t.fee_growth_outside1_x128,
-                )
-                for t in self.ticks
-            ],
-        )
-        if known:
-            pool.staked_liquidity = known.staked_liquidity
-            pool.gauge_fees0, pool.gauge_fees1 = known.gauge_fees0, known.gauge_fees1
-            for t in self.ticks:
-                pool.ticks[t.index].staked_liquidity_net = int(t.staked_liquidity_net)
-        for position in self.vault:
-            state = pool.positions[position.key] = PositionState()
-            state.liquidity = position.liquidity
-            state.fee_growth_inside0_last_x128 = position.fee_growth_inside0_last_x128
-            state.fee_growth_inside1_last_x128 = position.fee_growth_inside1_last_x128
-            state.tokens_owed0, state.tokens_owed1 = position.tokens_owed0, position.tokens_owed1
+        marks = []
+        for tick in self.ticks:
+            outside = tick.fee_growth_outside0_x128, tick.fee_growth_outside1_x128
+            marks.append(pool.tick_class(tick.index, tick.liquidity_gross, int(tick.liquidity_net), *outside))
+            if known:
+                marks[-1].staked_liquidity_net = int(tick.staked_liquidity_net)
+        growth = self.fee_growth_global0_x128, self.fee_growth_global1_x128
+        pool.load(self.tick, self.liquidity, *growth, marks)
+        pool.positions = {position.key: _same(PositionState, position) for position in self.vault}
         return pool
+
+
+def _same(kind: type, source, **others):
+    """A dataclass `kind` of these values, and of the source's under the same names."""
+    return kind(**others, **{name: getattr(source, name) for name in _names(kind) if name not in others})
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))

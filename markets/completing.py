@@ -9,7 +9,7 @@ import lzma
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from liquidity.calls import find_call
+from liquidity.calls import with_call
 from liquidity.events import Event, ReplayError
 from markets.base import MarketError
 from markets.memory import advance, contradiction
@@ -38,8 +38,7 @@ def complete(recording: Recording) -> Iterator[Event]:
     pool = open_pool(recording)
     for event in recording.events:
         try:
-            if event.kind == "swap" and not event.args[0]:
-                event = event._replace(args=(find_call(pool, event), *event.args[1:]))
+            event = with_call(pool, event)
             advance(pool, event)
         except (ReplayError, PoolError) as error:
             raise MarketError(contradiction(event, error)) from error

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from liquidity.calls import with_call
 from liquidity.events import Event, ReplayError
 from liquidity.fast import FastPool
 from liquidity.replay import apply_event
@@ -197,7 +198,7 @@ def replay(recording: Recording, progress: Callable[[int, int, str], None] = lam
     pool = recording.open_pool()
     for number, event in enumerate(recording.events, 1):
         try:
-            apply_event(pool, event)
+            apply_event(pool, with_call(pool, event))
         except PoolError as error:
             raise ReplayError(event, "call", "accepted", f"refused ({error})") from error
         progress(number, len(recording.events), "events")

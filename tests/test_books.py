@@ -21,8 +21,8 @@ import pytest
 from worlds import VAULT, World, random_desired, random_event, random_range, random_world
 
 from liquidity import tape as tape_module
-from liquidity.books import Book, fork_replay
-from liquidity.events import Event, ReplayError
+from liquidity.books import Book
+from liquidity.events import Event, ReplayError, swap_call
 from liquidity.replay import Snapshot, apply_event
 from liquidity.slipstream import SlipstreamPool
 from liquidity.tape import CHUNK, SHARE_QUANTUM, Holding, Tape, split_fee
@@ -759,6 +759,45 @@ def test_keep_equals_chain_where_some_swaps_are_unknown_and_earn_nothing_for_any
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The fork: mint into a copy of the pool and make the calls again
+
+
+def fork_replay(
+    pool: Pool, events: Iterable[Event], positions: Sequence[tuple[int, int, int]]
+) -> list[tuple[int, int]]:
+    """Mint positions into a copy of the pool and make the recorded calls again: no shares, no legs, just the contract.
+
+    Args:
+        pool: in the state before the events, with all their positions; it stays as it is.
+        events: with the calls known.
+        positions: (tick_lower, tick_upper, liquidity) to add.
+
+    Returns:
+        Fees of each position, as the contract would pay them.
+
+    Swaps with an input or output keep it, so with more liquidity they move the price less; swaps with a limit trade to
+    the same price, and do not happen where the price is already past it.
+    """
+    fork = pool.copy()
+    for n, position in enumerate(positions):
+        fork.mint(("fork", n), *position)
+    for event in events:
+        if event.kind == "swap":
+            call = swap_call(event, event.args[0])
+            past = fork.sqrt_price_x96 <= call[2] if call[0] else fork.sqrt_price_x96 >= call[2]
+            if not past:
+                fork.swap(*call)
+        elif event.kind == "mint":
+            fork.mint(*event.args[:4])
+        elif event.kind == "burn":
+            fork.burn(*event.args[:4])
+        elif event.kind not in ("collect", "collect_protocol"):
+            apply_event(fork, event)
+    fees = []
+    for n, (tick_lower, tick_upper, _) in enumerate(positions):
+        fork.burn(("fork", n), tick_lower, tick_upper, 0)
+        state = fork.position(("fork", n), tick_lower, tick_upper)
+        fees.append((state.tokens_owed0, state.tokens_owed1))
+    return fees
 
 
 def test_keep_equals_the_fork_in_which_the_vault_is_replicated_to_the_wei():
