@@ -132,8 +132,8 @@ def test_the_tool_plays_on_the_market_and_by_the_rules_of_the_local_validator():
     options = miner.build_parser().parse_args([])
     for job in ground._first_jobs(None, 900, None):
         options.target = job.settings.target
-        ((_, vault, _),) = backtest_module._markets(options)
-        assert (vault, backtest_module._job(options)[0]) == (job.vault, job.settings)
+        ((_, vault, _),) = trial.markets_of(options)
+        assert (vault, trial.job_of(options)[0]) == (job.vault, job.settings)
         assert job.job_id == job.settings.target.lower()
     assert tuple(ground.REFERENCE_STRATEGIES) == backtest_module.REFERENCES
 
@@ -159,7 +159,7 @@ def test_it_ends_where_the_recording_ends(recording_path):
 
 
 def test_a_strategy_that_raises_keeps_as_the_miners_server_does_and_one_that_is_too_slow_is_out(monkeypatch):
-    monkeypatch.setattr(backtest_module, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(trial, "ASK_SECONDS", 0.05)
 
     def raises(query):
         raise ZeroDivisionError

@@ -19,7 +19,7 @@ import pytest
 from subnets import ROOT, command, hotkey_of, rows, start, stored_rounds, wait_for
 
 import miner
-from doctor import backtest, check
+from doctor import check, trial
 from miner import Refusal
 from protocol import MAX_TICK, Position, RebalanceQuery
 
@@ -172,7 +172,7 @@ def test_the_check_names_what_is_wrong_with_its_values_and_its_fix_in_one_senten
 
 
 def test_an_answer_that_takes_longer_than_the_deadline_is_wrong_and_the_line_where_it_was_is_named(run, monkeypatch):
-    monkeypatch.setattr(backtest, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(trial, "ASK_SECONDS", 0.1)
 
     def sleeps(query):
         time.sleep(30)
