@@ -103,15 +103,17 @@ def test_a_signal_lets_the_program_close_what_it_opened_and_is_no_failure(root_l
 
 
 def test_results_go_to_stdout_and_the_log_to_stderr_at_the_level_asked_for():
-    script = "import asyncio, logging, runtime\nasync def work():\n    logging.info('told')\n    print('result')\n"
+    script = "import logging\nfrom runtime.process import run\n"
+    script += "async def work():\n    logging.info('told')\n    print('result')\n"
     for level, told in (("INFO", True), ("WARNING", False)):
-        code = f"{script}raise SystemExit(runtime.run(work(), {level!r}))"
+        code = f"{script}raise SystemExit(run(work(), {level!r}))"
         ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert (ended.returncode, ended.stdout, "told" in ended.stderr) == (0, "result\n", told)
 
 
 PROGRAM = """
-import asyncio, logging, sys, warnings, runtime
+import logging, sys, warnings
+from runtime.process import UserError, run
 async def work():
     logging.getLogger("validator").debug("of ours")
     logging.getLogger("aiosqlite").debug("of a library")
@@ -124,9 +126,9 @@ async def work():
         logging.getLogger("validator").exception("failed")
     print("result")
     if ending := sys.argv[4:]:
-        raise runtime.UserError("no such\\nfolder") if ending == ["mistake"] else RuntimeError("a bug")
+        raise UserError("no such\\nfolder") if ending == ["mistake"] else RuntimeError("a bug")
 level, as_json, file = sys.argv[1:4]
-raise SystemExit(runtime.run(work(), level, (), as_json == "json", file or None))
+raise SystemExit(run(work(), level, (), as_json == "json", file or None))
 """
 
 
@@ -186,8 +188,8 @@ def test_a_log_file_gets_what_stderr_gets_and_the_mistake_or_bug_that_ended_the_
 
 def test_a_log_file_is_put_aside_when_it_is_full_and_only_so_many_are_kept(tmp_path):
     script = (
-        "import logging, runtime\nruntime.LOG_FILE_BYTES, runtime.LOG_FILES_KEPT = 1000, 2\n"
-        f"runtime.log_to('INFO', False, {str(tmp_path / 'alm.log')!r})\n"
+        "import logging\nfrom runtime import process\nprocess.LOG_FILE_BYTES, process.LOG_FILES_KEPT = 1000, 2\n"
+        f"process.log_to('INFO', False, {str(tmp_path / 'alm.log')!r})\n"
         "for n in range(200): logging.info('line %d', n)\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, timeout=60)
@@ -363,7 +365,10 @@ def test_fresh_forgets_the_local_subnet_and_nothing_else_in_the_folder(capsys, t
 
 
 def test_a_process_may_raise_its_limit_of_open_files_to_what_the_system_allows():
-    code = "import resource as r, runtime; r.setrlimit(7, (64, 512)); print(runtime.raise_file_limit(), r.getrlimit(7))"
+    code = (
+        "import resource as r; from runtime.process import raise_file_limit; r.setrlimit(7, (64, 512));"
+        " print(raise_file_limit(), r.getrlimit(7))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.split("\n")[0] == "512 (512, 512)", done.stderr
 
