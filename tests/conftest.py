@@ -2,12 +2,14 @@
 
 Recordings are public chain facts kept outside the repository: `ALM_RECORDINGS` names their folder, else it is
 `../shared/data` beside the repository. What is missing skips a test on a developer's machine and fails with `CI=true`.
+
+`make test` spreads the tests over all cores; the tests of a file stay together, because they share what is costly.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +18,21 @@ import pytest
 os.environ["NETUID"] = os.environ["ALM_RPC_URLS"] = ""  # a developer's .env leads no test to a real network or chain
 
 RECORDINGS = Path(os.environ.get("ALM_RECORDINGS") or Path(__file__).resolve().parents[1] / "../shared/data")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each file is a group of its own, which one process of `pytest-xdist --dist loadgroup` runs."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What a test printed goes from one process to another as UTF-8, which has no place for half a surrogate pair."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")
