@@ -1,4 +1,4 @@
-"""What the doctor says of one thing: how it stands, and the fix."""
+"""What the doctor says of one thing: how it stands, and the fix. Read next: `machine.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The doctor on this machine: Python, packages, ports, clock, folder, databases. Standard library only."""
+"""The doctor on this machine: Python, packages, ports, clock, folder, databases. Standard library only.
+
+Read next: `network.py`.
+"""
 
 from __future__ import annotations
 

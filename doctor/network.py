@@ -1,4 +1,4 @@
-"""The doctor on the subnet: wallet, registration, what the chain says."""
+"""The doctor on the subnet: wallet, registration, what the chain says. Read next: `pool.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor on a real market: nodes, pool, vault, executor bot."""
+"""The doctor on a real market: nodes, pool, vault, executor bot. Read next: `reach.py`."""
 
 from __future__ import annotations
 

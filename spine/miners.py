@@ -1,4 +1,4 @@
-"""The reference miners of a local subnet, each a process of its own."""
+"""The reference miners of a local subnet, each a process of its own. Read next: `miner.py`."""
 
 from __future__ import annotations
 

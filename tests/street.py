@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -25,6 +26,7 @@ from web3 import Account
 from chain.local import LocalChain
 from evm.manager import BALANCE_OF
 from evm.market import Web3Market
+from executor import client
 from executor.client import Bot
 from sim import amounts_of, sqrt_ratio_at_tick
 from store import Store
@@ -239,7 +241,7 @@ async def validating(
                 confirmations=confirmations,
                 poll_seconds=0.05,
                 clock=lambda: street.time,
-                bot=Bot(session, bot_url, API_KEY),
+                place=partial(client.place, Bot(session, bot_url, API_KEY)),
                 **options,
             )
         )

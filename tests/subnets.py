@@ -8,6 +8,7 @@ validator. Used by `test_validator.py`, `test_miner.py` and `test_runtime.py`.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import lzma
 import os
@@ -23,6 +24,7 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from chain.local import LocalChain, block_at
@@ -60,6 +62,14 @@ def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess:
         [sys.executable, *map(str, arguments)],
         **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": DEADLINE_SECONDS, **options},
     )
+
+
+def called(words: Sequence[str]) -> tuple[ModuleType, Sequence[str]]:
+    """Which module `python WORDS` runs, and the words that are for it: `miner.py --port 0`, `-m executor serve`."""
+    if words[0] == "-m":
+        return importlib.import_module(f"{words[1]}.__main__"), words[2:]
+    assert (ROOT / words[0]).is_file(), words
+    return importlib.import_module(words[0].removesuffix(".py").replace("/", ".")), words[1:]
 
 
 class Process(subprocess.Popen):

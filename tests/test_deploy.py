@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import configparser
-import importlib
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
-from subnets import ROOT
+from subnets import ROOT, called
 
 import miner
 from bench.memory import TARGET_MB
@@ -41,9 +39,10 @@ KEYS = {  # systemd.unit(5), systemd.exec(5), systemd.service(5): those in use; 
 }
 
 
-def parsed(program: str, arguments: list[str]) -> argparse.Namespace:
+def parsed(words: list[str]) -> argparse.Namespace:
     """The options as the program itself takes them; fails as it would."""
-    return importlib.import_module(Path(program).stem).build_parser().parse_args(arguments)
+    program, arguments = called(words)
+    return program.build_parser().parse_args(arguments)
 
 
 def test_there_is_an_example_for_each_program():
@@ -58,11 +57,11 @@ def test_a_unit_starts_its_program_with_options_that_it_takes(path):
     unit.read_string(path.read_text())
     assert {name: set(unit[name]) - KEYS[name] for name in unit.sections()} == {name: set() for name in KEYS}
     service = unit["Service"]
-    python, program, *arguments = shlex.split(service["ExecStart"])
+    python, *words = shlex.split(service["ExecStart"])
     folder = service["WorkingDirectory"]
-    assert re.fullmatch(rf"{folder}/\.venv-3\.1[123]/bin/python", python) and (ROOT / program).is_file()
-    options = parsed(program, arguments)
-    assert options.dir == f"/var/lib/{service['StateDirectory']}" and "--log-file" not in arguments
+    assert re.fullmatch(rf"{folder}/\.venv-3\.1[123]/bin/python", python)
+    options = parsed(words)
+    assert options.dir == f"/var/lib/{service['StateDirectory']}" and "--log-file" not in words
     assert service["RestartPreventExitStatus"] == str(EXIT_USAGE) and service["TimeoutStopSec"] == str(STOP_SECONDS)
     assert f"deploy/{path.name}" in path.read_text() and service["EnvironmentFile"] in path.read_text()[:900]
 
@@ -79,30 +78,36 @@ def test_pm2_starts_the_programs_with_options_that_they_take_and_lets_them_stop(
         "exp_backoff_restart_delay",
     }
     for app in json.loads((DEPLOY / "pm2.json").read_text())["apps"]:
-        assert set(app) == known and (ROOT / app["cwd"] / app["script"]).is_file()
-        parsed(app["script"], shlex.split(app["args"]))
+        assert set(app) == known and app["cwd"] == "."
+        room = app["args"].startswith("-m ")  # PM2 starts files: a room is an argument of the Python itself
+        python, interpreter = (app["script"], "none") if room else (app["interpreter"], app["interpreter"])
+        assert re.fullmatch(r"\.venv-3\.1[123]/bin/python", python) and app["interpreter"] == interpreter
+        parsed(started(app))
         assert app["kill_timeout"] == STOP_SECONDS * 1000  # the default of 1.6 s is too short to close everything
         assert app["stop_exit_codes"] == [EXIT_OK, EXIT_USAGE]
 
 
 def test_what_the_examples_start_is_what_a_network_takes():
     """A validator that sends nothing, as long as its market is no real one; a miner with an address to publish."""
-    for words in (shlex.split(line) for line in commands()):
-        program, *arguments = words
-        options = parsed(program, arguments)
-        if program == "validator.py":
+    for words in commands():
+        options = parsed(words)
+        if words[0] == "validator.py":
             ground._check_real(options)
-        elif program == "miner.py":
+        elif words[0] == "miner.py":
             assert options.external_ip in ("${EXTERNAL_IP}", "IP")
             options.netuid, options.external_ip = 98, "5.6.7.8"
             assert miner.published_address(options) == "5.6.7.8"
 
 
-def commands() -> list[str]:
-    """The program and its arguments, of all units and of PM2's file."""
-    units = [re.search(r"^ExecStart=\S+ (.*)$", path.read_text(), re.M)[1] for path in UNITS]
-    apps = json.loads((DEPLOY / "pm2.json").read_text())["apps"]
-    return units + [f"{app['script']} {app['args']}" for app in apps]
+def started(app: dict) -> list[str]:
+    """What PM2 gives to Python."""
+    return [*([app["script"]] if app["script"].endswith(".py") else []), *shlex.split(app["args"])]
+
+
+def commands() -> list[list[str]]:
+    """What Python is given, by all units and by PM2's file."""
+    units = [shlex.split(re.search(r"^ExecStart=\S+ (.*)$", path.read_text(), re.M)[1]) for path in UNITS]
+    return units + [started(app) for app in json.loads((DEPLOY / "pm2.json").read_text())["apps"]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

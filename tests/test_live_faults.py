@@ -52,7 +52,6 @@ from subnets import (
 from audit import stored
 from audit.checks import audit
 from chain.local import LocalChain
-from evm import market as market_module
 from evm.abi import Function
 from evm.audit import audit_chain
 from evm.market import Web3Market
@@ -385,7 +384,7 @@ def lived(tmp_path_factory, by_the_clock):
         road = Street(chain, seed=4, vaults=5, largest=16.2)
         place = client.place
         patch.setattr(client, "place", lambda bot, order, s: place(bot, order, s / road.pace))
-        patch.setattr("rpc.MAX_REST_SECONDS", 1.0)
+        patch.setattr("evm.rpc.MAX_REST_SECONDS", 1.0)
         limits = "--turnover-percent", 100_000, "--shown-ticks", 2000, "--confirmations", CONFIRMATIONS
         road.warm_up(ROUND_SECONDS)
         with executor(programs, road, *limits) as bot:
@@ -599,17 +598,15 @@ def test_weights_and_alerts_go_on_while_the_market_stands_still(tmp_path, monkey
     assert error.value.split(Enough)[0] and len(seen) == 3 and seen == sorted(seen) and seen[0] < seen[-1]
 
 
-def test_a_bot_that_names_a_block_after_the_deadline_is_not_believed_and_not_waited_for(tmp_path, monkeypatch, missing):
+def test_a_bot_that_names_a_block_after_the_deadline_is_not_believed_and_not_waited_for(tmp_path, missing):
     if anvil.missing():
         missing(anvil.missing())
 
-    async def liar(bot, order, seconds):
+    async def liar(order, seconds):
         return Report(order.decision, Code.EXECUTED, "", block=10**9, transaction="0x" + "1" * 64)
 
-    monkeypatch.setattr(market_module.orders, "place", liar)
-
     async def work(street: Street) -> None:
-        options = {"poll_seconds": 0.02, "clock": lambda: street.time, "bot": object()}
+        options = {"poll_seconds": 0.02, "clock": lambda: street.time, "place": liar}
         async with street.market(tmp_path / "a.sqlite3", **options) as market:
             pool, head = street.uniswap.address, await market.head()
             order = Order("one", 31337, pool, street.vault, (), (), head.number, 1 << 96, 0, street.time + 10)

@@ -574,7 +574,7 @@ def start(code, *arguments):
 
 WRITER = """
 import asyncio, sys
-from local import Hyperparameters, LocalChain
+from chain.local import Hyperparameters, LocalChain
 async def main(path, me):
     rules = Hyperparameters(tempo=10, weights_rate_limit_blocks=0)
     async with LocalChain.open(path, me + "0-hot", me, genesis_block=1000, hyperparameters=rules) as chain:
@@ -603,9 +603,9 @@ def test_processes_that_start_and_write_at_the_same_time_lose_nothing(tmp_path):
 
 DIES_WHILE_ADVANCING = """
 import asyncio, os, signal, sys
-import local
+from chain.local import LocalChain
 async def main(path, die_at):
-    async with local.LocalChain.open(path, "v-hot", "v-cold") as chain:
+    async with LocalChain.open(path, "v-hot", "v-cold") as chain:
         execute, count = chain._db.execute, 0
         async def counting(sql, *values):
             nonlocal count
@@ -621,9 +621,9 @@ asyncio.run(main(*sys.argv[1:]))
 
 ADVANCES_FOREVER = """
 import asyncio, sys
-import local
+from chain.local import LocalChain
 async def main(path):
-    async with local.LocalChain.open(path, "v-hot", "v-cold") as chain:
+    async with LocalChain.open(path, "v-hot", "v-cold") as chain:
         print("ready", flush=True)
         for block in range(1000, 10**9, 7):
             await chain.advance_to(block)

@@ -204,7 +204,7 @@ def test_a_server_that_is_not_there_yet_gets_the_newest_message_when_it_comes():
 
 def test_an_answer_says_when_to_try_again_and_a_foolish_one_is_bounded():
     async def work(webhook):
-        async with notify._session() as session:
+        async with notify.posting_session() as session:
             for asked, seconds in (("7", 7), ("0", 0), ("999999", notify.MAX_WAIT_SECONDS), ("9" * 5000, 0), ("-5", 0),
                                    ("Wed, 21 Oct 2025 07:28:00 GMT", 0), ("nan", 0)):  # fmt: skip
                 webhook.answers = [web.Response(status=429, headers={"Retry-After": asked})]
@@ -269,7 +269,7 @@ def test_a_hostile_server_costs_a_retry_and_no_more(monkeypatch, behaviour):
         await writer.drain()
 
     async def main() -> Reply:
-        async with serving(serve) as url, notify._session() as session, asyncio.timeout(20):
+        async with serving(serve) as url, notify.posting_session() as session, asyncio.timeout(20):
             return await post(session, url, "x")
 
     reply = asyncio.run(main())
@@ -285,7 +285,7 @@ def test_a_head_that_says_200_is_enough_though_the_body_never_comes():
         await reader.read()
 
     async def main() -> Reply:
-        async with serving(serve) as url, notify._session() as session:
+        async with serving(serve) as url, notify.posting_session() as session:
             return await post(session, url, "x")
 
     assert asyncio.run(main()) == Reply()

@@ -6,7 +6,6 @@ Run with `python -m pytest tests/test_readme.py`.
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
 import re
 import shlex
@@ -15,6 +14,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from subnets import called
+from test_house import ORDER, TREES, imports, root
 
 import miner
 import validator
@@ -26,8 +27,6 @@ from spine import ground
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.M | re.S)
-MODULES = {path.stem for path in ROOT.glob("*.py")}
-PACKAGES = {"aiohttp", "aiosqlite", "bittensor", "web3"}
 
 
 def table(heading: str) -> list[list[str]]:
@@ -44,24 +43,30 @@ def commands() -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line))]
 
 
-def help_of(program: str, *verbs: str) -> str:
-    ended = subprocess.run([sys.executable, program, *verbs, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, (program, verbs, ended.stderr)
+def help_of(*words: str) -> str:
+    ended = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, (words, ended.stderr)
     return ended.stdout
+
+
+def program_of(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """What is run, a file or a room, and the rest of the words: `python -m audit export` is (("-m", "audit"), ...)."""
+    count = 2 if words[1] == "-m" else 1
+    return tuple(words[1 : 1 + count]), words[1 + count :]
 
 
 @pytest.fixture(scope="module")
 def helps() -> dict[tuple[str, ...], str]:
     """What `--help` prints for every program that the README calls, and for its verbs that are called."""
     found = {}
-    for program, *rest in (words[1:] for words in commands() if words[0] == "python"):
-        if program.startswith("bench/"):  # they take no options
-            found[program,] = ""
-        elif (program,) not in found:
-            found[program,] = help_of(program)
+    for program, rest in (program_of(words) for words in commands() if words[0] == "python"):
+        if program[0].startswith("bench/"):  # they take no options
+            found[program] = ""
+        elif program not in found:
+            found[program] = help_of(*program)
         verb = rest[0] if rest and not rest[0].startswith("-") else ""
-        if verb and (program, verb) not in found and re.search(rf"[{{,]{verb}[,}}]|^ +{verb} ", found[program,], re.M):
-            found[program, verb] = help_of(program, verb)
+        if verb and (*program, verb) not in found and re.search(rf"[{{,]{verb}[,}}]|^ +{verb} ", found[program], re.M):
+            found[*program, verb] = help_of(*program, verb)
     return found
 
 
@@ -76,9 +81,9 @@ def test_every_command_in_the_readme_exists_with_every_option_it_is_given(helps)
                 known = f"$({name})" in (ROOT / "Makefile").read_text() if assigned else name in targets
                 assert known, f"make has no {name}"
             continue
-        program, *rest = words[1:]
-        assert (ROOT / program).is_file(), program
-        known = helps[program,] + helps.get((program, *rest[:1]), "")
+        program, rest = program_of(words)
+        assert program[0] == "-m" or (ROOT / program[0]).is_file(), program
+        known = helps[program] + helps.get((*program, *rest[:1]), "")
         for option in (word.partition("=")[0] for word in rest if word.startswith("--")):
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", known), (words, option)
 
@@ -98,10 +103,9 @@ def real_pool_commands() -> list[tuple[argparse.ArgumentParser, list[str]]]:
     """Each command with a real pool, what stands for something filled in, beside the parser that will read it."""
     stand = {"URL": "http://127.0.0.1:9", "0x1234": "0x" + "12" * 20, "0x5678": "0x" + "56" * 20, "N": "98"}
     found = []
-    for _, program, *rest in (words for words in commands() if "--rpc" in words and words[0] == "python"):
-        name = "recorder" if [program, *rest[:1]] == ["market.py", "record"] else Path(program).stem
-        rest = [stand.get(word, word) for word in rest[name == "recorder" :]]
-        found.append((importlib.import_module(name).build_parser(), rest))
+    for words in (words for words in commands() if "--rpc" in words and words[0] == "python"):
+        program, rest = called(words[1:])
+        found.append((program.build_parser(), [stand.get(word, word) for word in rest]))
     return found
 
 
@@ -138,40 +142,21 @@ def test_help_explains_every_option_of_the_two_programs(program):
             assert name in parser.format_help()
 
 
-def test_the_file_table_is_the_tree():
-    listed = [name for row in table("Reading order") for name in re.findall(r"`(\w+)\.py`", row[0])]
-    assert sorted(listed) == sorted(MODULES)
+def test_the_table_of_files_and_rooms_is_the_order_of_the_house():
+    listed = [name for row in table("Reading order") for name in re.findall(r"`(\w+)(?:\.py|/)`", row[0])]
+    assert listed[:-3] == list(ORDER[:-3]) and set(listed) == set(ORDER)
 
 
-def imports_of(module: str) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+def packages_of(name: str) -> set[str]:
+    """What a file or room imports that is neither ours nor Python's own."""
+    found = {root(module) for each, tree in TREES.items() if root(each) == name for module, _ in imports(tree)}
+    return found - {*ORDER, *sys.stdlib_module_names}
 
 
-def test_what_the_file_table_says_of_imports_is_so():
-    above: set[str] = set()
+def test_what_the_table_says_of_packages_is_so():
     for names, _, claim in table("Reading order"):
-        for name in re.findall(r"`(\w+)\.py`", names):
-            found = imports_of(name) - {name}
-            ours, theirs = found & MODULES, found - MODULES - set(sys.stdlib_module_names)
-            named = set(re.findall(r"[a-z_0-9]+", claim))
-            if claim.startswith("standard library"):
-                allowed = {"recording"} if name == "sim" else set()  # its command line hands over
-                assert not theirs and ours <= allowed, (name, found)
-            elif "the above" in claim:
-                assert ours <= above and not theirs, (name, ours - above, theirs)
-            elif claim.startswith("all but"):
-                assert not ours & named, (name, ours & named)
-            elif claim:
-                assert named & PACKAGES == theirs & PACKAGES, (name, claim, theirs)
-                if not named & PACKAGES:
-                    assert ours <= named, (name, claim, ours)
-            above.add(name)
+        (name,) = re.findall(r"`(\w+)(?:\.py|/)`", names)
+        assert packages_of(name) == set(re.findall(r"[a-z_0-9]+", claim)), name
 
 
 def test_every_test_that_the_table_of_differences_names_exists():
@@ -185,7 +170,7 @@ def test_every_test_that_the_table_of_differences_names_exists():
 
 def test_every_package_in_the_table_of_dependencies_is_required_and_imported():
     required = (ROOT / "requirements.txt").read_text()
-    everywhere = set().union(*map(imports_of, MODULES))
+    everywhere = set().union(*map(packages_of, ORDER))
     for row in table("Dependencies"):
         package = row[0].split()[0]
         assert re.search(rf"^{package}\b", required, re.M) and package in everywhere
@@ -223,6 +208,7 @@ def test_no_tracked_file_names_a_machine_its_folders_or_a_registry():
 
 
 def test_each_module_can_be_imported_without_doing_anything(capsys):
-    for name in sorted(MODULES):
-        importlib.import_module(name)
+    for name in TREES:
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
     assert capsys.readouterr() == ("", "")

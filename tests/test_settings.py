@@ -350,7 +350,8 @@ def test_what_is_not_clear_in_a_file_is_refused_by_its_line_number_without_its_t
     (tmp_path / "file").write_text(f"A=1\n\n{line}\n")
     with pytest.raises(UserError, match=r"file line 3: ") as caught:
         read_dotenv(tmp_path / "file")
-    assert "98" not in str(caught.value) and "open" not in str(caught.value)
+    said = str(caught.value).partition("file line 3: ")[2]  # the folder's own name may have anything
+    assert "98" not in said and "open" not in said
 
 
 def test_no_file_and_a_folder_are_no_variables_but_an_unreadable_file_is_a_mistake(tmp_path):

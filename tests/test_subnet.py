@@ -35,9 +35,8 @@ from runtime import options as options_module
 from runtime.options import parse_options
 from runtime.process import UserError
 from spine import ground as ground_module
-from spine import ground as subnet
 from spine.miners import reference_miners
-from wire import server as wire
+from wire import client
 from wire.codec import decode, encode
 from wire.server import Gate, build_app, serve
 from wire.signing import local_keypair
@@ -265,9 +264,9 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
     asked = []
 
     @asynccontextmanager
-    async def opened(urls, pool, path, bot, **options):
-        asked.append(bot)
-        yield SimpleNamespace(read_only="" if bot else "no bot")
+    async def opened(urls, pool, path, place, **options):
+        asked.append(place)
+        yield SimpleNamespace(read_only="" if place else "no bot")
 
     monkeypatch.setattr(market_module.Web3Market, "open", opened)
     key = tmp_path / "api.key"
@@ -285,7 +284,7 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
             return market.read_only
 
     said = asyncio.run(read_only())
-    assert (said, asked) == ("in a dry run no order is given", [None]) if dry else (said == "" and asked[0].key)
+    assert (said, asked) == ("in a dry run no order is given", [None]) if dry else (said == "" and asked[0].args[0].key)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +306,7 @@ async def on_the_network(node, wallets, monkeypatch, tmp_path, line: str, after)
     The model stands for a real pool, and the loopback interface for the public network.
     """
     monkeypatch.setattr(ground_module, "_open_chain", model_market)
-    for module in (wire, subnet):
+    for module in (client, miner):
         monkeypatch.setattr(module, "is_public", lambda host: True)
     line = f"--netuid 98 --wallet w --wallet-hotkey v --dir new --wallet-path {wallets} {line}"
     options = options_of(validator, f"{line} --rounds 1 --round-seconds 60 --log-level ERROR")
