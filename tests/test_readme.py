@@ -172,7 +172,7 @@ def test_every_package_in_the_table_of_dependencies_is_required_and_imported():
     required = (ROOT / "requirements.txt").read_text()
     everywhere = set().union(*map(packages_of, ORDER))
     for row in table("Dependencies"):
-        package = row[0].split()[0]
+        package = row[0].split()[0].lower()
         assert re.search(rf"^{package}\b", required, re.M) and package in everywhere
 
 
