@@ -892,11 +892,13 @@ def test_what_a_miner_lost_is_fetched_from_the_running_validator(local, report, 
     before = rows(book_of(folder, "wide"), "SELECT * FROM receipts ORDER BY round_id")
     write(book_of(folder, "wide"), "DELETE FROM receipts WHERE round_id IN (?, ?, ?)", *(row[1] for row in before[2:5]))
     book_of(folder, "keep").unlink()
+
+    def published() -> list[tuple]:
+        return rows(folder / "chain.sqlite3", "SELECT address FROM neurons WHERE hotkey = ?", hotkey_of("validator"))
+
+    earlier = published()
     with start("validator.py", "--dir", folder, "--days", 0, "--pace", 1, "--port", 0, folder=tmp_path) as process:
-        wait_for("the server", lambda: "receipts are served" in (tmp_path / "validator.err").read_text(), process)
-        (address,) = rows(
-            folder / "chain.sqlite3", "SELECT address FROM neurons WHERE hotkey = ?", hotkey_of("validator")
-        )
+        (address,) = wait_for("a new address in the ledger", lambda: published() != earlier and published(), process)
         ended = command("miner.py", "receipts", "--dir", folder, "--name", "wide")
         assert ended.returncode == 0 and f"3 receipts fetched from http://{address[0]}" in ended.stdout, ended
         code, shown, _ = report(folder, "--name", "keep", "--from", f"http://{address[0]}/")
