@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -25,7 +25,7 @@ from chain.weights import add_weights, has_scored, last_weights, weights_noted
 from liquidity.events import Event
 from liquidity.rounds import Entrant, Line, RoundResult
 from markets.base import MarketGap
-from protocol import Code, JobSettings
+from protocol import Code, Job, JobSettings
 from runtime import db as db_module
 from runtime.db import StoreError, connect
 from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA
@@ -486,6 +486,67 @@ def test_jobs_come_back_as_they_were_put_and_a_broken_row_is_named(path):
         with pytest.raises(StoreError, match=f"^job b: .*{said}.*correct its row") as caught:
             using(path, lambda memory: memory.jobs())
         assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class GuessSettings:
+    most: int
+
+
+GUESSING = {"liquidity": JobSettings, "guessing": GuessSettings}
+
+
+def test_a_job_of_another_mechanism_is_read_by_its_own_settings_and_refused_by_who_does_not_know_it(path):
+    job = Job("guess", "", 900, GuessSettings(7), mechanism="guessing")
+
+    async def work(memory):
+        await memory.put_job(a_job("pool"))
+        await memory.put_job(job)
+        assert await memory.jobs() == [job, a_job("pool")]
+        assert await memory.mechanism_shares() == {"guessing": 1, "liquidity": 1}
+        await memory.write(lambda db: db.execute("INSERT INTO mechanisms VALUES ('guessing', '0.25'), ('other', '9')"))
+        assert await memory.mechanism_shares() == {"guessing": Decimal("0.25"), "liquidity": 1}
+
+    using(path, work, settings=GUESSING)
+    with pytest.raises(StoreError, match=r"^job guess: there is no mechanism 'guessing' in this program; correct"):
+        using(path, lambda memory: memory.jobs())
+    write(path, "UPDATE mechanisms SET mechanism_share = '-1' WHERE name = 'guessing'")
+    with pytest.raises(StoreError, match=r"^mechanism guessing: its share is '-1'; write a decimal"):
+        using(path, lambda memory: memory.mechanism_shares())
+
+
+def test_evidence_names_mechanism_and_settlement_of_other_mechanisms_only(path):
+    async def work(memory):
+        pool = await a_round(memory, 0, "alice")
+        job = Job("guess", "", 900, GuessSettings(7), mechanism="guessing")
+        await memory.put_job(job)
+        assert (await memory.begin_round("guess:evaluation:900", job, "evaluation", 900, 1)).predictions == {}
+        assert [begun.mechanism for begun in await memory.interrupted()] == ["guessing"]
+        await memory.finish_round("guess:evaluation:900", "guess", a_result(), 7, 0, {}, 0, settlement={"hash": "0x1"})
+        evidence = await stored.evidence(memory, "guess:evaluation:900")
+        assert (evidence["round"]["mechanism"], evidence["settlement"]) == ("guessing", {"hash": "0x1"})
+        evidence = await stored.evidence(memory, pool)
+        assert "mechanism" not in evidence["round"] and "settlement" not in evidence
+
+    using(path, work, settings=GUESSING)
+
+
+def test_a_due_block_is_one_call_for_events_and_asks_and_a_round_goes_on_with_what_is_stored(path):
+    async def work(memory):
+        round_id = await a_round(memory, finish=False)
+        entrants = [Entrant("alice", 5, Decimal("1E-90"))]
+        await memory.add_predictions([a_prediction(round_id)], entrants)
+        await memory.add_block("pool", 5, 9, pokes((7, 0)), [a_prediction(round_id, due=9)])
+        with pytest.raises(sqlite3.IntegrityError):  # the events are a transaction of their own, and come first
+            await memory.add_block("pool", 10, 12, pokes((11, 0)), [a_prediction(round_id, due=9)])
+        assert [row[1] for row in await stored_events(memory, path)] == [7, 11]
+        opened = await memory.begin_round(round_id, a_job(), "evaluation", START, 1)
+        assert opened.predictions == await memory.predictions(round_id) and list(opened.predictions) == [5, 9]
+        assert opened.entrants == entrants and opened.executions == []
+        found = await memory.finish_round(round_id, "job", a_result("alice"), 7, 1, {"alice": Standing()}, 1)
+        assert found == await memory.reputations("job") and found["alice"].evaluations == 1
+
+    using(path, work)
 
 
 def test_asks_are_kept_byte_for_byte_with_who_takes_part(path):
