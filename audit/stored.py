@@ -65,10 +65,6 @@ def _evidence(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
             for *place, kind, args in db.execute(sql, (pool, row["opening_block"], row["close_block"]))
         ]
     entrants = db.execute("SELECT * FROM entrants WHERE round_id = ? ORDER BY hotkey", (round_id,))
-    scores = db.execute("SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", (round_id,))
-    executions = db.execute(
-        "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", (round_id,)
-    )
     return {
         "format": FORMAT,
         "rules_version": rules_version,
@@ -78,8 +74,7 @@ def _evidence(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
         "events": events,
         "asks": _asks(db, "round_id = ? ORDER BY due_block, hotkey", (round_id,), inflated),
         "entrants": list(map(dict, entrants)),
-        "executions": [dict(one) | {"execution": as_json(one["execution"])} for one in executions],
-        "scores": [dict(score) | {"line": as_json(score["line"])} for score in scores],
+        **outcome(db, round_id, as_json),
         "baselines": baselines,
         **settled,
         "seal": as_json(seal),
@@ -95,6 +90,16 @@ def round_row(found: sqlite3.Row, loads: Callable[[str], Any] = json.loads) -> t
         del row["mechanism"]
         return row, {}
     return row, {"settlement": None if settlement is None else loads(settlement)}
+
+
+def outcome(db: sqlite3.Connection, round_id: str, loads: Callable[[str], Any]) -> dict[str, list[dict[str, Any]]]:
+    """What came of a round, as evidence has it: its `executions` by block and its `scores` by rank."""
+    executions = "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block"
+    scores = "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank"
+    return {
+        "executions": [dict(e) | {"execution": loads(e["execution"])} for e in db.execute(executions, (round_id,))],
+        "scores": [dict(score) | {"line": loads(score["line"])} for score in db.execute(scores, (round_id,))],
+    }
 
 
 def _meta(db: sqlite3.Connection) -> dict[str, str | None]:

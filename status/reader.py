@@ -5,7 +5,7 @@ here is what the status server answers as JSON and what the page shows: one sour
 are decimal strings in base units; times are unix seconds of market time.
 
     python validator.py report -o report.html       all of it in one file
-Read first: `store.py` (the databases), `rounds.py`. Read next: `figures.py` (how it looks), `status.py` (the server).
+Read first: `store.py` (the databases), `audit/stored.py`. Read next: `panels.py`, `server.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from pathlib import Path
@@ -34,14 +34,12 @@ from wire.codec import decode, to_json, to_plain
 PAGE_ROUNDS = 50  # rounds in one answer of a list; `next` leads to the older ones
 MAX_PAGE_ROUNDS = 200
 BASELINES = ("keep", "hold", "best")
+ROUND = "round_id, job_id, round_type, start_time, end_time, opening_block, close_block, code, detail, winner, asked"
+ASK = "due_block, code, detail, effective_block, response_seconds"
 
 
 class NotShown(Exception):
     """There is nothing to see; the message says why, in one line."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The databases
 
 
 class Reader(Store):
@@ -93,33 +91,24 @@ class Reader(Store):
 
     async def jobs_now(self) -> list[dict[str, Any]]:
         """Every job with its settings, its newest finished rounds and those that run."""
-        shown = []
-        for job in await self.jobs():
-            newest = {
-                round_type: await self.value(
-                    "SELECT round_id FROM rounds WHERE job_id = ? AND round_type = ? AND code IS NOT NULL"
-                    " ORDER BY end_time DESC LIMIT 1",
-                    *(job.job_id, round_type),
-                )
-                for round_type in ("evaluation", "live")
+        ended = (
+            "SELECT round_id, end_time FROM rounds WHERE job_id = ? AND round_type = ? AND code IS NOT NULL"
+            " ORDER BY end_time DESC LIMIT 1"
+        )
+        runs = "SELECT round_id FROM rounds WHERE job_id = ? AND code IS NULL ORDER BY end_time DESC LIMIT 8"
+
+        def now(db: sqlite3.Connection, job: sqlite3.Row) -> dict[str, Any]:
+            newest = {kind: db.execute(ended, (job["job_id"], kind)).fetchone() for kind in ("evaluation", "live")}
+            return dict(job) | {
+                "settings": _settings(job),
+                "live": bool(job["live"]),
+                "active": bool(job["active"]),
+                "newest": {kind: found and found["round_id"] for kind, found in newest.items()},
+                "newest_end": newest["evaluation"] and newest["evaluation"]["end_time"],
+                "running": [round_id for (round_id,) in db.execute(runs, (job["job_id"],))],
             }
-            sql = "SELECT round_id FROM rounds WHERE job_id = ? AND code IS NULL ORDER BY end_time DESC LIMIT 8"
-            shown.append(
-                {
-                    "job_id": job.job_id,
-                    "vault": job.vault,
-                    "round_seconds": job.round_seconds,
-                    "settings": to_plain(job.settings),
-                    "live": job.live,
-                    "active": job.active,
-                    "newest": newest,
-                    "newest_end": await self.value(
-                        "SELECT end_time FROM rounds WHERE round_id = ?", newest["evaluation"]
-                    ),
-                    "running": [row["round_id"] for row in await self.rows(sql, job.job_id)],
-                }
-            )
-        return shown
+
+        return await self.read(lambda db: [now(db, job) for job in db.execute("SELECT * FROM jobs ORDER BY job_id")])
 
     async def oldest_evidence(self) -> str | None:
         """Id of the oldest finished round whose evidence is kept."""
@@ -144,17 +133,13 @@ class Reader(Store):
             job_id: which.
             today: UTC day of market time, the last of the 14 in which days of participation count.
         """
-        job = next((job for job in await self.jobs() if job.job_id == job_id), None)
-        if not job:
+        jobs = await self.rows("SELECT * FROM jobs WHERE job_id = ?", job_id)
+        if not jobs:
             raise NotShown(f"job {quoted(job_id)}: there is none of this name")
-        rows = await self.rows(
-            "SELECT hotkey, count(*) AS days FROM miner_participation WHERE job_id = ? AND day > ? AND day <= ?"
-            " GROUP BY hotkey",
-            job_id,
-            today - scoring.LIVE_WINDOW_DAYS,
-            today,
-        )
-        days = {row["hotkey"]: row["days"] for row in rows}
+        kind = f"combined_{_settings(jobs[0]).get('reputation', 'excess')}"
+        since = today - scoring.LIVE_WINDOW_DAYS
+        sql = "SELECT hotkey, count(*) FROM miner_participation WHERE job_id = ? AND day > ? AND day <= ? GROUP BY 1"
+        days = dict(map(tuple, await self.rows(sql, job_id, since, today)))
         lines = [
             {
                 "hotkey": hotkey,
@@ -167,11 +152,10 @@ class Reader(Store):
             }
             for hotkey, found in (await self.reputations(job_id)).items()
         ]
-        return sorted(lines, key=lambda line: (-Decimal(line[f"combined_{job.settings.reputation}"]), line["hotkey"]))
+        return sorted(lines, key=lambda line: (-Decimal(line[kind]), line["hotkey"]))
 
     async def rounds(self, before: str | None = None, limit: int = PAGE_ROUNDS) -> dict[str, Any]:
         """The newest rounds, those that run too, or those that come before one in time; and where it goes on."""
-        columns = "round_id, job_id, round_type, start_time, end_time, opening_block, close_block, code, detail, winner"
         where, values = "", ()
         if before is not None:
             start = await self.value("SELECT start_time FROM rounds WHERE round_id = ?", before)
@@ -179,43 +163,13 @@ class Reader(Store):
                 raise NotShown(f"round {quoted(before)}: not in this database")
             where, values = " WHERE (start_time, round_id) < (?, ?)", (start, before)
         limit = max(1, min(limit, MAX_PAGE_ROUNDS))
-        rows = await self.rows(
-            f"SELECT {columns}, asked FROM rounds{where} ORDER BY start_time DESC, round_id DESC LIMIT ?",
-            *values,
-            limit,
-        )
+        sql = f"SELECT {ROUND} FROM rounds{where} ORDER BY start_time DESC, round_id DESC LIMIT ?"
+        rows = await self.rows(sql, *values, limit)
         return {"rounds": [dict(row) for row in rows], "next": rows[-1]["round_id"] if len(rows) == limit else None}
 
     async def round(self, round_id: str) -> dict[str, Any]:
         """A round in the shape of its evidence, without bodies: there for pruned rounds and for those that run too."""
-        rows = await self.rows("SELECT * FROM rounds WHERE round_id = ?", round_id)
-        if not rows:
-            raise NotShown(f"round {quoted(round_id)}: not in this database")
-        row, settled = stored.round_row(rows[0])
-        summary = json.loads(row.pop("summary") or '{"swaps":0}')
-        for name in ("vault_state", "seal"):
-            del row[name]
-        asks = await self.rows(
-            "SELECT hotkey, due_block, code, detail, effective_block, response_seconds FROM predictions"
-            " WHERE round_id = ? ORDER BY due_block, hotkey",
-            round_id,
-        )
-        scores = await self.rows(
-            "SELECT hotkey, rank, score, line FROM scores WHERE round_id = ? ORDER BY rank", round_id
-        )
-        executions = await self.rows(
-            "SELECT block, vault, execution FROM live_executions WHERE round_id = ? ORDER BY block", round_id
-        )
-        return {
-            "rules_version": row.pop("rules_version"),
-            "round": row | {"swaps": summary.pop("swaps", None)},
-            **settled,
-            "pruned": await self.value("SELECT before FROM pruned WHERE round_id = ?", round_id),
-            "asks": [dict(ask) | {"response_seconds": f"{ask['response_seconds']:.6f}"} for ask in asks],
-            "executions": [dict(item) | {"execution": json.loads(item["execution"])} for item in executions],
-            "scores": [dict(score) | {"line": json.loads(score["line"])} for score in scores],
-            "baselines": summary,
-        }
+        return await self.read(lambda db: _round(db, round_id))
 
     async def all_of(self, round_id: str) -> dict[str, Any]:
         """A round's evidence; of one that was pruned or has not finished, what there is of it."""
@@ -228,38 +182,29 @@ class Reader(Store):
         """A miner in the newest rounds: its terms, rank and reason codes, and keep, hold and best beside them."""
         listed = await self.rounds(before, limit)
         ids = [row["round_id"] for row in listed["rounds"]]
-        marks = ", ".join("?" * len(ids))
-        scores = {
-            row["round_id"]: row
-            for row in await self.rows(f"SELECT * FROM scores WHERE hotkey = ? AND round_id IN ({marks})", hotkey, *ids)
-        }
+        which, mine = f"round_id IN ({', '.join('?' * len(ids))})", (hotkey, *ids)
+        sql = f"SELECT round_id, rank, score, line FROM scores WHERE hotkey = ? AND {which}"
+        scores = {row["round_id"]: row for row in await self.rows(sql, *mine)}
         asks: dict[str, list] = {}
-        for row in await self.rows(
-            "SELECT round_id, due_block, code, detail, effective_block, response_seconds FROM predictions"
-            f" WHERE hotkey = ? AND round_id IN ({marks}) ORDER BY due_block",
-            hotkey,
-            *ids,
-        ):
-            ask = dict(row) | {"response_seconds": f"{row['response_seconds']:.6f}"}
+        sql = f"SELECT round_id, {ASK} FROM predictions WHERE hotkey = ? AND {which} ORDER BY due_block"
+        for row in await self.rows(sql, *mine):
+            ask = _ask(row)
             asks.setdefault(ask.pop("round_id"), []).append(ask)
-        taken = [row for row in listed["rounds"] if row["round_id"] in scores or row["round_id"] in asks]
-        marks = ", ".join("?" * len(taken))
-        summaries = {
-            row["round_id"]: json.loads(row["summary"] or "{}")
-            for row in await self.rows(
-                f"SELECT round_id, summary FROM rounds WHERE round_id IN ({marks})", *[row["round_id"] for row in taken]
-            )
-        }
+        summaries = dict(map(tuple, await self.rows(f"SELECT round_id, summary FROM rounds WHERE {which}", *ids)))
         lines = []
-        for row in taken:
-            found, summary = scores.get(row["round_id"]), summaries[row["round_id"]]
+        for row in listed["rounds"]:
+            round_id = row["round_id"]
+            if not (score := scores.get(round_id)) and round_id not in asks:
+                continue
+            summary = json.loads(summaries[round_id] or "{}")
+            names = ("round_id", "job_id", "round_type", "start_time", "code", "asked")
             lines.append(
-                {name: row[name] for name in ("round_id", "job_id", "round_type", "start_time", "code", "asked")}
+                {name: row[name] for name in names}
                 | {
-                    "rank": found["rank"] if found else None,
-                    "line": json.loads(found["line"]) if found else None,
-                    "excess": _excess(found["score"], summary.get("keep")) if found else None,
-                    "asks": asks.get(row["round_id"], []),
+                    "rank": score and score["rank"],
+                    "line": score and json.loads(score["line"]),
+                    "excess": score and _excess(score["score"], summary.get("keep")),
+                    "asks": asks.get(round_id, []),
                 }
                 | {name: summary.get(name) for name in BASELINES}
             )
@@ -341,6 +286,40 @@ class Replayable:
     close_block: int
     events: Sequence[sqlite3.Row]
     asks: Sequence[Mapping[str, Any]]
+
+
+def _round(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
+    found = db.execute("SELECT * FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
+    if not found:
+        raise NotShown(f"round {quoted(round_id)}: not in this database")
+    row, settled = stored.round_row(found)
+    summary = json.loads(row.pop("summary") or '{"swaps":0}')
+    for name in ("vault_state", "seal"):
+        del row[name]
+    pruned = db.execute("SELECT before FROM pruned WHERE round_id = ?", (round_id,)).fetchone()
+    asks = f"SELECT hotkey, {ASK} FROM predictions WHERE round_id = ? ORDER BY due_block, hotkey"
+    return {
+        "rules_version": row.pop("rules_version"),
+        "round": row | {"swaps": summary.pop("swaps", None)},
+        **settled,
+        "pruned": pruned and pruned["before"],
+        "asks": list(map(_ask, db.execute(asks, (round_id,)))),
+        **stored.outcome(db, round_id, json.loads),
+        "baselines": summary,
+    }
+
+
+def _ask(row: sqlite3.Row) -> dict[str, Any]:
+    """An ask without its bodies, as evidence writes it."""
+    return dict(row) | {"response_seconds": f"{row['response_seconds']:.6f}"}
+
+
+def _settings(job: sqlite3.Row) -> dict[str, Any]:
+    """A job's settings as they are stored, of whichever mechanism. Raises `StoreError` where they are no object."""
+    with suppress(ValueError):
+        if isinstance(settings := json.loads(job["settings"]), dict):
+            return settings
+    raise StoreError(f"job {job['job_id']}: its settings are no JSON object; correct its row in the table jobs")
 
 
 def _pair(query: bytes) -> dict[str, Any] | None:

@@ -43,9 +43,11 @@ def played(tmp_path_factory):
         write(subnet.path, "UPDATE scores SET line = ?, score = ?, rank = ? WHERE round_id = ? AND hotkey = ?", *where)
     write(
         subnet.path,
-        "UPDATE rounds SET summary = '{}', settings = '{\"guess\":7}', vault_state = NULL WHERE round_id = ?",
+        "UPDATE rounds SET summary = '{}', settings = '{\"guess\":7}', vault_state = NULL, mechanism = 'guessing'"
+        " WHERE round_id = ?",
         newest,
     )
+    write(subnet.path, "UPDATE jobs SET settings = '{\"guess\":7}', mechanism = 'guessing'")
     asked = zlib.compress(canonical({"guess": "what?"}))
     write(subnet.path, "UPDATE predictions SET query = ?, answer = x'00' WHERE round_id = ?", asked, newest)
     return subnet
@@ -66,7 +68,10 @@ def test_a_mechanism_that_no_page_knows_is_shown_by_its_scalar_terms_with_the_ap
             assert "yield" in text and "pools/used" in text and ">parts<" not in text
             assert '/terms/yield" data-as="price">0.0512346<' in text and ">True<" in text
             assert html.escape("<script>window.hit=1") in text and r"\u202e" in text and "\u202e" not in text
+        text = await get("/")
+        assert ">guessing, rounds of 15 min, no live rounds<" in text and "reputation (excess)" in text
         text = await get(f"/?round={newest}")
+        assert "<dt>mechanism</dt><dd><bdi>guessing</bdi></dd>" in text and "<dt>target" not in text
         assert "<figure>" not in text and "No panels" not in text and "All books, in" in text and "points" in text
         assert f'title="{TERMS["loss"]}"' in text and ">+12.500000<" in text
         drawn = await get(f"/?round={stored_rounds(played.path)[0]}")
@@ -75,6 +80,7 @@ def test_a_mechanism_that_no_page_knows_is_shown_by_its_scalar_terms_with_the_ap
         assert (await get("/status"))["pair"]["token0"], "the newest query is of no pool, an older one is"
         new, old = (await get(f"/scores/{mover_key}"))["rounds"]
         assert new["line"]["terms"] == TERMS and (new["keep"], new["excess"]) == (None, None) and old["excess"]
+        assert (await get("/jobs/job"))["settings"] == {"guess": 7}
         assert (await get(f"/rounds/{newest}"))["scores"][0]["line"]["terms"] == TERMS
 
     watching(played, work)
