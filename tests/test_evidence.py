@@ -719,11 +719,10 @@ NO_RULES = ("RULES_VERSION", "CHUNK", "ONLY_ON_A_CHAIN", "EXECUTION_SECONDS")  #
 
 
 def pure_modules() -> Iterator[ModuleType]:
-    """All that decides a digit, wherever in its room it stands."""
+    """All that decides a digit, wherever in its room it stands; `showing` says only how digits are shown."""
     yield from (protocol, sim, scoring, codec)
-    yield from (
-        importlib.import_module(f"liquidity.{found.name}") for found in pkgutil.iter_modules(liquidity.__path__)
-    )
+    names = {found.name for found in pkgutil.iter_modules(liquidity.__path__)} - {"showing"}
+    yield from (importlib.import_module(f"liquidity.{name}") for name in sorted(names))
 
 
 def assigned(module) -> set[str]:
