@@ -4,7 +4,7 @@
     python bench/market.py RECORDING...        on others, each named without its endings
 
 A recording is replayed through the exact pool and measured from its start to its last event, the model for `DAYS`.
-Printed is Markdown: a row for each measure, then what does not agree, and why. Read next: the constants of `model.py`.
+Printed is Markdown: a row for each measure, then what does not agree, and why. Read next: `markets/model.py`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MEASURES = {
     "size, 90 % USD": (",.0f", "nine of ten swaps are smaller"),
     "size, 99 % USD": (",.0f", ""),
     "exact output": (".1%", "of the swaps"),
-    "price limit": (".1%", "swaps that ended at their price limit; see `Event` in `recording.py`"),
+    "price limit": (".1%", "swaps that ended at their price limit; see `Event` in `liquidity/events.py`"),
     "reversals": (".1%", "swaps in the other direction than the swap before"),
     "bursts": (".1%", f"swaps in the same direction as the swap before, at most {BURST_SECONDS} seconds after it"),
     "volatility, 1 minute": (
@@ -230,7 +230,7 @@ def document(real: dict[str, dict[str, float]], model: dict[str, float], others:
         "Printed by `python bench/market.py`, which has the code that measures. The columns *model* are a MODEL of a",
         f"market: invented order flow, {DAYS} days of seed {SEED}, and the lowest and highest of seeds {seeds}.",
         "The others are recordings of real pools of WETH and a dollar with a fee of 0.05 %. The constants at the top",
-        "of `model.py` were chosen by this table; a figure in **bold** is below or above all recordings.",
+        "of `markets/model.py` were chosen by this table; a figure in **bold** is below or above all recordings.",
         "",
         "| | " + " | ".join((*real, "model", "model, other seeds")) + " |",
         "|---|" + "---:|" * (len(real) + 2),

@@ -165,7 +165,7 @@ MARKET_SETTINGS = (
             type=url("http", "https"), metavar="URL", many=True),
     Setting("pool", ("--pool",), "the pool's address", ("ALM_POOL",), type=evm_address, metavar="0x..."),
     Setting("vault", ("--vault",), "with --rpc the address that holds positions and tokens; of a recording its"
-            " position OWNER:LOWER:UPPER (default: see README)", metavar="VAULT"),
+            " position OWNER:LOWER:UPPER (default: see docs/validator.md)", metavar="VAULT"),
     Setting("manager", ("--manager",), "the position manager's address, where it is not the chain's usual one",
             type=evm_address, metavar="0x..."),
     Setting("confirmations", ("--confirmations",), "blocks that must stand on top of one before it is believed",

@@ -1,4 +1,4 @@
-"""The figures that the README and `docs/` quote are what the benchmarks print."""
+"""The figures that `docs/` quotes are what the benchmarks print."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def real(bench, recording_path) -> dict[str, dict[str, float]]:
     return {recording.name.replace("_", " "): bench.measure_recording(recording) for recording in recordings}
 
 
-def test_the_readme_quotes_how_far_drift_exceeds_skill_as_the_benchmark_prints_it():
+def test_the_table_of_differences_quotes_how_far_drift_exceeds_skill_as_the_benchmark_prints_it():
     printed = subprocess.run(
         [sys.executable, "bench/drift.py"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     ).stdout
     assert printed.startswith("MODEL")
     measured = next(line.split()[-1] for line in printed.splitlines() if line.startswith("PoL"))
-    quoted = re.search(r"median drift of a round is (\d+) times", (ROOT / "README.md").read_text())
+    quoted = re.search(r"median drift of a round is (\d+) times", (ROOT / "docs/differences.md").read_text())
     assert quoted and quoted[1] == measured
 
 

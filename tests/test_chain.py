@@ -1058,7 +1058,7 @@ def test_an_address_has_the_right_format_and_checksum():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A real node: `pytest -m localnet`, see the README
+# A real node: `pytest -m localnet`, see docs/real-network.md
 
 
 @pytest.mark.localnet

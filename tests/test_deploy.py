@@ -135,7 +135,7 @@ def plain_yaml(text: str) -> dict:
 
 
 def test_min_compute_has_the_ecosystems_form_and_room_for_what_was_measured():
-    """The form is that of the subnet template; the figures are those of `bench/memory.py` and the README."""
+    """The form is that of the subnet template; the figures are those of `bench/memory.py`."""
     text = (ROOT / "min_compute.yml").read_text()
     tree = plain_yaml(text)
     assert set(tree) == {"version", "compute_spec", "network_spec"}

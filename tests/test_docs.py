@@ -10,6 +10,7 @@ Run: `python -m pytest tests/test_docs.py`. Read next: `docs/tour.md`.
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 import shlex
 import shutil
@@ -185,3 +186,15 @@ def test_the_life_of_a_live_decision_has_the_constants_of_the_programs():
         f"on {LIVE_MIN_DAYS} of the last {LIVE_WINDOW_DAYS} UTC days",
     ):
         assert said in text, said
+
+
+def test_every_new_name_in_the_table_of_names_can_be_imported():
+    """Who moves one writes its new home there, for those whose scripts import it."""
+    rows = re.findall(r"^\| `\w+` \| (.+) \|$", (DOCS / "names.md").read_text().split("\n## Names\n")[1], re.M)
+    homes = [part for row in rows for part in row.split("; ")]
+    missing = []
+    for home in homes:
+        module, *names = re.findall(r"`([\w.]+)`", home)
+        found = importlib.import_module(module)
+        missing += [f"{module}.{name}" for name in names if not hasattr(found, name)]
+    assert len(homes) > 50 and not missing, f"docs/names.md, not there: {missing}"

@@ -1,6 +1,6 @@
-"""The README says only what is so: its commands, options, files, imports and tests exist. No file names a machine.
+"""The README and `docs/` say only what is so: commands, options, files, sizes and tests exist. No file names a machine.
 
-Run with `python -m pytest tests/test_readme.py`.
+Run: `python -m pytest tests/test_readme.py`. `tests/test_docs.py` plays the commands of the guided pages.
 """
 
 from __future__ import annotations
@@ -26,20 +26,28 @@ from spine import ground
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.M | re.S)
+PAGES = {"README.md": README} | {f"docs/{path.name}": path.read_text() for path in (ROOT / "docs").glob("*.md")}
+PAGES["docs/names.md"] = re.sub(r"^\| `[^|]*\|", "", PAGES["docs/names.md"], flags=re.M)  # not what was before
+TEXT = "\n".join(PAGES.values())
+MAX_WORDS, MAX_PICTURE_BYTES = 2_000, 200_000
+COMING = {"--mechanism"}
 
 
-def table(heading: str) -> list[list[str]]:
+def table(page: str, heading: str) -> list[list[str]]:
     """Rows of the table under a heading, without its head."""
-    section = README.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    section = re.split(rf"^##? {heading}\n", PAGES[page], maxsplit=1, flags=re.M)[1].split("\n## ", 1)[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def commands() -> list[list[str]]:
     """Every command in a fenced block, and every one in running text that begins with python or make."""
-    lines = [line.partition("#")[0] for block in BLOCKS for line in block.splitlines()]
-    lines += re.findall(r"`((?:python|make) [^`]+)`", README.replace("\n", " "))
+    fenced = re.findall(r"^```(.*?)\n(.*?)^```$", TEXT, re.M | re.S)
+    blocks = [body for kind, body in fenced if not kind]  # the others are played by `tests/test_docs.py`
+    lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
+    for text in PAGES.values():
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S).replace("\n", " ")
+        lines += re.findall(r"(?<!`)`((?:python|make) [^`]+)`", prose)
     return [words for line in lines if (words := shlex.split(line))]
 
 
@@ -57,7 +65,7 @@ def program_of(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
 
 @pytest.fixture(scope="module")
 def helps() -> dict[tuple[str, ...], str]:
-    """What `--help` prints for every program that the README calls, and for its verbs that are called."""
+    """What `--help` prints for every program that a page calls, and for its verbs that are called."""
     found = {}
     for program, rest in (program_of(words) for words in commands() if words[0] == "python"):
         if program[0].startswith("bench/"):  # they take no options
@@ -70,7 +78,7 @@ def helps() -> dict[tuple[str, ...], str]:
     return found
 
 
-def test_every_command_in_the_readme_exists_with_every_option_it_is_given(helps):
+def test_every_command_on_a_page_exists_with_every_option_it_is_given(helps):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     assert len(commands()) > 5
     for words in commands():
@@ -88,8 +96,8 @@ def test_every_command_in_the_readme_exists_with_every_option_it_is_given(helps)
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", known), (words, option)
 
 
-def test_every_option_that_the_readme_names_exists(helps):
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - {"--help"}
+def test_every_option_that_a_page_names_exists(helps):
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - {"--help"} - COMING
     known = " ".join(helps.values())
     assert named and not [option for option in named if not re.search(rf"{option}(?![\w-])", known)]
 
@@ -110,8 +118,7 @@ def real_pool_commands() -> list[tuple[argparse.ArgumentParser, list[str]]]:
 
 
 def test_every_command_with_a_real_pool_is_accepted_as_it_stands():
-    section = README.split("## A real pool\n", 1)[1].split("\n## ", 1)[0]
-    assert len(real_pool_commands()) >= section.count("--rpc URL") >= 6
+    assert len(real_pool_commands()) >= PAGES["docs/real-pool.md"].count("--rpc URL") >= 6
     for parser, rest in real_pool_commands():
         parser.parse_args(rest)  # else it exits, and says why
 
@@ -143,7 +150,7 @@ def test_help_explains_every_option_of_the_two_programs(program):
 
 
 def test_the_table_of_files_and_rooms_is_the_order_of_the_house():
-    listed = [name for row in table("Reading order") for name in re.findall(r"`(\w+)(?:\.py|/)`", row[0])]
+    listed = [name for row in table("README.md", "Reading order") for name in re.findall(r"`(\w+)(?:\.py|/)`", row[0])]
     assert listed[:-3] == list(ORDER[:-3]) and set(listed) == set(ORDER)
 
 
@@ -154,13 +161,13 @@ def packages_of(name: str) -> set[str]:
 
 
 def test_what_the_table_says_of_packages_is_so():
-    for names, _, claim in table("Reading order"):
+    for names, _, _, claim in table("README.md", "Reading order"):
         (name,) = re.findall(r"`(\w+)(?:\.py|/)`", names)
-        assert packages_of(name) == set(re.findall(r"[a-z_0-9]+", claim)), name
+        assert packages_of(name) == set(re.findall(r"[a-z_0-9]+", claim)), f"README, packages of {name}"
 
 
 def test_every_test_that_the_table_of_differences_names_exists():
-    rows = table("Where this differs from the seeds")
+    rows = table("docs/differences.md", "Where this differs from the seeds")
     assert len(rows) >= 10
     for row in rows:
         assert len(row) == 4 and all(row), row
@@ -171,22 +178,54 @@ def test_every_test_that_the_table_of_differences_names_exists():
 def test_every_package_in_the_table_of_dependencies_is_required_and_imported():
     required = (ROOT / "requirements.txt").read_text()
     everywhere = set().union(*map(packages_of, ORDER))
-    for row in table("Dependencies"):
-        package = row[0].split()[0].lower()
+    for row in table("docs/dependencies.md", "Dependencies"):
+        package = row[0].split()[0]
         assert re.search(rf"^{package}\b", required, re.M) and package in everywhere
 
 
-def test_every_file_and_path_that_the_readme_names_exists():
+def test_every_file_and_path_that_a_page_names_exists():
+    written = {"my_miner.py", "stake-allow.txt"}  # by who follows the page
     missing = [
-        name
-        for name in re.findall(r"`([\w./-]+\.(?:py|txt|md|toml))`", README)
-        if not (ROOT / name).is_file() and not (ROOT / "tests" / name).is_file()
+        (page, name)
+        for page, text in PAGES.items()
+        for name in re.findall(r"[`(]([\w./-]+\.(?:py|txt|md|toml|yml|env|png))[`)]", text)
+        if name not in written and not (ROOT / name).is_file() and not (ROOT / "tests" / name).is_file()
     ]
     assert not missing
 
 
-def test_reason_codes_targets_and_strategies_that_the_readme_names_exist():
-    for listed in re.findall(r"--strategy ([\w|]+)", README):
+def test_the_readme_is_short_and_leads_to_every_page():
+    count = len(README.split())
+    assert count <= MAX_WORDS, f"{count} words: move what a newcomer can do without to docs/"
+    assert not [page for page in PAGES if page != "README.md" and f"`{page}`" not in README]
+
+
+def test_the_readme_shows_the_page_in_one_picture_as_wide_as_a_desktop():
+    (name,) = re.findall(r"!\[[^\]]{20,}\]\((\S+)\)", README)
+    picture = (ROOT / name).read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) <= MAX_PICTURE_BYTES
+    assert int.from_bytes(picture[16:20], "big") >= 1_200
+
+
+def test_the_lines_that_the_reading_order_says_are_those_of_the_files():
+    """Files to tens, rooms to hundreds; one such step beside the truth is near enough."""
+    wrong = []
+    for name, said, *_ in table("README.md", "Reading order"):
+        path = ROOT / name.strip("`")
+        files, step = (path.rglob("*.py"), 100) if path.is_dir() else ([path], 10)
+        count = sum(len(file.read_text().splitlines()) for file in files)
+        if abs(count - int(said)) > step:
+            wrong.append(f"{name} has {count} lines: write {round(count / step) * step} instead of {said}")
+    assert not wrong, "README, Reading order: " + "; ".join(wrong)
+
+
+def test_each_mechanism_of_the_table_has_its_room():
+    rows = table("README.md", "Mechanisms")
+    assert rows and all((ROOT / row[0].strip("`")).is_dir() and row[2] == f"`{row[0].strip('`')}/`" for row in rows)
+
+
+def test_reason_codes_targets_and_strategies_that_a_page_names_exist():
+    for listed in re.findall(r"--strategy ([\w|]+)", TEXT):
         assert set(listed.split("|")) <= set(miner.STRATEGIES)
     assert set(ground.REFERENCE_STRATEGIES) <= set(miner.STRATEGIES)
 
