@@ -27,6 +27,7 @@ from pathlib import Path
 
 from audit import book_command, receipt_book
 from chain.base import ChainError
+from chain.opening import joined
 from doctor import backtest
 from liquidity import showing
 from protocol import (
@@ -43,7 +44,6 @@ from protocol import (
 from runtime.db import StoreError
 from runtime.options import add_chain_options, add_logging_options, is_local, parse_options
 from runtime.process import Parser, UserError, number, run
-from spine.ground import joined
 from status.miner import MinerStatus, serve_miner
 from status.server import MINER_PORT, add_options
 from wire.client import is_public

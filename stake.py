@@ -7,178 +7,42 @@
 
 A sweep is planned from what the chain shows and what the journal remembers, written down before it is sent, and done
 only when the chain's own record shows it; nothing is sent a second time before the first is known not to have happened.
-`docs/stake.md` has every crash and failure with what happens then. Read next: `journal.py`, `chain.py`.
+`docs/stake.md` has every crash and failure with what happens then. Read next, in `chain/`: `sweeping.py` (what a sweep
+takes), `burner.py`, `journal.py`, `loop.py`, `allowed.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
-import os
-import sqlite3
-import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from chain.alerts import AlertRules, day_before, summary_due
-from chain.base import (
-    BLOCK_SECONDS,
-    U16_MAX,
-    Chain,
-    ChainError,
-    Metagraph,
-    Neuron,
-    Next,
-    NoSuchSubnet,
-    StakeMove,
-    WriteCode,
-    WriteOutcome,
-)
-from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
+from chain.alerts import AlertRules
+from chain.allowed import checked_addresses
+from chain.base import BLOCK_SECONDS, Chain, ChainError, Next, WriteCode, WriteOutcome, refusal
+from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, SET_WEIGHTS_INTERVAL_BLOCKS, Burner
+from chain.journal import ROUNDING_RAO, Journal, Reading, Step, alpha
 from chain.local import LocalChain
+from chain.loop import Result, follow, teller
 from chain.notify import Notifier, add_notify_options
-from chain.subtensor import ERA_BLOCKS, BittensorChain
+from chain.opening import ledger_of, local_wallet, network
+from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, available, fate_by_balances, match, plan, read
 from chain.wallets import check_address, load_wallet
 from runtime.db import StoreError
 from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, is_local, parse_options, settings_lines
 from runtime.passwords import read_password
-from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, number, only_one, run
-from wire.signing import local_keypair
+from runtime.process import EXIT_OK, Parser, UserError, number, only_one, run
 
-SET_WEIGHTS_INTERVAL_BLOCKS = 720  # the seed's two epochs, 2.4 hours
-POLL_SECONDS = 30.0  # the seed's
+POLL_SECONDS = 30.0
 MAX_SLEEP_POLLS = 20  # a burn that has nothing to do for hours looks at least so often
-RETRY_BLOCKS = 10  # after a refusal that waiting may not mend
-FATE_BLOCKS = 2 * ERA_BLOCKS  # then a write of unknown fate cannot land any more: its era, and half for signing it
 FINAL_BLOCKS = 5  # with --wait-finalization a block is trusted at this depth; GRANDPA is two or three behind
-MINIMUM_RAO = 2_000_000  # subtensor refuses what is worth less in TAO (AmountTooLow)
-FEE_RESERVE_RAO = 10_000_000  # free TAO to keep on the coldkey: short of it subtensor takes fees out of the stake
-MAX_ALLOW_LIST_CHARS = 2**16
-ROLES = ("aggregator-hotkey", "destination-coldkey")  # the options, and the words of the allow-list
-READ_TRIES = 5  # to read several values without an epoch in between
 
 log = logging.getLogger("stake")
-
-
-class Result(NamedTuple):
-    """What one step of a loop came to.
-
-    Attributes:
-        wait_blocks: before there is something to do again, as far as is known.
-        problem: what it waits for or what is wrong, in one line; empty if nothing.
-        news: for `AlertRules.observe`.
-    """
-
-    wait_blocks: int
-    problem: str
-    news: dict[str, Any]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading: several values between which no epoch fell
-
-
-async def read(chain: Chain, *positions: tuple[str, str]) -> Reading:
-    """Read the stakes of (hotkey, coldkey) pairs between two looks at the epoch that agree.
-
-    Raises:
-        ChainError: the chain did not answer, or epochs followed each other faster than it can be read.
-    """
-    for _ in range(READ_TRIES):
-        before, block = await chain.epoch(), await chain.block()
-        rao = tuple([await chain.stake(*position) for position in positions])
-        if (await chain.epoch()).last_epoch_block == before.last_epoch_block:
-            return Reading(block, before.last_epoch_block, before.next_epoch_block, rao)
-    raise ChainError(f"an epoch fell into each of {READ_TRIES} readings; trying again later")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The planner: pure functions of a reading and the journal
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What a sweep may do; the addresses are those of the allow-list.
-
-    Attributes:
-        minimum_rao: less is left to the next epoch.
-        fee_reserve_rao: free TAO below which nothing is sent.
-        take_all: also what was there before, on the miner hotkey and on the aggregator.
-        two_calls: move, then transfer; else one call does both.
-        wait_final: believe only blocks `FINAL_BLOCKS` deep.
-    """
-
-    aggregator_hotkey: str
-    destination_coldkey: str
-    minimum_rao: int = MINIMUM_RAO
-    fee_reserve_rao: int = FEE_RESERVE_RAO
-    take_all: bool = False
-    two_calls: bool = False
-    wait_final: bool = False
-
-
-def plan(policy: Policy, hotkey: str, coldkey: str, earned_rao: int, aggregator_rao: int) -> list[Wanted]:
-    """The movements of one sweep, in order; none when there is less than the minimum.
-
-    Args:
-        hotkey, coldkey: whose earnings are swept.
-        earned_rao: on the miner hotkey, above the baseline.
-        aggregator_rao: what `--all` takes from the aggregator besides; 0 without it.
-    """
-    to, treasury = policy.aggregator_hotkey, policy.destination_coldkey
-    earned_rao = earned_rao if earned_rao >= policy.minimum_rao else 0
-    if hotkey == to:  # nothing to move: it is where it should be
-        return [Wanted("transfer", to, to, treasury, earned_rao)] if earned_rao else []
-    steps = []
-    if earned_rao and policy.two_calls:
-        steps.append(Wanted("move", hotkey, to, coldkey, earned_rao))
-        aggregator_rao += earned_rao
-    elif earned_rao:
-        steps.append(Wanted("transfer", hotkey, to, treasury, earned_rao))
-    if aggregator_rao >= policy.minimum_rao:
-        steps.append(Wanted("transfer", to, to, treasury, aggregator_rao))
-    return steps
-
-
-def match(step: Step, moves: Sequence[StakeMove], known: set[str]) -> StakeMove | None:
-    """The chain's record of this step among `moves`, leaving out those that are another step's (`known`).
-
-    The real chain's event of a transfer names one of the two hotkeys, so one in common is enough.
-    """
-    ours = {step.origin_hotkey, step.dest_hotkey}
-    for move in moves:
-        theirs = {move.origin_hotkey, move.dest_hotkey}
-        if move.extrinsic not in known and move.dest_coldkey == step.dest_coldkey and ours & theirs:
-            return move
-    return None
-
-
-def fate_by_balances(step: Step, now: Reading) -> str:
-    """What became of a step that can no longer land, where the chain's record of those blocks cannot be read.
-
-    Both ends must say the same. Across an epoch both have earned an unknown amount, 0 or more: an origin that fell was
-    moved from, a destination that did not grow by the amount received nothing.
-
-    Args:
-        now: with the stakes of origin and destination.
-
-    Returns:
-        `applied`, `expired` (it did not happen), or `unknown`: then a person has to look.
-    """
-    origin, dest = now.rao[0] - step.origin_before_rao, now.rao[1] - step.dest_before_rao
-    if now.epoch_block == step.sent_epoch_block:
-        moved = abs(origin + step.amount_rao) <= ROUNDING_RAO and abs(dest - step.amount_rao) <= ROUNDING_RAO
-        stayed = abs(origin) <= ROUNDING_RAO and abs(dest) <= ROUNDING_RAO
-    else:
-        fell, grew = origin < -ROUNDING_RAO, dest >= step.amount_rao - ROUNDING_RAO
-        moved, stayed = fell and grew, not fell and not grew
-    return "applied" if moved else "expired" if stayed else "unknown"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -333,226 +197,8 @@ class Sweeper:
         )
 
 
-async def available(chain: Chain, policy: Policy, baseline_rao: int | None) -> tuple[int, int]:
-    """What a sweep would take now from the miner hotkey and from the aggregator, rao.
-
-    Args:
-        baseline_rao: what stays on the miner hotkey; None before the first sweep: all that is there.
-    """
-    now = await read(chain, (chain.hotkey, chain.coldkey), (policy.aggregator_hotkey, chain.coldkey))
-    miner_rao, aggregator_rao = now.rao
-    if policy.take_all:
-        return miner_rao, aggregator_rao if policy.aggregator_hotkey != chain.hotkey else 0
-    return max(0, miner_rao - (miner_rao if baseline_rao is None else baseline_rao)), 0
-
-
-def refusal(name: str, detail: str, block: int) -> WriteOutcome:
-    """The outcome of what was not even sent."""
-    return WriteOutcome(False, WriteCode.INVALID_ARGUMENT, name, Next.NOTHING, detail, block)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The burn
-
-
-class Burner:
-    """Keeps a validator's whole weight on one target, once an interval, measured from the chain's last update."""
-
-    def __init__(
-        self,
-        chain: Chain,
-        journal: Journal,
-        *,
-        interval_blocks: int = SET_WEIGHTS_INTERVAL_BLOCKS,
-        target_uid: int | None = None,
-        target_hotkey: str | None = None,
-    ):
-        """Args:
-        target_uid: whom that uid meant when it was first given; None is the owner, looked up each time.
-        target_hotkey: this hotkey, whatever its uid.
-        """
-        self._chain, self._journal, self._interval_blocks = chain, journal, interval_blocks
-        self._target_uid, self._target_hotkey = target_uid, target_hotkey
-        self._fate_block = 0
-
-    async def step(self) -> Result:
-        """Set the weights if they are due and the chain would take them.
-
-        Raises:
-            ChainError: the chain could not be read.
-        """
-        chain, graph = self._chain, await self._chain.metagraph()
-        where = f"netuid {graph.netuid} at block {graph.block}"
-        me = graph.by_hotkey(chain.hotkey)
-        if me is None:
-            problem = f"hotkey {chain.hotkey} is not registered on {where}: register it"
-            return Result(RETRY_BLOCKS, problem, {"registered": False})
-        standing = {"registered": True, "permit": me.permit}
-        if not me.permit:
-            epoch_block = (await chain.epoch()).next_epoch_block or graph.block + RETRY_BLOCKS
-            problem = f"hotkey {chain.hotkey} has no validator permit on {where}: it needs more stake; permits change"
-            return Result(max(1, epoch_block - graph.block), f"{problem} at the next epoch, {epoch_block}", standing)
-        target = await self._target(graph)
-        params = await chain.weight_params(chain.hotkey)
-        last = me.last_update_block if params.last_update_block is None else params.last_update_block
-        interval_blocks = max(self._interval_blocks, params.rate_limit_blocks)
-        due = last + (params.rate_limit_blocks if last == me.registered_block else interval_blocks)  # or never set yet
-        if isinstance(target, Neuron) and (wait := max(due, self._fate_block) - graph.block) > 0:
-            return Result(wait, "", standing)
-        if isinstance(target, Neuron) and target != me:
-            fewest = min(params.min_allowed_weights, len(graph.neurons))
-            if fewest > 1:
-                target = f"{where} takes no vector of 1 weight, at least {fewest} (min_allowed_weights): ask its owner"
-            elif params.max_weight < U16_MAX:
-                target = f"{where} takes at most {params.max_weight}/{U16_MAX} on one uid (max_weight): ask its owner"
-        if not isinstance(target, Neuron):
-            problem = f"no weights sent: {target}"
-            return Result(RETRY_BLOCKS, problem, standing | {"weights": refusal("NotSent", problem, graph.block)})
-        outcome = await chain.set_weights({target.uid: 1}, params.version_key)
-        await self._journal.add_burn(target.uid, target.hotkey, outcome)
-        standing["weights"] = outcome
-        if outcome.ok:
-            note = " (the owner: burned)" if target.coldkey == graph.owner_coldkey else ""
-            print(
-                f"block {outcome.block}: all weight of uid {me.uid} on uid {target.uid}, {target.hotkey}{note}",
-                flush=True,
-            )
-            return Result(interval_blocks, "", standing)
-        if outcome.next is Next.WAIT_BLOCKS:
-            return Result(max(1, outcome.wait_blocks), "", standing)
-        if outcome.next is Next.READ_STATE_FIRST:  # if it happened, the chain's last update will say so
-            self._fate_block = max(graph.block, outcome.block) + FATE_BLOCKS
-            return Result(1, f"the fate of the weights is unknown: {outcome.detail}", standing)
-        wait = 1 if outcome.next is Next.SIGN_AGAIN else RETRY_BLOCKS
-        return Result(wait, f"weights refused: {outcome.detail}", standing)
-
-    async def _target(self, graph: Metagraph) -> Neuron | str:
-        """Whom to weigh, or why there is nobody."""
-        hotkey, uid = self._target_hotkey, self._target_uid
-        if hotkey is None and uid is None:
-            if (uid := graph.burn_uid()) is None:
-                return f"the owner's hotkey {graph.owner_hotkey} is not registered, no uid burns; name a --target-uid"
-            return next(neuron for neuron in graph.neurons if neuron.uid == uid)
-        if hotkey is None:
-            now = next((neuron.hotkey for neuron in graph.neurons if neuron.uid == uid), None)
-            hotkey = await self._journal.bind_target(uid, now)
-            if hotkey is None:
-                return f"the subnet has no uid {uid}: choose another --target-uid"
-            if now not in (None, hotkey) and not graph.by_hotkey(hotkey):
-                return f"uid {uid} was {hotkey} and is now {now}: to pay that one, say --target-hotkey {now}"
-        return graph.by_hotkey(hotkey) or f"the target {hotkey} is not registered: choose another --target-hotkey"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The loops
-
-
-async def follow(
-    step: Callable[[], Awaitable[Result]],
-    poll_seconds: float,
-    tell: Callable[[dict[str, Any]], Awaitable[None]],
-    *,
-    once: bool = False,
-    longest_polls: int = 1,
-) -> int:
-    """Step for ever, whatever fails outside, saying what is wrong when that changes.
-
-    Args:
-        tell: gets the news of each step.
-        once: one step only.
-        longest_polls: sleep so many polls at most when a step knows that nothing is due.
-
-    Returns:
-        With `once`: EXIT_FAILED if something was wrong or is still to come, else EXIT_OK.
-    """
-    said = ""
-    while True:
-        try:
-            result = await step()
-            news = {"chain": True, **result.news}
-        except ChainError as error:
-            result, news = Result(1, f"the chain: {error}", {}), {"chain": False}
-        except (sqlite3.Error, StoreError) as error:
-            result, news = Result(1, f"the journal: {error}; is the disk full or the file in use?", {}), {}
-        if result.problem != said:
-            log.warning("%s", result.problem or "all is well again")
-        said = result.problem
-        try:
-            await tell(news)
-        except (sqlite3.Error, StoreError) as error:
-            log.warning("the journal: %s; the daily summary waits", error)
-        if once:
-            log.info("nothing else to do for %d blocks", result.wait_blocks)
-            return EXIT_FAILED if result.problem else EXIT_OK
-        await asyncio.sleep(min(max(poll_seconds, result.wait_blocks * BLOCK_SECONDS), poll_seconds * longest_polls))
-
-
-def teller(notifier: Notifier, rules: AlertRules, journal: Journal) -> Callable[[dict[str, Any]], Awaitable[None]]:
-    """Alerts, and at 00:00 UTC or at the first start after it the summary of the day."""
-
-    async def tell(news: dict[str, Any]) -> None:
-        for alert in rules.observe(time.monotonic(), **news):
-            notifier.notify(*alert)
-        now = time.time()
-        if text := await journal.summary(day_before(now), lambda last_day: summary_due(now, last_day)):
-            notifier.notify("summary", text)
-
-    return tell
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The programs
-
-
-def read_allow_list(path: Path) -> set[tuple[str, str]]:
-    """The pairs of an allow-list file: lines `aggregator-hotkey SS58` or `destination-coldkey SS58`, `#` begins a note.
-
-    Raises:
-        UserError: it is missing, others may write it, or a line is not one of the two.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise UserError(f"allow-list {path} can be written by others; run: chmod go-w {path}")
-            text = file.read(MAX_ALLOW_LIST_CHARS)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(
-            f"allow-list {path}: {reason}; write the lines `aggregator-hotkey SS58` and `destination-coldkey SS58` into"
-            " it, or name another with --allow-list"
-        ) from None
-    pairs = set()
-    for at, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        if len(words) != 2 or words[0] not in ROLES:
-            raise UserError(f"allow-list {path} line {at}: not `{' SS58` or `'.join(ROLES)} SS58`")
-        try:
-            pairs.add((words[0], check_address(words[1])))
-        except ChainError as error:
-            raise UserError(f"allow-list {path} line {at}: {error}") from None
-    return pairs
-
-
-def checked_addresses(options: argparse.Namespace, folder: Path) -> tuple[str, str]:
-    """Aggregator and destination, as given and allowed.
-
-    Raises:
-        UserError: one is no address, or not in the allow-list.
-    """
-    given = dict(zip(ROLES, (options.aggregator_hotkey, options.destination_coldkey), strict=True))
-    for role, address in given.items():
-        try:
-            check_address(address)
-        except ChainError as error:
-            raise UserError(f"--{role}: {error}") from None
-    path = Path(options.allow_list) if options.allow_list else folder / "stake-allow.txt"
-    allowed = read_allow_list(path)
-    for role, address in given.items():
-        if (role, address) not in allowed:
-            raise UserError(f"--{role} {address} is not in allow-list {path}; add it there if it is right")
-    return options.aggregator_hotkey, options.destination_coldkey
 
 
 @asynccontextmanager
@@ -568,39 +214,22 @@ async def open_chain(
     Raises:
         UserError, ChainError: the wallet, the network or the local subnet cannot be used as named.
     """
-    folder, embedded = Path(options.dir), is_local(options) or options.local
+    folder = Path(options.dir)
     if is_local(options):
-        hotkey, coldkey = (local_keypair(f"{options.name}-{kind}").ss58_address for kind in ("hotkey", "coldkey"))
+        hotkey, coldkey = local_wallet(options.name)
+        hotkey = hotkey.ss58_address
     else:
         names = options.wallet, options.wallet_hotkey, options.wallet_path
         wallet = load_wallet(*names, read_password(options) if need_coldkey else None, need_coldkey)
         hotkey, coldkey = wallet.hotkey.ss58_address, wallet.coldkey_address
-    if embedded and not (folder / "chain.sqlite3").exists():
-        raise UserError(f"no local subnet in {folder}: start `python validator.py` or name its folder with --dir")
-    while True:
-        async with AsyncExitStack() as stack:
-            try:
-                if embedded:
-                    print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
-                    named = {} if is_local(options) else {"netuid": options.netuid}
-                    opening = LocalChain.open(folder / "chain.sqlite3", hotkey, coldkey, **named)
-                else:
-                    network, endpoint = options.network, options.chain_endpoint
-                    if network and "://" in network:
-                        network, endpoint = None, network
-                    opening = BittensorChain.open(
-                        network=network or "finney", endpoint=endpoint, netuid=options.netuid, wallet=wallet
-                    )
-                chain = await stack.enter_async_context(opening)
-                netuid = (await chain.metagraph()).netuid
-            except ChainError as error:
-                if embedded or not patient or isinstance(error, NoSuchSubnet):
-                    raise
-                log.warning("the chain: %s; trying again in %g s", error, options.poll_interval)
-            else:
-                yield chain, netuid, folder
-                return
-        await asyncio.sleep(options.poll_interval)
+    if not (is_local(options) or options.local):
+        async with network(options, wallet, options.poll_interval if patient else None) as (chain, graph):
+            yield chain, graph.netuid, folder
+        return
+    ledger, named = ledger_of(options), {} if is_local(options) else {"netuid": options.netuid}
+    print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
+    async with LocalChain.open(ledger, hotkey, coldkey, **named) as chain:
+        yield chain, (await chain.metagraph()).netuid, folder
 
 
 def journal_path(options: argparse.Namespace, folder: Path, netuid: int, hotkey: str) -> Path:

@@ -21,16 +21,14 @@ from audit.receipt_book import ReceiptBook
 from audit.receipts import MAX_PAGE_BYTES, problems, read
 from audit.shape import check_shape
 from chain.base import ChainError
-from chain.local import LocalChain
+from chain.opening import joined, local_wallet, wallet_of
 from protocol import Code, ProtocolError
 from runtime.db import StoreError
 from runtime.options import is_local
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError, number, run
 from scoring import RULES_VERSION
-from spine.ground import joined, wallet_of
 from wire.client import Reply, ask, client_session
 from wire.codec import canonical, parse_json
-from wire.signing import local_keypair
 from wire.text import one_line
 
 FETCH_SECONDS, CALL_SECONDS, CALL_ATTEMPTS = 300.0, 15.0, 5  # a whole fetch; one of its requests, and its repetitions
@@ -121,7 +119,7 @@ def command(options: argparse.Namespace) -> int:
 
 async def _report(options: argparse.Namespace) -> int:
     local = is_local(options)
-    keypair = local_keypair(f"{options.name}-hotkey") if local else (await asyncio.to_thread(wallet_of, options)).hotkey
+    keypair = local_wallet(options.name)[0] if local else (await asyncio.to_thread(wallet_of, options)).hotkey
     path, hotkey = Path(options.dir) / f"receipts-{options.name}.sqlite3", keypair.ss58_address
     sources = [] if options.export else await _sources(options, hotkey)
     if not path.exists() and not sources:
@@ -149,11 +147,8 @@ async def _sources(options: argparse.Namespace, hotkey: str) -> list[tuple[str, 
     if options.url and options.validator:
         return [(options.url, options.validator)]
     ledger, neurons = Path(options.dir) / "chain.sqlite3", ()
-    if not is_local(options):
+    if not is_local(options) or ledger.exists():
         async with joined(options) as (chain, _):
-            neurons = (await chain.metagraph()).neurons
-    elif ledger.exists():
-        async with LocalChain.open(ledger, hotkey, hotkey) as chain:
             neurons = (await chain.metagraph()).neurons
     published = [(f"http://{n.address}", n.hotkey) for n in neurons if n.permit and n.address and n.hotkey != hotkey]
     if not options.url:

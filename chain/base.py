@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Protocol
 
 BLOCK_SECONDS = 12  # Bittensor's block time
+ERA_BLOCKS = 32  # a signed write that did not land within so many blocks never will
 U16_MAX = 2**16 - 1  # the largest weight of a stored vector
 
 
@@ -211,6 +212,11 @@ class WriteOutcome:
     detail: str
     block: int
     wait_blocks: int = 0
+
+
+def refusal(name: str, detail: str, block: int) -> WriteOutcome:
+    """The outcome of what was not even sent."""
+    return WriteOutcome(False, WriteCode.INVALID_ARGUMENT, name, Next.NOTHING, detail, block)
 
 
 Weights = Mapping[int, int | Fraction | Decimal]

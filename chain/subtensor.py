@@ -24,6 +24,7 @@ from bittensor.settings import NETWORKS
 
 from chain.base import (
     BLOCK_SECONDS,
+    ERA_BLOCKS,
     U16_MAX,
     ChainError,
     EpochInfo,
@@ -44,7 +45,6 @@ from chain.wallets import MAX_DETAIL_CHARS, Wallet, check_address, one_line
 MECHANISM_STRIDE = 4096  # a mechanism's weights are stored under mechid * 4096 + netuid (GLOBAL_MAX_SUBNET_COUNT)
 READ_SECONDS, WRITE_SECONDS = 60.0, 180.0  # total deadlines; a write waits until it is final, three blocks or more
 CLOSE_SECONDS = 5.0
-ERA_BLOCKS = 32  # a signed write that did not land within so many blocks never will
 MAX_FEE_TAO = "0.01"  # no write may cost more
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
         return
     try:
         from chain.base import ChainError
-        from chain.subtensor import BittensorChain
+        from chain.opening import network
         from chain.wallets import load_wallet
     except (ImportError, SyntaxError, TypeError) as error:
         yield Finding(WARN, f"wallet and chain are not checked: {error}", "mend the lines above first")
@@ -50,10 +50,7 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
 
     async def ask() -> list[Finding]:
         async with asyncio.timeout(CHAIN_SECONDS):
-            opened = BittensorChain.open(
-                network=options.network or "", endpoint=options.chain_endpoint, netuid=options.netuid, wallet=wallet
-            )
-            async with opened as subnet:
+            async with network(options, wallet) as (subnet, _):
                 return await check_chain(subnet, place)
 
     try:

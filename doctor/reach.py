@@ -23,13 +23,13 @@ from contextlib import closing
 from pathlib import Path
 
 from chain.base import ChainError, Metagraph, Neuron
+from chain.opening import joined
 from doctor.finding import FAIL, OK, WARN, Finding, tell, utc
 from doctor.network import RAO
 from protocol import Code
 from runtime.db import StoreError, look
 from runtime.options import is_local
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError
-from spine.ground import joined
 from wire.client import Reply, ask, client_session, is_public
 from wire.signing import MAX_AGE_SECONDS, MAX_SKEW_SECONDS
 

@@ -22,10 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chain.base import Chain, ChainError, NoSuchSubnet
+from chain.base import Chain
 from chain.local import LocalChain, block_at
-from chain.subtensor import BittensorChain
-from chain.wallets import Wallet, load_wallet
+from chain.opening import local_wallet, registered, wallet_of
 from executor.client import Bot, place
 from liquidity.executions import execution_of
 from markets.base import Market
@@ -34,19 +33,16 @@ from markets.recorded import RecordedMarket
 from markets.recordings import read_recording
 from protocol import FIRST_ASK_LEAD_SECONDS, Job, JobSettings
 from runtime.options import RealMarket, is_local, real_market, settings_lines
-from runtime.passwords import read_password
 from runtime.process import UserError, only_one
 from spine.miners import reference_miners
 from store import Store
 from wire.client import client_session, is_public
-from wire.signing import local_keypair
 
 DEFAULT_PORT = 8090
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
-RETRY_SECONDS = 30  # until a chain that did not answer at the start is dialed again
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
 OWN_FILES = (
     "validator.*sqlite3*",
@@ -97,7 +93,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
     folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
     if local:
-        keypair, coldkey = (local_keypair(f"validator-{kind}") for kind in ("hotkey", "coldkey"))
+        keypair, coldkey = local_wallet("validator")
         money = "The executor bot moves a vault's real tokens" if options.executor_url else "Nothing here is real money"
         print(f"LOCAL MODE: an embedded chain, development keys, miners on loopback. {money};")
         print("a real network: --netuid N and a wallet, see README. Results follow, the log is on stderr.")
@@ -110,7 +106,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         if not local:  # first: a hotkey that is not registered must not become the owner of a new database
-            chain = await enter(_registered(options, wallet))
+            chain = await enter(registered(options, wallet))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_one(folder / "validator.lock", "--dir"))
@@ -137,17 +133,18 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
                 LocalChain.open(
                     folder / "chain.sqlite3",
                     keypair.ss58_address,
-                    coldkey.ss58_address,
+                    coldkey,
                     clock=None if market.full_speed else time.time,
                     genesis_block=block_at(start) if market.full_speed else None,
                 )
             )
-            await chain.register(keypair.ss58_address, coldkey.ss58_address, LOCAL_STAKE_RAO)
+            await chain.register(keypair.ss58_address, coldkey, LOCAL_STAKE_RAO)
         for job in [] if jobs else _first_jobs(market, options.round_seconds, real and real.vault):
             await store.put_job(job)
         if local and not options.no_miners:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
-                await chain.register(*(local_keypair(f"{name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")))
+                hotkey, its_coldkey = local_wallet(name)
+                await chain.register(hotkey.ss58_address, its_coldkey)
             names = await enter(reference_miners(REFERENCE_STRATEGIES, folder))
         for line in settings_lines(options):
             log.info("%s", line)
@@ -176,58 +173,6 @@ def receipts_door(options: argparse.Namespace) -> tuple[str | None, int, str | N
     """
     host, port = options.host if options.external_ip else None, DEFAULT_PORT if options.port is None else options.port
     return host, port, None if options.dry_run else options.external_ip
-
-
-def wallet_of(options: argparse.Namespace) -> Wallet:
-    """The wallet that the options name, without its coldkey; may take a while. Raises `UserError`, `ChainError`."""
-    return load_wallet(options.wallet, options.wallet_hotkey, options.wallet_path, read_password(options))
-
-
-@asynccontextmanager
-async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]]:
-    """A miner's chain and hotkey: of the local subnet in `options.dir`, or of a real network.
-
-    Raises:
-        UserError: there is no such subnet, or the hotkey is not registered on the real one.
-        ChainError: the wallet or the chain cannot be used.
-    """
-    if not is_local(options):
-        wallet = await asyncio.to_thread(wallet_of, options)
-        async with _registered(options, wallet) as chain:
-            yield chain, wallet.hotkey
-        return
-    ledger = Path(options.dir) / "chain.sqlite3"
-    if not ledger.exists():
-        raise UserError(
-            f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
-        )
-    keypair, coldkey = (local_keypair(f"{options.name}-{kind}") for kind in ("hotkey", "coldkey"))
-    async with LocalChain.open(ledger, keypair.ss58_address, coldkey.ss58_address) as chain:
-        yield chain, keypair
-
-
-@asynccontextmanager
-async def _registered(options: argparse.Namespace, wallet: Wallet) -> AsyncIterator[Chain]:
-    """The real chain that the options name, with the hotkey registered; waits for one that is silent."""
-    where = {"network": options.network or "", "endpoint": options.chain_endpoint}
-    while True:
-        async with AsyncExitStack() as stack:
-            try:
-                chain = await stack.enter_async_context(
-                    BittensorChain.open(**where, netuid=options.netuid, wallet=wallet)
-                )
-                known = (await chain.metagraph()).by_hotkey(chain.hotkey)
-            except NoSuchSubnet:
-                raise
-            except ChainError as error:
-                log.warning("the chain: %s; trying again in %g s", error, RETRY_SECONDS)
-            else:
-                if known is None:
-                    fix = f"btcli subnets register --netuid {options.netuid} with this wallet"
-                    raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {options.netuid}; {fix}")
-                yield chain
-                return
-        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def open_market(options: argparse.Namespace, store: Store) -> Market:

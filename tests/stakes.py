@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
-from chain.base import Chain, ChainError, Next, WriteCode, WriteOutcome
+from chain.base import ERA_BLOCKS, Chain, ChainError, Next, WriteCode, WriteOutcome
 from chain.journal import Journal
 from chain.local import Hyperparameters, LocalChain
-from chain.subtensor import ERA_BLOCKS
-from stake import Policy, Sweeper, follow
+from chain.loop import follow
+from chain.sweeping import Policy
+from stake import Sweeper
 
 TAO = 10**9
 GENESIS = 1000

@@ -43,13 +43,17 @@ from substrate import LOST, Node
 import stake as stake_module
 from chain import alerts
 from chain.alerts import AlertRules
+from chain.allowed import read_allow_list
 from chain.base import ChainError, EpochInfo, Next, StakeMove, WriteCode, WriteOutcome
+from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, Burner
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
 from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, Hyperparameters, LocalChain
+from chain.loop import Result, follow
 from chain.subtensor import BittensorChain
+from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, fate_by_balances, match, plan, read
 from chain.wallets import Wallet
 from runtime import process as process_module
-from stake import FATE_BLOCKS, FINAL_BLOCKS, RETRY_BLOCKS, Burner, Policy, Sweeper, fate_by_balances, match, plan
+from stake import FINAL_BLOCKS, Sweeper
 from wire.signing import local_keypair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -333,7 +337,7 @@ def test_with_wait_finalization_a_step_counts_when_its_block_is_deep_enough(tmp_
 
 def test_too_short_a_free_balance_sends_nothing_and_says_so(tmp_path):
     class Poor(Scripted):
-        free_rao = stake_module.FEE_RESERVE_RAO - 1
+        free_rao = FEE_RESERVE_RAO - 1
 
         async def free_balance(self):
             return self.free_rao
@@ -487,7 +491,7 @@ def test_a_reading_never_spans_an_epoch():
         async def stake(self, hotkey, coldkey):
             return 5
 
-    assert asyncio.run(stake_module.read(Moving(), ("a", "b"))) == Reading(201, 200, None, (5,))
+    assert asyncio.run(read(Moving(), ("a", "b"))) == Reading(201, 200, None, (5,))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -895,13 +899,13 @@ def test_a_loop_survives_chain_and_journal_failing_and_says_so_once(caplog):
             raise asyncio.CancelledError
         if (failure := failures.pop(0)) is not None:
             raise failure
-        return stake_module.Result(1, "", {"registered": True})
+        return Result(1, "", {"registered": True})
 
     async def tell(fresh):
         news.append(fresh)
 
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(stake_module.follow(step, 0.001, tell))
+        asyncio.run(follow(step, 0.001, tell))
     assert news == [{"chain": False}, {"chain": False}, {}] + [{"chain": True, "registered": True}] * 2
     assert [record.getMessage()[:12] for record in caplog.records] == ["the chain: g", "the journal:", "all is well "]
 
@@ -1135,7 +1139,7 @@ def test_an_allow_list_that_is_not_as_it_should_be_allows_nothing(tmp_path, text
     path.write_text(text.replace("GOOD", local_keypair("any").ss58_address))
     path.chmod(mode)
     with pytest.raises(process_module.UserError, match=says):
-        stake_module.read_allow_list(path)
+        read_allow_list(path)
 
 
 def test_a_sweep_that_was_begun_is_not_ended_elsewhere(tmp_path):
@@ -1182,6 +1186,6 @@ def test_the_documentation_names_the_constants_as_they_are():
         f"{FATE_BLOCKS} blocks",
         f"{RETRY_BLOCKS} blocks",
         f"{ROUNDING_RAO} rao",
-        f"{stake_module.MINIMUM_RAO:,} rao",
+        f"{MINIMUM_RAO:,} rao",
     ):
         assert value in text, value

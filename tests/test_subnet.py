@@ -24,7 +24,7 @@ import miner
 import validator
 from audit import book_command, receipts
 from audit.receipt_book import ReceiptBook
-from chain import subtensor
+from chain import opening, subtensor
 from chain.base import ChainError
 from chain.local import LocalChain
 from chain.subtensor import BittensorChain
@@ -68,7 +68,7 @@ def node(monkeypatch, tmp_path) -> Node:
         node.register(hot(name), cold(name), tao * 10**9)
     real = BittensorChain.open
     monkeypatch.setattr(subtensor.BittensorChain, "open", functools.partial(real, substrate=node.substrate))
-    monkeypatch.setattr(ground_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(opening, "RETRY_SECONDS", 0.01)
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -1,0 +1,104 @@
+"""The burn: a validator's whole weight on one target, by default the subnet's owner, for whom the chain pays nobody.
+
+    await follow(Burner(chain, journal).step, poll_seconds, tell)
+
+Read next: `loop.py`, `weights.py` (weights that pay miners).
+"""
+
+from __future__ import annotations
+
+from chain.base import ERA_BLOCKS, U16_MAX, Chain, Metagraph, Neuron, Next, refusal
+from chain.journal import Journal
+from chain.loop import Result
+
+SET_WEIGHTS_INTERVAL_BLOCKS = 720  # two epochs, 2.4 hours
+RETRY_BLOCKS = 10  # after a refusal that waiting may not mend
+FATE_BLOCKS = 2 * ERA_BLOCKS  # then a write of unknown fate cannot land any more: its era, and half for signing it
+
+
+class Burner:
+    """Keeps a validator's whole weight on one target, once an interval, measured from the chain's last update."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        journal: Journal,
+        *,
+        interval_blocks: int = SET_WEIGHTS_INTERVAL_BLOCKS,
+        target_uid: int | None = None,
+        target_hotkey: str | None = None,
+    ):
+        """Args:
+        target_uid: whom that uid meant when it was first given; None is the owner, looked up each time.
+        target_hotkey: this hotkey, whatever its uid.
+        """
+        self._chain, self._journal, self._interval_blocks = chain, journal, interval_blocks
+        self._target_uid, self._target_hotkey = target_uid, target_hotkey
+        self._fate_block = 0
+
+    async def step(self) -> Result:
+        """Set the weights if they are due and the chain would take them.
+
+        Raises:
+            ChainError: the chain could not be read.
+        """
+        chain, graph = self._chain, await self._chain.metagraph()
+        where = f"netuid {graph.netuid} at block {graph.block}"
+        me = graph.by_hotkey(chain.hotkey)
+        if me is None:
+            problem = f"hotkey {chain.hotkey} is not registered on {where}: register it"
+            return Result(RETRY_BLOCKS, problem, {"registered": False})
+        standing = {"registered": True, "permit": me.permit}
+        if not me.permit:
+            epoch_block = (await chain.epoch()).next_epoch_block or graph.block + RETRY_BLOCKS
+            problem = f"hotkey {chain.hotkey} has no validator permit on {where}: it needs more stake; permits change"
+            return Result(max(1, epoch_block - graph.block), f"{problem} at the next epoch, {epoch_block}", standing)
+        target = await self._target(graph)
+        params = await chain.weight_params(chain.hotkey)
+        last = me.last_update_block if params.last_update_block is None else params.last_update_block
+        interval_blocks = max(self._interval_blocks, params.rate_limit_blocks)
+        due = last + (params.rate_limit_blocks if last == me.registered_block else interval_blocks)  # or never set yet
+        if isinstance(target, Neuron) and (wait := max(due, self._fate_block) - graph.block) > 0:
+            return Result(wait, "", standing)
+        if isinstance(target, Neuron) and target != me:
+            fewest = min(params.min_allowed_weights, len(graph.neurons))
+            if fewest > 1:
+                target = f"{where} takes no vector of 1 weight, at least {fewest} (min_allowed_weights): ask its owner"
+            elif params.max_weight < U16_MAX:
+                target = f"{where} takes at most {params.max_weight}/{U16_MAX} on one uid (max_weight): ask its owner"
+        if not isinstance(target, Neuron):
+            problem = f"no weights sent: {target}"
+            return Result(RETRY_BLOCKS, problem, standing | {"weights": refusal("NotSent", problem, graph.block)})
+        outcome = await chain.set_weights({target.uid: 1}, params.version_key)
+        await self._journal.add_burn(target.uid, target.hotkey, outcome)
+        standing["weights"] = outcome
+        if outcome.ok:
+            note = " (the owner: burned)" if target.coldkey == graph.owner_coldkey else ""
+            print(
+                f"block {outcome.block}: all weight of uid {me.uid} on uid {target.uid}, {target.hotkey}{note}",
+                flush=True,
+            )
+            return Result(interval_blocks, "", standing)
+        if outcome.next is Next.WAIT_BLOCKS:
+            return Result(max(1, outcome.wait_blocks), "", standing)
+        if outcome.next is Next.READ_STATE_FIRST:  # if it happened, the chain's last update will say so
+            self._fate_block = max(graph.block, outcome.block) + FATE_BLOCKS
+            return Result(1, f"the fate of the weights is unknown: {outcome.detail}", standing)
+        wait = 1 if outcome.next is Next.SIGN_AGAIN else RETRY_BLOCKS
+        return Result(wait, f"weights refused: {outcome.detail}", standing)
+
+    async def _target(self, graph: Metagraph) -> Neuron | str:
+        """Whom to weigh, or why there is nobody."""
+        hotkey, uid = self._target_hotkey, self._target_uid
+        if hotkey is None and uid is None:
+            if (uid := graph.burn_uid()) is None:
+                return f"the owner's hotkey {graph.owner_hotkey} is not registered, no uid burns; name a --target-uid"
+            return next(neuron for neuron in graph.neurons if neuron.uid == uid)
+        if hotkey is None:
+            now = next((neuron.hotkey for neuron in graph.neurons if neuron.uid == uid), None)
+            hotkey = await self._journal.bind_target(uid, now)
+            if hotkey is None:
+                return f"the subnet has no uid {uid}: choose another --target-uid"
+            if now not in (None, hotkey) and not graph.by_hotkey(hotkey):
+                return f"uid {uid} was {hotkey} and is now {now}: to pay that one, say --target-hotkey {now}"
+        return graph.by_hotkey(hotkey) or f"the target {hotkey} is not registered: choose another --target-hotkey"

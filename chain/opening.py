@@ -1,0 +1,113 @@
+"""Opening the chain that a program's options name: the ledger of a local subnet, or a real network through the SDK.
+
+    async with joined(options) as (chain, keypair): ...            a miner's
+    async with network(options, wallet, RETRY_SECONDS) as (chain, graph): ...
+
+Read next: `local.py`, `subtensor.py`, `wallets.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from chain.base import Chain, ChainError, Metagraph, NoSuchSubnet
+from chain.local import LocalChain
+from chain.subtensor import BittensorChain
+from chain.wallets import Wallet, load_wallet
+from runtime.options import is_local
+from runtime.passwords import read_password
+from runtime.process import UserError
+from wire.signing import local_keypair
+
+RETRY_SECONDS = 30  # until a chain that did not answer at the start is dialed again
+
+log = logging.getLogger("chain")
+
+
+def local_wallet(name: str) -> tuple[Any, str]:
+    """The development hotkey of a name, and its coldkey's address."""
+    return local_keypair(f"{name}-hotkey"), local_keypair(f"{name}-coldkey").ss58_address
+
+
+def wallet_of(options: argparse.Namespace) -> Wallet:
+    """The wallet that the options name, without its coldkey; may take a while. Raises `UserError`, `ChainError`."""
+    return load_wallet(options.wallet, options.wallet_hotkey, options.wallet_path, read_password(options))
+
+
+def ledger_of(options: argparse.Namespace) -> Path:
+    """The ledger of the local subnet in `options.dir`; raises `UserError` if there is none."""
+    ledger = Path(options.dir) / "chain.sqlite3"
+    if not ledger.exists():
+        raise UserError(
+            f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
+        )
+    return ledger
+
+
+@asynccontextmanager
+async def network(
+    options: argparse.Namespace, wallet: Wallet, retry_seconds: float | None = None
+) -> AsyncIterator[tuple[BittensorChain, Metagraph]]:
+    """The subnet of a real network, and its metagraph when it was opened.
+
+    Args:
+        retry_seconds: how often a network that does not answer is dialed again; None: that is an error.
+
+    Raises:
+        ChainError: no answer.
+        NoSuchSubnet: it answered that there is no such subnet.
+    """
+    while True:
+        async with AsyncExitStack() as stack:
+            try:
+                chain = await stack.enter_async_context(
+                    BittensorChain.open(
+                        network=options.network or "",
+                        endpoint=options.chain_endpoint,
+                        netuid=options.netuid,
+                        wallet=wallet,
+                    )
+                )
+                graph = await chain.metagraph()
+            except ChainError as error:
+                if retry_seconds is None or isinstance(error, NoSuchSubnet):
+                    raise
+                log.warning("the chain: %s; trying again in %g s", error, retry_seconds)
+            else:
+                yield chain, graph
+                return
+        await asyncio.sleep(retry_seconds)
+
+
+@asynccontextmanager
+async def registered(options: argparse.Namespace, wallet: Wallet) -> AsyncIterator[Chain]:
+    """`network`, waited for, with the wallet's hotkey on the subnet; raises `UserError` if it is not registered."""
+    async with network(options, wallet, RETRY_SECONDS) as (chain, graph):
+        if graph.by_hotkey(chain.hotkey) is None:
+            fix = f"btcli subnets register --netuid {options.netuid} with this wallet"
+            raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {options.netuid}; {fix}")
+        yield chain
+
+
+@asynccontextmanager
+async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]]:
+    """A miner's chain and hotkey: of the local subnet in `options.dir`, or of a real network.
+
+    Raises:
+        UserError: there is no such subnet, or the hotkey is not registered on the real one.
+        ChainError: the wallet or the chain cannot be used.
+    """
+    if is_local(options):
+        ledger, (keypair, coldkey) = ledger_of(options), local_wallet(options.name)
+        async with LocalChain.open(ledger, keypair.ss58_address, coldkey) as chain:
+            yield chain, keypair
+    else:
+        wallet = await asyncio.to_thread(wallet_of, options)
+        async with registered(options, wallet) as chain:
+            yield chain, wallet.hotkey

@@ -1,0 +1,125 @@
+"""What a sweep takes and what became of it: pure functions of what the chain shows and the journal remembers.
+
+    earned_rao, aggregator_rao = await available(chain, policy, baseline_rao)
+    steps = plan(policy, hotkey, coldkey, earned_rao, aggregator_rao)
+
+Read next: `journal.py`, `stake.py` (who carries it out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chain.base import Chain, ChainError, StakeMove
+from chain.journal import ROUNDING_RAO, Reading, Step, Wanted
+
+MINIMUM_RAO = 2_000_000  # subtensor refuses what is worth less in TAO (AmountTooLow)
+FEE_RESERVE_RAO = 10_000_000  # free TAO to keep on the coldkey: short of it subtensor takes fees out of the stake
+READ_TRIES = 5  # to read several values without an epoch in between
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a sweep may do; the addresses are those of the allow-list.
+
+    Attributes:
+        minimum_rao: less is left to the next epoch.
+        fee_reserve_rao: free TAO below which nothing is sent.
+        take_all: also what was there before, on the miner hotkey and on the aggregator.
+        two_calls: move, then transfer; else one call does both.
+        wait_final: believe only blocks `FINAL_BLOCKS` deep.
+    """
+
+    aggregator_hotkey: str
+    destination_coldkey: str
+    minimum_rao: int = MINIMUM_RAO
+    fee_reserve_rao: int = FEE_RESERVE_RAO
+    take_all: bool = False
+    two_calls: bool = False
+    wait_final: bool = False
+
+
+def plan(policy: Policy, hotkey: str, coldkey: str, earned_rao: int, aggregator_rao: int) -> list[Wanted]:
+    """The movements of one sweep, in order; none when there is less than the minimum.
+
+    Args:
+        hotkey, coldkey: whose earnings are swept.
+        earned_rao: on the miner hotkey, above the baseline.
+        aggregator_rao: what `--all` takes from the aggregator besides; 0 without it.
+    """
+    to, treasury = policy.aggregator_hotkey, policy.destination_coldkey
+    earned_rao = earned_rao if earned_rao >= policy.minimum_rao else 0
+    if hotkey == to:  # nothing to move: it is where it should be
+        return [Wanted("transfer", to, to, treasury, earned_rao)] if earned_rao else []
+    steps = []
+    if earned_rao and policy.two_calls:
+        steps.append(Wanted("move", hotkey, to, coldkey, earned_rao))
+        aggregator_rao += earned_rao
+    elif earned_rao:
+        steps.append(Wanted("transfer", hotkey, to, treasury, earned_rao))
+    if aggregator_rao >= policy.minimum_rao:
+        steps.append(Wanted("transfer", to, to, treasury, aggregator_rao))
+    return steps
+
+
+def match(step: Step, moves: Sequence[StakeMove], known: set[str]) -> StakeMove | None:
+    """The chain's record of this step among `moves`, leaving out those that are another step's (`known`).
+
+    The real chain's event of a transfer names one of the two hotkeys, so one in common is enough.
+    """
+    ours = {step.origin_hotkey, step.dest_hotkey}
+    for move in moves:
+        theirs = {move.origin_hotkey, move.dest_hotkey}
+        if move.extrinsic not in known and move.dest_coldkey == step.dest_coldkey and ours & theirs:
+            return move
+    return None
+
+
+def fate_by_balances(step: Step, now: Reading) -> str:
+    """What became of a step that can no longer land, where the chain's record of those blocks cannot be read.
+
+    Both ends must say the same. Across an epoch both have earned an unknown amount, 0 or more: an origin that fell was
+    moved from, a destination that did not grow by the amount received nothing.
+
+    Args:
+        now: with the stakes of origin and destination.
+
+    Returns:
+        `applied`, `expired` (it did not happen), or `unknown`: then a person has to look.
+    """
+    origin, dest = now.rao[0] - step.origin_before_rao, now.rao[1] - step.dest_before_rao
+    if now.epoch_block == step.sent_epoch_block:
+        moved = abs(origin + step.amount_rao) <= ROUNDING_RAO and abs(dest - step.amount_rao) <= ROUNDING_RAO
+        stayed = abs(origin) <= ROUNDING_RAO and abs(dest) <= ROUNDING_RAO
+    else:
+        fell, grew = origin < -ROUNDING_RAO, dest >= step.amount_rao - ROUNDING_RAO
+        moved, stayed = fell and grew, not fell and not grew
+    return "applied" if moved else "expired" if stayed else "unknown"
+
+
+async def read(chain: Chain, *positions: tuple[str, str]) -> Reading:
+    """Read the stakes of (hotkey, coldkey) pairs between two looks at the epoch that agree.
+
+    Raises:
+        ChainError: the chain did not answer, or epochs followed each other faster than it can be read.
+    """
+    for _ in range(READ_TRIES):
+        before, block = await chain.epoch(), await chain.block()
+        rao = tuple([await chain.stake(*position) for position in positions])
+        if (await chain.epoch()).last_epoch_block == before.last_epoch_block:
+            return Reading(block, before.last_epoch_block, before.next_epoch_block, rao)
+    raise ChainError(f"an epoch fell into each of {READ_TRIES} readings; trying again later")
+
+
+async def available(chain: Chain, policy: Policy, baseline_rao: int | None) -> tuple[int, int]:
+    """What a sweep would take now from the miner hotkey and from the aggregator, rao.
+
+    Args:
+        baseline_rao: what stays on the miner hotkey; None before the first sweep: all that is there.
+    """
+    now = await read(chain, (chain.hotkey, chain.coldkey), (policy.aggregator_hotkey, chain.coldkey))
+    miner_rao, aggregator_rao = now.rao
+    if policy.take_all:
+        return miner_rao, aggregator_rao if policy.aggregator_hotkey != chain.hotkey else 0
+    return max(0, miner_rao - (miner_rao if baseline_rao is None else baseline_rao)), 0
