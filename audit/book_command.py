@@ -44,13 +44,13 @@ async def fetch(book: ReceiptBook, url: str, validator: str, keypair: Any, publi
         url: of its server, `http://host:port`.
         validator: its hotkey.
         keypair: the miner's.
-        public_only: as `wire.ask`.
+        public_only: as `wire.client.ask`.
 
     Returns:
         How many were fetched. All pages that came before an error are kept.
 
     Raises:
-        ProtocolError: as `wire.ask` and `ReceiptBook.keep`; `MALFORMED`, a page that makes no sense; `NOT_FOUND`, a
+        ProtocolError: as `ask` and `ReceiptBook.keep`; `MALFORMED`, a page that makes no sense; `NOT_FOUND`, a
             receipt that is listed and not given; `TIMEOUT`, also of the whole.
     """
     count = 0

@@ -224,7 +224,7 @@ async def issuing(
         host: to listen on; None serves nobody.
         port: to listen on, 0 any free one; None is `DEFAULT_PORT`, or any free one if that is taken.
         published: the IP address at which others reach this port, which the chain is told; None tells it nothing.
-        public_only: as `wire.ask`, of the addresses that are posted to.
+        public_only: as `wire.client.ask`, of the addresses that are posted to.
 
     Raises:
         WireError: the port cannot be listened on.

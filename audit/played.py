@@ -184,7 +184,7 @@ def _amounts_of(said: Execution, tape: Tape, events: deque[Event]) -> dict[str, 
 
 
 def _check_sent(path: str, sent: Sent, on_chain: bool, transactions: set[str]) -> Iterator[str]:
-    """What a chain's validator says of sending fits together; `web3market.audit_chain` holds it against the chain."""
+    """What a chain's validator says of sending fits together; `evm.audit` holds it against the chain."""
     named = _HASH.fullmatch(sent.transaction) if on_chain else sent.transaction == ""
     if not named or sent.transaction in transactions:
         what = "is none, or there twice" if on_chain else "did nothing"

@@ -5,7 +5,7 @@
     python -m audit verify FILE [--evidence ROUND.json] verify receipts offline, also against the round's evidence
 
 A receipt is `{"statement": {...}, "signature": ...}`: the validator's sr25519 signature over the statement's canonical
-JSON (`wire.sign_statement`). Every miner that was asked in a round gets one, ranked or not, of void rounds too:
+JSON (`wire.signing.sign_statement`). Every miner that was asked in a round gets one, ranked or not, of void rounds too:
 
     format, rules_version, market, pool  `alm-receipt/1`; by which rules, on what
     validator, hotkey                    who says it, about whom
@@ -21,7 +21,7 @@ It follows from the round's evidence alone, so a validator that ever signs two d
 round has proved its own fault. Offline anyone can check the signature, that score and terms follow from the line's
 amounts, and that who accepted was ranked; the miner also that its answers are quoted as it gave them; and who has the
 evidence, everything else (`validator.py audit`).
-Read next: `evidence.py` (what the statement is taken from), `wire.py` (how it travels).
+Read next: `evidence.py` (what the statement is taken from), `issuer.py` (how it travels).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 Exit code 0 when nothing fails, else 1. Nothing is changed, and nothing leaves this machine unless a subnet or a node is
 named: then they are asked, each node for some 1,100 small things. This file needs only the standard library, and no
 particular Python, to say what is missing.
-Read next: `store.py` (the databases), `settings.py` (the options).
+Read next: `machine.py`, `network.py`, `pool.py` (the checks).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ What is random here is the market, so a mean says little without its standard er
 worse only where Student's t leaves luck less than 5 % (two-sided, rounds taken as independent), and never on fewer
 than 20 rounds. Sums are exact fractions.
 
-A library for `miner.py` and its copies. Read next: `rounds.py` (a round), `evidence.py` (`judge`: what is valid).
+A library for `miner.py` and its copies. Read next: `trial.py` (a round), `check.py`.
 """
 
 from __future__ import annotations

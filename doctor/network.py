@@ -22,7 +22,7 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
     """Whether the wallet can be used, and what the named subnet's chain says of it; nothing where none is named.
 
     Args:
-        options: with the settings of `settings.add_chain_options`, resolved.
+        options: with the settings of `add_chain_options`, resolved.
     """
     if is_local(options):
         yield Finding(OK, "no subnet is named (--netuid): everything stays on this machine")

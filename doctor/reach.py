@@ -7,7 +7,7 @@ The running miner is asked as a validator would ask it: at the address that the 
 signed by the miner's own key, which may not call, so the right answer is a refusal that says so. What this cannot
 see is a firewall outside that lets this machine in and others not; who asked last, the last line, can.
 
-A library for `backtest.py`. Read next: `wire.py` (what a server checks), `doctor.py` (the machine).
+A library for `backtest.py`. Read next: `wire/server.py` (what a server checks), `machine.py`.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Asked:
     Attributes:
         name, query: who was asked what.
         body: the answer's bytes; of a strategy that failed, the keep that `miner.py` sends in its place.
-        code, detail, answer: what a validator makes of the bytes; see `evidence.judge`.
+        code, detail, answer: what a validator makes of the bytes; see `liquidity.judging.judge`.
         seconds: how long it took.
         error: what the strategy raised, `TooLong` at the deadline; None if it answered.
     """

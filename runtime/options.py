@@ -2,7 +2,7 @@
 
     def build_parser() -> Parser:
         parser = Parser(prog="program.py", description="...")
-        add_chain_options(parser)                # also of sub-parsers; `notify.py` has add_notify_options
+        add_chain_options(parser)                # also of sub-parsers; `chain.notify` has add_notify_options
         add_logging_options(parser)
         return parser
 
@@ -11,7 +11,7 @@
     password = read_password(options)            # where a key may be encrypted
     add_market_options(parser)                   # a pool of a real chain: then `real_market(options)`
 
-The spellings are those of the ecosystem, old and new. Nothing to run here. Read next: `runtime.py`, `notify.py`.
+The spellings are those of the ecosystem, old and new. Nothing to run here. Read next: `passwords.py`, `process.py`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What every process needs around its work: errors in one line, logging, signals, a stop that cleans up.
 
     def main(argv=None) -> int:
-        options = parse_options(build_parser(), argv)      # a `Parser`; `settings.py`
+        options = parse_options(build_parser(), argv)      # a `Parser`; `options.py`
         return run(work(options), options.log_level, (), options.log_json, options.log_file)
 
-Results go to stdout, diagnostics to stderr. Read next: `settings.py` (where options come from), `validator.py`.
+Results go to stdout, diagnostics to stderr. Read next: `options.py` (where options come from).
 """
 
 from __future__ import annotations

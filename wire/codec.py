@@ -8,7 +8,6 @@ Pure: standard library and `protocol` only. Read next: `signing.py`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -41,7 +40,7 @@ def digest(data: bytes) -> str:
 
 
 def encode(message: Any) -> bytes:
-    """A message (one of this module's dataclasses) as canonical JSON."""
+    """A message as canonical JSON."""
     return canonical(to_plain(message))
 
 
@@ -49,7 +48,7 @@ def decode(cls: type[T], data: bytes, max_bytes: int) -> T:
     """Parse untrusted bytes into the dataclass `cls`, or say what is wrong with them.
 
     Args:
-        cls: `RebalanceQuery`, `RebalanceAnswer` or any dataclass of this module.
+        cls: `RebalanceQuery`, `RebalanceAnswer` or any other dataclass of such fields.
         data: UTF-8 JSON, one object.
         max_bytes: the size limit, checked before anything is parsed.
 
@@ -115,7 +114,7 @@ def _short_int(text: str) -> int:
 
 def to_plain(value: Any) -> Any:
     """A message as dicts, lists, strings, ints, bools and None; amounts and decimals become strings."""
-    if dataclasses.is_dataclass(value):
+    if is_dataclass(value):
         parts = [(name, getattr(value, name), write, left_out) for name, write, _, left_out in _codec(type(value))]
         return {name: write(part) for name, part, write, left_out in parts if not left_out or part is not None}
     return value
@@ -126,19 +125,19 @@ def from_plain(cls: type[T], value: Any, where: str = "") -> T:
     where = where or cls.__name__
     if not isinstance(value, dict):
         raise ProtocolError(Code.MALFORMED, f"{where} is {_kind(value)}, an object is expected")
-    fields = _codec(cls)
-    if unknown := value.keys() - {name for name, *_ in fields}:
+    known = _codec(cls)
+    if unknown := value.keys() - {name for name, *_ in known}:
         raise ProtocolError(Code.MALFORMED, f"{where} has an unknown field {min(unknown)[:40]!r}")
-    if missing := [name for name, _, _, left_out in fields if name not in value and not left_out]:
+    if missing := [name for name, _, _, left_out in known if name not in value and not left_out]:
         raise ProtocolError(Code.MALFORMED, f"{where} lacks the field {missing[0]!r}")
-    return cls(**{name: read(value[name], f"{where}.{name}") for name, _, read, _ in fields if name in value})
+    return cls(**{name: read(value[name], f"{where}.{name}") for name, _, read, _ in known if name in value})
 
 
 @cache
 def _codec(cls: type) -> tuple[tuple[str, Any, Any, bool], ...]:
     """By field: name, writer, reader, whether None is left out."""
     hints = get_type_hints(cls, include_extras=True)
-    return tuple((f.name, *_field_codec(hints[f.name]), "left_out" in f.metadata) for f in dataclasses.fields(cls))
+    return tuple((f.name, *_field_codec(hints[f.name]), "left_out" in f.metadata) for f in fields(cls))
 
 
 def _field_codec(hint: Any) -> tuple[Any, Any]:
@@ -157,7 +156,7 @@ def _field_codec(hint: Any) -> tuple[Any, Any]:
     if get_origin(hint) is tuple:  # tuple[X, ...]
         write, read = _field_codec(get_args(hint)[0])
         return lambda value: [write(v) for v in value], lambda value, where: _read_list(value, where, read)
-    if dataclasses.is_dataclass(hint):
+    if is_dataclass(hint):
         return to_plain, lambda value, where: from_plain(hint, value, where)
     return (lambda value: value), lambda value, where: _read_scalar(hint, value, where)
 
