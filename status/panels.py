@@ -30,8 +30,9 @@ from protocol import (
     human_price,
 )
 from sim import PoolError, sqrt_ratio_at_tick
-from status.reader import NotShown, Reader, Replayable, quoted
+from status.reader import NotShown, Reader, Replayable
 from wire.codec import decode, from_plain
+from wire.text import quoted
 
 SAMPLES = 64  # moments of a round at which a book is looked at
 PATH_POINTS = 240  # of a price path; where there are more, the lowest and highest of each stretch
@@ -70,7 +71,7 @@ class Panels:
         lines = _lines(seen)
         miner = miner or next(iter(lines), "keep")
         if miner not in lines:
-            raise NotShown(f"{quoted(miner)} was not ranked in this round")
+            raise NotShown(f"'{quoted(miner)}' was not ranked in this round")
         if not _drawable(lines):
             raise NotShown("there is nothing to draw of rounds of this kind")
         key = seen["round"]["round_id"], miner

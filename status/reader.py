@@ -30,6 +30,7 @@ from runtime.db import StoreError, connect_read_only, look
 from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA, events_of
 from store import Store
 from wire.codec import decode, to_json, to_plain
+from wire.text import quoted
 
 PAGE_ROUNDS = 50  # rounds in one answer of a list; `next` leads to the older ones
 MAX_PAGE_ROUNDS = 200
@@ -135,7 +136,7 @@ class Reader(Store):
         """
         jobs = await self.rows("SELECT * FROM jobs WHERE job_id = ?", job_id)
         if not jobs:
-            raise NotShown(f"job {quoted(job_id)}: there is none of this name")
+            raise NotShown(f"job '{quoted(job_id)}': there is none of this name")
         kind = f"combined_{_settings(jobs[0]).get('reputation', 'excess')}"
         since = today - scoring.LIVE_WINDOW_DAYS
         sql = "SELECT hotkey, count(*) FROM miner_participation WHERE job_id = ? AND day > ? AND day <= ? GROUP BY 1"
@@ -160,7 +161,7 @@ class Reader(Store):
         if before is not None:
             start = await self.value("SELECT start_time FROM rounds WHERE round_id = ?", before)
             if start is None:
-                raise NotShown(f"round {quoted(before)}: not in this database")
+                raise NotShown(f"round '{quoted(before)}': not in this database")
             where, values = " WHERE (start_time, round_id) < (?, ?)", (start, before)
         limit = max(1, min(limit, MAX_PAGE_ROUNDS))
         sql = f"SELECT {ROUND} FROM rounds{where} ORDER BY start_time DESC, round_id DESC LIMIT ?"
@@ -237,7 +238,7 @@ class Reader(Store):
             round_id,
         )
         if not rows:
-            raise NotShown(f"round {quoted(round_id)}: not in this database")
+            raise NotShown(f"round '{quoted(round_id)}': not in this database")
         row = rows[0]
         if before := await self.value("SELECT before FROM pruned WHERE round_id = ?", round_id):
             raise NotShown(f"its evidence was dropped with all that ended by {before}: there are its scores, no path")
@@ -291,7 +292,7 @@ class Replayable:
 def _round(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
     found = db.execute("SELECT * FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
     if not found:
-        raise NotShown(f"round {quoted(round_id)}: not in this database")
+        raise NotShown(f"round '{quoted(round_id)}': not in this database")
     row, settled = stored.round_row(found)
     summary = json.loads(row.pop("summary") or '{"swaps":0}')
     for name in ("vault_state", "seal"):
@@ -335,7 +336,3 @@ def _excess(score: str, keep: Mapping[str, Any] | None) -> str | None:
         return None
     with localcontext(scoring.CONTEXT):
         return str(Decimal(score) - Decimal(keep["score"]))
-
-
-def quoted(text: str) -> str:
-    return ascii(text[:100])
