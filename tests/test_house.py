@@ -53,8 +53,6 @@ STILL_LONG_FUNCTIONS: dict[str, int] = {
     "check_pool": 80,
     "audit_chain": 80,
     "to_events": 70,
-    "apply_event": 80,
-    "Snapshot.of": 70,
     "mine": 70,
     "opened": 70,
     "build_parser": 100,
