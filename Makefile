@@ -1,6 +1,7 @@
 # make demo                    a whole subnet on this machine, on the market model: 7 market days
 # make demo EVENTS=PATH        the same on a recording of a real pool
-# make test                    all tests; those on the real contracts need npm
+# make test                    all tests on all cores; those on the real contracts need npm
+# make test ARGS="-n 0 -x"     the same one after the other, until the first failure
 # make bench                   speed and memory, with the machine's figures
 # make lint
 #
@@ -19,7 +20,7 @@ demo: $(VENV)/runtime
 	$(RUN) validator.py report --db local/demo/validator.sqlite3 -o local/demo/report.html
 
 test: $(VENV)/dev node_modules/.installed
-	$(RUN) -m pytest -q $(ARGS)
+	$(RUN) -m pytest -q -n auto --dist loadgroup $(ARGS)
 
 bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/sim.py

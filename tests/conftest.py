@@ -4,6 +4,7 @@ Recordings are public chain facts kept outside the repository: `ALM_RECORDINGS` 
 `../shared/data` beside the repository. What is missing skips a test on a developer's machine and fails with `CI=true`.
 
 `make test` spreads the tests over all cores; the tests of a file stay together, because they share what is costly.
+With `--one-of-each` only the first test of each costly kind runs: on a second Python the others say nothing new.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,11 +21,50 @@ os.environ["NETUID"] = os.environ["ALM_RPC_URLS"] = ""  # a developer's .env lea
 RECORDINGS = Path(os.environ.get("ALM_RECORDINGS") or Path(__file__).resolve().parents[1] / "../shared/data")
 
 
+left_out: list[str] = []  # node ids; those of all processes in the one that reports
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-of-each", action="store_true", help="of the tests marked costly the first of each kind only"
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each file is a group of its own, which one process of `pytest-xdist --dist loadgroup` runs."""
-    for item in items:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each file is a group, which one process of `pytest-xdist --dist loadgroup` runs; costly ones may be left out."""
+    seen = set()
+    for item in items[:]:
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        kind = costly(item) if config.getoption("--one-of-each") else None
+        if kind in seen:
+            items.remove(item)
+            left_out.append(item.nodeid)
+        elif kind:
+            seen.add(kind)
+
+
+def costly(item: pytest.Item) -> str | None:
+    """Of which costly kind a test is: by a mark of its own, or by its file's mark, of those that use one fixture."""
+    for mark in item.iter_markers("costly"):
+        if "fixture" not in mark.kwargs or mark.kwargs["fixture"] in item.fixturenames:
+            return mark.args[0]
+    return None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    left_out[:] = getattr(node, "workeroutput", {}).get("left_out", left_out)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if left_out:
+        terminalreporter.write_line(f"{len(left_out)} costly tests left out, one of each kind run (--one-of-each)")
 
 
 @pytest.hookimpl(wrapper=True)

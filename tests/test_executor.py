@@ -55,6 +55,8 @@ from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
 from wire.codec import decode, encode
 from wire.server import serve
 
+pytestmark = pytest.mark.costly("the bot on anvil", fixture="chain")
+
 ETHER = 10**18
 VAULT_KEY = "0x47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a"  # the fifth of anvil's own, public
 API_KEY = "an-api-key-of-a-test"

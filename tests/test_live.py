@@ -122,6 +122,7 @@ def wei_of(receipt: dict) -> int:
     return int(receipt["gasUsed"], 16) * int(receipt["effectiveGasPrice"], 16)
 
 
+@pytest.mark.costly("live rounds on anvil")
 def test_what_the_vault_has_on_chain_at_the_close_is_what_was_recorded_to_the_wei(played):
     folder, street, _ = played
     rounds = scored_rounds(folder)

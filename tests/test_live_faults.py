@@ -63,6 +63,8 @@ from protocol import Block, Code, Position, RebalanceQuery
 from store import Store
 from validator import Validator, build_parser
 
+pytestmark = pytest.mark.costly("live rounds on anvil")  # of which `test_live.py` plays some on every Python
+
 ROUND_SECONDS = 330
 DAY = 86_400
 CONFIRMATIONS = 3

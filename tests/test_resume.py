@@ -174,6 +174,7 @@ def goes_on_to_the_same_end(folder: Path, expected: dict[str, list]) -> None:
     assert not wrong and found == expected, (folder.name, wrong)
 
 
+@pytest.mark.costly("a validator killed")
 def test_killed_at_a_commit_and_started_again_it_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
     expected, commits, _ = undisturbed
     points = range(1, commits + 1) if ALL else sorted(random.sample(range(1, commits + 1), 30))
@@ -185,6 +186,7 @@ def test_killed_at_a_commit_and_started_again_it_ends_as_if_nothing_had_happened
         shutil.rmtree(folder)
 
 
+@pytest.mark.costly("a validator killed")
 def test_killed_at_any_moment_and_again_while_it_goes_on_it_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
     expected, _, seconds = undisturbed
     for n in range(200 if ALL else 15):
@@ -222,8 +224,8 @@ def test_where_time_does_not_wait_it_goes_on_with_what_is_stored_and_skips_what_
     round_id = stopped(tmp_path, OPENING + 3 * CHECKPOINT)
     stored = Subnet(tmp_path).asks("a")
     assert [due for *_, due in stored] == [OPENING, OPENING + 100, OPENING + 200]
-    later = partial(model, head=OPENING + 425, pace=50)  # the third checkpoint is missed, the fourth is late, not lost
-    subnet = play_subnet(tmp_path, {"a": mover, "b": keep}, market=later, pace=50)
+    later = partial(model, head=OPENING + 425, pace=15)  # the third checkpoint is missed, the fourth is late, not lost
+    subnet = play_subnet(tmp_path, {"a": mover, "b": keep}, market=later, pace=15)
     assert subnet.codes() == ["scored"]
     asks = [ask for ask in subnet.asks("a") if ask[3] < OPENING + 450]
     assert asks[:3] == stored and [due for *_, due in asks[3:]] == [OPENING + 400]

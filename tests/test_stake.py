@@ -534,6 +534,7 @@ class Dying:
 
 
 @BOTH
+@pytest.mark.costly("a sweep killed")
 def test_killed_before_or_after_any_single_operation_it_ends_as_if_never_killed(tmp_path, policy):
     """Every moment between two operations on chain or journal, one after the other."""
 
@@ -557,6 +558,7 @@ def test_killed_before_or_after_any_single_operation_it_ends_as_if_never_killed(
     assert moments > 50
 
 
+@pytest.mark.costly("a sweep killed")
 def test_a_month_of_faults_kills_triggered_epochs_and_tempo_changes_ends_like_one_without(tmp_path):
     """30 days of 7200 blocks: one call of a hundred fails, one write of a hundred has an unknown fate, and the process
     is killed with SIGKILL at a random moment each day. The epochs are the same in the run without faults."""

@@ -243,6 +243,7 @@ needs_browser = pytest.mark.skipif(
 
 
 @needs_browser
+@pytest.mark.costly("a browser")
 def test_a_browser_shows_rounds_and_miners_without_an_error_or_a_foreign_request_and_every_number_is_the_apis(
     played, tmp_path
 ):
@@ -285,6 +286,7 @@ def test_a_browser_shows_rounds_and_miners_without_an_error_or_a_foreign_request
 
 
 @needs_browser
+@pytest.mark.costly("a browser")
 def test_the_page_follows_what_happens_and_its_static_parts_need_no_script(played, tmp_path):
     subnet = copied(played, tmp_path / "copy")
 
@@ -313,6 +315,7 @@ def test_the_page_follows_what_happens_and_its_static_parts_need_no_script(playe
 
 
 @needs_browser
+@pytest.mark.costly("a browser")
 def test_whatever_miners_write_is_shown_and_does_nothing(played, tmp_path):
     """Markup from a refusal, in metadata and, past all checks, in the database: also control characters, megabytes."""
     subnet = copied(played, tmp_path / "copy")

@@ -44,6 +44,8 @@ from protocol import Code, JobSettings
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
 from wire.codec import canonical, to_json, to_plain
 
+pytestmark = pytest.mark.costly("a market on anvil", fixture="chain")
+
 ETHER = 10**18
 
 
