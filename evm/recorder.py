@@ -5,14 +5,13 @@
 What was fetched stays in `FOLDER/NAME.sqlite3`: the same command again goes on where the last one stopped. The endpoint
 must still have the state of the first block (an archive endpoint). What is written has been replayed: every swap's call
 is found, and the pool at the end is the contract's, fee growth and all. Uniswap V3 pools only.
-Read next: `market.py` (`RecordedMarket`).
+Read next: `markets/recorded.py` (a recording as a market).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -24,11 +23,10 @@ from liquidity.replay import Snapshot
 from markets.completing import CALLS, complete, write_recording
 from markets.recorded import CHAIN_IDS
 from markets.recordings import read_recording
-from runtime.process import EXIT_OK, UserError, number, only_one
+from runtime.process import EXIT_OK, UserError, clear_progress, number, only_one, progress
 from sim import MASK_256, tick_at_sqrt_ratio
 
 RECORDED = ("swap", "mint", "burn", "flash", "set_fee_protocol")  # what changes prices, liquidity and fee growth
-BAR = 30
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -102,14 +100,16 @@ async def _record(market: Web3Market, options: argparse.Namespace, name: str) ->
     if market.slipstream:
         raise UserError(f"--pool {options.pool} is a Slipstream pool: only Uniswap V3 pools can be recorded")
     print(market.label, flush=True)
+    reached = first - 1
 
-    def progress(block: int) -> None:
-        done = (block - first + 1) / (last - first + 1)
-        bar = "#" * int(BAR * done)
-        print(f"\r[{bar:.<{BAR}}] {done:4.0%}, block {block} of {last}", end="", file=sys.stderr, flush=True)
+    def show(block: int) -> None:
+        nonlocal reached
+        progress(block - first + 1, last - first + 1, "blocks", block - reached)
+        reached = block
 
-    await market.catch_up(last, progress)
-    print(file=sys.stderr)
+    await market.catch_up(last, show)
+    if reached < last:
+        clear_progress()
     if (head := (await market.head()).number) < last:
         what = f"the last block with {options.confirmations} confirmations is {head}"
         raise UserError(f"--to {last}: {what}; wait and run this again, or choose --to {head}")

@@ -230,9 +230,5 @@ class Book:
         return holding
 
     def _signature(self, block: int) -> tuple:
-        return (
-            block,
-            self.idle0,
-            self.idle1,
-            tuple(sorted((h.tick_lower, h.tick_upper, h.liquidity) for h in self.holdings)),
-        )
+        held = sorted((h.tick_lower, h.tick_upper, h.liquidity) for h in self.holdings)
+        return block, self.idle0, self.idle1, tuple(held)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, repeat
 from operator import add, attrgetter, floordiv, sub
 
@@ -25,6 +26,7 @@ CHUNK = 16  # runs, or stops, that are looked at together
 _NO_CELL = (1, 0, 0, True)  # price interval, the vault's liquidity in it, whether none of it is staked
 
 
+@dataclass(slots=True, eq=False)
 class Run:
     """Consecutive legs at the same liquidity, vault liquidity and fees.
 
@@ -38,28 +40,20 @@ class Run:
             growth per unit of liquidity, number of legs.
     """
 
-    __slots__ = (
-        "exact",
-        "fee0_x128",
-        "fee1_x128",
-        "first",
-        "hi",
-        "last",
-        "legs0",
-        "legs1",
-        "liquidity",
-        "lo",
-        "own0",
-        "own1",
-        "unstaked_fee",
-        "vault",
-    )
-
-    def __init__(self, first: int, liquidity: int, vault: int, unstaked_fee: int, exact: bool):
-        self.first = self.last = first
-        self.lo, self.hi = MAX_SQRT_RATIO, 0
-        self.liquidity, self.vault, self.unstaked_fee, self.exact = liquidity, vault, unstaked_fee, exact
-        self.fee0_x128 = self.fee1_x128 = self.own0 = self.own1 = self.legs0 = self.legs1 = 0
+    first: int
+    last: int
+    liquidity: int
+    vault: int
+    unstaked_fee: int
+    exact: bool
+    lo: int = MAX_SQRT_RATIO
+    hi: int = 0
+    fee0_x128: int = 0
+    fee1_x128: int = 0
+    own0: int = 0
+    own1: int = 0
+    legs0: int = 0
+    legs1: int = 0
 
     def growth(self, liquidity: int) -> tuple[int, int]:
         """Growth per unit of a book that has `liquidity` in range during the whole run, X128."""
@@ -69,7 +63,7 @@ class Run:
 
 
 def _growth(run: Run, liquidity: int, *sums: tuple[int, int, int]) -> tuple[int, ...]:
-    """The rule at the top of this file, for (fees << 128, own growth, number of legs) of each token."""
+    """The rule at the top of `books.py`, for (fees << 128, own growth, number of legs) of each token."""
     if liquidity == run.vault and run.exact:
         return tuple(own for _, own, _ in sums)
     denominator = run.liquidity if liquidity <= run.vault else run.liquidity - run.vault + liquidity
@@ -90,19 +84,6 @@ class Holding:
         owed0, owed1: settled fees, not collected.
         growth0, growth1: growth per unit of liquidity not settled yet, X128.
     """
-
-    __slots__ = (
-        "growth0",
-        "growth1",
-        "key",
-        "liquidity",
-        "lower_x96",
-        "owed0",
-        "owed1",
-        "tick_lower",
-        "tick_upper",
-        "upper_x96",
-    )
 
     def __init__(self, tick_lower: int, tick_upper: int, liquidity: int, key: tuple | None = None):
         self.tick_lower, self.tick_upper, self.liquidity, self.key = tick_lower, tick_upper, liquidity, key
@@ -146,19 +127,11 @@ class Tape:
         self.vault_keys = {position.key for position in snapshot.vault}
         self.staked = {position.key for position in snapshot.vault if position.staked}
         self.vault_growth = [self.pool.fee_growth_inside(p.tick_lower, p.tick_upper) for p in snapshot.vault]
-        self.blocks: list[int] = []
-        self.zero_for_one: list[bool] = []
-        self.lo: list[int] = []
-        self.hi: list[int] = []
-        self.fee: list[int] = []
-        self.own: list[int] = []
+        self.blocks, self.zero_for_one, self.lo, self.hi, self.fee, self.own = [], [], [], [], [], []
         self.runs: list[Run] = []
-        self.stop_blocks: list[int] = []
-        self.stop_prices: list[int] = []
-        self.stop_spots: list[int] = []
+        self.stop_blocks, self.stop_prices, self.stop_spots = [], [], []
         self.touches: list[tuple[int, tuple]] = []
-        self.swaps = 0
-        self.unknown_swaps = 0
+        self.swaps = self.unknown_swaps = 0
         self.start_spot = self.pool.spot
         self.idle, self.collected = (snapshot.idle0, snapshot.idle1), (0, 0)
         self._legs = self.pool.record()
@@ -215,20 +188,17 @@ class Tape:
 
     def vault_holds(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """What the vault really has after the last event: (all tokens without uncollected fees, uncollected fees)."""
-        tokens, fees = list(self.idle), [0, 0]
+        tokens, fees = self.idle, (0, 0)
         for key in sorted(self.vault_keys):
-            state, holding = self.pool.position(*key), Holding(*key[1:], self.pool.position(*key).liquidity)
-            inside = self.pool.fee_growth_inside(*key[1:])
+            state = self.pool.position(*key)
+            holding, inside = Holding(*key[1:], state.liquidity), self.pool.fee_growth_inside(*key[1:])
             last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
             holding.owed0, holding.owed1 = state.tokens_owed0, state.tokens_owed1
             if key not in self.staked:
                 holding.growth0, holding.growth1 = (a - b & MASK_256 for a, b in zip(inside, last, strict=True))
-            for n, (amount, fee) in enumerate(
-                zip(holding.amounts(self.pool.sqrt_price_x96), holding.fees(), strict=True)
-            ):
-                tokens[n] += amount
-                fees[n] += fee
-        return tuple(tokens), tuple(fees)
+            tokens = tuple(map(add, tokens, holding.amounts(self.pool.sqrt_price_x96)))
+            fees = tuple(map(add, fees, holding.fees()))
+        return tokens, fees
 
     def _write(self, block: int, zero_for_one: bool, start: int, end: int, liquidity: int, fee: int, own: int) -> None:
         if start == end:
@@ -239,13 +209,9 @@ class Tape:
         vault, exact = self._vault_on(lo, hi)
         unstaked_fee = self.pool.unstaked_fee if self._slipstream else 0
         run = self.runs[-1] if self.runs else None
-        if not run or (run.liquidity, run.vault, run.unstaked_fee, run.exact) != (
-            liquidity,
-            vault,
-            unstaked_fee,
-            exact,
-        ):
-            run = Run(len(self.blocks), liquidity, vault, unstaked_fee, exact)
+        terms = liquidity, vault, unstaked_fee, exact
+        if not run or (run.liquidity, run.vault, run.unstaked_fee, run.exact) != terms:
+            run = Run(len(self.blocks), len(self.blocks), *terms)
             self.runs.append(run)
         run.last += 1
         run.lo, run.hi = min(run.lo, lo), max(run.hi, hi)

@@ -47,9 +47,9 @@ def replay_command(options: argparse.Namespace) -> int:
         clear_progress()
         print(f"{recording.name}: {error}", file=sys.stderr)
         return 1
-    wrong = {k: (getattr(pool, k), v) for k, v in recording.final.items() if getattr(pool, k) != v}
-    for name, (found, expected) in wrong.items():
-        print(f"{recording.name}: final {name} is {found}, the recording says {expected}", file=sys.stderr)
+    wrong = {name: value for name, value in recording.final.items() if getattr(pool, name) != value}
+    for name, value in wrong.items():
+        print(f"{recording.name}: final {name} is {getattr(pool, name)}, the recording says {value}", file=sys.stderr)
     if wrong:
         return 1
     kinds = Counter(event.kind for event in recording.events)

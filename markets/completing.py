@@ -24,10 +24,6 @@ CSV_HEADER = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Completing a recording
-
-
 def complete(recording: Recording) -> Iterator[Event]:
     """A recording's events, each with the call behind it, each digit held against the replay, to the final state.
 

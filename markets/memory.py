@@ -23,10 +23,6 @@ from sim import Pool, PoolError
 KEEP_EVERY_EVENTS = 10_000  # between two kept copies of a replayed pool: what a backward request costs at most
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Markets in memory
-
-
 class Purse:
     """A vault's tokens outside the pool, after each of its own events.
 

@@ -6,8 +6,7 @@ Each block an outside price moves, in calm and in wild hours; an arbitrageur tra
 limit once the gap exceeds the fee; noise traders come with heavy-tailed sizes; liquidity providers come, collect and
 go; now and then somebody flashes and leaves a tip. The same seed, vaults and executions give the same events on every
 platform: all chance is `random.Random.random()`, all floats come from + - * / and square roots, which IEEE 754 fixes.
-How far that is like real pools is in `docs/market.md`. Read next: `market.py` (what every market answers, and the
-lock-step clock).
+How far that is like real pools is in `docs/market.md`. Read first: `memory.py`.
 """
 
 from __future__ import annotations

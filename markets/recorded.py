@@ -13,12 +13,8 @@ from markets.recordings import BACKGROUND, Recording
 from protocol import Pair, Token
 from sim import Pool, PoolError, amounts_of, sqrt_ratio_at_tick
 
-UNCHANGED = 0.8  # part of a recording for which the default vault's position must stay as it is (DESIGN section 3)
+UNCHANGED = 0.8  # part of a recording for which the default vault's position must stay as it is
 CHAIN_IDS = {"ethereum": 1, "polygon": 137, "base": 8453, "arbitrum": 42161}  # by a recording's `chain`; others 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A recording as a market
 
 
 class RecordedMarket(InMemoryMarket):

@@ -95,10 +95,8 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
     try:
         meta = json.loads(description)
         start = meta["start"]
-        positions = [(BACKGROUND, int(lower), int(upper), int(amount)) for lower, upper, amount in meta["background"]]
-        positions += [
-            (str(owner), int(lower), int(upper), int(amount)) for owner, lower, upper, amount in meta["preexisting"]
-        ]
+        listed = [(BACKGROUND, *position) for position in meta["background"]] + meta["preexisting"]
+        positions = [(str(owner), int(lower), int(upper), int(amount)) for owner, lower, upper, amount in listed]
         fee, tick_spacing = int(meta["fee"]), int(meta["tickSpacing"])
         if not (0 <= fee < PIPS and 0 < tick_spacing <= MAX_TICK):
             raise ValueError(f"fee {fee} and tickSpacing {tick_spacing} are no pool's")

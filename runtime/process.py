@@ -81,14 +81,15 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         yield
 
 
-def progress(done: int, total: int, what: str) -> None:
+def progress(done: int, total: int, what: str, step: int = 1) -> None:
     """Show how far a long work is: one line of the terminal, drawn anew; nothing where stderr is no terminal.
 
     Args:
         done, total: of the work's steps; call it after each. It draws once a percent, and ends the line at the total.
         what: the steps, in the plural.
+        step: how many were done since the last call.
     """
-    if sys.stderr.isatty() and (done * 100 // total > (done - 1) * 100 // total):
+    if sys.stderr.isatty() and (done * 100 // total > (done - step) * 100 // total):
         bar = "#" * (done * PROGRESS_WIDTH // total)
         line = f"[{bar:{PROGRESS_WIDTH}}] {done * 100 // total:3} %, {done:,} of {total:,} {what}"
         print(f"{CLEAR_LINE}{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)

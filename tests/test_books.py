@@ -1,7 +1,7 @@
-"""The tape and the books on it: DESIGN's four properties, the chain itself, and a slow book written a second time.
+"""The tape and the books on it: their four properties, the chain itself, and a slow book written a second time.
 
-Run: `python -m pytest tests/test_books.py`. The slow book goes leg by leg and block by block, in the words of DESIGN
-section 3; the properties hold in a thousand random worlds (`worlds.py`), and on real positions of real recordings to
+Run: `python -m pytest tests/test_books.py`. The slow book goes leg by leg and block by block, in the words of the
+rule; the properties hold in a thousand random worlds (`worlds.py`), and on real positions of real recordings to
 the wei. Read next: `books.py`.
 """
 
@@ -49,7 +49,7 @@ ratio = sqrt_ratio_at_tick
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The slow book: DESIGN section 3, "Simulate", leg by leg
+# The slow book: the rule at the top of `liquidity/books.py`, leg by leg
 
 
 class Leg(NamedTuple):
@@ -184,7 +184,7 @@ class SlowHolding:
 
 
 class SlowBook:
-    """A book in the words of DESIGN: what it may hold, what it earns, when a decision changes something."""
+    """A book in the words of the rule: what it may hold, what it earns, when a decision changes something."""
 
     def __init__(self, snapshot, past: History):
         self.past, self.snapshot, self.block, self.leg = past, snapshot, snapshot.block, 0
@@ -1024,7 +1024,7 @@ def test_a_staked_vault_is_scored_as_if_unstaked():
 def test_the_cut_of_unstaked_fees_is_taken_from_a_books_growth():
     """f = floor(fee * share), the book gets f - ceil(f * u / 1e6): of 1,000 at 10 % 900, of 1,001 as well."""
     for per_unit, kept in ((1000, 900), (1001, 900), (1, 0), (0, 0)):
-        run = tape_module.Run(0, 10, 0, 100_000, True)
+        run = tape_module.Run(0, 0, 10, 0, 100_000, True)
         run.fee0_x128, run.legs0 = per_unit * 20, 0
         assert run.growth(10) == (kept, 0)
 

@@ -1,4 +1,4 @@
-"""`market.py`: blocks, snapshots and events of a recording, the lock-step clock, and completing a recording.
+"""`markets/`: blocks, snapshots and events of a recording, the lock-step clock, and completing a recording.
 
 Small recordings are made here, call by call, on the exact pool; `tests/conftest.py` says where real ones are sought.
 """

@@ -1,4 +1,4 @@
-"""`recording.py`: real recordings replay to the last digit, and a recording with one wrong digit does not.
+"""`markets/recordings.py`: real recordings replay to the last digit, and a recording with one wrong digit does not.
 
 The recordings are not in the repository; `tests/conftest.py` says where they are looked for.
 """
