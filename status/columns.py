@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
@@ -62,9 +63,14 @@ class Showing(Protocol):
 def found(line: Mapping[str, Any], member: str) -> Any:
     """What a line has at the end of a way through its JSON, None if it leads nowhere."""
     value: Any = line
-    for key in member.split("/"):
-        value = value.get(unquote(key)) if isinstance(value, Mapping) else None
+    for key in _steps(member):
+        value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+@lru_cache(1024)  # a page asks for the same few thousands of times
+def _steps(member: str) -> list[str]:
+    return [unquote(key) for key in member.split("/")]
 
 
 def showing_of(shows: Iterable[Showing], line: Mapping[str, Any]) -> Showing | None:
