@@ -79,7 +79,6 @@ STILL_NAME_OTHERS_WRONG: set[str] = {
     "scoring",
     "spine.ground",
     "stake",
-    "status.reader",
     "validator",
 }
 
