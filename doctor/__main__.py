@@ -52,7 +52,7 @@ def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
     yield from check_clock(folder / "chain.sqlite3")
     yield from check_folder(folder)
     try:
-        from chain.local import MIGRATIONS
+        from chain.ledger import MIGRATIONS
         from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA
 
         versions = len(JOBS_SCHEMA), len(EVENTS_SCHEMA), len(MIGRATIONS)

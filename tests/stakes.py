@@ -18,7 +18,8 @@ from pathlib import Path
 
 from chain.base import ERA_BLOCKS, Chain, ChainError, Next, WriteCode, WriteOutcome
 from chain.journal import Journal
-from chain.local import Hyperparameters, LocalChain
+from chain.ledger import Hyperparameters
+from chain.local import LocalChain
 from chain.loop import follow
 from chain.sweeping import Policy
 from stake import Sweeper

@@ -34,7 +34,8 @@ from chain.base import (
     u16_weights,
     vector_in_force,
 )
-from chain.local import Hyperparameters, LocalChain
+from chain.ledger import Hyperparameters
+from chain.local import LocalChain
 from chain.subtensor import ERA_BLOCKS, BittensorChain
 from chain.wallets import Wallet, check_address, load_wallet
 from wire.signing import local_keypair

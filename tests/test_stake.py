@@ -47,7 +47,8 @@ from chain.allowed import read_allow_list
 from chain.base import ChainError, EpochInfo, Next, StakeMove, WriteCode, WriteOutcome
 from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, Burner
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
-from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, Hyperparameters, LocalChain
+from chain.ledger import Hyperparameters
+from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, LocalChain
 from chain.loop import Result, follow
 from chain.subtensor import BittensorChain
 from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, fate_by_balances, match, plan, read
