@@ -16,6 +16,7 @@ from executor import client
 from executor.client import MAX_REPORT_BYTES, Bot, place
 from liquidity.executions import Minted, Order, Report
 from protocol import Code, Inventory, Position
+from wire import server
 from wire.client import client_session
 from wire.codec import decode, encode
 from wire.server import serve
@@ -65,6 +66,7 @@ def saying(report: Report, status: int = 200):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(server, "SHUTDOWN_SECONDS", 0.1)  # nobody waits for a bot that is silent on purpose
 
 
 def test_the_order_goes_as_it_is_with_the_key_and_the_report_comes_back():

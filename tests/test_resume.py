@@ -177,7 +177,7 @@ def goes_on_to_the_same_end(folder: Path, expected: dict[str, list]) -> None:
 @pytest.mark.costly("a validator killed")
 def test_killed_at_a_commit_and_started_again_it_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
     expected, commits, _ = undisturbed
-    points = range(1, commits + 1) if ALL else sorted(random.sample(range(1, commits + 1), 30))
+    points = range(1, commits + 1) if ALL else sorted(random.sample(range(1, commits + 1), 16))
     for point in points:
         folder = tmp_path / f"commit-{point}"
         folder.mkdir()
@@ -189,7 +189,7 @@ def test_killed_at_a_commit_and_started_again_it_ends_as_if_nothing_had_happened
 @pytest.mark.costly("a validator killed")
 def test_killed_at_any_moment_and_again_while_it_goes_on_it_ends_as_if_nothing_had_happened(undisturbed, tmp_path):
     expected, _, seconds = undisturbed
-    for n in range(200 if ALL else 15):
+    for n in range(200 if ALL else 8):
         folder = tmp_path / f"moment-{n}"
         folder.mkdir()
         for _ in range(2):
