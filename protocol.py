@@ -1,6 +1,6 @@
 """The messages between validator and miner: what may be said, in which bytes, and why an answer is refused.
 
-One exchange, as it travels (canonical JSON inside signed HTTP, see `wire.py`)::
+One exchange, as it travels (canonical JSON inside signed HTTP, see `wire/codec.py`)::
 
     validator -> miner   POST /rebalance   RebalanceQuery   "this is the market, these are your positions and tokens"
     miner -> validator   200               RebalanceAnswer  "accepted; these positions, please"    or a refusal
@@ -11,7 +11,7 @@ strings, because JSON numbers lose digits above 2**53. Ticks, blocks and times a
 floats.
 
 Pure: standard library only, no clock, no I/O. `python -m pytest tests/test_protocol.py` shows each rule at work.
-Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), `rounds.py` (both, over one round).
+Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), `liquidity/rounds.py` (both, over one round).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ module's own context (120 digits, half even), whatever context the caller has se
 plain arithmetic only `exp` and `ln` are used, which `decimal` rounds correctly. There are no floats.
 
 Pure: standard library only, no clock, no I/O. `python -m pytest tests/test_scoring.py` shows each rule at work, the
-seed's worked examples first. Read next: `rounds.py`, which makes the outcomes.
+seed's worked examples first. Read next: `liquidity/rounds.py`, which makes the outcomes.
 """
 
 from __future__ import annotations

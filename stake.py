@@ -7,8 +7,8 @@
 
 A sweep is planned from what the chain shows and what the journal remembers, written down before it is sent, and done
 only when the chain's own record shows it; nothing is sent a second time before the first is known not to have happened.
-`docs/stake.md` has every crash and failure with what happens then. Read next, in `chain/`: `sweeping.py` (what a sweep
-takes), `burner.py`, `journal.py`, `loop.py`, `allowed.py`.
+`docs/stake.md` has every crash and failure with what happens then. Read next: `chain/sweeping.py` (what a sweep
+takes), `chain/burner.py`, `chain/journal.py`, `chain/loop.py`, `chain/allowed.py`.
 """
 
 from __future__ import annotations

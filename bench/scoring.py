@@ -8,7 +8,7 @@ scores and ranks. Positions are random around the price, from a seed. Times are 
 over passes; every pass must give the same result. The last column says how a cost grew beside a linear one: 1.00 is
 linear, less is better.
 
-Recording: `ALM_RECORDINGS`, default `../shared/data`. Read next: `books.py`, `Tape.growth`.
+Recording: `ALM_RECORDINGS`, default `../shared/data`. Read next: `liquidity/tape.py`, `Tape.growth`.
 """
 
 from __future__ import annotations

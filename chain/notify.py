@@ -3,7 +3,7 @@
     python -m chain notify --slack-webhook-url URL "hello"      send one message, to see that the webhook works
 
 `Notifier` sends off the main path, `AlertRules` and `summary_due` decide when there is something to say; they are pure.
-Read next: `settings.py` (options), `chain.py` (`WriteOutcome`).
+Read next: `runtime/options.py`, `base.py` (`WriteOutcome`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ An attempt ends in one row of the table `weights`: its code, the chain's name of
 What may pass by itself is tried again when `WriteOutcome.next` says; what only a person can mend as well, which costs
 nothing, for both chains refuse it before anything is signed. Under commit-reveal a vector is committed first, and read
 back once it should have been revealed. Who is told of all this is the caller's matter.
-Read next: `chain.py` (`WriteOutcome`), `scoring.py` (`job_shares`, `weight_vector`), `notify.py`.
+Read next: `base.py` (`WriteOutcome`), `scoring.py` (`job_shares`, `weight_vector`), `notify.py`.
 """
 
 from __future__ import annotations

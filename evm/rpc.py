@@ -8,7 +8,7 @@ no failover. What comes back is checked here only as JSON-RPC; what it says is c
 
 An endpoint that fails rests, longer each time, while the next in the list is asked. One that refuses a large batch gets
 smaller ones from then on. An endpoint is called by its host in all messages: the rest of an address may be a secret.
-Read next: `web3market.py`.
+Read next: `market.py`.
 """
 
 from __future__ import annotations

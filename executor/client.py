@@ -5,7 +5,7 @@
 An order says what a miner answered and what it had been shown, nothing else: no address that tokens could go to, no
 call of a contract. So whoever steals the key to this door can move the vault's tokens between its own positions, within
 the limits of the bot's operator, and nowhere else.
-Read next: `web3market.py`, which asks.
+Read next: `evm/market.py`, which asks.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Without a netuid that is a whole subnet on this machine; with one it is a real network. The market is a pool of a real
 chain, a recording, or the model; on a real network one that was recorded or is invented pays nobody.
-Read next: `local.py` (the embedded chain), `chain.py` (the real one), `market.py`.
+Read next: `chain/local.py` (the embedded chain), `chain/subtensor.py` (the real one), `markets/base.py`.
 """
 
 from __future__ import annotations
