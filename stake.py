@@ -27,15 +27,13 @@ from chain.allowed import checked_addresses
 from chain.base import BLOCK_SECONDS, Chain, ChainError, Next, WriteCode, WriteOutcome, refusal
 from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, SET_WEIGHTS_INTERVAL_BLOCKS, Burner
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, alpha
-from chain.local import LocalChain
 from chain.loop import Result, follow, teller
 from chain.notify import Notifier, add_notify_options
-from chain.opening import ledger_of, local_wallet, network
+from chain.opening import open_chain
 from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, available, fate_by_balances, match, plan, read
-from chain.wallets import check_address, load_wallet
+from chain.wallets import check_address
 from runtime.db import StoreError
-from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, is_local, parse_options, settings_lines
-from runtime.passwords import read_password
+from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, parse_options, settings_lines
 from runtime.process import EXIT_OK, Parser, UserError, number, only_one, run
 
 POLL_SECONDS = 30.0
@@ -199,37 +197,6 @@ class Sweeper:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The programs
-
-
-@asynccontextmanager
-async def open_chain(
-    options: argparse.Namespace, need_coldkey: bool = False, patient: bool = False
-) -> AsyncIterator[tuple[Chain, int, Path]]:
-    """The chain of the options, its netuid, and the folder of journal and allow-list.
-
-    Args:
-        need_coldkey: unlock it.
-        patient: wait for a network that does not answer; else that is an error.
-
-    Raises:
-        UserError, ChainError: the wallet, the network or the local subnet cannot be used as named.
-    """
-    folder = Path(options.dir)
-    if is_local(options):
-        hotkey, coldkey = local_wallet(options.name)
-        hotkey = hotkey.ss58_address
-    else:
-        names = options.wallet, options.wallet_hotkey, options.wallet_path
-        wallet = load_wallet(*names, read_password(options) if need_coldkey else None, need_coldkey)
-        hotkey, coldkey = wallet.hotkey.ss58_address, wallet.coldkey_address
-    if not (is_local(options) or options.local):
-        async with network(options, wallet, options.poll_interval if patient else None) as (chain, graph):
-            yield chain, graph.netuid, folder
-        return
-    ledger, named = ledger_of(options), {} if is_local(options) else {"netuid": options.netuid}
-    print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
-    async with LocalChain.open(ledger, hotkey, coldkey, **named) as chain:
-        yield chain, (await chain.metagraph()).netuid, folder
 
 
 def journal_path(options: argparse.Namespace, folder: Path, netuid: int, hotkey: str) -> Path:

@@ -111,3 +111,34 @@ async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]
         wallet = await asyncio.to_thread(wallet_of, options)
         async with registered(options, wallet) as chain:
             yield chain, wallet.hotkey
+
+
+@asynccontextmanager
+async def open_chain(
+    options: argparse.Namespace, need_coldkey: bool = False, patient: bool = False
+) -> AsyncIterator[tuple[Chain, int, Path]]:
+    """The chain that `stake.py`'s options name, its netuid, and the folder of journal and allow-list.
+
+    Args:
+        need_coldkey: unlock it.
+        patient: wait for a network that does not answer; else that is an error.
+
+    Raises:
+        UserError, ChainError: the wallet, the network or the local subnet cannot be used as named.
+    """
+    folder = Path(options.dir)
+    if is_local(options):
+        keypair, coldkey = local_wallet(options.name)
+        hotkey = keypair.ss58_address
+    else:
+        names = options.wallet, options.wallet_hotkey, options.wallet_path
+        wallet = load_wallet(*names, read_password(options) if need_coldkey else None, need_coldkey)
+        hotkey, coldkey = wallet.hotkey.ss58_address, wallet.coldkey_address
+    if not (is_local(options) or options.local):
+        async with network(options, wallet, options.poll_interval if patient else None) as (chain, graph):
+            yield chain, graph.netuid, folder
+        return
+    ledger, named = ledger_of(options), {} if is_local(options) else {"netuid": options.netuid}
+    print("LOCAL: this is the embedded chain of `python validator.py`, no real subnet.", flush=True)
+    async with LocalChain.open(ledger, hotkey, coldkey, **named) as chain:
+        yield chain, (await chain.metagraph()).netuid, folder
