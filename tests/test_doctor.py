@@ -30,6 +30,7 @@ from chain.base import BLOCK_SECONDS, Metagraph, Neuron
 from chain.local import LocalChain
 from doctor import __main__ as doctor_main
 from doctor import machine, network
+from doctor import nodes as nodes_module
 from doctor import pool as pool_module
 from doctor.finding import FAIL, OK, WARN, Finding
 from evm import rpc
@@ -418,10 +419,10 @@ def looked_at(*nodes: Node) -> list[Finding]:
     async def look() -> list[Finding]:
         async with AsyncExitStack() as stack:
             urls = [await stack.enter_async_context(Server(node)) for node in nodes]
-            looks = [await pool_module.check_node(url, None) for url in urls]
+            looks = [await nodes_module.check_node(url, None) for url in urls]
             heads = [head for _, head in looks if head]
             found = [finding for part, _ in looks for finding in part]
-            return found + (await pool_module.check_agreement(heads, 3) if len(heads) > 1 else [])
+            return found + (await nodes_module.check_agreement(heads, 3) if len(heads) > 1 else [])
 
     found = asyncio.run(look())
     for finding in found:
@@ -432,7 +433,7 @@ def looked_at(*nodes: Node) -> list[Finding]:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(pool_module, "NODE_SECONDS", 0.5)
+    monkeypatch.setattr(nodes_module, "NODE_SECONDS", 0.5)
     monkeypatch.setattr(rpc, "FIRST_REST_SECONDS", 0.1)
 
 
@@ -480,7 +481,7 @@ def test_a_node_that_prunes_after_some_hours_is_enough_for_rounds():
 
 
 def test_a_node_that_is_slow_is_a_warning(monkeypatch):
-    monkeypatch.setattr(pool_module, "SLOW_NODE_SECONDS", 0.0)
+    monkeypatch.setattr(nodes_module, "SLOW_NODE_SECONDS", 0.0)
     assert looked_at(Node())[0].level == WARN
 
 
@@ -508,7 +509,7 @@ def uniswap(request):
 
 def of_pool(uniswap, executes: bool = False, **changes: str | None) -> list[Finding]:
     named = {"pool": uniswap.address, "manager": uniswap.manager, "vault": uniswap.chain.accounts[1]} | changes
-    return asyncio.run(pool_module.check_pool([uniswap.chain.url], **named, executes=executes))
+    return asyncio.run(nodes_module.check_pool([uniswap.chain.url], **named, executes=executes))
 
 
 def test_pool_oracle_manager_and_vault_are_what_the_contracts_say(uniswap):
@@ -640,7 +641,7 @@ def test_an_executor_must_be_of_this_vault_and_take_the_key_which_no_other_bot_i
 
 
 def test_an_executor_answers_with_json_or_fails(monkeypatch):
-    monkeypatch.setattr(pool_module, "NODE_SECONDS", 0.3)
+    monkeypatch.setattr(pool_module, "BOT_SECONDS", 0.3)
 
     async def hang(request: web.Request) -> web.Response:
         await asyncio.sleep(60)
