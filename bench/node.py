@@ -1,7 +1,7 @@
 """A chain with one pool on it, as a node would show it: our own exact pool behind JSON-RPC, on the loopback interface.
 
 No contract runs here: it is for measuring the follower, whose answers must come faster than a real chain makes them.
-What real contracts answer is compared in `tests/test_web3market.py`. Read next: `bench/follower.py`.
+What real contracts answer is compared in `tests/test_evm_market.py`. Read next: `bench/follower.py`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evm.abi import Receipt
 from evm.market import Web3Market
@@ -21,8 +21,9 @@ from liquidity.events import Event
 from liquidity.executions import Execution, execution_of
 from liquidity.live import FLOWS, LiveInputs, own_events, play_live, sums_of
 from liquidity.replay import Snapshot
+from liquidity.rounds import RoundResult
 from liquidity.tape import Tape
-from protocol import MAX_QUERY_BYTES, Code, JobSettings, RebalanceQuery
+from protocol import MAX_QUERY_BYTES, Block, Code, JobSettings, RebalanceQuery
 from wire.codec import decode, from_plain
 
 
@@ -41,10 +42,10 @@ async def audit_chain(
     their collects was fees is not compared.
 
     Args:
-        evidence: as `evidence.py` describes it, after `evidence.audit` found nothing wrong.
+        evidence: after `audit.checks.audit` found nothing wrong in it.
         urls: RPC endpoints that still have the state of the opening (an archive endpoint).
         manager: the position manager's address; None for the chain's usual one.
-        limits: see `rpc.Rpc`.
+        limits: see `Rpc`.
 
     Returns:
         What differs, each named; empty when all is as the chain has it.
@@ -60,7 +61,7 @@ async def audit_chain(
     last = int(row["close_block"]) - 1 if played else opening
     queries = [decode(RebalanceQuery, base64.b64decode(ask["query"]), MAX_QUERY_BYTES) for ask in evidence["asks"]]
     shown = {(query.block_number, query.block_hash) for query in queries} | {(opening, row["opening_hash"])}
-    executions, closing = [execution_of(item["execution"]) for item in evidence["executions"]], None
+    executions = [execution_of(item["execution"]) for item in evidence["executions"]]
     with tempfile.TemporaryDirectory() as folder:
         async with Web3Market.open(
             urls,
@@ -74,58 +75,85 @@ async def audit_chain(
             **limits,
         ) as market:
             await market.catch_up(last)
-            wrong = [
-                f"block {number}: the miners were shown {hash_}, the chain has {block.hash}"
-                for number, hash_ in sorted(shown)
-                if (block := await market.block(number)).hash != hash_
-            ]
-            found = await market.snapshot(vault, opening)
-            events = await market.events(opening, last)
-            keeper = market._contract.manager
-            receipts = await market.receipts([one.sent.transaction for one in executions if one.sent])
-            others = bool(executions) and (
-                not played or len(receipts) < await market.transactions_of(vault, opening, last)
-            )
-            if played and row["round_type"] == "live":
-                closing = await market.snapshot(vault, last + 1)
-    wrong += [
-        f"snapshot.{name}: {mine}, the chain has {theirs}"
-        for name, mine in _comparable(stored).items()
-        if mine != (theirs := _comparable(found)[name])
-    ]
-    tape = Tape(found)
+            blocks = {number: await market.block(number) for number, _ in shown}
+            seen = await _see(market, vault, opening, last, executions, played)
+            closing = await market.snapshot(vault, last + 1) if played and row["round_type"] == "live" else None
+    wrong = [*_check_shown(shown, blocks), *_check_snapshot(stored, seen.opening)]
+    wrong += _check_executions(executions, seen, played)
+    if played:
+        wrong += _check_events(evidence["events"], seen.events, vault, seen.manager)
+    if closing:
+        settings = from_plain(JobSettings, row["settings"])
+        inputs = LiveInputs(settings, seen.opening, last + 1, tuple(seen.events), "", tuple(executions), closing)
+        wrong += _check_end(row, await asyncio.to_thread(play_live, inputs))
+    return wrong
+
+
+class _Seen(NamedTuple):
+    """What the chain has of a round.
+
+    Attributes:
+        opening, events: the pool with the vault at its beginning, and what happened.
+        manager: the position manager's address.
+        receipts: of the round's transactions.
+        others: whether the vault sent more than those, or nobody can tell.
+    """
+
+    opening: Snapshot
+    events: list[Event]
+    manager: str
+    receipts: dict[str, Receipt | None]
+    others: bool
+
+
+async def _see(
+    market: Web3Market, vault: str, opening: int, last: int, executions: Sequence[Execution], played: bool
+) -> _Seen:
+    receipts = await market.receipts([one.sent.transaction for one in executions if one.sent])
+    others = bool(executions) and (not played or len(receipts) < await market.transactions_of(vault, opening, last))
+    snapshot, events = await market.snapshot(vault, opening), await market.events(opening, last)
+    return _Seen(snapshot, events, market.manager, receipts, others)
+
+
+def _check_shown(shown: Iterable[tuple[int, str]], blocks: dict[int, Block]) -> Iterator[str]:
+    for number, hash_ in sorted(shown):
+        if blocks[number].hash != hash_:
+            yield f"block {number}: the miners were shown {hash_}, the chain has {blocks[number].hash}"
+
+
+def _check_snapshot(stored: Snapshot, found: Snapshot) -> Iterator[str]:
+    theirs = _comparable(found)
+    for name, mine in _comparable(stored).items():
+        if mine != theirs[name]:
+            yield f"snapshot.{name}: {mine}, the chain has {theirs[name]}"
+
+
+def _check_executions(executions: Sequence[Execution], seen: _Seen, played: bool) -> Iterator[str]:
+    tape = Tape(seen.opening)
     for n, one in enumerate(executions):
         if one.sent and one.sent.transaction:
-            receipt, own = receipts[one.sent.transaction], None
+            receipt, own = seen.receipts[one.sent.transaction], None
             if receipt and played:
-                own = own_events(tape, [e for e in events if e[:2] in receipt.places]).get(one.block, [])
-            wrong += [f"executions[{n}]: {what}" for what in _check_receipt(one, receipt, own, others)]
-        elif one.sent and one.sent.gas_used and not others:
-            wrong.append(f"executions[{n}]: gas_used {one.sent.gas_used}, the vault sent no other transaction")
-    if not played:
-        return wrong
-    told = {(int(block), int(at)): (time, kind, *_unnamed(args)) for block, at, time, kind, args in evidence["events"]}
+                own = own_events(tape, [e for e in seen.events if e[:2] in receipt.places]).get(one.block, [])
+            for what in _check_receipt(one, receipt, own, seen.others):
+                yield f"executions[{n}]: {what}"
+        elif one.sent and one.sent.gas_used and not seen.others:
+            yield f"executions[{n}]: gas_used {one.sent.gas_used}, the vault sent no other transaction"
+
+
+def _check_events(stored: Iterable[Sequence], events: Iterable[Event], vault: str, manager: str) -> Iterator[str]:
+    told = {(int(block), int(at)): (time, kind, *_unnamed(args)) for block, at, time, kind, args in stored}
     real = {event[:2]: (str(event.time), event.kind, *_unnamed(map(str, event.args))) for event in events}
     for place in sorted(told.keys() | real.keys()):
         mine, theirs = told.get(place), real.get(place)
-        if mine and mine[2] not in (vault, keeper) and (theirs[2] == keeper if theirs else mine[1] == "collect"):
+        if mine and mine[2] not in (vault, manager) and (theirs[2] == manager if theirs else mine[1] == "collect"):
             if mine[1] == "collect":
                 continue
-            mine = (*mine[:2], keeper, *mine[3:])
+            mine = (*mine[:2], manager, *mine[3:])
         if theirs and theirs[1] == "collect" and (mine is None or _is_part(mine, theirs)):
             continue
         if _told(mine) != _told(theirs):
-            wrong.append(f"events: block {place[0]} log {place[1]} is {mine}, the chain has {theirs}")
-    if closing:
-        settings = from_plain(JobSettings, row["settings"])
-        inputs = LiveInputs(settings, found, last + 1, tuple(events), "", tuple(executions), closing)
-        result = await asyncio.to_thread(play_live, inputs)
-        if (result.code, result.detail) != (row["code"], row["detail"]):
-            said, shows = (
-                " ".join(filter(None, pair)) for pair in ((row["code"], row["detail"]), (result.code, result.detail))
-            )
-            wrong.append(f"round: {said}; the chain shows {shows}")
-    return wrong
+            yield f"events: block {place[0]} log {place[1]} is {mine}, the chain has {theirs}"
 
 
 def _check_receipt(one: Execution, receipt: Receipt | None, own: list[Event] | None, others: bool) -> Iterator[str]:
@@ -148,6 +176,14 @@ def _check_receipt(one: Execution, receipt: Receipt | None, own: list[Event] | N
     for name, (mine, real) in pairs.items():
         if mine != real and not (others and name in ("gas_used", "gas_wei") and mine > real):
             yield f"{name} {mine}, transaction {sent.transaction} has {real}"
+
+
+def _check_end(row: dict[str, Any], result: RoundResult) -> Iterator[str]:
+    """Whether the round came to the end that the chain shows."""
+    ends = (row["code"], row["detail"]), (result.code, result.detail)
+    if ends[0] != ends[1]:
+        said, shows = (" ".join(filter(None, end)) for end in ends)
+        yield f"round: {said}; the chain shows {shows}"
 
 
 def _unnamed(args: Iterable[str]) -> tuple[str, ...]:

@@ -221,45 +221,18 @@ def to_events(
     """
     events, rows, collects = [], [], {}
     for one in logs:
-        values, index = one.values, one.index
-        owner = names.get((one.block, one.index), values[0])
-        key = (owner, *values[1:3])
+        owner = names.get((one.block, one.index), one.values[0])
         if contract.slipstream and one.name == "Collect":
-            collects[one.transaction, values[0]] = one
-            if values[0] == contract.gauge:
+            collects[one.transaction, one.values[0]] = one
+            if one.values[0] == contract.gauge:
                 continue
-        match one.name:
-            case "Swap":
-                kind, args = "swap", ("", *values[2:])
-            case "Mint":
-                if contract.slipstream and owner == contract.gauge and values[3] != contract.manager:
-                    key = (f"{owner}#", *values[1:3])  # somebody's gift to the gauge, which nobody stakes
-                kind, args = "mint", (*key, *values[4:])
-            case "Burn":
-                kind, args = "burn", (*key, *values[3:])
-            case "Collect":
-                kind, args = "collect", (*key, *values[4:])
-            case "Flash":
-                kind, args = "flash", values[2:]
-            case "SetFeeProtocol":
-                kind, args = "set_fee_protocol", values[2:]
-            case "CollectProtocol":
-                kind, args = "collect_protocol", values[2:]
-            case "CollectFees":
-                kind, args = "collect_fees", values[1:]
-            case "Deposit" | "Withdraw":
-                kind = "stake" if one.name == "Deposit" else "unstake"
-                collect = collects.get((one.transaction, contract.manager if kind == "stake" else contract.gauge))
-                if not collect:
-                    raise Malformed(f"block {one.block} log {one.index}: {one.name} without the collect before it")
-                if not values[2]:
-                    continue
-                owner = names.get((one.block, one.index), contract.manager)
-                args = (owner, *collect.values[1:3], values[2])
-                index = one.index if kind == "stake" else collect.index
-            case _:
-                raise Malformed(f"block {one.block} log {one.index}: {one.name} in a pool that has a price")
+        if one.name in ("Deposit", "Withdraw"):
+            if stake := _stake(one, contract, collects, times, names):
+                events.append(stake)
+            continue
+        kind, args = _kind_and_args(one, owner, contract)
         if kind in ("burn", "collect") and owner != contract.gauge and any(args[-2:]):
+            key = args[:3]
             held = released.get(key, (0, 0))
             if kind == "burn":
                 left = held[0] + args[-2], held[1] + args[-1]
@@ -271,5 +244,51 @@ def to_events(
                 released[key] = left
                 rows.append((one.block, one.index, *key, *map(str, left)))
         if kind != "collect" or any(args[-2:]):
-            events.append(Event(one.block, index, times[one.block], kind, args))
+            events.append(Event(one.block, one.index, times[one.block], kind, args))
     return sorted(events, key=lambda event: event[:2]), rows
+
+
+def _kind_and_args(one: Log, owner: str, contract: Contract) -> tuple[str, tuple]:
+    """A pool's own log as an event; a swap without its call."""
+    values = one.values
+    key = (owner, *values[1:3])
+    match one.name:
+        case "Swap":
+            return "swap", ("", *values[2:])
+        case "Mint":
+            if contract.slipstream and owner == contract.gauge and values[3] != contract.manager:
+                key = (f"{owner}#", *values[1:3])  # somebody's gift to the gauge, which nobody stakes
+            return "mint", (*key, *values[4:])
+        case "Burn":
+            return "burn", (*key, *values[3:])
+        case "Collect":
+            return "collect", (*key, *values[4:])
+        case "Flash":
+            return "flash", values[2:]
+        case "SetFeeProtocol":
+            return "set_fee_protocol", values[2:]
+        case "CollectProtocol":
+            return "collect_protocol", values[2:]
+        case "CollectFees":
+            return "collect_fees", values[1:]
+    raise Malformed(f"block {one.block} log {one.index}: {one.name} in a pool that has a price")
+
+
+def _stake(
+    one: Log,
+    contract: Contract,
+    collects: Mapping[tuple[str, str], Log],
+    times: Mapping[int, int],
+    names: Mapping[tuple[int, int], str],
+) -> Event | None:
+    """What the gauge logged of a token; None where it has no liquidity."""
+    kind, by = ("stake", contract.manager) if one.name == "Deposit" else ("unstake", contract.gauge)
+    collect = collects.get((one.transaction, by))
+    if not collect:
+        raise Malformed(f"block {one.block} log {one.index}: {one.name} without the collect before it")
+    _, _, liquidity = one.values
+    if not liquidity:
+        return None
+    owner = names.get((one.block, one.index), contract.manager)
+    index = one.index if kind == "stake" else collect.index
+    return Event(one.block, index, times[one.block], kind, (owner, *collect.values[1:3], liquidity))

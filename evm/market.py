@@ -54,6 +54,7 @@ class Web3Market:
         self._clock, self._place = clock, place
         self.read_only = "" if place else "no executor bot moves this vault; --executor-url names one"
         self.first, self.slipstream = follower.first, follower.contract.slipstream
+        self.manager = follower.contract.manager
         self._reading, self._read = asyncio.Lock(), ("", None)  # the last block's hash whose ticks were read, and they
         kind = "Slipstream" if self._contract.slipstream else "Uniswap V3"
         terms = f"spacing {pair.tick_spacing}" if self._contract.slipstream else f"{pair.fee / 10_000:g} %"

@@ -273,6 +273,11 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
 
 def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], after: Block) -> Snapshot:
     """The pool after a block, without a vault; the next block's time and hash are left to fill in."""
+    slipstream = None
+    if contract.slipstream:
+        gauge_fees = state.gauge_fees0, state.gauge_fees1
+        of_pool = contract.manager, contract.gauge, state.unstaked_fee
+        slipstream = SlipstreamState(*of_pool, state.staked_liquidity, *gauge_fees)
     return Snapshot(
         block=after.number + 1,
         block_time=after.time,
@@ -281,23 +286,10 @@ def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], 
         tick_spacing=contract.pair.tick_spacing,
         fee_protocol0=state.fee_protocol[0],
         fee_protocol1=state.fee_protocol[1],
-        sqrt_price_x96=state.sqrt_price_x96,
-        tick=state.tick,
-        liquidity=state.liquidity,
-        fee_growth_global0_x128=state.fee_growth_global0_x128,
-        fee_growth_global1_x128=state.fee_growth_global1_x128,
+        **{name: getattr(state, name) for name in State.__slots__[:5]},
         ticks=ticks,
         vault=(),
         idle0=0,
         idle1=0,
-        slipstream=SlipstreamState(
-            contract.manager,
-            contract.gauge,
-            state.unstaked_fee,
-            state.staked_liquidity,
-            state.gauge_fees0,
-            state.gauge_fees1,
-        )
-        if contract.slipstream
-        else None,
+        slipstream=slipstream,
     )

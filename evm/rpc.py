@@ -8,7 +8,7 @@ no failover. What comes back is checked here only as JSON-RPC; what it says is c
 
 An endpoint that fails rests, longer each time, while the next in the list is asked. One that refuses a large batch gets
 smaller ones from then on. An endpoint is called by its host in all messages: the rest of an address may be a secret.
-Read next: `market.py`.
+Read next: `abi.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+
+from wire.body import read_at_most
 
 TOTAL_SECONDS = 60.0  # for one batch with all its retries
 ATTEMPT_SECONDS = 15.0  # for one HTTP request
@@ -243,12 +245,14 @@ class Rpc:
         try:
             async with asyncio.timeout(seconds):
                 async with self._session.post(endpoint.url, json=body, allow_redirects=False) as reply:
-                    raw = await _read(reply)
+                    raw = await read_at_most(reply.content, MAX_REPLY_BYTES)
                     status, retry_after = reply.status, reply.headers.get("Retry-After", "")
         except TimeoutError:
             raise _Failed(f"no answer within {seconds:.3g} s") from None
         except aiohttp.ClientError as error:
             raise _Failed(f"{type(error).__name__}: {error}"[:MAX_MESSAGE_CHARS]) from error
+        if raw is None:
+            raise _TooLarge(f"the answer is longer than {MAX_REPLY_BYTES >> 20} MB")
         if status == 413:
             raise _TooLarge(f"a batch of {len(calls)} is too large (HTTP 413)")
         if status == 429:
@@ -276,15 +280,6 @@ class Rpc:
                 if not (refusable or result.reverted):
                     raise _Failed(f"{calls[0][0]}: {result}")
         return results
-
-
-async def _read(reply: aiohttp.ClientResponse) -> bytes:
-    raw = bytearray()
-    async for chunk in reply.content.iter_any():
-        raw += chunk
-        if len(raw) > MAX_REPLY_BYTES:
-            raise _TooLarge(f"the answer is longer than {MAX_REPLY_BYTES >> 20} MB")
-    return bytes(raw)
 
 
 def _refusal(error: Any) -> Refusal:

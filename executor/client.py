@@ -5,7 +5,7 @@
 An order says what a miner answered and what it had been shown, nothing else: no address that tokens could go to, no
 call of a contract. So whoever steals the key to this door can move the vault's tokens between its own positions, within
 the limits of the bot's operator, and nowhere else.
-Read next: `evm/market.py`, which asks.
+Read next: `door.py`, which answers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import aiohttp
 
 from liquidity.executions import Order, Report
 from protocol import Code, ProtocolError
+from wire.body import read_at_most
 from wire.codec import decode, encode
 
 MAX_ORDER_BYTES = 64 << 10
@@ -53,12 +54,10 @@ async def place(bot: Bot, order: Order, seconds: float) -> Report:
                 asyncio.timeout(left),
                 bot.session.post(f"{bot.url}/orders", data=body, headers=headers, allow_redirects=False) as reply,
             ):
-                raw = bytearray()
-                async for chunk in reply.content.iter_any():
-                    raw += chunk
-                    if len(raw) > MAX_REPORT_BYTES:
-                        break
-            report = decode(Report, bytes(raw), MAX_REPORT_BYTES)
+                raw = await read_at_most(reply.content, MAX_REPORT_BYTES)
+            if raw is None:
+                raise ProtocolError(Code.REPLY_TOO_LARGE, f"more than {MAX_REPORT_BYTES} bytes")
+            report = decode(Report, raw, MAX_REPORT_BYTES)
             if not report.decision and report.code in set(Code):
                 raise ProtocolError(Code(report.code), f"{report.code}: {report.detail}")  # refused at the door
             if report.decision != order.decision or report.code not in set(Code):

@@ -6,7 +6,7 @@
 
 The rules are those of `books.Book.rebalance`; the sizes are exact at one price. Uniswap's manager and Slipstream's take
 the same calls but one, `mint`; both spellings stand below, side by side.
-Pure: no clock, no I/O. Read next: `execution.py`, which sends it.
+Pure: no clock, no I/O. Read next: `drafting.py`, which holds it against the limits.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 Nothing is mined before `mine()`, so that a test decides what comes into one block, and in which order. The contracts
 are those of npm's `@uniswap/v3-core`, `@uniswap/v3-periphery` and `@openzeppelin/contracts`; only the trader, which
-pays when the pool calls back, is assembled here: npm has none. Used by `test_web3market.py`.
+pays when the pool calls back, is assembled here: npm has none. Used by `test_evm_market.py`.
 """
 
 from __future__ import annotations

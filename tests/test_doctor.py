@@ -24,7 +24,7 @@ import pytest
 from aiohttp import web
 from bittensor.keyfiles import Keyfile, Keypair
 from subnets import ROOT, command, start, wait_for
-from test_rpc import Server
+from test_evm_rpc import Server
 
 from chain.base import BLOCK_SECONDS, Metagraph, Neuron
 from chain.local import LocalChain

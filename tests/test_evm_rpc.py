@@ -1,6 +1,6 @@
 """`rpc.py`: batches, failover, deadlines and limits, against servers on the loopback interface that misbehave.
 
-Run: `python -m pytest tests/test_rpc.py`. What a market makes of bad answers is in `test_web3market.py`.
+Run: `python -m pytest tests/test_evm_rpc.py`. What a market makes of bad answers is in `test_evm_market.py`.
 """
 
 from __future__ import annotations
