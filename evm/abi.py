@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from web3 import Web3
@@ -146,24 +147,23 @@ class Log(NamedTuple):
     values: tuple
 
 
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever is missing or of another type is `Malformed`."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, Malformed) as error:
+        raise Malformed(f"a {what} that cannot be: {type(error).__name__} {error}"[:160]) from error
+
+
+@_reading("log")
 def read_log(raw: Any) -> Log:
     """Check one log of an answer. Raises `Malformed`."""
-    try:
-        kind = _LOG_TYPES[raw["topics"][0]]
-        log = Log(
-            integer(raw["blockNumber"]),
-            integer(raw["logIndex"]),
-            raw["blockHash"],
-            raw["transactionHash"],
-            raw["address"].lower(),
-            kind.name,
-            kind.read(raw["topics"], raw["data"]),
-        )
-        if raw.get("removed") or not HASH.fullmatch(log.block_hash):
-            raise ValueError("it is not in the chain")
-        return log
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, Malformed) as error:
-        raise Malformed(f"a log that cannot be: {type(error).__name__} {error}"[:160]) from error
+    kind, block_hash = _LOG_TYPES[raw["topics"][0]], raw["blockHash"]
+    if raw.get("removed") or not HASH.fullmatch(block_hash):
+        raise ValueError("it is not in the chain")
+    place, values = (integer(raw["blockNumber"]), integer(raw["logIndex"])), kind.read(raw["topics"], raw["data"])
+    return Log(*place, block_hash, raw["transactionHash"], raw["address"].lower(), kind.name, values)
 
 
 class Header(NamedTuple):
@@ -179,15 +179,13 @@ class Header(NamedTuple):
         return Block(self.number, self.time, self.hash)
 
 
+@_reading("block")
 def read_header(raw: Any) -> Header:
     """Check one block of an answer. Raises `Malformed`."""
-    try:
-        header = Header(integer(raw["number"]), integer(raw["timestamp"]), raw["hash"], raw["parentHash"])
-        if not (HASH.fullmatch(header.hash) and HASH.fullmatch(header.parent)):
-            raise ValueError("its hash is none")
-        return header
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Malformed(f"a block that cannot be: {type(error).__name__} {error}"[:160]) from error
+    header = Header(integer(raw["number"]), integer(raw["timestamp"]), raw["hash"], raw["parentHash"])
+    if not (HASH.fullmatch(header.hash) and HASH.fullmatch(header.parent)):
+        raise ValueError("its hash is none")
+    return header
 
 
 class Receipt(NamedTuple):
@@ -207,15 +205,13 @@ class Receipt(NamedTuple):
     places: frozenset[tuple[int, int]]
 
 
+@_reading("receipt")
 def read_receipt(raw: Any) -> Receipt:
     """Check one receipt of an answer. Raises `Malformed`."""
-    try:
-        block, gas_used = integer(raw["blockNumber"]), integer(raw["gasUsed"])
-        gas_wei = gas_used * integer(raw["effectiveGasPrice"]) + integer(raw.get("l1Fee") or "0x0")
-        places = frozenset((block, integer(log["logIndex"])) for log in raw["logs"])
-        return Receipt(block, integer(raw["status"]) == 1, raw["from"].lower(), gas_used, gas_wei, places)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Malformed(f"a receipt that cannot be: {type(error).__name__} {error}"[:160]) from error
+    block, gas_used = integer(raw["blockNumber"]), integer(raw["gasUsed"])
+    gas_wei = gas_used * integer(raw["effectiveGasPrice"]) + integer(raw.get("l1Fee") or "0x0")
+    places = frozenset((block, integer(log["logIndex"])) for log in raw["logs"])
+    return Receipt(block, integer(raw["status"]) == 1, raw["from"].lower(), gas_used, gas_wei, places)
 
 
 def header_call(number: int | str) -> tuple[str, list]:

@@ -15,7 +15,6 @@ from evm.pool import Contract
 from evm.rpc import Rpc
 from liquidity.events import Event
 from markets.base import MarketError
-from sim import MASK_128
 
 MAX_VAULT_TOKENS = 256  # position tokens of one owner; anybody may send more
 POOL_POSITIONS = Function("positions(bytes32)", "uint128", "uint256", "uint256", "uint128", "uint128")
@@ -83,25 +82,6 @@ async def read_vault(
     except (TypeError, Malformed) as error:
         raise Malformed(f"the vault {vault} cannot be: {error}", answers.endpoints) from error
     return sorted(found), (balances[0], balances[1])
-
-
-async def read_uncollected(
-    rpc: Rpc, contract: Contract, vault: str, token_ids: Sequence[int], block_hash: str
-) -> list[tuple[int, int]]:
-    """What `collect` would pay the vault for each token right after a block, both tokens, to the wei.
-
-    The contract itself says so: the call is made, and its effects forgotten.
-    """
-    answers = await rpc.batch(
-        [
-            COLLECT.call(contract.manager, block_hash, token_id, vault, MASK_128, MASK_128, sender=vault)
-            for token_id in token_ids
-        ]
-    )
-    found = [COLLECT.read(answer) for answer in answers]
-    if None in found:
-        raise MarketError(f"position {token_ids[found.index(None)]} is not {vault}'s to collect from")
-    return found
 
 
 async def read_liquidity(

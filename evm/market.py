@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 
 from evm.abi import Receipt, address, integer, read_receipt
 from evm.event_file import SCHEMA, EventFile
 from evm.follower import CONFIRMATIONS, Follower
-from evm.manager import NamedToken, TokenPosition, read_liquidity, read_uncollected, read_vault
+from evm.manager import NamedToken, TokenPosition, read_liquidity, read_vault
 from evm.pool import State, describe, read_ticks, snapshot_of
 from evm.rpc import RpcError, open_rpc
 from liquidity.events import Event
@@ -34,6 +34,14 @@ REPORT_SECONDS = 60.0  # past an order's deadline: until its bot must know how i
 
 
 Place = Callable[[Order, float], Awaitable[Report]]
+
+
+@asynccontextmanager
+async def _as_market_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except RpcError as error:
+        raise MarketError(f"the chain cannot be asked: {error}") from error
 
 
 class Web3Market:
@@ -104,7 +112,7 @@ class Web3Market:
             StoreError: the file cannot be used.
         """
         async with AsyncExitStack() as stack:
-            with _as_market_errors():
+            async with _as_market_errors():
                 rpc = await stack.enter_async_context(open_rpc(urls, **limits))
                 db = await stack.enter_async_context(connect(path, SCHEMA))
                 contract = await describe(rpc, pool_address, manager)
@@ -134,7 +142,7 @@ class Web3Market:
     async def block(self, number: int) -> Block:
         if number > self._follower.tip.block.number:
             raise MarketError(f"block {number} is above the head {self._follower.tip.block.number}: reach it first")
-        with _as_market_errors():
+        async with _as_market_errors():
             return await self._follower.block(number)
 
     async def first_block_at(self, time_seconds: int) -> Block:
@@ -169,7 +177,7 @@ class Web3Market:
         vault = address(vault, "vault")
         before, tip = await self.block(block - 1), self._follower.tip
         at = before if block > tip.block.number else await self.block(block)
-        with _as_market_errors():
+        async with _as_market_errors():
             state, ticks = await self._read_ticks(before.hash)
             held, idle = await self._reader.patiently(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
         snapshot = snapshot_of(self._contract, state, ticks, before)
@@ -246,60 +254,36 @@ class Web3Market:
             keep=tuple(keep),
             close=tuple(close),
             mint=tuple(mint),
-            before=astuple(report.before),
-            released=astuple(report.released),
-            fees=astuple(report.fees),
-            paid=astuple(report.paid),
-            after=astuple(report.after),
+            **{name: astuple(getattr(report, name)) for name in ("before", "released", "fees", "paid", "after")},
             minted=tuple(map(astuple, report.minted)),
             sent=Sent(Code(report.code), *(getattr(report, name) for name in Sent.__slots__[1:])),
         )
 
-    async def uncollected(self, vault: str, block: int) -> dict[int, tuple[int, int]]:
-        """What the contracts would pay for each token that a vault holds if it collected after `block`, to the wei."""
-        vault, at = address(vault, "vault"), (await self.block(block)).hash
-        with _as_market_errors():
-            positions, _ = await self._reader.patiently(lambda: read_vault(self._rpc, self._contract, vault, at))
-            ids = [position.token_id for position in positions if not position.staked]
-            found = await self._reader.patiently(lambda: read_uncollected(self._rpc, self._contract, vault, ids, at))
-        return dict(zip(ids, found, strict=True))
-
+    @_as_market_errors()
     async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot, dict[tuple, int]]:
         """The pool before `first` and after `last`, and what liquidity the positions `keys` have before."""
         keys, pools = sorted(keys), []
         for block in (await self.block(first - 1), await self.block(last)):
-            with _as_market_errors():
-                read = await self._reader.patiently(
-                    lambda block=block: read_ticks(self._rpc, self._contract, block.hash)
-                )
+            read = await self._read_ticks(block.hash)
             pools.append(snapshot_of(self._contract, *read, block))
-        with _as_market_errors():
-            held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)
+        held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)
         return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
 
+    @_as_market_errors()
     async def receipts(self, transactions: Sequence[str]) -> dict[str, Receipt | None]:
         """What became of transactions, by hash; None where the chain has no such one."""
         hashes = [hash_ for hash_ in transactions if hash_]
-        with _as_market_errors():
-            found = await self._rpc.batch([("eth_getTransactionReceipt", [hash_]) for hash_ in hashes])
-            return {hash_: raw and read_receipt(raw) for hash_, raw in zip(hashes, found, strict=True)}
+        found = await self._rpc.batch([("eth_getTransactionReceipt", [hash_]) for hash_ in hashes])
+        return {hash_: raw and read_receipt(raw) for hash_, raw in zip(hashes, found, strict=True)}
 
+    @_as_market_errors()
     async def transactions_of(self, sender: str, first: int, last: int) -> int:
         """How many transactions of an address are in these blocks."""
-        with _as_market_errors():
-            counts = [("eth_getTransactionCount", [sender, hex(block)]) for block in (first - 1, last)]
-            before, after = (integer(count) for count in await self._rpc.batch(counts))
+        counts = [("eth_getTransactionCount", [sender, hex(block)]) for block in (first - 1, last)]
+        before, after = map(integer, await self._rpc.batch(counts))
         return after - before
 
+    @_as_market_errors()
     async def catch_up(self, until: int | None = None, progress: Callable[[int], None] | None = None) -> None:
         """Where nobody follows in the background: see `Follower.catch_up`."""
-        with _as_market_errors():
-            await self._follower.catch_up(until, progress)
-
-
-@contextmanager
-def _as_market_errors():
-    try:
-        yield
-    except RpcError as error:
-        raise MarketError(f"the chain cannot be asked: {error}") from error
+        await self._follower.catch_up(until, progress)

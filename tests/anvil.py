@@ -25,6 +25,8 @@ from threading import Thread
 
 from bench.evm import assemble
 from evm.abi import Function
+from evm.manager import COLLECT, read_vault
+from evm.market import Web3Market
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,3 +291,16 @@ class Uniswap:
 
     def collect_protocol(self, most: int) -> str:
         return self.send(self.address, "collectProtocol(address,uint128,uint128)", self.boss, most, most)
+
+
+async def uncollected(market: Web3Market, vault: str, block: int) -> dict[int, tuple[int, int]]:
+    """What the contracts would pay for each token that a vault holds if it collected after a block, to the wei.
+
+    The contract itself says so: the call is made, and its effects forgotten.
+    """
+    rpc, contract, at = market._rpc, market._contract, (await market.block(block)).hash
+    positions, _ = await read_vault(rpc, contract, vault.lower(), at)
+    ids = [position.token_id for position in positions if not position.staked]
+    most = 2**128 - 1
+    calls = [COLLECT.call(contract.manager, at, id_, vault.lower(), most, most, sender=vault.lower()) for id_ in ids]
+    return dict(zip(ids, map(COLLECT.read, await rpc.batch(calls)), strict=True))

@@ -132,7 +132,7 @@ class Street:
         async with self.market(folder / f"after-{block}.sqlite3", first=block - 1, following=False) as market:
             await market.catch_up(block)
             snapshot = await market.snapshot(vault, block + 1)
-            owed = (await market.uncollected(vault, block)).values()
+            owed = (await anvil.uncollected(market, vault, block)).values()
         have = list(self.balances(hex(block), vault))
         for position in snapshot.vault:
             bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)

@@ -196,13 +196,13 @@ def test_keep_earns_to_the_wei_what_the_vaults_positions_really_earned(chain, tm
         async with world.market(tmp_path / "a.sqlite3") as market:
             opening = (await market.head()).number + 1
             snapshot = await market.snapshot(world.vault, opening)
-            before = await market.uncollected(world.vault, opening - 1)
+            before = await anvil.uncollected(market, world.vault, opening - 1)
             world.trade(30)
             await market.catch_up()
             close = (await market.head()).number + 1
             game = Round(JobSettings(), snapshot)
             game.feed(await market.events(opening, close - 1))
-            after = await market.uncollected(world.vault, close - 1)
+            after = await anvil.uncollected(market, world.vault, close - 1)
             end = await market.snapshot(world.vault, close)
             return snapshot, game.keep(close).outcome, before, after, end, game
 
@@ -238,7 +238,7 @@ def test_what_the_vault_does_itself_is_followed_token_by_token(chain, tmp_path, 
             game, events = Round(JobSettings(), snapshot), await market.events(opening, close - 1)
             game.feed(events)
             end = await market.snapshot(world.vault, close)
-            return game, events, world.everything(end), await market.uncollected(world.vault, close - 1)
+            return game, events, world.everything(end), await anvil.uncollected(market, world.vault, close - 1)
 
     game, events, total, uncollected = asyncio.run(work())
     for fees in uncollected.values():
@@ -458,7 +458,7 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
             await live.play()
             evidence = await live.evidence()
             [line], total = live.result.lines, world.everything(await market.snapshot(world.vault, live.close))
-            for fees in (await market.uncollected(world.vault, live.close - 1)).values():
+            for fees in (await anvil.uncollected(market, world.vault, live.close - 1)).values():
                 total = [have + fee for have, fee in zip(total, fees, strict=True)]
             outcome = line.outcome
             assert line.gas == (sum(one.sent.gas_wei for one in live.executions), 0)

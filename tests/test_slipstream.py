@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import anvil
 import pytest
 from slipstream_node import FIRST_BLOCK, POOL, TracedChain
 from subnets import a_job, keep, play_subnet
@@ -350,7 +351,7 @@ def test_a_staked_vault_is_scored_as_if_unstaked(tmp_path):
                 snapshot = await market.snapshot(chain.vault, first)
                 if snapshot.vault:
                     found.append((first, last, snapshot, await market.events(first, last)))
-            assert not await market.uncollected(chain.vault, chain.head)
+            assert not await anvil.uncollected(market, chain.vault, chain.head)
             return found, market.label
 
     found, label = asyncio.run(work())
@@ -393,7 +394,7 @@ def test_a_token_of_the_same_tokens_with_another_spacing_is_not_of_this_pool(tmp
     async def work():
         async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
             await read_all(market, chain)
-            return await market.uncollected(chain.vault, chain.head)
+            return await anvil.uncollected(market, chain.vault, chain.head)
 
     assert list(asyncio.run(work())) == own
 
