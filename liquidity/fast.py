@@ -243,34 +243,39 @@ class FastPool(Pool):
                         self._share_out(amount_specified - net, False, end)
                         self.sqrt_price_x96, self._tick = end, None
                     return -(self._liquidity_x96 * move // (end * price)), amount_specified
-        elif amount_specified < 0 and liquidity:
-            # exact output: not enough for all there is to the cell's end or the limit, by the contract's own trial
-            liquidity_x96 = self._liquidity_x96
-            if zero_for_one:
-                stop = max(self._lo, limit)
-                if MIN_SQRT_RATIO < limit < price and -amount_specified < liquidity * (price - stop) >> 96:
-                    end = price + (amount_specified << 96) // liquidity
-                    if stop < end:
-                        net = -(liquidity_x96 * (end - price) // (price * end))
-                        fee = -(-net * self.fee // self._keep)
-                        self._share_out(fee, True, end)
-                        self.sqrt_price_x96, self._tick = end, None
-                        return net + fee, amount_specified
-            else:
-                stop = min(self._hi, limit)
-                if (
-                    price < limit < MAX_SQRT_RATIO
-                    and price < stop
-                    and -amount_specified < liquidity_x96 * (stop - price) // (stop * price)
-                ):
-                    end = -(-liquidity_x96 * price // (liquidity_x96 + amount_specified * price))
-                    if end < stop:
-                        net = -(liquidity * (price - end) >> 96)
-                        fee = -(-net * self.fee // self._keep)
-                        self._share_out(fee, False, end)
-                        self.sqrt_price_x96, self._tick = end, None
-                        return amount_specified, net + fee
+        elif amount_specified < 0 and liquidity and (done := self._exact_output(zero_for_one, amount_specified, limit)):
+            return done
         return self._walk(zero_for_one, amount_specified, limit)
+
+    def _exact_output(self, zero_for_one: bool, amount_specified: int, limit: int) -> tuple[int, int] | None:
+        """Exact output, where there is more of it up to the cell's end and the limit, by the contract's own trial."""
+        price, liquidity = self.sqrt_price_x96, self.liquidity
+        liquidity_x96 = self._liquidity_x96
+        if zero_for_one:
+            stop = max(self._lo, limit)
+            if MIN_SQRT_RATIO < limit < price and -amount_specified < liquidity * (price - stop) >> 96:
+                end = price + (amount_specified << 96) // liquidity
+                if stop < end:
+                    net = -(liquidity_x96 * (end - price) // (price * end))
+                    fee = -(-net * self.fee // self._keep)
+                    self._share_out(fee, True, end)
+                    self.sqrt_price_x96, self._tick = end, None
+                    return net + fee, amount_specified
+        else:
+            stop = min(self._hi, limit)
+            if (
+                price < limit < MAX_SQRT_RATIO
+                and price < stop
+                and -amount_specified < liquidity_x96 * (stop - price) // (stop * price)
+            ):
+                end = -(-liquidity_x96 * price // (liquidity_x96 + amount_specified * price))
+                if end < stop:
+                    net = -(liquidity * (price - end) >> 96)
+                    fee = -(-net * self.fee // self._keep)
+                    self._share_out(fee, False, end)
+                    self.sqrt_price_x96, self._tick = end, None
+                    return amount_specified, net + fee
+        return None
 
     def _walk(self, zero_for_one: bool, amount_specified: int, limit: int) -> tuple[int, int]:
         """A swap step by step.

@@ -26,25 +26,16 @@ def best_fixed_range(
     """The best that one position of all tokens, opened at the opening and left alone, could have scored.
 
     All ranges on the tick grid from `HINDSIGHT_SPACINGS` below the lowest visited tick to as many above the highest are
-    tried. Nothing is estimated: the ranges are put in order by integers that bound their scores from above, and then
-    scored in that order until no better one can come.
+    tried: put in order by integers that bound their scores from above, and scored until no better one can come.
 
     Args:
-        tape: of the round.
-        settings: the job's; its target decides what is best.
+        tape, settings: of the round; the target decides what is best.
         tokens: the holdings at the opening, base units.
         close_block, price: the end.
 
-    Returns:
-        Its ticks; None if no range on the grid can be minted.
+    Returns: its ticks; None if no range on the grid can be minted.
     """
-    start, spacing = tape.snapshot.sqrt_price_x96, tape.snapshot.tick_spacing
-    visited = [start, *tape.prices_until(close_block)]
-    margin = HINDSIGHT_SPACINGS * spacing
-    lowest = max(tick_at_sqrt_ratio(min(visited)) // spacing * spacing - margin, -(-MIN_TICK // spacing) * spacing)
-    highest = min(-(-tick_at_sqrt_ratio(max(visited)) // spacing) * spacing + margin, MAX_TICK // spacing * spacing)
-    step = spacing * -(-(highest - lowest) // (spacing * HINDSIGHT_BOUNDS))
-    grid = range(lowest, highest + 1, step)
+    start, grid = tape.snapshot.sqrt_price_x96, _grid(tape, close_block)
     prices = [sqrt_ratio_at_tick(tick) for tick in grid]
     last, cost = tape.leg_at(close_block), settings.rebalance_cost << 192
     ceiling = _FeeCeiling(tape, prices, last)
@@ -86,6 +77,15 @@ def best_fixed_range(
         if best is None or score > best:
             best, best_range = score, (grid[n], grid[m])
     return best_range
+
+
+def _grid(tape: Tape, close_block: int) -> range:
+    """The ticks at which a range may begin or end."""
+    visited, spacing = [tape.snapshot.sqrt_price_x96, *tape.prices_until(close_block)], tape.snapshot.tick_spacing
+    margin = HINDSIGHT_SPACINGS * spacing
+    lowest = max(tick_at_sqrt_ratio(min(visited)) // spacing * spacing - margin, -(-MIN_TICK // spacing) * spacing)
+    highest = min(-(-tick_at_sqrt_ratio(max(visited)) // spacing) * spacing + margin, MAX_TICK // spacing * spacing)
+    return range(lowest, highest + 1, spacing * -(-(highest - lowest) // (spacing * HINDSIGHT_BOUNDS)))
 
 
 class _FeeCeiling:
