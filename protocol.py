@@ -11,7 +11,7 @@ strings, because JSON numbers lose digits above 2**53. Ticks, blocks and times a
 floats.
 
 Pure: standard library only, no clock, no I/O. `python -m pytest tests/test_protocol.py` shows each rule at work.
-Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), `liquidity/rounds.py` (both, in a round).
+Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), `liquidity/rounds.py` (both together).
 """
 
 from __future__ import annotations

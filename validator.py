@@ -11,7 +11,7 @@ Every round goes through the same phases, marked in the code: observe, ask, simu
 and live rounds of all jobs run side by side; each is one coroutine that reads from top to bottom. After a crash it runs
 again, with what the database has of it in place of asking: a market in memory goes back to the first ask of the oldest
 round that was open, a market that did not wait finds the round where it now is.
-Read first: `protocol.py`, `liquidity/rounds.py`. Read next: `store.py` (what is kept), `miner.py` (the other end of the wire).
+Read first: `protocol.py`, `liquidity/rounds.py`. Read next: `store.py` (what is kept), `miner.py` (the other end).
 """
 
 from __future__ import annotations
