@@ -14,8 +14,8 @@ import ipaddress
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -40,11 +40,11 @@ from chain.base import (
     WriteOutcome,
     u16_weights,
 )
+from chain.lines import LOST, Lines
 from chain.wallets import MAX_DETAIL_CHARS, Wallet, check_address, one_line
 
 MECHANISM_STRIDE = 4096  # a mechanism's weights are stored under mechid * 4096 + netuid (GLOBAL_MAX_SUBNET_COUNT)
 READ_SECONDS, WRITE_SECONDS = 60.0, 180.0  # total deadlines; a write waits until it is final, three blocks or more
-CLOSE_SECONDS = 5.0
 MAX_FEE_TAO = "0.01"  # no write may cost more
 
 T = TypeVar("T")
@@ -98,15 +98,6 @@ class _Signer:
         return self._key.sign(payload)
 
 
-@dataclass(slots=True)
-class _Line:
-    """One client: the task that opens it, and how many calls are using it."""
-
-    dialing: asyncio.Task
-    users: int = 0
-    given_up: bool = False
-
-
 class BittensorChain:
     """A subnet of a Bittensor network through the SDK's `Client`. Follows `chain.Chain`.
 
@@ -124,10 +115,8 @@ class BittensorChain:
         """Use `BittensorChain.open`."""
         self.hotkey, self.coldkey = wallet.hotkey.ss58_address, wallet.coldkey_address
         self.netuid = netuid
-        self._make_client, self._wallet = make_client, wallet
+        self._lines, self._wallet = Lines(make_client), wallet
         self._read_seconds, self._write_seconds = read_seconds, write_seconds
-        self._line: _Line | None = None
-        self._closing: set[asyncio.Task] = set()
         self._writing = asyncio.Lock()
         self._head = 0
 
@@ -174,9 +163,7 @@ class BittensorChain:
             await chain.block()
             yield chain
         finally:
-            chain._give_up(chain._line)
-            if chain._closing:
-                await asyncio.wait(chain._closing, timeout=2 * CLOSE_SECONDS)
+            await chain._lines.close()
 
     # -- reads
 
@@ -440,7 +427,7 @@ class BittensorChain:
 
     async def _read(self, what: str, read: Callable[[Any], Awaitable[T]]) -> T:
         try:
-            async with asyncio.timeout(self._read_seconds), self._client() as client:
+            async with asyncio.timeout(self._read_seconds), self._lines.client() as client:
                 return await read(client)
         except ChainError:
             raise
@@ -460,7 +447,7 @@ class BittensorChain:
         """
         signer, wait = None, 1
         try:
-            async with asyncio.timeout(self._write_seconds), self._writing, self._client() as client:
+            async with asyncio.timeout(self._write_seconds), self._writing, self._lines.client() as client:
                 self._head = max(self._head, await client.block())
                 if coldkey and self._wallet.coldkey is None:
                     raise _Refused("ColdkeyLocked", "the wallet was opened without its coldkey")
@@ -507,61 +494,11 @@ class BittensorChain:
             following, wait = Next.WAIT_BLOCKS, _blocks(error.retry_after)
         elif code is WriteCode.RATE_LIMITED or name == "ExhaustsResources":
             following, wait = Next.WAIT_BLOCKS, wait_blocks
-        elif name in _SIGN_AGAIN or isinstance(error, _LOST) or "could not be estimated" in detail:
+        elif name in _SIGN_AGAIN or isinstance(error, LOST) or "could not be estimated" in detail:
             following = Next.SIGN_AGAIN
         return WriteOutcome(False, code, name, following, detail, self._head, wait)
 
-    # -- the one client
 
-    @asynccontextmanager
-    async def _client(self) -> AsyncIterator[Any]:
-        """The open client, or a new one; when it fails or does not answer in time, the next call dials anew."""
-        if self._line is None:
-            self._line = _Line(asyncio.create_task(self._dial()))
-            self._line.dialing.add_done_callback(lambda task: task.cancelled() or task.exception())  # it is seen here
-        line = self._line
-        line.users += 1
-        try:
-            yield await asyncio.shield(line.dialing)  # a deadline stops the call, not the dialing: the SDK ends that
-        except BaseException as error:
-            dialed = line.dialing.done() and not line.dialing.cancelled()
-            if dialed and (line.dialing.exception() or isinstance(error, (asyncio.CancelledError, *_LOST))):
-                self._give_up(line)
-            raise
-        finally:
-            line.users -= 1
-            if line.given_up and not line.users:
-                self._hang_up(line)
-
-    async def _dial(self) -> Any:
-        client = self._make_client()
-        try:
-            return await client.connect()
-        except BaseException:
-            await client.close()
-            raise
-
-    def _give_up(self, line: _Line | None) -> None:
-        if line and not line.given_up:
-            line.given_up, self._line = True, None if self._line is line else self._line
-            if not line.users:
-                self._hang_up(line)
-
-    def _hang_up(self, line: _Line) -> None:
-        async def close() -> None:
-            with suppress(Exception):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    if line.dialing.done():
-                        await line.dialing.result().close()
-                    else:
-                        line.dialing.cancel()
-
-        task = asyncio.create_task(close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-
-_LOST = (bt.RpcConnectionError, bt.ConnectionNotReady, OSError, TimeoutError)
 _OWN_REFUSALS = {"ValueError": WriteCode.INVALID_ARGUMENT, "ColdkeyLocked": WriteCode.NOT_AUTHORIZED}
 
 
@@ -569,7 +506,7 @@ def _code(error: Exception) -> WriteCode:
     """The kind of an exception: the SDK's code where it has one; an argument that it or we would not take."""
     if isinstance(error, bt.ChainError | bt.PolicyError):
         return next((known for known in WriteCode if known == error.code.value), WriteCode.UNKNOWN)
-    invalid = isinstance(error, ChainError | bt.BittensorError) and not isinstance(error, _LOST)
+    invalid = isinstance(error, ChainError | bt.BittensorError) and not isinstance(error, LOST)
     return WriteCode.INVALID_ARGUMENT if invalid else WriteCode.UNKNOWN
 
 
