@@ -13,7 +13,7 @@ import asyncio
 import ipaddress
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -41,6 +41,7 @@ from chain.base import (
     u16_weights,
 )
 from chain.lines import LOST, Lines
+from chain.moves import stake_move
 from chain.wallets import MAX_DETAIL_CHARS, Wallet, check_address, one_line
 
 MECHANISM_STRIDE = 4096  # a mechanism's weights are stored under mechid * 4096 + netuid (GLOBAL_MAX_SUBNET_COUNT)
@@ -48,29 +49,6 @@ READ_SECONDS, WRITE_SECONDS = 60.0, 180.0  # total deadlines; a write waits unti
 MAX_FEE_TAO = "0.01"  # no write may cost more
 
 T = TypeVar("T")
-
-
-def _stake_move(block: int, record: Mapping[str, Any], netuid: int, coldkey: str) -> StakeMove | None:
-    """The move or transfer within the subnet by this coldkey that an event tells of, else None."""
-    event = record.get("event") or record
-    name, values = event.get("event_id"), event.get("attributes")
-    if event.get("module_id") != "SubtensorModule" or not values:
-        return None
-    if name == "StakeMoved":
-        owner, origin, origin_netuid, dest, dest_netuid, _ = values
-        new_owner = owner
-    elif name == "StakeTransferred":
-        owner, new_owner, origin, origin_netuid, dest_netuid, _ = values
-        dest = origin
-    elif name == "StakeAndHotkeyTransferred":
-        owner, new_owner = values["origin_coldkey"], values["destination_coldkey"]
-        origin, dest = values["origin_hotkey"], values["destination_hotkey"]
-        origin_netuid, dest_netuid = values["origin_netuid"], values["destination_netuid"]
-    else:
-        return None
-    if owner != coldkey or not int(origin_netuid) == int(dest_netuid) == netuid:
-        return None
-    return StakeMove(f"{block}-{record.get('extrinsic_idx')}", block, origin, dest, new_owner)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,7 +206,7 @@ class BittensorChain:
                 return await client.query(bt.storage.System.Events, [], block=number)
 
             for record in await self._read(f"events of block {number}", read) or ():
-                if move := _stake_move(number, record, self.netuid, self.coldkey):
+                if move := stake_move(number, record, self.netuid, self.coldkey):
                     found.append(move)
         return found
 
