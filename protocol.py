@@ -17,7 +17,8 @@ Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Context, Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -29,6 +30,7 @@ UINT128_MAX = 2**128 - 1
 ASK_SECONDS = 60  # total deadline of one ask (seed 000, "Timeout: 60 seconds")
 FIRST_ASK_LEAD_SECONDS = 75  # the first ask leaves at the first head at or after t0 - 75 s ...
 FIRST_ASK_DEADLINE_SECONDS = 15  # ... and must be answered by t0 - 15 s
+PACE_BLOCKS = 1000  # a query's expected blocks go by the pace of so many blocks before it
 MAX_QUERY_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 32 * 1024
 MAX_POSITIONS = 64  # the most that any job may allow in `max_positions`
@@ -416,3 +418,71 @@ class Job:
     live: bool = True
     active: bool = True
     mechanism: str = "liquidity"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A round: what every mechanism's rounds share, see `spine/mechanism.py`
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When and for what a miner is asked.
+
+    Attributes:
+        job, pair: whose round, and what is traded.
+        round_id, round_type, start: the round, and its nominal start in unix seconds.
+        head, past: the last complete block, and one `PACE_BLOCKS` before it or the market's first: blocks to come are
+            expected at this pace.
+    """
+
+    job: Job
+    pair: Pair
+    round_id: str
+    round_type: str
+    start: int
+    head: Block
+    past: Block
+
+    @property
+    def deadline(self) -> int:
+        """By when the answer must be here, unix seconds: of a first ask so early that nobody knows the opening yet."""
+        deadline = self.head.time + ASK_SECONDS
+        return min(deadline, self.start - FIRST_ASK_DEADLINE_SECONDS) if self.head.time < self.start else deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A miner that accepted the first ask.
+
+    Attributes:
+        hotkey: whose.
+        registered_block: on the subnet's chain; the older of two equal books keeps its score.
+        combined: reputation before this round, which breaks ties.
+    """
+
+    hotkey: str
+    registered_block: int
+    combined: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """A round's outcome: `code` is `SCORED` or says why there are no scores, `detail` in words.
+
+    Attributes:
+        lines: by rank; each has `name` (the hotkey), `score`, `rank`, `copy_of`, and its mechanism's own terms.
+        baselines: lines of what nobody proposed, by name, in the order in which they are shown.
+        benchmark: the baseline's name whose score is subtracted for the excess; empty where the excess is the score.
+        swaps: events of the market that moved its price.
+    """
+
+    code: Code
+    detail: str
+    lines: tuple[Any, ...] = ()
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: str = ""
+    swaps: int = 0
+
+    @property
+    def benchmark_score(self) -> Decimal:
+        return self.baselines[self.benchmark].score if self.benchmark else Decimal(0)

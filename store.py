@@ -24,9 +24,8 @@ from typing import Any, TypeVar
 from liquidity.events import Event
 from liquidity.executions import Execution, execution_of
 from liquidity.replay import Snapshot
-from liquidity.rounds import Entrant, Line, RoundResult
 from markets.base import MarketGap
-from protocol import DECIMAL_TEXT, MAX_QUERY_BYTES, Code, Job, JobSettings, ProtocolError
+from protocol import DECIMAL_TEXT, MAX_QUERY_BYTES, Code, Entrant, Job, JobSettings, ProtocolError, RoundResult
 from runtime.db import Database, StoreError, as_json, as_store_errors, connect, inflated, insert
 from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA, events_of
 from scoring import Standing
@@ -181,29 +180,30 @@ class Store:
         """A checkpoint's asks with their answers, and at the first one who takes part."""
         await self.write(_adding_predictions(predictions, entrants))
 
-    async def open_window(self, round_id: str, pool: str, snapshot: Snapshot) -> None:
-        """The opening: pool (shared by all jobs on it) and vault before its first event. Two transactions.
+    async def open_window(self, round_id: str, pool: str, state: Any) -> None:
+        """The opening: what was observed before its first event, a pool's ticks once for all jobs. Two transactions.
 
         Raises:
             MarketGap: as `add_events`.
         """
-        body = encode(replace(snapshot, vault=(), idle0=0, idle1=0, vault_owner=""))
-        vault = encode(replace(snapshot, ticks=())).decode()
+        pools = isinstance(state, Snapshot)
+        body = encode(replace(state, vault=(), idle0=0, idle1=0, vault_owner="")) if pools else b""
+        own = encode(replace(state, ticks=()) if pools else state).decode()
 
         def put_pool(db: sqlite3.Connection) -> None:
             sql = "SELECT body FROM snapshots WHERE pool = ? AND block = ?"
-            for (stored,) in db.execute(sql, (pool, snapshot.block)).fetchall():
+            for (stored,) in db.execute(sql, (pool, state.block)).fetchall():
                 known = as_json(inflated(stored))  # older ones name the vault that came first
                 if not isinstance(known, dict) or known | {"vault_owner": ""} != json.loads(body):
-                    _keep_evidence(db, {snapshot.block})
-            row = {"pool": pool, "block": snapshot.block, "body": zlib.compress(body)}
+                    _keep_evidence(db, {state.block})
+            row = {"pool": pool, "block": state.block, "body": zlib.compress(body)}
             insert(db, "snapshots", [row], "INSERT OR REPLACE")
 
-        def put_vault(db: sqlite3.Connection) -> None:
+        def put_own(db: sqlite3.Connection) -> None:
             sql = "UPDATE rounds SET opening_block = ?, opening_hash = ?, vault_state = ? WHERE round_id = ?"
-            db.execute(sql, (snapshot.block, snapshot.block_hash, vault, round_id))
+            db.execute(sql, (state.block, state.block_hash, own, round_id))
 
-        await self.write(put_pool, put_vault)
+        await self.write(*([put_pool] if pools else []), put_own)
 
     async def add_events(self, pool: str, first: int, last: int, events: Iterable[Event]) -> None:
         """The events of blocks `first` to `last`, in place of any others there: rounds of several jobs share them.
@@ -218,10 +218,11 @@ class Store:
         await self.write(_adding_events(pool, first, last, events))
 
     async def add_block(
-        self, pool: str, first: int, last: int, events: Iterable[Event], predictions: Sequence[Prediction]
+        self, pool: str, first: int, last: int, events: Iterable[Event] | None, predictions: Sequence[Prediction]
     ) -> None:
         """What a due block brings: the events up to it, as `add_events`, and then its asks. Two transactions."""
-        await self.write(_adding_events(pool, first, last, events), _adding_predictions(predictions))
+        known = () if events is None else (_adding_events(pool, first, last, events),)
+        await self.write(*known, _adding_predictions(predictions))
 
     async def finish_round(
         self,
@@ -251,7 +252,7 @@ class Store:
         Raises:
             StoreError: it was finished before.
         """
-        summary = {name: to_json(line) for name in ("keep", "hold", "best") if (line := getattr(result, name))}
+        summary = {name: to_json(line) for name, line in result.baselines.items()}
         row = {
             "code": result.code,
             "detail": result.detail,
@@ -449,7 +450,7 @@ def _keep_evidence(db: sqlite3.Connection, blocks: set[int]) -> None:
             )
 
 
-def _put_lines(db: sqlite3.Connection, round_id: str, lines: Sequence[Line], day: int) -> None:
+def _put_lines(db: sqlite3.Connection, round_id: str, lines: Sequence[Any], day: int) -> None:
     scores = [(round_id, line.name, line.rank, str(line.score), canonical(to_json(line)).decode()) for line in lines]
     db.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?)", scores)
     db.executemany(

@@ -8,24 +8,23 @@ What it can and cannot find is at the top of `evidence.py`. Read first: `evidenc
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from itertools import islice
 from typing import Any
 
 from audit.evidence import FORMAT, SEAL_SCHEME, EvidenceError, digests_of
-from audit.parts import BROKEN, MALFORMED, Ask, Parts, integer, parts_of, said
-from audit.played import check_executions, check_queries, check_result, check_shown
+from audit.parts import MALFORMED, Ask, Parts, parts_of, said
 from audit.shape import each, misshapen
-from liquidity.judging import judge, kept
-from liquidity.replay import Snapshot
-from protocol import ROUND_TYPES, Code
-from scoring import RULES_VERSION
-from sim import MAX_TICK, MIN_TICK, PIPS, sqrt_ratio_at_tick
-from wire.codec import canonical, digest, to_plain
+from protocol import ROUND_TYPES, Code, Entrant, RoundResult
+from spine.asking import kept
+from spine.mechanism import Mechanism, load
+from wire.codec import canonical, digest, to_json, to_plain
 from wire.signing import verify_answer, verify_statement
 from wire.text import differences, ordered, quoted, quoted_name
 
 MAX_MALFORMED = 100  # so many malformed parts are named; the rest adds nothing
+BROKEN = (Code.VOID_INTERRUPTED, Code.VOID_CONTRADICTION, Code.VOID_GAP)  # a round that may have no close
 PLAYED = (  # these ends are recomputed, the last one as far as the table above says
     Code.SCORED,
     Code.NOBODY_RANKED,
@@ -55,6 +54,7 @@ SHAPE = {
         **each("number?", "opening_block", "close_block"),
         **each("text?", "opening_hash", "winner"),
         "settings": "object",
+        "mechanism?": "text",  # of others than the first
     },
     "snapshot": "object?",
     "events": [("digits", "digits", "digits", "text", ["text"])],
@@ -69,15 +69,17 @@ SHAPE = {
     "executions": [{"block": "number", "vault": "text", "execution": "object"}],
     "scores": "list",
     "baselines": "object",
+    "settlement?": "any",
     "seal": {"digests": "object", "signature": "text"},
 }
 
 
-def audit(evidence: Any) -> list[str]:
+def audit(evidence: Any, mechanisms: Mapping[str, Mechanism] | None = None) -> list[str]:
     """Recompute a round from its evidence.
 
     Args:
         evidence: parsed JSON of the format above, from anywhere.
+        mechanisms: those that there are, by name; None for those that come with the program.
 
     Returns:
         What differs, each as `path: what`; empty when everything agrees to the last digit.
@@ -89,25 +91,41 @@ def audit(evidence: Any) -> list[str]:
         raise EvidenceError(f"not an object, this program audits {FORMAT}")
     if evidence.get("format") != FORMAT:
         raise EvidenceError(f"format {quoted(evidence.get('format'))}, this program audits {FORMAT}")
-    rules_version = evidence.get("rules_version")
-    if type(rules_version) is not int or rules_version != RULES_VERSION:
+    mechanism = _mechanism_of(evidence, mechanisms or load())
+    rules_version, known = evidence.get("rules_version"), mechanism.rules_version
+    if type(rules_version) is not int or rules_version != known:
         found = quoted(rules_version)
-        raise EvidenceError(f"rules version {found}, this program has {RULES_VERSION}: use the release that has them")
+        raise EvidenceError(f"rules version {found}, this program has {known}: use the release that has them")
     if problems := list(islice(misshapen(evidence, SHAPE, ""), MAX_MALFORMED)):
         return problems
     problems = []
     try:
         problems.extend(_check_seal(evidence))
-        parts = parts_of(evidence)
+        parts = parts_of(evidence, mechanism)
     except MALFORMED as error:
         return [*problems, said(error)]
-    for check in CHECKS:
+    for check in checks_of(mechanism):
         try:
             for problem in check(parts):
                 problems.append(problem)
         except MALFORMED as error:
             problems.append(f"{check.__name__.removeprefix('check_')}: cannot be recomputed: {said(error)}")
     return problems
+
+
+def checks_of(mechanism: Mechanism) -> tuple[Callable[[Parts], Iterator[str]], ...]:
+    """What a round is held against once its shape and its seal are right, in this order."""
+    return check_round, check_asks, *mechanism.checks, check_result
+
+
+def _mechanism_of(evidence: dict[str, Any], mechanisms: Mapping[str, Mechanism]) -> Mechanism:
+    """Whose round it is; a round that does not say is of the first one, as before there were others."""
+    row = evidence.get("round")
+    name = row.get("mechanism", "liquidity") if isinstance(row, dict) else "liquidity"
+    if not isinstance(name, str) or name not in mechanisms:
+        has = ", ".join(mechanisms)
+        raise EvidenceError(f"mechanism {quoted(name)}, this program has {has}; name its module with --mechanism")
+    return mechanisms[name]
 
 
 def _check_seal(evidence: dict[str, Any]) -> Iterator[str]:
@@ -142,39 +160,10 @@ def check_round(parts: Parts) -> Iterator[str]:
         yield from differences("round.opening_block", opening, snapshot.block)
         yield from differences("round.opening_hash", row["opening_hash"], snapshot.block_hash)
         yield from differences("snapshot", evidence["snapshot"], to_plain(snapshot))
-        yield from _check_pool(snapshot)
         if not start <= snapshot.block_time < end:
             yield f"snapshot.block_time: {snapshot.block_time}, the round is from {start} to {end}"
         if parts.played and not opening < close:
             yield f"round.close_block: {close}, it opened at {opening}"
-        yield from _check_events(parts)
-
-
-def _check_pool(snapshot: Snapshot) -> Iterator[str]:
-    """Price, tick, liquidity and the initialised ticks are those of one pool."""
-    price, tick, liquidity, sum_of_nets = snapshot.sqrt_price_x96, snapshot.tick, 0, 0
-    if not (MIN_TICK <= tick < MAX_TICK and sqrt_ratio_at_tick(tick) <= price <= sqrt_ratio_at_tick(tick + 1)):
-        yield f"snapshot.tick: {tick} is not at sqrt_price_x96 {price}"
-    yield from ordered("snapshot.ticks", [mark.index for mark in snapshot.ticks])
-    known, staked = snapshot.slipstream, 0
-    for n, mark in enumerate(snapshot.ticks):
-        if (mark.staked_liquidity_net is None) != (known is None):
-            yield f"snapshot.ticks[{n}].staked_liquidity_net: {quoted(mark.staked_liquidity_net)} in such a pool"
-        elif known and mark.index <= tick:
-            staked += integer(mark.staked_liquidity_net)
-        net = integer(mark.liquidity_net)
-        sum_of_nets += net
-        liquidity += net if mark.index <= tick else 0
-        if mark.index % snapshot.tick_spacing or not MIN_TICK <= mark.index <= MAX_TICK:
-            yield f"snapshot.ticks[{n}].index: {mark.index} cannot be initialised"
-        if mark.liquidity_gross < abs(net) or (mark.liquidity_gross - net) % 2:
-            yield f"snapshot.ticks[{n}].liquidity_gross: {mark.liquidity_gross} with a net of {net}"
-    if sum_of_nets or liquidity != snapshot.liquidity:
-        yield f"snapshot.liquidity: {snapshot.liquidity}, the ticks give {liquidity} and leave {sum_of_nets} at the end"
-    if known and staked != known.staked_liquidity:
-        yield f"snapshot.slipstream.staked_liquidity: {known.staked_liquidity}, the ticks give {staked}"
-    if known and not 0 <= known.unstaked_fee <= PIPS:
-        yield f"snapshot.slipstream.unstaked_fee: {known.unstaked_fee} is no fee"
 
 
 def _check_end(parts: Parts) -> Iterator[str]:
@@ -200,18 +189,6 @@ def _check_end(parts: Parts) -> Iterator[str]:
             yield f"{name}: a round that ended before its close has none"
 
 
-def _check_events(parts: Parts) -> Iterator[str]:
-    snapshot, events, last = parts.snapshot, parts.events, None
-    yield from ordered("events", [(event.block, event.log_index) for event in events])
-    for n, event in enumerate(events):
-        if not snapshot.block <= event.block < parts.row["close_block"]:
-            yield f"events[{n}]: block {event.block} is not of the round"
-        block, time = (last.block, last.time) if last else (snapshot.block, snapshot.block_time)
-        if not time <= event.time < parts.row["end_time"] or (event.block == block and event.time != time):
-            yield f"events[{n}]: time {event.time} in block {event.block}, block {block} was at {time}"
-        last = event
-
-
 def check_asks(parts: Parts) -> Iterator[str]:
     """Each answer is the miner's, its code follows from its bytes, and it was asked for when it was due."""
     evidence, opening, asks = parts.evidence, parts.row["opening_block"], parts.asks
@@ -219,7 +196,7 @@ def check_asks(parts: Parts) -> Iterator[str]:
     for ask in asks:
         path, code, due, acts = ask.path, *(ask.stored[name] for name in ("code", "due_block", "effective_block"))
         head = ask.query.block_number
-        yield from _check_answer(evidence["validator"], ask)
+        yield from _check_answer(parts, ask)
         if (code == Code.ACCEPTED) != (acts is not None):
             yield f"{path}.effective_block: {acts}, an answer acts if and only if it is accepted"
         elif acts is not None and ask.first and not parts.live:
@@ -230,8 +207,8 @@ def check_asks(parts: Parts) -> Iterator[str]:
             yield f"{path}.code: {quoted(code)} {'at a first ask' if ask.first else 'from a miner that is committed'}"
         if ask.hotkey != asks[0].hotkey if parts.live else not ask.first and ask.hotkey not in entered:
             yield f"{path}.hotkey: {quoted(ask.hotkey)} is not in the round"
-        since = due - opening if opening is not None else 0
-        if since if ask.first else not 0 < since <= head - opening or since % parts.settings.checkpoint_blocks:
+        since, interval = due - opening if opening is not None else 0, parts.mechanism.interval_blocks(parts.settings)
+        if since if ask.first else not (interval and 0 < since <= head - opening) or since % interval:
             yield f"{path}.due_block: {due}, the round opened at {opening}, the query shows block {head}"
     accepted = set() if parts.live else {ask.hotkey for ask in asks if ask.first and ask.answer}
     for n, entrant in enumerate(evidence["entrants"]):
@@ -241,7 +218,7 @@ def check_asks(parts: Parts) -> Iterator[str]:
         yield f"entrants: {quoted(hotkey)} accepted the first ask and is not among them"
 
 
-def _check_answer(validator: str, ask: Ask) -> Iterator[str]:
+def _check_answer(parts: Parts, ask: Ask) -> Iterator[str]:
     path, stored, body = ask.path, ask.stored, ask.body
     if not body and not stored["signature"]:
         why = stored["code"] if ask.first else stored["detail"].partition(":")[0]
@@ -251,14 +228,14 @@ def _check_answer(validator: str, ask: Ask) -> Iterator[str]:
     signed = verify_answer(
         request_digest=digest(base64.b64decode(stored["query"])),
         nonce=int(stored["nonce"]),
-        validator_hotkey=validator,
+        validator_hotkey=parts.evidence["validator"],
         miner_hotkey=ask.hotkey,
         body=body,
         signature=stored["signature"],
     )
     if not signed:
         yield f"{path}.signature: not {quoted(ask.hotkey)}'s over this answer to this query"
-    code, detail, _ = judge(body, ask.query)
+    code, detail, _ = parts.mechanism.judge(body, ask.query)
     code, detail = (code, detail) if ask.first else kept(code, detail)
     if stored["code"] != code:
         yield f"{path}.code: {quoted(stored['code'])}, the answer's bytes say {code}"
@@ -266,4 +243,35 @@ def _check_answer(validator: str, ask: Ask) -> Iterator[str]:
         yield f"{path}.detail: {quoted(stored['detail'])}, the answer's bytes say {quoted(detail)}"
 
 
-CHECKS = (check_round, check_asks, check_queries, check_shown, check_executions, check_result)  # after the seal's
+def check_result(parts: Parts) -> Iterator[str]:
+    """Play the round again and compare how it ended and every line."""
+    if not parts.played:
+        return
+    row, settings, close = parts.row, parts.settings, parts.row["close_block"]
+    played = settings, parts.snapshot, close, parts.events
+    if parts.live:
+        hotkey = parts.asks[0].hotkey if parts.asks else ""
+        result = parts.mechanism.play_live(*played, hotkey, parts.executions, None)
+        on_a_chain = all(execution.sent for execution in parts.executions)
+        if on_a_chain and result.code is Code.SCORED and row["code"] == Code.LIVE_FOREIGN_TRANSFER:
+            result = RoundResult(Code.LIVE_FOREIGN_TRANSFER, row["detail"])  # which only the chain's close shows
+    else:
+        entrants = [
+            Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in parts.evidence["entrants"]
+        ]
+        result = parts.mechanism.play(*played, entrants, parts.decisions, parts.evidence.get("settlement"))
+    ended = {
+        "code": str(result.code),
+        "detail": result.detail,
+        "winner": result.lines[0].name if result.lines else None,
+        "asked": sum(ask.first for ask in parts.asks),
+        "swaps": result.swaps,
+    }
+    yield from differences("round", {name: row[name] for name in ended}, ended)
+    scores = [
+        {"hotkey": line.name, "rank": line.rank, "score": str(line.score), "line": to_json(line)}
+        for line in result.lines
+    ]
+    yield from differences("scores", parts.evidence["scores"], scores)
+    baselines = {name: to_json(line) for name, line in result.baselines.items()}
+    yield from differences("baselines", parts.evidence["baselines"], baselines)

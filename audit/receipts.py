@@ -27,15 +27,16 @@ Read next: `evidence.py` (what the statement is taken from), `issuer.py` (how it
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
 from audit.shape import Maybe, check_shape, each
-from protocol import Code, JobSettings, ProtocolError
-from scoring import RULES_VERSION, Outcome, Terms, gas_cost, score_outcome
-from wire.codec import canonical, digest, from_plain, to_json
+from protocol import Code, ProtocolError
+from scoring import Outcome, Terms
+from spine.mechanism import Mechanism, load
+from wire.codec import canonical, digest, from_plain
 from wire.signing import sign_statement, verify_statement
 
 FORMAT = SCHEME = "alm-receipt/1"
@@ -58,11 +59,17 @@ LINE = {
     **{name: each("text", *(f.name for f in fields(cls))) for name, cls in (("outcome", Outcome), ("terms", Terms))},
     **{"range_": "null", "gas?": ["text"]},
 }
+OTHER_LINE = each("text", "name", "score", "rank", "copy_of") | {"terms": "object"}  # of other mechanisms
 STATEMENT = {
     **each("text", "format", "market", "pool", "validator", "hotkey", "seal"),
     **each("number", "rules_version", "ranked"),
     **{"round": ROUND, "entrant": Maybe(ENTRANT), "line": Maybe(LINE), "baselines": each("text?", *BASELINES)},
     "asks": [ASK | each("text", "query", "answer")],
+}
+OTHER_STATEMENT = STATEMENT | {  # of other mechanisms than the first: they say which
+    "round": ROUND | {"mechanism": "text"},
+    "line": Maybe(OTHER_LINE),
+    "baselines": "object",
 }
 
 
@@ -86,11 +93,14 @@ def statement(evidence: dict[str, Any], hotkey: str, seal: str) -> dict[str, Any
         "format": FORMAT,
         **{name: evidence[name] for name in ("rules_version", "market", "pool", "validator")},
         "hotkey": hotkey,
-        "round": {name: row[name] for name in ROUND},
+        "round": {name: row[name] for name in (*ROUND, "mechanism") if name in row},
         "entrant": entrant and {name: entrant[name] for name in ENTRANT},
         "ranked": len(evidence["scores"]),
         "line": next((score["line"] for score in evidence["scores"] if score["hotkey"] == hotkey), None),
-        "baselines": {name: baselines[name]["score"] if name in baselines else None for name in BASELINES},
+        "baselines": {
+            name: baselines[name]["score"] if name in baselines else None
+            for name in (sorted(baselines) if "mechanism" in row else BASELINES)
+        },
         "asks": [
             {name: asked[name] for name in ASK}
             | {name: digest(data) if (data := base64.b64decode(asked[name])) else "" for name in ("query", "answer")}
@@ -115,9 +125,12 @@ def read(receipt: Any) -> dict[str, Any]:
     Raises:
         ProtocolError: `MALFORMED`, or `RECEIPT_SIGNATURE` when it is not signed by the validator it names.
     """
-    check_shape(receipt, {"statement": STATEMENT, "signature": "text"}, "receipt")
+    check_shape(receipt, {"statement": "object", "signature": "text"}, "receipt")
     said = receipt["statement"]
-    from_plain(JobSettings, said["round"]["settings"], "receipt.statement.round.settings")
+    named = isinstance(row := said.get("round"), dict) and "mechanism" in row
+    check_shape(said, OTHER_STATEMENT if named else STATEMENT, "receipt.statement")
+    if mechanism := load().get(_mechanism_of(said)):
+        from_plain(mechanism.settings, row["settings"], "receipt.statement.round.settings")
     if said["format"] != FORMAT:
         raise ProtocolError(Code.MALFORMED, f"format {said['format']!r}, this program reads {FORMAT}")
     if not verify_statement(said["validator"], SCHEME, canonical(said), receipt["signature"]):
@@ -125,34 +138,45 @@ def read(receipt: Any) -> dict[str, Any]:
     return said
 
 
-def problems(said: dict[str, Any], evidence: dict[str, Any] | None = None) -> Iterator[str]:
+def _mechanism_of(said: dict[str, Any]) -> str:
+    """Whose round a statement is about; one that does not say is of the first, as before there were others."""
+    return said["round"].get("mechanism", "liquidity")
+
+
+def problems(
+    said: dict[str, Any],
+    evidence: dict[str, Any] | None = None,
+    mechanisms: Mapping[str, Mechanism] | None = None,
+) -> Iterator[str]:
     """What a statement of the right shape gets wrong, by itself and against the round's evidence.
 
-    Scores of other rules than this program's are not computed again.
+    Scores of other rules or mechanisms than this program's are not computed again.
     """
     line, asks, row = said["line"], said["asks"], said["round"]
     dues = [asked["due_block"] for asked in asks]
-    if not asks or dues != sorted(set(dues)):
+    nobody_asked = not asks and line is not None and row["asked"] == 0  # as some mechanisms do
+    if dues != sorted(set(dues)) or not (asks or nobody_asked):
         yield "asks: none, or not one for each due block in order"
         return
     for n, asked in enumerate(asks):
         accepted = asked["code"] == Code.ACCEPTED
         if accepted != (asked["effective_block"] is not None) or (accepted and not asked["answer"]):
             yield f"asks[{n}]: {asked['code']}, but an answer acts if and only if it came and was accepted"
-    entered = asks[0]["code"] == Code.ACCEPTED
+    entered = nobody_asked or asks[0]["code"] == Code.ACCEPTED
     if (line is not None) != (entered and row["code"] in (Code.SCORED, Code.NOBODY_RANKED)):
         yield (
             f"line: {'none' if line is None else 'a score'} in a round that ended with {row['code']},"
             f" the first answer being {asks[0]['code']}"
         )
-    if (said["entrant"] is not None) != (entered and row["round_type"] == "evaluation"):
+    if (said["entrant"] is not None) != (entered and bool(asks) and row["round_type"] == "evaluation"):
         yield f"entrant: {said['entrant']}, the first answer being {asks[0]['code']}"
     try:
         for text in (*said["baselines"].values(), line and line["score"]):
             if text is not None and not (Decimal(text).is_finite() and Decimal(text).adjusted() < MAX_DIGITS):
                 yield f"a score is {text[:50]}"
-        if line is not None and said["rules_version"] == RULES_VERSION:
-            yield from _wrong_digits(said)
+        mechanism = (mechanisms or load()).get(_mechanism_of(said))
+        if line is not None and mechanism and said["rules_version"] == mechanism.rules_version:
+            yield from mechanism.line_problems(said)
     except (ValueError, ArithmeticError, TypeError) as error:  # TypeError: there is a line, and no score of keep
         yield f"line: cannot be computed: {type(error).__name__}: {error}"
     if evidence is not None:
@@ -162,24 +186,3 @@ def problems(said: dict[str, Any], evidence: dict[str, Any] | None = None) -> It
             yield f"evidence: malformed, {type(error).__name__}: {error}"
         else:
             yield from (f"{name}: is not what the evidence says" for name in again if again[name] != said[name])
-
-
-def _wrong_digits(said: dict[str, Any]) -> Iterator[str]:
-    """What of a line does not follow from its amounts by the rules of `scoring.py`."""
-    line, settings = said["line"], from_plain(JobSettings, said["round"]["settings"])
-    plain = line["outcome"]
-    outcome = Outcome(**{name: Decimal(text) if name == "in_range" else int(text) for name, text in plain.items()})
-    gas0, gas1 = map(int, line.get("gas", (0, 0)))
-    if "gas" in line and (min(gas0, gas1) < 0 or said["round"]["round_type"] != "live"):
-        yield f"line.gas: {gas0} and {gas1} in a round of type {said['round']['round_type']}"
-    gas = gas_cost(gas0, gas1, outcome.sqrt_price_end_x96)
-    terms = score_outcome(outcome, settings.target, settings.rebalance_cost, gas)
-    for name, computed in to_json(terms).items():
-        if line["terms"][name] != computed:
-            yield f"line.terms.{name}: {line['terms'][name]}, its amounts give {computed}"
-    capped = bool(line["copy_of"]) or terms.in_range < settings.min_in_range
-    counts = min(terms.score, Decimal(said["baselines"]["keep"])) if capped else terms.score
-    if Decimal(line["score"]) != counts:
-        yield f"line.score: {line['score']}, the rules give {counts}"
-    if line["name"] != said["hotkey"] or not 1 <= int(line["rank"]) <= said["ranked"] <= said["round"]["asked"]:
-        yield f"line: rank {line['rank']} of {said['ranked']} for {line['name']}"

@@ -18,9 +18,8 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 from protocol import Code, ProtocolError
-from wire.text import quoted, quoted_name
+from wire.text import DIGITS, quoted, quoted_name
 
-DIGITS = re.compile(r"0|-?[1-9][0-9]{0,77}", re.ASCII)
 _SECONDS = re.compile(r"[0-9]{1,12}\.[0-9]{6}", re.ASCII)
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?")
 _TEXT = re.compile("[^\ud800-\udfff]*")  # JSON can spell lone surrogates, which are no text, and SQLite does not take
@@ -34,6 +33,7 @@ def _is_decimal(value: str) -> bool:
 
 
 KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {  # the type, which values of it are meant, and their name
+    "any": (object, lambda _: True, "anything"),
     "null": (NoneType, lambda _: True, "null"),
     "object": (dict, lambda _: True, "an object"),  # the inside of these two is looked at elsewhere
     "list": (list, lambda _: True, "a list"),
@@ -98,4 +98,4 @@ def _called(shape: Any) -> str:
 def _is(value: Any, kind: str) -> bool:
     """Whether a value is of one of `KINDS`, in its one spelling."""
     cls, fits, _ = KINDS[kind]
-    return type(value) is cls and bool(fits(value))  # not isinstance: True is an int
+    return cls in (object, type(value)) and bool(fits(value))  # not isinstance: True is an int

@@ -50,12 +50,13 @@ def _evidence(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
     swaps = baselines.pop("swaps", None) if isinstance(baselines, dict) else None
     vault_state, seal, rules_version = (row.pop(name) for name in ("vault_state", "seal", "rules_version"))
     snapshot, events = as_json(vault_state), []
-    if isinstance(snapshot, dict):
+    pools = isinstance(snapshot, dict) and "ticks" in snapshot  # which all jobs on it share, and so its events
+    if pools:
         sql = "SELECT body FROM snapshots WHERE pool = ? AND block = ?"
         body = db.execute(sql, (pool, row["opening_block"])).fetchone()
         known = as_json(inflated(body[0])) if body else None
         snapshot |= {"ticks": known.get("ticks") if isinstance(known, dict) else known}
-    if row["close_block"]:
+    if row["close_block"] and (pools or not isinstance(snapshot, dict)):
         sql = (
             "SELECT block, log_index, time, kind, args FROM events WHERE pool = ? AND block >= ? AND block < ?"
             " ORDER BY block, log_index"

@@ -31,10 +31,10 @@ from bench.sim import ARBITRUM, RECORDINGS, machine
 from liquidity.books import Book
 from liquidity.hindsight import best_fixed_range
 from liquidity.replay import Snapshot, apply_event
-from liquidity.rounds import Decision, Entrant, RoundInputs, play
+from liquidity.rounds import Decision, RoundInputs, play
 from liquidity.tape import Tape
 from markets.recordings import RecordingError, read_recording
-from protocol import JobSettings, Position
+from protocol import Entrant, JobSettings, Position
 from sim import tick_at_sqrt_ratio
 
 MINERS, SWAPS, POSITIONS = 256, 2000, 5

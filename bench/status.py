@@ -31,12 +31,12 @@ from audit import stored
 from audit.evidence import seal
 from chain.local import LocalChain, block_at
 from chain.weights import add_weights
-from liquidity import showing
 from liquidity.books import Book
-from liquidity.rounds import Decision, Entrant, Round, build_query
+from liquidity.rounds import Decision, Round, build_query
 from markets.model import BLOCK_SECONDS, FIRST_BLOCK, FIRST_TIME, ModelMarket
-from protocol import Code, Job, JobSettings, MinerMetadata, Position, RebalanceAnswer
+from protocol import Code, Entrant, Job, JobSettings, MinerMetadata, Position, RebalanceAnswer
 from scoring import RULES_VERSION, Standing, update_eval
+from spine.mechanism import load
 from status import validator as validator_module
 from store import Prediction, Store
 from wire.codec import canonical, encode
@@ -89,7 +89,9 @@ async def one_round(store: Store, market: ModelMarket) -> str:
     game.feed(events[at:])
     await store.add_predictions(asks, entrants)
     result = game.finish(close.number, entrants)
-    standings = {line.name: update_eval(Standing(), line.score, result.keep.score) for line in result.lines}
+    standings = {
+        line.name: update_eval(Standing(), line.score, result.baselines["keep"].score) for line in result.lines
+    }
     await store.finish_round(round_id, JOB.job_id, result, close.number, MINERS, standings, start // 86_400)
     evidence = await stored.evidence(store, round_id)
     await store.add_seal(round_id, seal(evidence, local_keypair("validator-hotkey"))["seal"])
@@ -204,7 +206,7 @@ async def serve(folder: Path) -> None:
 
     async with (
         LocalChain.open(folder / "chain.sqlite3", *own) as chain,
-        validator_module.serve_validator(ground(chain), options, [showing]) as url,
+        validator_module.serve_validator(ground(chain), options, load()) as url,
     ):
         print(url, flush=True)
         await asyncio.to_thread(sys.stdin.read)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import scoring
+from chain.alerts import day_before, summary_due
 from chain.base import Chain, Metagraph, Next, WriteCode, WriteOutcome, vector_in_force
 from protocol import Code
 from runtime.db import insert
@@ -93,6 +94,20 @@ async def add_weights(
     await store.write(lambda db: insert(db, "weights", [row]))
 
 
+async def daily_summary(store: Store, now: float) -> str | None:
+    """What to tell of the day, at the first look after 00:00 UTC; None at all others."""
+    last = await store.recall("last summary")
+    day, text = summary_due(now, last or day_before(now)), None
+    if day:
+        counts, attempt = await store.counts(int(now) - DAY_SECONDS), await last_weights(store)
+        rounds = ", ".join(f"{count} {what}" for what, count in counts.items()) or "no round ended"
+        weights = f"{attempt.code} at block {attempt.block}, next at {attempt.next_block}" if attempt else "none"
+        text = f"{day}: {rounds}; weights: {weights}"
+    if day or not last:
+        await store.remember("last summary", day or day_before(now))
+    return text
+
+
 class Weigher:
     """Sets one hotkey's weights from one store.
 
@@ -127,7 +142,7 @@ class Weigher:
         if last and last.code is Code.WEIGHTS_COMMITTED:
             return await self._read_back(now, block, last)
         metagraph = await self.chain.metagraph()
-        vector = scoring.weight_vector([(Decimal(1), await self._shares(now, metagraph))])
+        vector = scoring.weight_vector(await self._shares(now, metagraph))
         burn_uid = metagraph.burn_uid()
         if burn_uid is None:
             detail = "NoBurnUid: the owner has no neuron to burn to"
@@ -151,9 +166,10 @@ class Weigher:
         code, wait = _verdict(outcome)
         return await self._note(now, at, vector, uids, code, outcome, at + max(1, wait))
 
-    async def _shares(self, now: int, metagraph: Metagraph) -> list[tuple[Decimal, dict[str, Decimal]]]:
-        """Each active job's weight, and what its miners have earned of it."""
-        shares = []
+    async def _shares(self, now: int, metagraph: Metagraph) -> list[tuple[Decimal, list[tuple[Decimal, dict]]]]:
+        """Of each mechanism its share, and each active job's weight with what its miners have earned of it."""
+        shares = await self.store.mechanism_shares()
+        earned: dict[str, list[tuple[Decimal, dict]]] = {name: [] for name in shares}
         for job in [job for job in await self.store.jobs() if job.active]:
             finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
             reputations = await self.store.reputations(job.job_id)
@@ -167,8 +183,9 @@ class Weigher:
                 for hotkey, rounds in ranked.items()
                 if (neuron := metagraph.by_hotkey(hotkey))
             ]
-            shares.append((job.settings.weight, scoring.job_shares(job.settings.shares, candidates, finished)))
-        return shares
+            part = scoring.job_shares(job.settings.shares, candidates, finished)
+            earned[job.mechanism].append((job.settings.weight, part))
+        return [(shares[name], jobs) for name, jobs in earned.items()]
 
     async def _landed(
         self,

@@ -209,7 +209,9 @@ async def backtest_command(options: argparse.Namespace, strategies: Mapping[str,
         markets += 1
     if markets > 1:
         print(f"ALL {markets} MARKETS together, in hundredths of a percent (bp) of the vault's value at each opening")
-        print(overall(everything, names, mine, lambda p: p.result.keep.terms.initial_value / 10_000, "bp", 6))
+        print(
+            overall(everything, names, mine, lambda p: p.result.baselines["keep"].terms.initial_value / 10_000, "bp", 6)
+        )
     return EXIT_OK
 
 
@@ -234,11 +236,11 @@ class _Progress:
         progress(number, total, "rounds")
 
     def _cells(self, played: Played) -> Iterator[str]:
-        if not played.result.keep:
+        if not played.result.baselines:
             yield f"{played.result.code} {played.result.detail}"
             return
         self.places = self.places or places(played, self.unit)
-        yield money(played.result.keep.score / self.unit, self.places)
+        yield money(played.result.baselines["keep"].score / self.unit, self.places)
         for name in self.names:
             excess = played.excess(name)
             yield played.first[name][0] if excess is None else money(excess / self.unit, self.places)
@@ -291,7 +293,7 @@ def _sentence(name: str, summary: Summary, mean: str, t: str) -> str:
 
 def _conduct(mine: str, played: Sequence[Played], progress: _Progress) -> Iterator[str]:
     """What else is to be said of a strategy's rounds."""
-    if lost := Counter(f"{p.result.code}" for p in played if not p.result.keep):
+    if lost := Counter(f"{p.result.code}" for p in played if not p.result.baselines):
         yield "Rounds without scores: " + ", ".join(f"{count} {code}" for code, count in lost.items()) + "."
     if out := Counter(p.first[mine][0] for p in played if p.first and p.first[mine][0] is not Code.ACCEPTED):
         yield f"Rounds without {mine}: " + ", ".join(f"{count} {code}" for code, count in out.items()) + "."

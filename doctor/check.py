@@ -78,7 +78,7 @@ async def _first_scored(market: Market, job: Job, end: int, mine: Respond) -> tu
         for start in range(first, min(end - length, first + CHECK_TRIES * step) + 1, step):
             await market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
             played, asked = await play_round(market, job, start, {YOURS: mine}, {YOURS: Decimal(0)}, hindsight=True)
-            if played.result.keep:
+            if played.result.baselines:
                 return played, asked
             why = f", {played.result.code} {played.result.detail}"
     raise UserError(f"{market.label}: no round with scores at its beginning{why}; name another market or a --vault")

@@ -18,11 +18,9 @@ from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
-from liquidity.books import Book
 from liquidity.events import ReplayError
-from liquidity.judging import judge
-from liquidity.rounds import PACE_BLOCKS, Decision, Entrant, Round, RoundResult, build_query
-from liquidity.tape import Tape
+from liquidity.mechanism import MECHANISM
+from liquidity.rounds import Decision, Round
 from markets.base import Market, MarketEnded
 from markets.model import ModelMarket
 from markets.recorded import RecordedMarket
@@ -33,14 +31,18 @@ from protocol import (
     FIRST_ASK_LEAD_SECONDS,
     MAX_ANSWER_BYTES,
     MAX_QUERY_BYTES,
+    PACE_BLOCKS,
     Block,
     Code,
+    Entrant,
     Job,
     JobSettings,
     MinerMetadata,
+    Moment,
     ProtocolError,
     RebalanceAnswer,
     RebalanceQuery,
+    RoundResult,
 )
 from runtime.process import UserError
 from scoring import CONTEXT, Standing, update_eval
@@ -81,7 +83,7 @@ class Asked:
     Attributes:
         name, query: who was asked what.
         body: the answer's bytes; of a strategy that failed, the keep that `miner.py` sends in its place.
-        code, detail, answer: what a validator makes of the bytes; see `liquidity.judging.judge`.
+        code, detail, answer: what a validator makes of the bytes; see `Liquidity.judge`.
         seconds: how long it took.
         error: what the strategy raised, `TooLong` at the deadline; None if it answered.
     """
@@ -94,6 +96,10 @@ class Asked:
     answer: RebalanceAnswer | None
     seconds: float
     error: BaseException | None = None
+
+    def decision(self, block: int) -> Decision:
+        """What an accepted answer decides, from this block on."""
+        return MECHANISM.decision(self.name, block, self.query, self.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ class Played:
         """Score less *keep*'s, token1 base units; None if it was not ranked."""
         line = next((line for line in self.result.lines if line.name == name), None)
         with localcontext(CONTEXT):
-            return line.score - self.result.keep.score if line else None
+            return line.score - self.result.benchmark_score if line else None
 
 
 async def backtest(
@@ -151,7 +157,7 @@ async def backtest(
             except MarketEnded:
                 return
             for line in done.result.lines:
-                standings[line.name] = update_eval(standings[line.name], line.score, done.result.keep.score)
+                standings[line.name] = update_eval(standings[line.name], line.score, done.result.benchmark_score)
             played.append(done)
             progress(len(played), len(starts), done, asked)
 
@@ -190,9 +196,11 @@ async def play_round(
     round_id, end, asked = f"{job.job_id}:evaluation:{start}", start + job.round_seconds, []
     close = (await market.first_block_at(end)).number
 
-    async def ask(name: str, book: Book, head: Block) -> Asked:
+    async def moment(head: Block) -> Moment:
         past = await market.block(max(market.first, head.number - PACE_BLOCKS))
-        query = build_query(job, market.pair, round_id, "evaluation", start, book, head, past, book.changes)
+        return Moment(job, market.pair, round_id, "evaluation", start, head, past)
+
+    def ask(name: str, query: RebalanceQuery) -> Asked:
         asked.append(ask_strategy(name, strategies[name], query))
         return asked[-1]
 
@@ -200,35 +208,31 @@ async def play_round(
     if head.time >= start - FIRST_ASK_DEADLINE_SECONDS:  # who is asked now would know the opening price
         late = RoundResult(Code.VOID_INTERRUPTED, f"block {head.number} came too late to ask")
         return Played(round_id, start, late, {}), asked
-    shown = Book(Tape(await market.snapshot(job.vault, head.number + 1)))
-    first = {name: await ask(name, shown, head) for name in strategies}
+    shown = Round(job.settings, await market.snapshot(job.vault, head.number + 1)).query(await moment(head))
+    first = {name: ask(name, shown) for name in strategies}
     await market.reach_time(start)
     opening = (await market.first_block_at(start)).number
     game = Round(job.settings, await market.snapshot(job.vault, opening))
     entrants = [Entrant(name, n, combined[name]) for n, name in enumerate(strategies) if first[name].answer]
     for entrant in entrants:
         game.enter(entrant.hotkey)
-        game.decide(_decision(first[entrant.hotkey], opening))
+        game.decide(first[entrant.hotkey].decision(opening))
     fed, due = opening, opening
     try:
         while (due := due + job.settings.checkpoint_blocks) < close:
             head = await market.reach(due)
             game.feed(await market.events(fed, due))
-            fed = due + 1
+            fed, now = due + 1, await moment(head)
             for entrant in entrants:
-                said = await ask(entrant.hotkey, game.books[entrant.hotkey].at(due + 1), head)
+                said = ask(entrant.hotkey, game.query(now, entrant.hotkey))
                 if said.answer and due + 1 < close:  # it acts at the next block
-                    game.decide(_decision(said, due + 1))
+                    game.decide(said.decision(due + 1))
         await market.reach(close)
         game.feed(await market.events(fed, close - 1))
         result = game.finish(close, entrants, hindsight)
     except (ReplayError, PoolError) as error:
         result = RoundResult(Code.VOID_CONTRADICTION, str(error))
     return Played(round_id, start, result, {name: (said.code, said.detail) for name, said in first.items()}), asked
-
-
-def _decision(said: Asked, block: int) -> Decision:
-    return Decision(said.name, block, said.query.current_positions, said.answer.desired_positions)
 
 
 def ask_strategy(name: str, respond: Respond, query: RebalanceQuery) -> Asked:
@@ -243,7 +247,7 @@ def ask_strategy(name: str, respond: Respond, query: RebalanceQuery) -> Asked:
     except (Exception, SystemExit) as failure:  # whatever a strategy does: `miner.py` answers keep then
         error = failure
         body = encode(RebalanceAnswer(True, None, query.current_positions, MinerMetadata("", name)))
-    return Asked(name, query, body, *judge(body, query), time.perf_counter() - begun, error)
+    return Asked(name, query, body, *MECHANISM.judge(body, query), time.perf_counter() - begun, error)
 
 
 @contextmanager
@@ -320,7 +324,7 @@ def markets_of(options: argparse.Namespace) -> Iterator[tuple[Market, str, int]]
 
 def places(played: Played, unit: Decimal) -> int:
     """Decimals that show a hundred millionth of the vault, 4 to 12."""
-    return min(max(4, 8 - (played.result.keep.terms.initial_value / unit).adjusted()), 12)
+    return min(max(4, 8 - (played.result.baselines["keep"].terms.initial_value / unit).adjusted()), 12)
 
 
 def money(value: Decimal, places: int) -> str:

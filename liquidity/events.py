@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO
+from wire.text import integer, quoted
 
 
 class ReplayError(Exception):
@@ -61,3 +62,11 @@ def swap_call(event: Event, how: str, before_x96: int = 0) -> tuple[bool, int, i
         return zero_for_one, 2 * (amount0 if zero_for_one else amount1) + 1, sqrt_price_x96
     amount = amount0 if zero_for_one == (how == "in") else amount1
     return zero_for_one, amount, MIN_SQRT_RATIO + 1 if zero_for_one else MAX_SQRT_RATIO - 1
+
+
+def event_args(kind: str, args: list[str]) -> tuple:
+    """Event arguments from their decimal strings; calls and owners stay text."""
+    textual = kind in ("swap", "mint", "burn", "collect", "stake", "unstake")
+    if kind == "swap" and args[0] not in ("in", "out", "limit", "?"):
+        raise ValueError(f"{quoted(args[0])} is no call of a swap")
+    return tuple(arg if textual and n == 0 else integer(arg) for n, arg in enumerate(args))

@@ -15,9 +15,9 @@ from liquidity.books import Book
 from liquidity.events import Event, ReplayError
 from liquidity.executions import Execution
 from liquidity.replay import Snapshot
-from liquidity.rounds import Line, Round, RoundResult
+from liquidity.rounds import Line, Round
 from liquidity.tape import Tape
-from protocol import Code, JobSettings
+from protocol import Code, JobSettings, RoundResult
 from scoring import Outcome, counted, gas_cost, score_outcome
 from sim import PoolError
 
@@ -79,7 +79,7 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost, gas_cost(*gas, price))
     score, _ = counted(terms, keep.terms, inputs.settings.min_in_range, False)
     line = Line(inputs.hotkey, outcome, terms, score, rank=1, gas=gas if any(gas) else None)
-    return RoundResult(Code.SCORED, "", (line,), keep, swaps=tape.swaps)
+    return RoundResult(Code.SCORED, "", (line,), {"keep": keep}, "keep", tape.swaps)
 
 
 def was_carried_out(execution: Execution) -> bool:

@@ -23,22 +23,18 @@ from liquidity.hindsight import best_fixed_range
 from liquidity.replay import Snapshot
 from liquidity.tape import SHARE_QUANTUM, Tape
 from protocol import (
-    ASK_SECONDS,
-    FIRST_ASK_DEADLINE_SECONDS,
-    Block,
     Code,
+    Entrant,
     Inventory,
-    Job,
     JobSettings,
-    Pair,
+    Moment,
     Position,
     RebalanceQuery,
+    RoundResult,
     human_price,
 )
 from scoring import CONTEXT, Entry, Outcome, Terms, counted, rank, score_outcome
 from sim import PoolError
-
-PACE_BLOCKS = 1000  # a query's expected blocks go by the pace of so many blocks before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +52,6 @@ class Decision:
     block: int
     shown: tuple[Position, ...]
     desired: tuple[Position, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Entrant:
-    """A miner that accepted the first ask.
-
-    Attributes:
-        hotkey: whose.
-        registered_block: on the subnet's chain; the older of two equal books keeps its score.
-        combined: reputation before this round, which breaks ties.
-    """
-
-    hotkey: str
-    registered_block: int
-    combined: Decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +99,6 @@ class Line:
     gas: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RoundResult:
-    """A round's outcome: `code` is `SCORED` or says why there are no scores, `detail` in words.
-
-    `lines` holds the miners in order of rank; keep and hold are None only when there are no scores, best also when
-    nobody looked for it.
-    """
-
-    code: Code
-    detail: str
-    lines: tuple[Line, ...] = ()
-    keep: Line | None = None
-    hold: Line | None = None
-    best: Line | None = None
-    swaps: int = 0
-
-
 def plan(shown: Iterable[Position], desired: Iterable[Position]) -> tuple[list, list, list]:
     """What a decision wants of a vault: ranges to keep, ranges to close, (range, most of each token) to mint.
 
@@ -150,29 +114,24 @@ def plan(shown: Iterable[Position], desired: Iterable[Position]) -> tuple[list, 
     return keep, [(position.tick_lower, position.tick_upper) for position in closing], mint
 
 
-def build_query(
-    job: Job, pair: Pair, round_id: str, round_type: str, start: int, book: Book, head: Block, past: Block, changes: int
-) -> RebalanceQuery:
-    """What a miner is shown: the pool after the block `head`, and a book as it then stands.
+def build_query(moment: Moment, book: Book, changes: int) -> RebalanceQuery:
+    """What a miner is shown: the pool after the newest block, and a book as it then stands.
 
     Args:
-        job, pair: whose round, and what is traded.
-        round_id, round_type, start: the round and its nominal start, unix seconds.
         book: the miner's, walked to the block after the head; its tape is fed to the head and no further.
-        head, past: the last complete block, and one `PACE_BLOCKS` before it or the market's first.
         changes: answers of this round that changed something.
     """
+    job, pair, start, head, past = moment.job, moment.pair, moment.start, moment.head, moment.past
     pool, price, end = book.tape.pool, book.tape.price_before(head.number + 1), start + job.round_seconds
     pace = max(1, head.time - past.time) / max(1, head.number - past.number)  # seconds a block
     window = [head.number + round((when - head.time) / pace) for when in (start, end)]
-    deadline = head.time + ASK_SECONDS
     return RebalanceQuery(
         job_id=job.job_id,
         sn_liquidity_manager_address=job.vault,
         pair_address=pair.pool_address,
         chain_id=pair.chain_id,
-        round_id=round_id,
-        round_type=round_type,
+        round_id=moment.round_id,
+        round_type=moment.round_type,
         block_number=head.number,
         current_price=human_price(price, pair.token0.decimals, pair.token1.decimals),
         current_positions=tuple(book.shown(price)),
@@ -192,7 +151,7 @@ def build_query(
         window_end_time=end,
         window_start_block=window[0],
         window_end_block=window[1],
-        deadline=min(deadline, start - FIRST_ASK_DEADLINE_SECONDS) if head.time < start else deadline,
+        deadline=moment.deadline,
         settings=job.settings,
     )
 
@@ -209,13 +168,20 @@ class Round:
         """Advance the market. Raises as `Tape.feed`."""
         self.tape.feed(events)
 
-    def enter(self, hotkey: str) -> None:
+    def enter(self, hotkey: str) -> Book:
         """Give a miner a book: the vault's positions and tokens."""
-        self.books[hotkey] = Book(self.tape)
+        return self.books.setdefault(hotkey, Book(self.tape))
+
+    def query(self, moment: Moment, hotkey: str | None = None, changes: int = 0) -> RebalanceQuery:
+        """What a miner is asked at the moment's head, up to which the market was fed; None: about the vault itself."""
+        if hotkey is None:
+            return build_query(moment, Book(self.tape), changes)
+        book = self.books[hotkey].at(moment.head.number + 1)
+        return build_query(moment, book, book.changes)
 
     def decide(self, decision: Decision) -> bool:
         """Let a decision act; all events before its block must have been fed. Returns whether it changed anything."""
-        return self.books[decision.hotkey].rebalance(decision.block, decision.desired, decision.shown)
+        return self.enter(decision.hotkey).rebalance(decision.block, decision.desired, decision.shown)
 
     def finish(self, close_block: int, entrants: Iterable[Entrant], hindsight: bool = True) -> RoundResult:
         """Score and rank all books at the close; the search for the best range, nearly all of the work, is optional."""
@@ -241,7 +207,10 @@ class Round:
             lines[entrant.hotkey] = replace(line, name=entrant.hotkey, score=score, copy_of=owner or "")
             entries.append(Entry(entrant.hotkey, score, tie_fees, entrant.combined, entrant.registered_block))
         ranked = tuple(replace(lines[entry.hotkey], rank=place) for place, entry in enumerate(rank(entries), 1))
-        return RoundResult(Code.SCORED if ranked else Code.NOBODY_RANKED, "", ranked, keep, hold, best, self.tape.swaps)
+        baselines = {"keep": keep, "hold": hold} | ({"best": best} if best else {})
+        return RoundResult(
+            Code.SCORED if ranked else Code.NOBODY_RANKED, "", ranked, baselines, "keep", self.tape.swaps
+        )
 
     def keep(self, close_block: int) -> Line:
         """The book that keeps the vault's positions untouched."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from liquidity.rounds import Line, RoundResult
-from protocol import Job, Pair
+from liquidity.rounds import Line
+from protocol import Job, Pair, RoundResult
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Leaderboards in plain text
@@ -49,8 +49,9 @@ def about(job: Job, result: RoundResult) -> tuple[str, str]:
 
 def remarks(result: RoundResult) -> list[str]:
     """Lines below a round's table."""
-    if result.best and result.best.range_:
-        return [f"best fixed range in hindsight: ticks {result.best.range_[0]} to {result.best.range_[1]}"]
+    best = result.baselines.get("best")
+    if best and best.range_:
+        return [f"best fixed range in hindsight: ticks {best.range_[0]} to {best.range_[1]}"]
     return []
 
 

@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -34,6 +34,7 @@ from markets.recordings import read_recording
 from protocol import FIRST_ASK_LEAD_SECONDS, Job, JobSettings
 from runtime.options import RealMarket, is_local, real_market, settings_lines
 from runtime.process import UserError, only_one
+from spine.mechanism import Mechanism, settings_of
 from spine.miners import reference_miners
 from store import Store
 from wire.client import client_session, is_public
@@ -77,7 +78,7 @@ class Ground:
 
 
 @asynccontextmanager
-async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
+async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism]) -> AsyncIterator[Ground]:
     """Open what the options name, and say on stdout what it is.
 
     Raises:
@@ -114,7 +115,7 @@ async def opened(options: argparse.Namespace) -> AsyncIterator[Ground]:
                 file.unlink()
         except OSError as error:
             raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
-        store = await enter(Store.open(path))
+        store = await enter(Store.open(path, settings_of(mechanisms)))
         if options.db:
             stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
         jobs = await store.jobs()

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
-from protocol import Code, Job, Pair
-from status.columns import Showing
+from protocol import Code, Job, Pair, RoundResult
+from spine.ground import Ground
+from status.columns import PLAIN, Showing
 from store import Reputation
 
 DAY_SECONDS = 86_400
@@ -23,22 +23,22 @@ class Board:
         label, pair: of the market; the label says whether it is real, recorded or a model.
         names: what to call hotkeys that are known here.
         every: whether to print the leaderboard of every round.
-        showing: how the mechanism's rounds are written.
 
     Attributes:
         names: as given.
     """
 
-    def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool, showing: Showing):
-        self._label, self._pair, self.names, self._every, self._showing = label, pair, names, every, showing
+    def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool):
+        self._label, self._pair, self.names, self._every = label, pair, names, every
         self._printed: set[tuple] = set()
         self._latest: dict[tuple[str, str], str] = {}  # those that were not printed
 
     def show(
         self,
+        showing: Showing | None,
         job: Job,
         round_id: str,
-        result: Any,
+        result: RoundResult,
         reputations: Mapping[str, Reputation],
         asked: Mapping[str, tuple[Code, str]],
         missed: Mapping[str, Sequence[str]],
@@ -46,7 +46,7 @@ class Board:
         """Of a round that was scored; arguments as `leaderboard`'s."""
         job_id, round_type, start = round_id.rsplit(":", 2)
         what = self._label, self._pair, job, round_id, result, reputations, asked, missed, self.names
-        text = leaderboard(*what, self._showing)
+        text = leaderboard(*what, showing or PLAIN)
         day = (job_id, round_type, int(start) // DAY_SECONDS)
         if self._every or day not in self._printed:
             self._printed.add(day)
@@ -66,7 +66,7 @@ def leaderboard(
     pair: Pair,
     job: Job,
     round_id: str,
-    result: Any,
+    result: RoundResult,
     reputations: Mapping[str, Reputation],
     asked: Mapping[str, tuple[Code, str]],
     missed: Mapping[str, Sequence[str]],
@@ -89,8 +89,7 @@ def leaderboard(
     """
     start = int(round_id.rsplit(":", 1)[1])
     rows = [("rank", "miner", "score", *showing.columns(), "rep. excess", "rep. seed")]
-    baselines = (getattr(result, name, None) for name in ("keep", "hold", "best"))
-    for line in (*result.lines, *(line for line in baselines if line)):
+    for line in (*result.lines, *result.baselines.values()):
         name = miner_name(line.name, names) + (f" = {miner_name(line.copy_of, names)}" if line.copy_of else "")
         found = reputations.get(line.name)
         standing = [showing.amount(found.standing.combined(kind), pair) if found else "" for kind in ("excess", "seed")]
@@ -128,3 +127,20 @@ def miner_name(hotkey: str, names: Mapping[str, str]) -> str:
     if known := names.get(hotkey):
         return f"{known} {hotkey[:4]}..{hotkey[-4:]}"
     return f"{hotkey[:6]}..{hotkey[-6:]}" if len(hotkey) == 48 else hotkey
+
+
+async def farewell(ground: Ground) -> None:
+    """The last lines of a run: how its rounds ended, whom the chain now pays, where to look next."""
+    chain, counts = ground.chain, await ground.store.counts()
+    print("ROUNDS: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    metagraph = await chain.metagraph()
+    me, burn_uid = metagraph.by_hotkey(chain.hotkey), metagraph.burn_uid()
+    weights = await chain.weights_of(me.uid) if me else {}
+    hotkeys = {neuron.uid: neuron.hotkey for neuron in metagraph.neurons}
+    shares = [
+        f"{'burn' if uid == burn_uid else miner_name(hotkeys[uid], ground.names)} {weight / sum(weights.values()):.3f}"
+        for uid, weight in weights.items()
+    ]
+    print(f"WEIGHTS on the {'embedded ' * ground.local}chain: " + (", ".join(shares) or "none yet"))
+    print(f"NEXT: every ask, answer and score is in {ground.path}; all logs and databases are in {ground.folder}.")
+    print("      Copy miner.py, change propose(), run it beside `python validator.py`, and find yourself on the board.")

@@ -60,6 +60,33 @@ class Showing(Protocol):
         """Lines below a round's table."""
 
 
+class _Plain:
+    """What a leaderboard shows of a mechanism that says nothing: the score, and every term as it is."""
+
+    SIZE, TABLES = "", {"round": ()}
+
+    def columns(self) -> Sequence[str]:
+        return ("terms",)
+
+    def row(self, line: Any, pair: Pair) -> Sequence[str]:
+        return (", ".join(f"{name} {value}" for name, value in line.terms.items()),)
+
+    def amount(self, value: Decimal, pair: Pair) -> str:
+        return f"{round(value, 4) + 0:+,}"
+
+    def unit(self, pair: Pair) -> str:
+        return "points"
+
+    def about(self, job: Job, result: Any) -> Sequence[str]:
+        return "", ""
+
+    def remarks(self, result: Any) -> Sequence[str]:
+        return ()
+
+
+PLAIN = _Plain()
+
+
 def found(line: Mapping[str, Any], member: str) -> Any:
     """What a line has at the end of a way through its JSON, None if it leads nowhere."""
     value: Any = line

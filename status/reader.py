@@ -28,6 +28,7 @@ from liquidity.live import was_carried_out
 from protocol import MAX_ANSWER_BYTES, ProtocolError, RebalanceAnswer
 from runtime.db import StoreError, connect_read_only, look
 from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA, events_of
+from spine.mechanism import Mechanism, load, settings_of
 from store import Store
 from wire.codec import decode, to_json, to_plain
 from wire.text import quoted
@@ -48,8 +49,11 @@ class Reader(Store):
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: str | Path) -> AsyncIterator[Reader]:
-        """Open both databases of a validator, which may be writing to them. Raises `StoreError`."""
+    async def open(cls, path: str | Path, mechanisms: Mapping[str, Mechanism] | None = None) -> AsyncIterator[Reader]:
+        """Open both databases of a validator, which may be writing to them. Raises `StoreError`.
+
+        `mechanisms` are those that its jobs may be of; None for those that come with the program.
+        """
         path = Path(path)
         for file, newest in ((path, len(JOBS_SCHEMA)), (events_of(path), len(EVENTS_SCHEMA))):
             try:
@@ -60,7 +64,7 @@ class Reader(Store):
                 what = f"schema version {version}, this program reads {newest}"
                 raise StoreError(f"database {file}: {what}; run `python validator.py` of this release on it once")
         async with connect_read_only(path, pools=events_of(path)) as db:
-            yield cls(db, path)
+            yield cls(db, path, settings_of(mechanisms or load()))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each database file with its log."""

@@ -31,6 +31,7 @@ from aiohttp import web
 
 from chain.base import BLOCK_SECONDS, Chain, ChainError
 from markets.base import Market, MarketEnded, MarketError
+from spine.mechanism import Mechanism, showings
 from status.columns import Showing
 from status.pages import BOARD_ROWS, Pages
 from status.panels import Panels
@@ -297,18 +298,18 @@ async def _boards(reader: Reader, jobs: Sequence[Mapping[str, Any]], today: int)
 
 
 @asynccontextmanager
-async def serve_validator(ground: Any, options: Any, shows: Sequence[Showing]) -> AsyncIterator[str | None]:
+async def serve_validator(ground: Any, options: Any, mechanisms: Mapping[str, Mechanism]) -> AsyncIterator[str | None]:
     """Serve a validator's status inside the block, and give its URL, None if the port could not be had.
 
     Args:
         ground: a `subnet.Ground`: whose database, chain, market, key and names.
         options: `status_host`, `status_port`, `pace`, `network`.
-        shows: what mechanisms declare of their lines, see `columns.py`.
+        mechanisms: those that jobs may be of, by name.
     """
     watch, hotkey = Watch(ground.chain, ground.market), ground.keypair.ss58_address
-    async with Reader.open(ground.path) as reader:
+    async with Reader.open(ground.path, mechanisms) as reader:
         network = "local" if ground.local else options.network or options.chain_endpoint
-        shown = ValidatorStatus(reader, watch, hotkey, ground.names, network, options.pace, shows)
+        shown = ValidatorStatus(reader, watch, hotkey, ground.names, network, options.pace, showings(mechanisms))
         await watch.look()
         looking = asyncio.create_task(watch.run())
         try:
@@ -323,20 +324,22 @@ async def serve_validator(ground: Any, options: Any, shows: Sequence[Showing]) -
 # The report
 
 
-async def report(path: Path, round_ids: list[str], names: Mapping[str, str], shows: Sequence[Showing]) -> str:
+async def report(
+    path: Path, round_ids: list[str], names: Mapping[str, str], mechanisms: Mapping[str, Mechanism]
+) -> str:
     """The page of a validator's database as one file that needs no server.
 
     Args:
         path: the jobs database.
         round_ids: whose panels to draw; empty for the newest scored round of each job and type.
         names: what to call hotkeys that are known here.
-        shows: what mechanisms declare of their lines, see `columns.py`.
+        mechanisms: those that jobs may be of, by name.
 
     Raises:
         StoreError: the database cannot be read.
         NotShown: there is no such round.
     """
-    async with Reader.open(path) as reader:
+    async with Reader.open(path, mechanisms) as reader:
         drawing, listed, drawings = Panels(reader), await reader.rounds(), []
         today = max((row["end_time"] for row in listed["rounds"]), default=0) // 86_400
         if not round_ids:
@@ -348,7 +351,7 @@ async def report(path: Path, round_ids: list[str], names: Mapping[str, str], sho
             others = [] if isinstance(drawn, str) else seen["scores"][1:BOARD_ROWS]
             others = [(score["rank"], await drawing.of(seen, score["hotkey"])) for score in others]
             drawings.append((seen, drawn, others))
-        return Pages(names, await reader.pair(), shows, links=False).write(
+        return Pages(names, await reader.pair(), showings(mechanisms), links=False).write(
             "report.html",
             "ALM report",
             jobs=await _boards(reader, await reader.jobs_now(), today),

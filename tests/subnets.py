@@ -32,10 +32,11 @@ from liquidity.events import Event
 from liquidity.executions import execution_of
 from liquidity.live import LiveInputs, play_live
 from liquidity.replay import Snapshot
-from liquidity.rounds import Decision, Entrant, RoundInputs, RoundResult, play
+from liquidity.rounds import Decision, RoundInputs, play
 from markets.base import Market
 from markets.model import ModelMarket
-from protocol import Job, JobSettings, MinerMetadata, Position, RebalanceAnswer, RebalanceQuery
+from protocol import Entrant, Job, JobSettings, MinerMetadata, Position, RebalanceAnswer, RebalanceQuery, RoundResult
+from spine.mechanism import Mechanism, load, settings_of
 from store import Store
 from validator import Validator, build_parser
 from wire.client import client_session
@@ -238,6 +239,8 @@ def play_subnet(
     market: Callable[[], Market] = model,
     prepare: Callable[[Subnet, Store, LocalChain, Market], Awaitable[None]] | None = None,
     rounds: int | None = 1,
+    mechanisms: Mapping[str, Mechanism] | None = None,
+    routes: Callable[[str], dict] = lambda name: {},
     **options: object,
 ) -> Subnet:
     """Let a validator work over a ledger, a market and scripted miners until it ends.
@@ -248,6 +251,8 @@ def play_subnet(
         jobs: added before the start.
         prepare: awaited with the parts before the start.
         rounds: `--rounds`.
+        mechanisms: those that there are, by name; None for those that come with the program.
+        routes: what else a miner's server answers, by the miner's name.
         options: further options of the program, by their names.
     """
     subnet = Subnet(folder, {name: [] for name in miners})
@@ -257,7 +262,8 @@ def play_subnet(
     async def work() -> None:
         async with AsyncExitStack() as stack:
             enter, venue = stack.enter_async_context, market()
-            store = await enter(Store.open(subnet.path))
+            known = mechanisms or load()
+            store = await enter(Store.open(subnet.path, settings_of(known)))
             key = local_keypair("validator-hotkey")
             for name, value in (
                 ("market", venue.label),
@@ -277,7 +283,7 @@ def play_subnet(
             )
             await chain.register(*wallet, 100_000 * 10**9)
             for name, handler in miners.items():
-                await enter(Served(name, handler, subnet.asked[name], chain, ledger, wallet[0]))
+                await enter(Served(name, handler, subnet.asked[name], chain, ledger, wallet[0], routes(name)))
             for job in jobs:
                 await store.put_job(job)
             session = await enter(client_session(0))
@@ -289,6 +295,7 @@ def play_subnet(
                 key,
                 build_parser().parse_args(arguments),
                 {hotkey_of(n): n for n in miners},
+                mechanisms=known,
             )
             if prepare:
                 await prepare(subnet, store, chain, venue)
@@ -302,7 +309,10 @@ def play_subnet(
 class Served:
     """A scripted miner, registered and listening."""
 
-    def __init__(self, name: str, handler: Handler, asked: list, chain: LocalChain, ledger: Path, validator: str):
+    def __init__(
+        self, name: str, handler: Handler, asked: list, chain: LocalChain, ledger: Path, validator: str, routes: dict
+    ):
+        self.routes = routes
         self.name, self.handler, self.asked, self.chain, self.ledger = name, handler, asked, chain, ledger
         self.gate = Gate(lambda: ({}, 0.0), min_stake_rao=0, allow=frozenset({validator}))
         self.stack = AsyncExitStack()
@@ -319,7 +329,7 @@ class Served:
         wallet = [local_keypair(f"{self.name}-{kind}").ss58_address for kind in ("hotkey", "coldkey")]
         await self.chain.register(*wallet)
         key = local_keypair(f"{self.name}-hotkey")
-        app = build_app(keypair=key, gate=self.gate, routes={"/rebalance": self._answer}, limits=FAST)
+        app = build_app(keypair=key, gate=self.gate, routes={"/rebalance": self._answer, **self.routes}, limits=FAST)
         port = await self.stack.enter_async_context(serve(app, "127.0.0.1", 0))
         own = await self.stack.enter_async_context(LocalChain.open(self.ledger, *wallet))
         assert (await own.serve("127.0.0.1", port)).ok

@@ -94,7 +94,7 @@ def test_a_backtest_gives_the_digits_and_the_queries_of_a_validator_that_asks_ov
     for done in played:
         stored = stored_lines(subnet.path, done.round_id)
         lines = {hotkey_of(line.name): line for line in done.result.lines}
-        lines |= {"keep": done.result.keep, "hold": done.result.hold}
+        lines |= {"keep": done.result.baselines["keep"], "hold": done.result.baselines["hold"]}
         assert stored.keys() == lines.keys() | {"best"}  # which a backtest does not look for
         for name, line in lines.items():
             plain = to_json(line)
@@ -327,6 +327,8 @@ def test_a_strategy_that_knows_the_side_is_skill_one_that_flips_a_coin_is_luck_o
 
 def test_rounds_of_different_tokens_are_added_up_as_parts_of_the_vaults_value():
     played = play(model(), {"wide": responds(miner.wide)}, 3)
-    parts = [10_000 * done.excess("wide") / done.result.keep.terms.initial_value for done in played]
-    text = overall(played, ["wide"], "wide", lambda done: done.result.keep.terms.initial_value / 10_000, "bp", 9)
+    parts = [10_000 * done.excess("wide") / done.result.baselines["keep"].terms.initial_value for done in played]
+    text = overall(
+        played, ["wide"], "wide", lambda done: done.result.baselines["keep"].terms.initial_value / 10_000, "bp", 9
+    )
     assert f"{sum(parts) / 3:+.9f}" in text

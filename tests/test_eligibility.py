@@ -11,10 +11,10 @@ import pytest
 from subnets import a_job, hotkey_of, play_subnet, rows, standings, stored_standings, write_meanwhile
 from test_validator import all_in
 
-import validator
 from chain.local import LocalChain
 from markets.model import FIRST_TIME
 from protocol import RebalanceQuery
+from spine import schedule
 from wire.signing import local_keypair
 
 DAY, LENGTH, DAYS = 86_400, 43_200, 17  # a round every twelve hours
@@ -62,7 +62,7 @@ def seventeen_days(tmp_path_factory):
 
     job = a_job(target="MaxFees", live=True, round_seconds=LENGTH, checkpoint_blocks=LENGTH // 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validator, "SUPERVISE_SECONDS", 3600)  # looking every market minute would take most of the time
+        patch.setattr(schedule, "SUPERVISE_SECONDS", 3600)  # looking every market minute would take most of the time
         miners = {"gaps": lambda query: all_in(query, 400), "steady": steady}
         return play_subnet(folder, miners, [job], prepare=prepare, rounds=None, days=DAYS)
 

@@ -36,9 +36,9 @@ import scoring
 import sim
 import validator
 from audit import checks, evidence, stored
-from audit import played as played_module
 from audit.checks import audit
 from audit.evidence import EvidenceError, seal
+from liquidity import mechanism
 from liquidity.executions import Execution, Sent
 from liquidity.rounds import plan
 from markets import model
@@ -222,7 +222,7 @@ def rounds(played, ids, on_a_chain) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def quick(monkeypatch):
     """The same audit, but what is pure and costs most is computed once for the same arguments."""
-    for module, name in ((played_module, "play"), (played_module, "play_live"), (checks, "verify_answer")):
+    for module, name in ((mechanism, "play"), (mechanism, "play_live"), (checks, "verify_answer")):
         monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))
 
 
@@ -376,8 +376,8 @@ def test_the_changes_are_taken_back_and_reach_every_leaf():
 @pytest.mark.parametrize("kind", ["evaluation", "live", "chain", "refused", "skipped", "interrupted"])
 def test_whatever_is_changed_after_the_validator_sealed_it_is_named(kind, rounds, monkeypatch):
     """By shape and seal alone: nothing is recomputed here."""
-    monkeypatch.setattr(checks, "CHECKS", ())
-    monkeypatch.setattr(checks, "parts_of", lambda _: None)
+    monkeypatch.setattr(checks, "checks_of", lambda mechanism: ())
+    monkeypatch.setattr(checks, "parts_of", lambda *_: None)
     subject = copy.deepcopy(rounds[kind])
     assert audit(subject) == []
     places = 0
@@ -626,7 +626,7 @@ COLUMNS = {  # of every table that evidence is made of: where a change in each c
         "asked": "round.asked",
         "summary": "baselines|round.swaps",
         "seal": "seal",
-        "mechanism": "round.mechanism",
+        "mechanism": "mechanism|round.mechanism",
         "settlement": "settlement",
     },
     "predictions": "asks",
@@ -715,7 +715,7 @@ def test_a_round_of_other_rules_is_refused_by_name_and_the_other_rounds_are_audi
     assert out.endswith("19 rounds audited, 0 differ, 1 not audited\n")
 
 
-NO_RULES = ("RULES_VERSION", "CHUNK", "ONLY_ON_A_CHAIN", "EXECUTION_SECONDS")  # they decide no digit
+NO_RULES = ("RULES_VERSION", "CHUNK", "ONLY_ON_A_CHAIN", "EXECUTION_SECONDS", "BROKEN", "CHECKS")  # no digit's
 
 
 def pure_modules() -> Iterator[ModuleType]:

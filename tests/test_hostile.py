@@ -47,6 +47,7 @@ from subnets import (
 import validator
 from markets.model import FIRST_BLOCK
 from protocol import MAX_ANSWER_BYTES, MAX_TICK, MIN_TICK, Code, Position, RebalanceQuery
+from spine import asking
 from status.board import miner_name
 from wire.client import MAX_CONNECTION_BYTES, MAX_HEAD_BYTES
 from wire.codec import canonical, decode, digest, encode, to_plain
@@ -632,7 +633,7 @@ def played(
         Peers(behaviours, **options) as peers,
         redirect_stdout(io.StringIO()) as out,
     ):
-        patch.setattr(validator, "ASK_SECONDS", patience)
+        patch.setattr(asking, "ASK_SECONDS", patience)
         subnet = play_subnet(folder, HONEST_MINERS, [a_job(target="Balanced")], prepare=peers.join)
     return subnet, out.getvalue(), peers
 
@@ -825,7 +826,7 @@ def unlucky_digits(subnet: Subnet) -> dict:
 
 
 def test_a_miner_that_is_slow_once_loses_only_that_decision(tmp_path, monkeypatch, without_that_moment, capsys):
-    monkeypatch.setattr(validator, "ASK_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(asking, "ASK_SECONDS", PATIENCE_SECONDS)
     miners = {**HONEST_MINERS, "unlucky": scripted(narrow, asleep, narrow)}
     subnet = play_subnet(tmp_path, miners, [a_job(target="Balanced")])
     assert [ask[:2] for ask in subnet.asks("unlucky")] == [
@@ -859,7 +860,7 @@ def test_a_miner_that_restarts_in_a_round_loses_only_that_decision(tmp_path, wit
 
 
 def test_a_miner_that_is_slow_at_a_first_ask_loses_that_round_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(validator, "ASK_SECONDS", 1)
+    monkeypatch.setattr(asking, "ASK_SECONDS", 1)
     found = []
     for folder, first in (("slow", asleep), ("abstains", lambda _: refuse())):
         (tmp_path / folder).mkdir()
@@ -883,7 +884,7 @@ sys.exit(miner.main(sys.argv[1:]))
 
 def test_a_miner_whose_clock_is_three_seconds_off_loses_nothing_and_one_far_off_is_told_so(tmp_path, monkeypatch):
     """The real miner, three times, each on its own clock."""
-    monkeypatch.setattr(validator, "ASK_SECONDS", 20)
+    monkeypatch.setattr(asking, "ASK_SECONDS", 20)
     (tmp_path / "miner.py").write_text(SHIFTED)
     ledger = tmp_path / "chain.sqlite3"
     clocks = {"behind": -3, "ahead": 3, "far-behind": -8}

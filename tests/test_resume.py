@@ -91,7 +91,7 @@ def play(folder: Path) -> None:
     """Work until the end of the last round; an earlier run in this folder goes on."""
 
     async def prepare(subnet, *_):
-        subnet.validator.until = UNTIL
+        subnet.validator.schedule.until = UNTIL
         for n in range(1, 8):  # so that live rounds are played
             for job in JOBS:
                 for name in MINERS:
@@ -252,7 +252,7 @@ def test_a_round_that_cannot_go_on_is_void_and_says_why(tmp_path, killed_at, hea
         write(tmp_path / "validator.sqlite3", f"UPDATE jobs SET {change}")
 
     async def prepare(subnet, store, *_):
-        subnet.validator.until = FIRST_TIME + 1800  # no further rounds
+        subnet.validator.schedule.until = FIRST_TIME + 1800  # no further rounds
         await store.put_job(a_job("another"))  # without any job it would wait for one
 
     market = partial(model, head=head, pace=50)

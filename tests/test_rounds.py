@@ -31,9 +31,9 @@ from liquidity.executions import Execution, Sent
 from liquidity.hindsight import best_fixed_range
 from liquidity.live import LiveInputs, play_live
 from liquidity.replay import Snapshot
-from liquidity.rounds import Decision, Entrant, Round, RoundInputs, RoundResult, play
+from liquidity.rounds import Decision, Round, RoundInputs, play
 from liquidity.tape import SHARE_QUANTUM, Tape
-from protocol import Code, JobSettings, Position
+from protocol import Code, Entrant, JobSettings, Position, RoundResult
 from scoring import CONTEXT, Outcome, penalty_factor, pol_score, score_outcome, smooth_max
 from sim import Q96, Pool, sqrt_ratio_at_tick, tick_at_sqrt_ratio
 
@@ -196,8 +196,12 @@ def test_every_line_is_what_the_slow_book_and_the_scoring_rules_give(played):
             return outcome, score_outcome(outcome, settings.target, settings.rebalance_cost)
 
         keep, hold = line_of([]), line_of([Decision("", snapshot.block, (), ())])
-        assert (result.keep.outcome, result.keep.terms) == keep and result.keep.score == keep[1].score
-        assert (result.hold.outcome, result.hold.terms) == hold and result.hold.score == hold[1].score
+        assert (result.baselines["keep"].outcome, result.baselines["keep"].terms) == keep and result.baselines[
+            "keep"
+        ].score == keep[1].score
+        assert (result.baselines["hold"].outcome, result.baselines["hold"].terms) == hold and result.baselines[
+            "hold"
+        ].score == hold[1].score
         expected = []
         for entrant in inputs.entrants:
             outcome, terms = line_of([d for d in inputs.decisions if d.hotkey == entrant.hotkey])
@@ -210,7 +214,7 @@ def test_every_line_is_what_the_slow_book_and_the_scoring_rules_give(played):
             expected.append((key, entrant.hotkey))
         assert [line.name for line in result.lines] == [name for _, name in sorted(expected)]
         assert [line.rank for line in result.lines] == list(range(1, len(inputs.entrants) + 1))
-        assert result.keep.rank == result.hold.rank == result.best.rank == 0
+        assert result.baselines["keep"].rank == result.baselines["hold"].rank == result.baselines["best"].rank == 0
         assert result.swaps == sum(event.kind == "swap" for event in inputs.events)
 
 
@@ -277,7 +281,7 @@ def test_a_round_with_a_gap_or_a_contradiction_is_void_and_says_so(what):
         "swapped": [*events[:3], events[4], events[3], *events[5:]],
     }[what]
     result = play(replace(inputs, events=tuple(wrong)))
-    assert result.code == Code.VOID_CONTRADICTION and not result.lines and result.keep is None
+    assert result.code == Code.VOID_CONTRADICTION and not result.lines and not result.baselines
     assert "block 10" in result.detail and "\n" not in result.detail
 
 
@@ -285,7 +289,7 @@ def test_a_round_with_a_swap_of_unknown_call_is_void_for_it():
     inputs = one_round()
     swap = inputs.events[-1]
     result = play(replace(inputs, events=(*inputs.events[:-1], swap._replace(args=("?", *swap.args[1:])))))
-    assert result.code == Code.VOID_UNKNOWN_SWAP and not result.lines and result.best is None
+    assert result.code == Code.VOID_UNKNOWN_SWAP and not result.lines and not result.baselines
 
 
 def test_an_empty_vault_skips_the_round_and_one_wei_does_not():
@@ -295,7 +299,13 @@ def test_an_empty_vault_skips_the_round_and_one_wei_does_not():
 
 def test_a_round_that_nobody_accepted_has_baselines_and_no_ranks():
     result = play(one_round(entrants=()))
-    assert result.code == Code.NOBODY_RANKED and not result.lines and result.keep and result.hold and result.best
+    assert (
+        result.code == Code.NOBODY_RANKED
+        and not result.lines
+        and result.baselines["keep"]
+        and result.baselines["hold"]
+        and result.baselines["best"]
+    )
 
 
 def test_a_round_without_any_event_is_scored():
@@ -319,7 +329,7 @@ def test_a_decision_acts_before_the_first_event_of_its_block():
         result = play(replace(inputs, decisions=(decision,)))
         line = next(line for line in result.lines if line.name == "a")
         earned[block] = line.outcome.fees0, line.outcome.fees1
-        keep = play(replace(inputs, close_block=block, events=inputs.events[: block - 100])).keep
+        keep = play(replace(inputs, close_block=block, events=inputs.events[: block - 100])).baselines["keep"]
         assert earned[block] == (keep.outcome.fees0, keep.outcome.fees1)
     assert earned[100] == (0, 0) and any(earned[101]) and sum(earned[102]) > sum(earned[101])
 
@@ -329,8 +339,8 @@ def test_the_start_price_is_the_openings_and_the_end_price_the_last_before_the_c
     for blocks in range(len(inputs.events) + 1):
         result = play(replace(inputs, close_block=100 + blocks))
         prices = [Q96, *(event.args[3] for event in inputs.events)]
-        assert result.keep.outcome.sqrt_price_start_x96 == Q96
-        assert result.keep.outcome.sqrt_price_end_x96 == prices[blocks]
+        assert result.baselines["keep"].outcome.sqrt_price_start_x96 == Q96
+        assert result.baselines["keep"].outcome.sqrt_price_end_x96 == prices[blocks]
 
 
 def test_who_was_in_range_too_little_counts_as_keep_at_best_and_keep_is_exempt():
@@ -339,11 +349,11 @@ def test_who_was_in_range_too_little_counts_as_keep_at_best_and_keep_is_exempt()
         settings = JobSettings(target="Balanced", min_in_range=D(minimum))
         result = play(one_round([], settings=settings, market=market(swaps=1)))
         line = next(line for line in result.lines if line.name == "a")
-        assert line.terms.in_range == 0 and result.keep.terms.in_range > 0
-        capped = min(line.terms.score, result.keep.terms.score)
+        assert line.terms.in_range == 0 and result.baselines["keep"].terms.in_range > 0
+        capped = min(line.terms.score, result.baselines["keep"].terms.score)
         assert line.score == (line.terms.score if minimum == "0" else capped)
         keeper = next(line for line in result.lines if line.name == "b")
-        assert keeper.score == keeper.terms.score == result.keep.score
+        assert keeper.score == keeper.terms.score == result.baselines["keep"].score
 
 
 def test_the_share_in_range_is_weighted_by_blocks_and_value():
@@ -389,11 +399,11 @@ def test_a_copy_counts_as_keep_at_best_whoever_is_listed_first():
         settings = JobSettings(target="MaxFees")
         result = play(one_round(settings=settings, entrants=entrants, decisions=decisions, market=(snapshot, events)))
         lines = {line.name: line for line in result.lines}
-        assert lines[old].score == lines[old].terms.score > result.keep.score and not lines[old].copy_of
+        assert lines[old].score == lines[old].terms.score > result.baselines["keep"].score and not lines[old].copy_of
         if fewer:
             assert lines[young].score == lines[young].terms.score and not lines[young].copy_of
         else:
-            assert lines[young].score == result.keep.score and lines[young].copy_of == old
+            assert lines[young].score == result.baselines["keep"].score and lines[young].copy_of == old
             assert [line.name for line in result.lines] == [old, young]
             assert replace(lines[young].outcome) == lines[old].outcome
 
@@ -454,7 +464,7 @@ def check_best(inputs: RoundInputs, margin: int, costs: tuple[int, ...]) -> Coun
             assert (found is None) == (not keys)
             if found:
                 assert keys[found] == max(keys.values()), (target, cost, found)
-                line = play(replace(inputs, settings=settings)).best
+                line = play(replace(inputs, settings=settings)).baselines["best"]
                 assert line.range_ == found and line.terms.score == keys[found][0]
                 assert replace(line.outcome, in_range=D(0)) == outcomes[found]
                 seen[target] += 1
@@ -667,7 +677,11 @@ def test_gas_is_deducted_in_token1_at_the_end_price_rounded_up_and_keep_pays_non
             result = play_live(sent(inputs, gas0=gas0, gas1=gas1))
             (line,), (unpaid,) = result.lines, free.lines
             cost = ceil(gas0 * Fraction(line.outcome.sqrt_price_end_x96, Q96) ** 2) + gas1
-            assert line.outcome == unpaid.outcome and line.gas == (gas0, gas1) and result.keep == free.keep
+            assert (
+                line.outcome == unpaid.outcome
+                and line.gas == (gas0, gas1)
+                and result.baselines["keep"] == free.baselines["keep"]
+            )
             assert line.terms.costs == 1000 + cost
             assert line.terms.value_gain == CONTEXT.subtract(unpaid.terms.value_gain, D(cost))
             assert line.terms == score_outcome(line.outcome, target, 1000, cost)
@@ -682,14 +696,14 @@ def test_a_failed_decision_costs_its_gas_and_changes_nothing():
     failed = replace(inputs.executions[0], released=(0, 0), fees=(0, 0), paid=(0, 0), minted=())
     result = play_live(sent(replace(quiet, executions=(failed,)), Code.EXECUTION_REVERTED, gas1=7))
     (line,) = result.lines
-    assert line.outcome.changes == 0 and line.terms.costs == 7 and line.outcome == result.keep.outcome
+    assert line.outcome.changes == 0 and line.terms.costs == 7 and line.outcome == result.baselines["keep"].outcome
     (free,) = play_live(sent(replace(quiet, executions=(failed,)), Code.TURNOVER_LIMIT)).lines
-    assert free.terms == result.keep.terms and free.gas is None
+    assert free.terms == result.baselines["keep"].terms and free.gas is None
 
 
 def foreign(inputs: LiveInputs, **terms) -> str:
     result = play_live(replace(inputs, **terms))
-    assert result.code == Code.LIVE_FOREIGN_TRANSFER and not result.lines and not result.keep, result
+    assert result.code == Code.LIVE_FOREIGN_TRANSFER and not result.lines and not result.baselines, result
     return result.detail
 
 

@@ -42,6 +42,7 @@ from markets.base import MarketError
 from protocol import Code, MinerMetadata, Position, RebalanceAnswer
 from runtime.db import StoreError
 from scoring import CONTEXT, Outcome, score_outcome
+from spine.mechanism import load
 from status import miner as miner_module
 from status import pages, server
 from status import validator as validator_module
@@ -104,9 +105,7 @@ async def serving(subnet, **options):
     market = model(head=model().last_block_by(rows(subnet.path, "SELECT max(end_time) FROM rounds")[0][0]))
     async with (
         LocalChain.open(subnet.folder / "chain.sqlite3", VALIDATOR, key) as chain,
-        validator_module.serve_validator(
-            ground(subnet.path, chain, market), SimpleNamespace(**chosen), [showing]
-        ) as url,
+        validator_module.serve_validator(ground(subnet.path, chain, market), SimpleNamespace(**chosen), load()) as url,
         aiohttp.ClientSession() as session,
     ):
 

@@ -23,9 +23,9 @@ from worlds import random_world
 from audit import stored
 from chain.weights import add_weights, has_scored, last_weights, weights_noted
 from liquidity.events import Event
-from liquidity.rounds import Entrant, Line, RoundResult
+from liquidity.rounds import Line
 from markets.base import MarketGap
-from protocol import Code, Job, JobSettings
+from protocol import Code, Entrant, Job, JobSettings, RoundResult
 from runtime import db as db_module
 from runtime.db import StoreError, connect
 from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA
@@ -59,7 +59,7 @@ def a_line(name: str = "alice", rank: int = 1, fees: int = 10) -> Line:
 
 def a_result(*names: str) -> RoundResult:
     lines = tuple(a_line(name, rank, 100 - rank) for rank, name in enumerate(names, 1))
-    return RoundResult(Code.SCORED if names else Code.NOBODY_RANKED, "", lines, a_line("keep", 0), swaps=3)
+    return RoundResult(Code.SCORED if names else Code.NOBODY_RANKED, "", lines, {"keep": a_line("keep", 0)}, "keep", 3)
 
 
 async def a_round(memory: Store, n: int = 0, *names: str, job="job", round_type="evaluation", finish=True) -> str:

@@ -35,6 +35,7 @@ from runtime import options as options_module
 from runtime.options import parse_options
 from runtime.process import UserError
 from spine import ground as ground_module
+from spine.mechanism import load
 from spine.miners import reference_miners
 from wire import client
 from wire.codec import decode, encode
@@ -189,7 +190,7 @@ def test_a_chain_that_does_not_answer_at_the_start_is_waited_for(node, wallets, 
     node.faults["get_metagraph"] = [LOST]
 
     async def main():
-        async with ground_module.opened(options) as ground:
+        async with ground_module.opened(options, load()) as ground:
             assert ground.chain.hotkey == hot("v") and not ground.local and ground.names == {}
 
     asyncio.run(asyncio.wait_for(main(), 60))
@@ -317,7 +318,7 @@ async def on_the_network(node, wallets, monkeypatch, tmp_path, line: str, after)
         ready.set()
         await done.wait()
 
-    monkeypatch.setattr(validator, "_farewell", farewell)
+    monkeypatch.setattr(validator, "farewell", farewell)
 
     async def rebalance(caller: str, body: bytes) -> bytes:
         return encode(accept(decode(RebalanceQuery, body, len(body)).current_positions))

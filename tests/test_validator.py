@@ -56,6 +56,7 @@ from markets.model import FIRST_BLOCK, FIRST_TIME, ModelMarket
 from markets.recorded import RecordedMarket
 from markets.recordings import read_recording
 from protocol import JobSettings, Position, RebalanceQuery
+from spine import asking
 from wire.codec import encode, to_json
 
 GOLDEN = Path(__file__).parent / "golden" / "model_seed_98.txt"
@@ -72,7 +73,7 @@ def agrees(path: Path, round_id: str) -> bool:
     """Whether a round, played again from the databases, gives every stored digit of every line."""
     result, stored = rebuilt(path, round_id), stored_lines(path, round_id)
     again = {line.name: line for line in result.lines}
-    again |= {name: line for name in ("keep", "hold", "best") if (line := getattr(result, name))}
+    again |= result.baselines
     return stored == {name: to_json(line) for name, line in again.items()} and len(stored) > 1
 
 
@@ -398,7 +399,7 @@ def test_refusing_the_first_ask_costs_nothing_and_the_reason_is_shown(tmp_path, 
 
 
 def test_once_accepted_a_refusal_silence_or_nonsense_means_keep_and_is_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(validator, "ASK_SECONDS", 0.8)
+    monkeypatch.setattr(asking, "ASK_SECONDS", 0.8)
     later = {"refuses": lambda _: refuse("no more"), "sleeps": asleep, "breaks": broken, "lies": too_much}
     later |= {"babbles": lambda _: b"[]", "obeys": lambda query: query.current_positions}
     miners = {name: first_then(all_in, handler) for name, handler in later.items()}
@@ -425,7 +426,7 @@ def test_once_accepted_a_refusal_silence_or_nonsense_means_keep_and_is_scored(tm
 
 
 def test_an_invalid_first_answer_is_out_with_the_code_of_the_rule_it_breaks(tmp_path, monkeypatch):
-    monkeypatch.setattr(validator, "ASK_SECONDS", 0.8)
+    monkeypatch.setattr(asking, "ASK_SECONDS", 0.8)
 
     def one(lower, upper):
         return lambda query: [Position(lower, upper, 0, 0)]
@@ -671,7 +672,7 @@ def test_six_days_are_not_enough_for_a_live_round(tmp_path):
 
 
 def test_a_winner_that_refuses_or_is_gone_has_no_substitute_and_silence_in_a_live_round_is_keep(tmp_path, monkeypatch):
-    monkeypatch.setattr(validator, "ASK_SECONDS", 0.8)
+    monkeypatch.setattr(asking, "ASK_SECONDS", 0.8)
     starts = [FIRST_TIME + 900 * n for n in range(1, 6)]
 
     async def a(query):

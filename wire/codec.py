@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from functools import cache
@@ -203,6 +204,8 @@ def to_json(value):
     if is_dataclass(value):
         members = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
         return {name: member for name, member in members.items() if member is not None or name not in ONLY_ON_A_CHAIN}
+    if isinstance(value, Mapping):
+        return {name: to_json(member) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value if value is None or isinstance(value, bool) else str(value)

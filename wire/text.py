@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_SHOWN_CHARS, MAX_NAME_CHARS = 120, 60  # of a value, of a member's name, in a message
+DIGITS = re.compile(r"0|-?[1-9][0-9]{0,77}", re.ASCII)  # of an integer in its one spelling
 _ABSENT = "(absent)"
 
 
@@ -58,3 +59,10 @@ def ordered(path: str, keys: list) -> Iterator[str]:
     for n in range(1, len(keys)):
         if not keys[n - 1] < keys[n]:
             yield f"{path}[{n}]: out of order, or there twice"
+
+
+def integer(text: str) -> int:
+    """An integer in its one decimal spelling, of at most 78 digits. Raises `ValueError`."""
+    if not DIGITS.fullmatch(text):
+        raise ValueError(f"{quoted(text)} is no integer")
+    return int(text)

@@ -1,22 +1,25 @@
-"""What came of a round, recomputed: what each query must have shown, what was carried out, who scored what.
+"""What only the audit of liquidity can see: pools that fit together, books as they were shown, decisions carried out.
 
-Read first: `parts.py`.
+    for check in CHECKS:
+        for problem in check(parts): ...                # each as `path: what`
+
+`audit/checks.py` calls them with a round's evidence as objects (`audit.parts.Parts`). Pure.
+Read first: `rounds.py`, `live.py`. Read next: `mechanism.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, replace
 from decimal import Decimal
 from typing import Any
 
-from audit.parts import BROKEN, Parts
 from liquidity.events import Event, ReplayError
 from liquidity.executions import Execution, Sent
-from liquidity.live import FLOWS, LiveInputs, acted, own_events, play_live, sums_of, was_carried_out
-from liquidity.rounds import Entrant, Round, RoundInputs, RoundResult, plan, play
+from liquidity.live import FLOWS, acted, own_events, sums_of, was_carried_out
+from liquidity.rounds import Round, plan
 from liquidity.tape import Holding, Tape
 from protocol import (
     ASK_SECONDS,
@@ -24,18 +27,65 @@ from protocol import (
     PROTOCOL_VERSION,
     Code,
     Inventory,
+    JobSettings,
     Position,
     RebalanceQuery,
     human_price,
 )
-from sim import PoolError
-from wire.codec import to_json, to_plain
-from wire.text import differences, quoted
+from scoring import Outcome, gas_cost, score_outcome
+from sim import MAX_TICK, MIN_TICK, PIPS, PoolError, sqrt_ratio_at_tick
+from wire.codec import from_plain, to_json, to_plain
+from wire.text import differences, integer, ordered, quoted
 
+BROKEN = (Code.VOID_INTERRUPTED, Code.VOID_CONTRADICTION, Code.VOID_GAP)  # a round that may have no close
 _HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 
 
-def check_queries(parts: Parts) -> Iterator[str]:
+def check_pool(parts: Any) -> Iterator[str]:
+    """Price, tick, liquidity and the initialised ticks are those of one pool."""
+    if not (snapshot := parts.snapshot):
+        return
+    price, tick, liquidity, sum_of_nets = snapshot.sqrt_price_x96, snapshot.tick, 0, 0
+    if not (MIN_TICK <= tick < MAX_TICK and sqrt_ratio_at_tick(tick) <= price <= sqrt_ratio_at_tick(tick + 1)):
+        yield f"snapshot.tick: {tick} is not at sqrt_price_x96 {price}"
+    yield from ordered("snapshot.ticks", [mark.index for mark in snapshot.ticks])
+    known, staked = snapshot.slipstream, 0
+    for n, mark in enumerate(snapshot.ticks):
+        if (mark.staked_liquidity_net is None) != (known is None):
+            yield f"snapshot.ticks[{n}].staked_liquidity_net: {quoted(mark.staked_liquidity_net)} in such a pool"
+        elif known and mark.index <= tick:
+            staked += integer(mark.staked_liquidity_net)
+        net = integer(mark.liquidity_net)
+        sum_of_nets += net
+        liquidity += net if mark.index <= tick else 0
+        if mark.index % snapshot.tick_spacing or not MIN_TICK <= mark.index <= MAX_TICK:
+            yield f"snapshot.ticks[{n}].index: {mark.index} cannot be initialised"
+        if mark.liquidity_gross < abs(net) or (mark.liquidity_gross - net) % 2:
+            yield f"snapshot.ticks[{n}].liquidity_gross: {mark.liquidity_gross} with a net of {net}"
+    if sum_of_nets or liquidity != snapshot.liquidity:
+        yield f"snapshot.liquidity: {snapshot.liquidity}, the ticks give {liquidity} and leave {sum_of_nets} at the end"
+    if known and staked != known.staked_liquidity:
+        yield f"snapshot.slipstream.staked_liquidity: {known.staked_liquidity}, the ticks give {staked}"
+    if known and not 0 <= known.unstaked_fee <= PIPS:
+        yield f"snapshot.slipstream.unstaked_fee: {known.unstaked_fee} is no fee"
+
+
+def check_events(parts: Any) -> Iterator[str]:
+    """In order, and of the round's blocks and time."""
+    snapshot, events, last = parts.snapshot, parts.events, None
+    if not snapshot:
+        return
+    yield from ordered("events", [(event.block, event.log_index) for event in events])
+    for n, event in enumerate(events):
+        if not snapshot.block <= event.block < parts.row["close_block"]:
+            yield f"events[{n}]: block {event.block} is not of the round"
+        block, time = (last.block, last.time) if last else (snapshot.block, snapshot.block_time)
+        if not time <= event.time < parts.row["end_time"] or (event.block == block and event.time != time):
+            yield f"events[{n}]: time {event.time} in block {event.block}, block {block} was at {time}"
+        last = event
+
+
+def check_queries(parts: Any) -> Iterator[str]:
     """Every query is of this round, and says what the others of the round, and of its block, say."""
     row, at_head = parts.row, {}
     for ask in parts.asks:
@@ -73,7 +123,7 @@ def check_queries(parts: Parts) -> Iterator[str]:
         yield "asks: the first asks show different blocks"
 
 
-def check_shown(parts: Parts) -> Iterator[str]:
+def check_shown(parts: Any) -> Iterator[str]:
     """Every later query showed the market, and the miner its own book, as they then stood: advance from ask to ask."""
     if not parts.played:
         return
@@ -125,7 +175,7 @@ def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
     }
 
 
-def check_executions(parts: Parts) -> Iterator[str]:
+def check_executions(parts: Any) -> Iterator[str]:
     """Each answer of a live round that changes something was acted on, and the vault's own events say the same."""
     stored_ones, void = parts.evidence["executions"], parts.row["code"] == Code.LIVE_FOREIGN_TRANSFER
     if not (parts.live and parts.played):
@@ -197,35 +247,25 @@ def _check_sent(path: str, sent: Sent, on_chain: bool, transactions: set[str]) -
         yield f"{path}.gas0, gas1: {gas0} and {gas1}, gas_used {used}, gas_wei {wei}"
 
 
-def check_result(parts: Parts) -> Iterator[str]:
-    """Play the round again and compare how it ended and every line."""
-    if not parts.played:
-        return
-    row, settings, close = parts.row, parts.settings, parts.row["close_block"]
-    if parts.live:
-        hotkey = parts.asks[0].hotkey if parts.asks else ""
-        executions = tuple(parts.executions)
-        result = play_live(LiveInputs(settings, parts.snapshot, close, parts.events, hotkey, executions))
-        on_a_chain = all(execution.sent for execution in executions)
-        if on_a_chain and result.code is Code.SCORED and row["code"] == Code.LIVE_FOREIGN_TRANSFER:
-            result = RoundResult(Code.LIVE_FOREIGN_TRANSFER, row["detail"])  # which only the chain's close shows
-    else:
-        entrants = tuple(
-            Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in parts.evidence["entrants"]
-        )
-        result = play(RoundInputs(settings, parts.snapshot, close, parts.events, entrants, parts.decisions))
-    ended = {
-        "code": str(result.code),
-        "detail": result.detail,
-        "winner": result.lines[0].name if result.lines else None,
-        "asked": sum(ask.first for ask in parts.asks),
-        "swaps": result.swaps,
-    }
-    yield from differences("round", {name: row[name] for name in ended}, ended)
-    scores = [
-        {"hotkey": line.name, "rank": line.rank, "score": str(line.score), "line": to_json(line)}
-        for line in result.lines
-    ]
-    yield from differences("scores", parts.evidence["scores"], scores)
-    baselines = {name: to_json(line) for name in ("keep", "hold", "best") if (line := getattr(result, name))}
-    yield from differences("baselines", parts.evidence["baselines"], baselines)
+CHECKS = (check_pool, check_events, check_queries, check_shown, check_executions)
+
+
+def line_problems(said: Mapping[str, Any]) -> Iterator[str]:
+    """What of a line does not follow from its amounts by the rules of `scoring.py`."""
+    line, settings = said["line"], from_plain(JobSettings, said["round"]["settings"])
+    plain = line["outcome"]
+    outcome = Outcome(**{name: Decimal(text) if name == "in_range" else int(text) for name, text in plain.items()})
+    gas0, gas1 = map(int, line.get("gas", (0, 0)))
+    if "gas" in line and (min(gas0, gas1) < 0 or said["round"]["round_type"] != "live"):
+        yield f"line.gas: {gas0} and {gas1} in a round of type {said['round']['round_type']}"
+    gas = gas_cost(gas0, gas1, outcome.sqrt_price_end_x96)
+    terms = score_outcome(outcome, settings.target, settings.rebalance_cost, gas)
+    for name, computed in to_json(terms).items():
+        if line["terms"][name] != computed:
+            yield f"line.terms.{name}: {line['terms'][name]}, its amounts give {computed}"
+    capped = bool(line["copy_of"]) or terms.in_range < settings.min_in_range
+    counts = min(terms.score, Decimal(said["baselines"]["keep"])) if capped else terms.score
+    if Decimal(line["score"]) != counts:
+        yield f"line.score: {line['score']}, the rules give {counts}"
+    if line["name"] != said["hotkey"] or not 1 <= int(line["rank"]) <= said["ranked"] <= said["round"]["asked"]:
+        yield f"line: rank {line['rank']} of {said['ranked']} for {line['name']}"
