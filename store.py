@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from wire.codec import canonical, decode, encode, to_json
 
 T = TypeVar("T")
 LIQUIDITY = {"liquidity": JobSettings}  # by mechanism, what its jobs are set up with
+_settings = lru_cache(decode)  # jobs are looked at every minute, and hardly ever change
 
 
 class AlreadyFinished(StoreError):
@@ -102,10 +104,7 @@ class Store:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: str | Path, settings: Mapping[str, type] = LIQUIDITY) -> AsyncIterator[Store]:
-        """Open the jobs database at `path` and the pool-events database beside it (`NAME.events.sqlite3`).
-
-        `settings` names by mechanism the dataclass of its jobs' settings.
-        """
+        """Open the jobs database at `path`, and the pool-events database (`NAME.events.sqlite3`) beside it."""
         path = Path(path)
         async with connect(path, JOBS_SCHEMA) as db:
             await db.attach("pools", events_of(path), EVENTS_SCHEMA)
@@ -145,7 +144,7 @@ class Store:
         if row["mechanism"] not in self._settings:
             raise StoreError(f"job {row['job_id']}: there is no mechanism {row['mechanism']!r} in this program; {fix}")
         try:
-            settings = decode(self._settings[row["mechanism"]], row["settings"].encode(), MAX_QUERY_BYTES)
+            settings = _settings(self._settings[row["mechanism"]], row["settings"].encode(), MAX_QUERY_BYTES)
         except ProtocolError as error:
             raise StoreError(f"job {row['job_id']}: {error.detail}; {fix}") from error
         return Job(**row | {"settings": settings, "live": bool(row["live"]), "active": bool(row["active"])})

@@ -52,7 +52,7 @@ from runtime.process import Parser, raise_file_limit, run
 from scoring import Standing
 from sim import PoolError
 from spine import options as own_options
-from spine.asking import Asker, Peer, Playing, accepted, decision_of
+from spine.asking import Asker, Peer, Playing, Said, accepted, decision_of
 from spine.ground import opened, receipts_door
 from spine.live import Live, Skipped
 from spine.mechanism import Mechanism, World, load
@@ -253,9 +253,9 @@ class Validator:
                     queries = {hotkey: playing.game.query(moment, hotkey) for hotkey in sorted(asked)}
                 playing.busy |= queries.keys()
                 if market.full_speed:  # nobody waits for another: what the block brings is stored in one call
-                    rows = await self._answers(playing, due, head, queries)
+                    rows, said = await self._answers(playing, due, head, queries)
                     await self.store.add_block(self.pool, fed, head.number, events, rows)
-                    playing.take(rows)
+                    playing.take(rows, said)
                 else:
                     parts = ({hotkey: query} for hotkey, query in queries.items())
                     asks += [asyncio.create_task(self._ask_one(playing, due, head, part)) for part in parts]
@@ -282,21 +282,23 @@ class Validator:
             raise _Contradiction(last + 1, str(error)) from error
         return events
 
-    async def _answers(self, playing: Playing, due: int, head: Block, queries: dict[str, Any]) -> list[Prediction]:
+    async def _answers(
+        self, playing: Playing, due: int, head: Block, queries: dict[str, Any]
+    ) -> tuple[list[Prediction], list[Said]]:
         """Ask these miners about their own books."""
         try:
             patience = await self.asker.patience(min(head.time + ASK_SECONDS, playing.end))
             said = await self.asker.ask(playing.mechanism, queries, playing.peers, patience)
             acts = await self.asker.effective_block(head)
-            return [one.row(playing.round_id, due, acts) for one in said]
+            return [one.row(playing.round_id, due, acts) for one in said], said
         finally:
             playing.busy -= queries.keys()
 
     async def _ask_one(self, playing: Playing, due: int, head: Block, query: dict[str, Any]) -> None:
         """Where time does not wait each answer is stored as it comes, and waits in `playing` for its block."""
-        rows = await self._answers(playing, due, head, query)
+        rows, said = await self._answers(playing, due, head, query)
         await self.store.add_predictions(rows)
-        playing.take(rows)
+        playing.take(rows, said)
 
     async def _check_shown(self, mechanism: Mechanism, round_id: str, opening: Any) -> None:
         """Whether the blocks that miners were shown are still in the chain. Raises `MarketGap` for one that is not."""
@@ -392,7 +394,8 @@ class Validator:
 
     async def _look(self, now: int) -> None:
         """What is due from time to time: weights, alerts, old evidence."""
-        await self._weigh(now)
+        if not self.market.full_speed or block_at(now) >= self.weigher.next_block:
+            await self._weigh(now)
         if (day := now // DAY_SECONDS) != self._pruned and self.options.keep_days:
             await on_record.prune(self.store, (day - self.options.keep_days) * DAY_SECONDS)
             self._pruned = day

@@ -113,11 +113,14 @@ class Weigher:
 
     Args:
         dry_run: compute and note the vector, and send nothing.
+
+    Attributes:
+        next_block: of the subnet's chain; before it nothing is due, and nobody needs to look.
     """
 
     def __init__(self, store: Store, chain: Chain, dry_run: bool):
         self.store, self.chain, self.dry_run = store, chain, dry_run
-        self._next_block = 0  # before it nothing is due, and nobody needs to look
+        self.next_block = 0
 
     async def weigh(self, now: int, block: int) -> WriteOutcome | None:
         """Turn reputations into weights if they are due, and note how it went.
@@ -133,11 +136,11 @@ class Weigher:
         Raises:
             ChainError: the chain could not be read; nothing was sent or noted.
         """
-        if block < self._next_block:
+        if block < self.next_block:
             return None
         last, scored = await self.store.read(lambda db: (_last(db), has_scored(db, now)))
-        self._next_block = last.next_block if last else 0
-        if block < self._next_block or not scored:
+        self.next_block = last.next_block if last else 0
+        if block < self.next_block or not scored:
             return None
         if last and last.code is Code.WEIGHTS_COMMITTED:
             return await self._read_back(now, block, last)
@@ -244,7 +247,7 @@ class Weigher:
         due: int,
     ) -> WriteOutcome:
         await add_weights(self.store, now, block, vector, uids, code, outcome.name, outcome.detail, due)
-        self._next_block = due
+        self.next_block = due
         bad = code in (Code.WEIGHTS_REJECTED, Code.WEIGHTS_UNKNOWN)
         shown = ", ".join(f"uid {uid} {float(weight):.3f}" for uid, weight in uids.items()) or "no weights"
         reason = f" ({outcome.detail})" if outcome.name else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,9 +74,9 @@ def read(mechanism: Mechanism, row: Prediction) -> tuple[Any, Any]:
     return decode(mechanism.query, row.query, MAX_QUERY_BYTES), decode(mechanism.answer, row.answer, MAX_ANSWER_BYTES)
 
 
-def decision_of(mechanism: Mechanism, row: Prediction) -> Any:
-    """What a stored, accepted answer decides."""
-    return mechanism.decision(row.hotkey, row.effective_block, *read(mechanism, row))
+def decision_of(mechanism: Mechanism, row: Prediction, heard: tuple[Any, Any] | None = None) -> Any:
+    """What an accepted answer decides: read from its row, unless query and answer are still at hand."""
+    return mechanism.decision(row.hotkey, row.effective_block, *(heard or read(mechanism, row)))
 
 
 @dataclass(slots=True)
@@ -106,11 +106,12 @@ class Playing:
         for hotkey in [hotkey for hotkey, decision in self.waiting.items() if decision.block <= block]:
             self.game.decide(self.waiting.pop(hotkey))
 
-    def take(self, asks: Sequence[Prediction]) -> None:
-        """Take in a due block's answers, of now or stored by an earlier run of this round."""
+    def take(self, asks: Iterable[Prediction], said: Iterable[Said] = ()) -> None:
+        """Take in a due block's answers, of now (`said`) or stored by an earlier run of this round."""
+        heard = {one.hotkey: (one.query, one.answer) for one in said}
         for row in asks:
             if row.code is Code.ACCEPTED:
-                self.waiting[row.hotkey] = decision_of(self.mechanism, row)
+                self.waiting[row.hotkey] = decision_of(self.mechanism, row, heard.get(row.hotkey))
             else:
                 self.missed.setdefault(row.hotkey, []).append(row.detail)
 

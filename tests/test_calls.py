@@ -57,6 +57,5 @@ def test_a_round_of_three_miners_and_twelve_due_blocks_makes_few_calls_into_the_
     assert DUE_BLOCKS < calls["validator.sqlite3"] <= MOST_STORE_CALLS, calls
 
 
-@pytest.mark.xfail(reason="the ledger makes a call a statement until it is on `Database.write`", strict=False)
 def test_such_a_round_makes_few_calls_into_all_databases_together(calls):
     assert calls.total() <= MOST_CALLS, calls
