@@ -113,7 +113,8 @@ class Issuer:
                 self._start(self._post(hotkey))
 
     def _receipts(self, evidence: dict[str, Any]) -> dict[str, dict]:
-        seal, asked = seal_digest(evidence), dict.fromkeys(asked["hotkey"] for asked in evidence["asks"])
+        seal = seal_digest(evidence)
+        asked = dict.fromkeys(row["hotkey"] for row in (*evidence["asks"], *evidence["scores"]))
         return {hotkey: issue(evidence, hotkey, seal, self.keypair) for hotkey in asked}
 
     async def _post(self, hotkey: str) -> None:

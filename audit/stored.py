@@ -165,7 +165,7 @@ async def prune(store: Store, before: int) -> int:
 
 
 async def asked_rounds(store: Store, hotkey: str, after: int, scan: int) -> tuple[list[tuple[int, str]], int | None]:
-    """Sealed rounds, not pruned, in which a miner was asked, in the order in which they began, a part at a time.
+    """Sealed rounds, not pruned, in which a miner was asked or scored, in the order of their beginning, in parts.
 
     Args:
         after: 0, or where the part before ended.
@@ -175,10 +175,11 @@ async def asked_rounds(store: Store, hotkey: str, after: int, scan: int) -> tupl
         (position, round_id) of each, and where this part ends; None when nothing comes after it.
     """
     sql = (
-        "SELECT rowid AS position, round_id, seal IS NOT NULL AND EXISTS (SELECT 1 FROM predictions p"
-        " WHERE p.round_id = rounds.round_id AND hotkey = ?)"
+        "SELECT rowid AS position, round_id, seal IS NOT NULL AND (EXISTS (SELECT 1 FROM predictions p"
+        " WHERE p.round_id = rounds.round_id AND hotkey = ?1) OR EXISTS (SELECT 1 FROM scores s"
+        " WHERE s.round_id = rounds.round_id AND hotkey = ?1))"
         " AND round_id NOT IN (SELECT round_id FROM pruned) AS asked"
-        " FROM rounds WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        " FROM rounds WHERE rowid > ?2 ORDER BY rowid LIMIT ?3"
     )
     rows = await store.read(lambda db: db.execute(sql, (hotkey, after, scan)).fetchall())
     found = [(row["position"], row["round_id"]) for row in rows if row["asked"]]
@@ -186,11 +187,11 @@ async def asked_rounds(store: Store, hotkey: str, after: int, scan: int) -> tupl
 
 
 async def evidence_about(store: Store, round_id: str, hotkey: str) -> tuple[dict[str, Any], str] | None:
-    """What a sealed round's evidence says of one miner that was asked, without reading the rest.
+    """What a sealed round's evidence says of one miner that was asked or scored, without reading the rest.
 
     Returns:
         The evidence with this miner's asks, entrant and score; of other scores only their number; without snapshot,
-        events and seal. And the sha256 of the sealed digests. None if there is no such ask, or it was pruned.
+        events and seal. And the sha256 of the sealed digests. None if there is nothing of it, or it was pruned.
     """
     return await store.read(lambda db: _evidence_about(db, round_id, hotkey))
 
@@ -203,7 +204,8 @@ def _evidence_about(db: sqlite3.Connection, round_id: str, hotkey: str) -> tuple
         (round_id,),
     ).fetchone()
     which, mine = "round_id = ? AND hotkey = ?", (round_id, hotkey)
-    if not found or not (asks := _asks(db, f"{which} ORDER BY due_block", mine, zlib.decompress)):
+    asks = _asks(db, f"{which} ORDER BY due_block", mine, zlib.decompress) if found else []
+    if not found or not (asks or db.execute(f"SELECT 1 FROM scores WHERE {which}", mine).fetchone()):
         return None
     row, settled = round_row(found)
     scores = db.execute(
@@ -216,7 +218,7 @@ def _evidence_about(db: sqlite3.Connection, round_id: str, hotkey: str) -> tuple
         "asks": asks,
         "entrants": list(map(dict, db.execute(f"SELECT * FROM entrants WHERE {which}", mine))),
         "scores": [dict(score) | {"line": score["line"] and json.loads(score["line"])} for score in scores],
-        "baselines": json.loads(row["summary"]),
+        "baselines": {name: one for name, one in json.loads(row["summary"]).items() if name != "swaps"},
         **settled,
     }
     return about, digest(row["digests"].encode())

@@ -161,6 +161,18 @@ def test_its_receipts_verify_and_a_false_score_does_not(played):
     assert any("line.score" in problem for problem in problems(said, None, MECHANISMS))
 
 
+def test_a_miner_that_nobody_asked_fetches_its_receipts_too(played):
+    async def main() -> None:
+        async with Store.open(played.path) as store:
+            found, _ = await stored.asked_rounds(store, hotkey_of("c"), 0, 1000)
+            mine = [round_id for _, round_id in found if round_id.startswith("unasked-job")]
+            assert len(mine) == 2
+            about, seal = await stored.evidence_about(store, mine[0], hotkey_of("c"))
+            assert issue(about, hotkey_of("c"), seal, local_keypair("validator-hotkey"))["statement"]["line"]
+
+    asyncio.run(main())
+
+
 def test_it_is_weighed_beside_liquidity_by_its_share(tmp_path):
     folder = tmp_path
     subnet = play(folder, rounds=1)
