@@ -111,10 +111,7 @@ def wide(query: RebalanceQuery) -> list[Position]:
 
 def preserve(query: RebalanceQuery) -> list[Position]:
     """Keep the tokens what they are: token0 waits two percent above the price, token1 below; moved when it nears."""
-    away, depth = (
-        max(200, 2 * query.tick_spacing),
-        max(400, 2 * query.tick_spacing),
-    )  # in ticks of a hundredth of a percent
+    away, depth = (max(ticks, 2 * query.tick_spacing) for ticks in (200, 400))  # ticks of a hundredth of a percent
     untouched = all(
         query.tick < p.tick_lower - away // 4 or query.tick >= p.tick_upper + away // 4 for p in query.current_positions
     )
@@ -170,6 +167,13 @@ def answer(
         return RebalanceAnswer(True, None, query.current_positions, MinerMetadata(VERSION, name))
 
 
+def in_short(query: RebalanceQuery, said: RebalanceAnswer) -> str:
+    if not said.accepted:
+        return f"refused, {said.refusal_reason}"
+    kept = said.desired_positions == query.current_positions
+    return "keep" if kept else f"{len(said.desired_positions)} positions"
+
+
 def published_address(options: argparse.Namespace) -> str:
     """The IP address that the chain is told; raises `UserError` if no validator would ask there."""
     address, fix = options.external_ip or options.host, "name the address to publish with --external-ip"
@@ -194,17 +198,7 @@ async def mine(options: argparse.Namespace) -> None:
         work = answer, query, strategy, options.strategy, shown.failed
         said = await asyncio.get_running_loop().run_in_executor(thinker, *work)
         shown.note(caller, query, said, time.monotonic() - began)
-        kept = said.desired_positions == query.current_positions
-        log.info(
-            "%s block %d: %s",
-            query.round_id,
-            query.block_number,
-            f"refused, {said.refusal_reason}"
-            if not said.accepted
-            else "keep"
-            if kept
-            else f"{len(said.desired_positions)} positions",
-        )
+        log.info("%s block %d: %s", query.round_id, query.block_number, in_short(query, said))
         return encode(said)
 
     async with AsyncExitStack() as stack:
@@ -216,13 +210,9 @@ async def mine(options: argparse.Namespace) -> None:
         Path(options.dir).mkdir(parents=True, exist_ok=True)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
+        place = "local" if local else options.network or options.chain_endpoint
         shown = MinerStatus(
-            lambda: (len(callers), time.monotonic() - read_at),
-            book.newest,
-            chain.hotkey,
-            options,
-            "local" if local else options.network or options.chain_endpoint,
-            [showing],
+            lambda: (len(callers), time.monotonic() - read_at), book.newest, chain.hotkey, options, place, [showing]
         )
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS if local else Limits())

@@ -2,6 +2,6 @@
 
     python -m executor serve|status|pause|resume|approve
 
-May import `evm`, `chain.notify` and all below them. Read: `commands`, `door`, `execution`, `drafting`, `plan`,
-`limits`, `wallet`, `readback`, `journal`; `client` is the validator's side.
+May import `evm`, `chain.notify` and all below them. Read: `door`, `execution`, `drafting`, `plan`, `wallet`,
+`readback`, `journal`; `client` is the validator's side.
 """

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from executor.client import MAX_ORDER_BYTES
 from executor.execution import Executor
-from executor.keys import read_api_key
+from executor.wallet import read_text
 from liquidity.executions import Order, Report
 from protocol import MAX_TEXT_CHARS, Code, ProtocolError
 from runtime.process import UserError
@@ -26,6 +26,7 @@ from wire.text import one_line
 
 ANSWER_SECONDS = 5.0  # how long a request waits for its order's end
 BODY_SECONDS = 5.0
+MIN_API_KEY_CHARS = 16
 MAX_WAITING = 64  # requests at once
 STATUS = {
     Code.EXECUTOR_KEY: 401,
@@ -133,3 +134,11 @@ class Door:
     def _pending(self, decision: str) -> Report:
         detail = one_line(self._bot.said or "its turn has not come", MAX_TEXT_CHARS)
         return Report(decision, Code.EXECUTION_PENDING, detail)
+
+
+def read_api_key(path: Path) -> str:
+    """The first line of a file that nobody else may read. Raises `UserError`."""
+    key = read_text(path, "API key file").partition("\n")[0].strip()
+    if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable():
+        raise UserError(f"API key file {path}: its first line must be a key of at least {MIN_API_KEY_CHARS} characters")
+    return key

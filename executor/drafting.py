@@ -1,27 +1,58 @@
 """An order as a transaction: held against all limits, planned at the latest block, and simulated there.
 
-    draft = await drafter.draft(order, await wallet.tip())
+    draft = await Drafter(wallet, journal, Limits()).draft(order, await wallet.tip())
 
-Read first: `plan.py`, `limits.py`, `wallet.py`. Read next: `execution.py`, which signs it.
+Read first: `plan.py`, `wallet.py`. Read next: `execution.py`, which signs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
+from evm.follower import CONFIRMATIONS
 from evm.manager import MAX_VAULT_TOKENS, TokenPosition, read_vault
 from executor import plan
 from executor.journal import OrderJournal
-from executor.limits import HOUR_SECONDS, Limits
-from executor.plan import Amounts, VaultChanged, add
-from executor.readback import Tip, read_prices
+from executor.plan import Amounts, add
+from executor.readback import AVERAGE_SECONDS, Tip, read_prices, unknown_average
 from executor.wallet import Later, Wallet
 from liquidity.executions import Minted, Order, Report
 from liquidity.tape import worth
 from markets.base import MarketError
-from protocol import Code, Inventory, ProtocolError
+from protocol import MAX_POSITIONS, MAX_TICK, MIN_TICK, Code, Inventory, ProtocolError
+from runtime.process import number
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
+
+GWEI = 10**9
+HOUR_SECONDS = 3600
+
+
+def _gas_price(text: str) -> int:
+    return int(number(0.000001, 10**6, float)(text) * GWEI)
+
+
+def _limit(default: int, kind: Callable[[str], float], what: str) -> int:
+    return field(default=default, metadata={"type": kind, "help": what})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator allows: each is an option of `python -m executor serve`, with this type and this help."""
+
+    max_gas_wei: int = _limit(50 * GWEI, _gas_price, "the most that a unit of gas may cost")
+    slippage_ticks: int = _limit(20, number(0, 10_000), "how far the price may move from plan to block")
+    reserve_ticks: int = _limit(
+        0, number(0, 10_000), "leave so much idle that mints succeed though the price moves by so much"
+    )
+    average_ticks: int = _limit(50, number(0, MAX_TICK), "from the price to its average of 10 minutes")
+    shown_ticks: int = _limit(100, number(0, MAX_TICK), "from the price to the one that the miner was shown")
+    turnover_percent: int = _limit(200, number(0, 10**6), "of the inventory's value moved within an hour")
+    hourly_transactions: int = _limit(20, number(0, 3600), "mined within an hour, failed ones too")
+    deadline_seconds: int = _limit(600, number(1, 86_400), "how far ahead a deadline may be")
+    max_positions: int = _limit(10, number(0, MAX_POSITIONS), "that an order may ask for")
+    confirmations: int = _limit(CONFIRMATIONS, number(0, 1000), "blocks that must stand on a transaction")
+    replace_blocks: int = _limit(5, number(1, 1000), "after so many a waiting transaction is replaced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +61,8 @@ class Draft:
 
     Attributes:
         tip: the last block that it was held against.
-        data, gas: of the transaction; no data where there is nothing to do.
+        data: empty where there is nothing to do.
         moved_ppm: share of the inventory's value that it moves.
-        before, released, fees, mints, closed: what it would do.
     """
 
     tip: Tip
@@ -78,18 +108,18 @@ class Drafter:
         self._most_liquidity = Pool(pair.fee, pair.tick_spacing).max_liquidity_per_tick
 
     async def draft(self, order: Order, tip: Tip) -> Draft:
-        """Hold an order against all limits, plan it at the latest block, and simulate it there.
-
-        Raises:
-            ProtocolError: why it is refused.
-            Later: the price moved meanwhile.
-        """
+        """Raises `ProtocolError`, why it is refused, or `Later`: the price moved meanwhile."""
         wallet, slippage = self.wallet, self.limits.slippage_ticks
         self._check_pause()
-        self.limits.check_order(order, wallet.contract, wallet.vault)
+        self._check_order(order)
         price = await self._check_market(order, tip)
-        held, idle = await self._read_vault(tip)
-        keep, close, wanted = _match(order, held)
+        try:
+            held, idle = await read_vault(wallet.rpc, wallet.contract, wallet.vault, tip.hash)
+        except MarketError as error:
+            raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{error}; move some away by hand") from None
+        keep, close, wanted = plan.match_tokens(order.shown, order.desired, held)
+        if staked := [token.token_id for token in close if token.staked]:
+            raise ProtocolError(Code.EXECUTION_REVERTED, f"tokens {staked} are staked in the gauge: withdraw them")
         calls = plan.close_calls(close, wallet.vault, price, slippage, order.deadline)
         released, collected = plan.read_closed(await wallet.simulate(calls, tip)) if calls else ((0, 0), (0, 0))
         there = self._spendable(idle, collected, released, close, price)
@@ -109,12 +139,6 @@ class Drafter:
         gas = await wallet.estimate(wallet.contract.manager, data)
         now = await self._look_again(order, tip, gas)
         return Draft(now, data, gas, moved_ppm, idle, released, fees, tuple(mints), len(close))
-
-    async def _read_vault(self, tip: Tip) -> tuple[list[TokenPosition], Amounts]:
-        try:
-            return await read_vault(self.wallet.rpc, self.wallet.contract, self.wallet.vault, tip.hash)
-        except MarketError as error:
-            raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{error}; move some away by hand") from None
 
     def _spendable(
         self, idle: Amounts, collected: Amounts, released: Amounts, close: Sequence[TokenPosition], price: int
@@ -147,46 +171,69 @@ class Drafter:
         if self.wallet.paused:
             raise ProtocolError(Code.EXECUTOR_PAUSED, "paused by its operator; python -m executor resume ends that")
 
+    def _check_order(self, order: Order) -> None:
+        """What is wrong with it wherever the market stands."""
+        pair, vault, most = self.wallet.contract.pair, self.wallet.vault, self.limits.max_positions
+        if (order.chain_id, order.pool.lower()) != (pair.chain_id, pair.pool_address):
+            here = f"{pair.pool_address} on chain {pair.chain_id}"
+            raise ProtocolError(Code.FOREIGN_POOL, f"pool {order.pool} on chain {order.chain_id}, allowed is {here}")
+        if order.vault.lower() != vault:
+            raise ProtocolError(Code.FOREIGN_VAULT, f"vault {order.vault}, allowed is {vault}")
+        if len(order.desired) > most:
+            raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{len(order.desired)} positions, at most {most}")
+        for position in order.desired:
+            lower, upper = ticks = position.tick_lower, position.tick_upper
+            if not (MIN_TICK <= lower <= MAX_TICK and MIN_TICK <= upper <= MAX_TICK):
+                raise ProtocolError(Code.TICK_RANGE, f"ticks {ticks}; bounds {MIN_TICK}, {MAX_TICK}")
+            if lower >= upper:
+                raise ProtocolError(Code.TICK_ORDER, f"tick_lower {lower} >= tick_upper {upper}")
+            if lower % pair.tick_spacing or upper % pair.tick_spacing:
+                raise ProtocolError(Code.TICK_SPACING, f"ticks {ticks} are no multiples of {pair.tick_spacing}")
+
     async def _check_market(self, order: Order, tip: Tip) -> int:
         """Chain time, gas price and pool price; returns the pool's price."""
-        self.limits.check_block(order, tip)
-        price, tick, averages = await read_prices(self.wallet.rpc, self.wallet.contract, tip.hash)
-        self.limits.check_price(order, self.wallet.contract, tick, averages)
+        limits, contract = self.limits, self.wallet.contract
+        if (ahead := order.deadline - tip.time) > limits.deadline_seconds:
+            raise ProtocolError(Code.ORDER_STALE, f"its deadline is {ahead} s ahead, at most {limits.deadline_seconds}")
+        if tip.base_fee_wei > limits.max_gas_wei:
+            what = f"gas costs {tip.base_fee_wei} wei, at most {limits.max_gas_wei}"
+            raise ProtocolError(Code.GAS_PRICE_LIMIT, what)
+        price, tick, averages = await read_prices(self.wallet.rpc, contract, tip.hash)
+        if abs(tick - order.tick) > limits.shown_ticks:
+            what = f"tick {tick}, shown was {order.tick}, at most {limits.shown_ticks} apart"
+            raise ProtocolError(Code.PRICE_MOVED, what)
+        if averages is None:
+            raise ProtocolError(Code.PRICE_UNKNOWN, unknown_average(contract))
+        for name, average in zip(("average", "median"), averages, strict=True):
+            if abs(tick - average) > limits.average_ticks:
+                what = f"tick {tick}, the {name} of {AVERAGE_SECONDS} s is {average}"
+                raise ProtocolError(Code.PRICE_MANIPULATED, f"{what}, at most {limits.average_ticks} apart")
         return price
 
     async def _check_turnover(
         self, tip: Tip, price: int, held: Sequence[TokenPosition], loose: Amounts, collected: Amounts, most: Amounts
     ) -> int:
         """The value that this moves at most, in millionths of the inventory's, rounded up."""
+        working = [token for token in held if token.liquidity]
+        bounds = [map(sqrt_ratio_at_tick, token[1:3]) for token in working]
         inside = add(
-            *(
-                amounts_of(token.liquidity, price, *map(sqrt_ratio_at_tick, token[1:3]), round_up=False)
-                for token in held
-                if token.liquidity
-            )
+            *(amounts_of(one.liquidity, price, *at, round_up=False) for one, at in zip(working, bounds, strict=True))
         )
         moved, whole = max(worth(collected, price), worth(most, price)), worth(add(loose, inside), price)
         ppm = -(-moved * 10**6 // max(1, whole))
-        self.limits.check_hour(ppm, *await self.journal.within(tip.time - HOUR_SECONDS))
+        mined, moved_ppm = await self.journal.within(tip.time - HOUR_SECONDS)
+        if mined >= self.limits.hourly_transactions:
+            what = f"{mined} transactions were mined within an hour, at most {self.limits.hourly_transactions}"
+            raise ProtocolError(Code.TURNOVER_LIMIT, what)
+        if ppm + moved_ppm > self.limits.turnover_percent * 10**4:
+            what = f"it would move {ppm / 10**4:.2f} % of the inventory, {moved_ppm / 10**4:.2f} % were moved within an"
+            raise ProtocolError(Code.TURNOVER_LIMIT, f"{what} hour, at most {self.limits.turnover_percent} %")
         return ppm
 
     async def _check_allowances(self, tip: Tip, mints: Sequence[plan.Mint]) -> None:
         need, allowed = add(*(mint.most for mint in mints)), await self.wallet.allowances(tip.hash)
         for token, least, have in zip(self.wallet.tokens, need, allowed, strict=True):
             if have < least:
-                raise ProtocolError(
-                    Code.EXECUTION_REVERTED,
-                    f"the position manager may take {have} of {token}, {least} are needed:"
-                    " stop the bot and run python -m executor approve",
-                )
-
-
-def _match(order: Order, held: Sequence[TokenPosition]) -> tuple[list, list, list]:
-    """`plan.match`, where a gauge holds none of those to close."""
-    try:
-        keep, close, wanted = plan.match(order.shown, order.desired, held)
-    except VaultChanged as error:
-        raise ProtocolError(Code.VAULT_CHANGED, str(error)) from None
-    if staked := [token.token_id for token in close if token.staked]:
-        raise ProtocolError(Code.EXECUTION_REVERTED, f"tokens {staked} are staked in the gauge: withdraw them")
-    return keep, close, wanted
+                what = f"the position manager may take {have} of {token}, {least} are needed"
+                fix = "stop the bot and run python -m executor approve"
+                raise ProtocolError(Code.EXECUTION_REVERTED, f"{what}: {fix}")

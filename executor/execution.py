@@ -21,9 +21,8 @@ from typing import Any
 
 from evm.abi import Malformed, header_call, integer, read_header
 from evm.rpc import Refusal, RpcError
-from executor.drafting import Draft, Drafter
+from executor.drafting import Draft, Drafter, Limits
 from executor.journal import CANCEL, PLAN, Attempt, OrderJournal
-from executor.limits import Limits
 from executor.readback import Tip, checked_receipt, gas_of, read_back
 from executor.wallet import Later, Wallet
 from liquidity.executions import Order, Report

@@ -1,17 +1,16 @@
 """What a vault must do to hold the positions of an order, and the position manager's calls for that.
 
-    keep, close, wanted = match(order.shown, order.desired, held)
+    keep, close, wanted = match_tokens(order.shown, order.desired, held)
     mints = size(wanted, keep, there, price, slippage_ticks, most_liquidity)
     data = multicall([*close_calls(...), *mint_calls(...)])
 
-The rules are those of `books.Book.rebalance`; the sizes are exact at one price. Uniswap's manager and Slipstream's take
-the same calls but one, `mint`; both spellings stand below, side by side.
-Pure: no clock, no I/O. Read next: `drafting.py`, which holds it against the limits.
+The rules are those of `books.Book.rebalance`; the sizes are exact at one price. Pure: no clock, no I/O.
+Read next: `drafting.py`, which holds it against the limits.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,8 @@ from typing import Any
 from evm.abi import Function
 from evm.manager import COLLECT, TokenPosition
 from evm.pool import Contract
-from protocol import Position
+from liquidity.rounds import match
+from protocol import Code, Position, ProtocolError
 from sim import MASK_128, MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96, amounts_of, liquidity_for, sqrt_ratio_at_tick
 
 Amounts = tuple[int, int]  # of token0 and token1, base units
@@ -40,17 +40,12 @@ SLIPSTREAM_MINT = Function(  # the tick spacing in the place of the fee; at the 
 MULTICALL = Function("multicall(bytes[])", "bytes[]")
 
 
-class VaultChanged(Exception):
-    """The vault does not hold the ranges that the miner was shown."""
-
-
 @dataclass(frozen=True, slots=True)
 class Mint:
     """Liquidity to add.
 
     Attributes:
         token_id: of the kept position in that range, which gets more; 0 makes a new one.
-        tick_lower, tick_upper: the range.
         most: what the manager may take, and sizes the liquidity by: no more than it needs while the price stays
             within the bound. Else dust of one token would hold back all of the other only until somebody moved the
             price out of the range, and then all of that would be sold there.
@@ -67,35 +62,28 @@ class Mint:
     paid: Amounts
 
 
-def match(
+def match_tokens(
     shown: Sequence[Position], desired: Sequence[Position], held: Sequence[TokenPosition]
 ) -> tuple[list[TokenPosition], list[TokenPosition], list[Position]]:
-    """`rounds.plan` on the vault's tokens: those to keep, those to close, positions to mint in the order of the answer.
+    """`rounds.match` on the vault's tokens: those to keep, those to close, positions to mint as they were answered.
 
     A shown position is the token in its range; of several in one range the larger is the larger. Amounts are not
     compared: the price moved since, and anybody may add liquidity to anybody's position.
 
     Raises:
-        VaultChanged: the ranges are not those that the vault holds.
+        ProtocolError: `VAULT_CHANGED`, the ranges are not those that the vault holds.
     """
-    tokens = sorted((token for token in held if token.liquidity), key=lambda token: token.liquidity)
-    ours, theirs = Counter(map(_ticks, tokens)), Counter(map(_ticks, shown))
+    tokens = sorted((token for token in held if token.liquidity), key=lambda token: (_ticks(token), token.liquidity))
+    # both amounts of a range grow with its liquidity
+    positions = sorted(shown, key=lambda position: (_ticks(position), position.allocation0, position.allocation1))
+    ours, theirs = list(map(_ticks, tokens)), list(map(_ticks, positions))
     if ours != theirs:
-        raise VaultChanged(f"shown were the ranges {sorted(theirs.elements())}, it holds {sorted(ours.elements())}")
-    waiting = []
-    for position in sorted(shown, key=lambda p: (p.allocation0, p.allocation1)):  # both grow with the liquidity
-        token = next(token for token in tokens if _ticks(token) == _ticks(position))
-        tokens.remove(token)
-        waiting.append((position, token))
-    keep, wanted = [], []
-    for position in desired:
-        pair = next((pair for pair in waiting if pair[0] == position), None)
-        if pair:
-            waiting.remove(pair)
-            keep.append(pair[1])
-        else:
-            wanted.append(position)
-    return keep, sorted(token for _, token in waiting), wanted
+        raise ProtocolError(Code.VAULT_CHANGED, f"shown were the ranges {theirs}, it holds {ours}")
+    tokens_of = defaultdict(list)
+    for position, token in zip(positions, tokens, strict=True):
+        tokens_of[position].append(token)
+    keep, close, wanted = match(shown, desired)
+    return [tokens_of[one].pop(0) for one in keep], sorted(tokens_of[one].pop(0) for one in close), wanted
 
 
 def size(
@@ -173,21 +161,13 @@ def close_calls(
     close: Sequence[TokenPosition], vault: str, sqrt_price_x96: int, slippage_ticks: int, deadline: int
 ) -> list[bytes]:
     """Three for each position: take the liquidity out, collect all to the vault, burn the empty token."""
-    return [
-        data
-        for token in close
-        for data in (
-            data_of(
-                DECREASE,
-                token.token_id,
-                token.liquidity,
-                *worst_release(token, sqrt_price_x96, slippage_ticks),
-                deadline,
-            ),
-            data_of(COLLECT, token.token_id, vault, MASK_128, MASK_128),
-            data_of(BURN, token.token_id),
-        )
-    ]
+    calls = []
+    for token in close:
+        least = worst_release(token, sqrt_price_x96, slippage_ticks)
+        calls.append(data_of(DECREASE, token.token_id, token.liquidity, *least, deadline))
+        calls.append(data_of(COLLECT, token.token_id, vault, MASK_128, MASK_128))
+        calls.append(data_of(BURN, token.token_id))
+    return calls
 
 
 def read_closed(results: Sequence[bytes]) -> tuple[Amounts, Amounts]:
@@ -199,8 +179,7 @@ def read_closed(results: Sequence[bytes]) -> tuple[Amounts, Amounts]:
 
 def mint_calls(mints: Sequence[Mint], contract: Contract, vault: str, deadline: int) -> list[bytes]:
     """One for each."""
-    pair = contract.pair
-    calls = []
+    pair, calls = contract.pair, []
     for mint in mints:
         amounts = *mint.most, *mint.least
         tokens, ticks = (pair.token0.address, pair.token1.address), (mint.tick_lower, mint.tick_upper)

@@ -9,11 +9,14 @@ Read next: `execution.py`, which writes down what is signed before it is sent.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from web3 import Account
 
 from evm.abi import Function, header_call, integer, read_header
 from evm.pool import Contract
@@ -23,6 +26,7 @@ from executor.journal import Attempt
 from executor.readback import Tip, one
 from markets.base import MarketError
 from protocol import Code, ProtocolError
+from runtime.passwords import read_private
 from runtime.process import UserError
 
 POLL_SECONDS = 1.0
@@ -187,3 +191,30 @@ class Wallet:
                 return hash_
             await asyncio.sleep(POLL_SECONDS)
         raise UserError(f"{hash_} is not mined after {APPROVE_SECONDS} s; look whether it is, before you try again")
+
+
+def load_account(path: Path, password: str | None) -> Any:
+    """The vault's key: 64 hexadecimal digits, or a keystore's JSON with its password.
+
+    Decrypting a keystore takes a second or more, by design. Raises `UserError`, which contains nothing of it.
+    """
+    text = read_text(path, "key file").strip()
+    try:
+        if not text.startswith("{"):
+            return Account.from_key(bytes.fromhex(text.removeprefix("0x")))
+        if password is None:
+            raise UserError(f"key file {path} is encrypted; name its password with --password-file FILE")
+        return Account.from_key(Account.decrypt(json.loads(text), password))
+    except UserError:
+        raise
+    except Exception:  # the packages' errors may quote the key
+        fix = "is its password right?" if text.startswith("{") else "64 hexadecimal digits or a keystore are expected"
+        raise UserError(f"key file {path} holds no key that can be used: {fix}") from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """A file that nobody else may read. Raises `UserError`."""
+    try:
+        return read_private(path, what).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no UTF-8") from None

@@ -100,18 +100,22 @@ class Line:
 
 
 def plan(shown: Iterable[Position], desired: Iterable[Position]) -> tuple[list, list, list]:
-    """What a decision wants of a vault: ranges to keep, ranges to close, (range, most of each token) to mint.
+    """What a decision wants of a vault: ranges to keep, ranges to close, (range, most of each token) to mint."""
+    keep, close, mint = match(shown, desired)
+    ranges = ([(position.tick_lower, position.tick_upper) for position in found] for found in (keep, close))
+    return *ranges, [(p.tick_lower, p.tick_upper, p.allocation0, p.allocation1) for p in mint]
 
-    Of equal positions each one asked for keeps one.
-    """
+
+def match(shown: Iterable[Position], desired: Iterable[Position]) -> tuple[list, list, list]:
+    """Positions to keep, to close, and to mint; of equal positions each one asked for keeps one."""
     closing, keep, mint = list(shown), [], []
     for position in desired:
         if position in closing:
             closing.remove(position)
-            keep.append((position.tick_lower, position.tick_upper))
+            keep.append(position)
         else:
-            mint.append((position.tick_lower, position.tick_upper, position.allocation0, position.allocation1))
-    return keep, [(position.tick_lower, position.tick_upper) for position in closing], mint
+            mint.append(position)
+    return keep, closing, mint
 
 
 def build_query(moment: Moment, book: Book, changes: int) -> RebalanceQuery:

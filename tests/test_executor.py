@@ -34,19 +34,18 @@ from evm.manager import TokenPosition
 from evm.pool import Contract, describe
 from evm.rpc import Refusal, RpcError, open_rpc
 from executor import __main__ as executor_main
-from executor import commands, drafting
 from executor import door as door_module
+from executor import drafting
 from executor import plan as plan_module
 from executor import wallet as wallet_module
 from executor.client import Bot, place
-from executor.door import Door
+from executor.door import MIN_API_KEY_CHARS, Door, read_api_key
+from executor.drafting import GWEI, Limits
 from executor.execution import FOREIGN_SECONDS, MAX_REVERTED, Executor
 from executor.journal import MAX_OPEN, Attempt, OrderJournal
-from executor.keys import MIN_API_KEY_CHARS, load_account, read_api_key
-from executor.limits import GWEI, Limits
-from executor.plan import VaultChanged, around, close_calls, match, mint_calls, multicall, size
+from executor.plan import around, close_calls, match_tokens, mint_calls, multicall, size
 from executor.readback import gas_of, read_back
-from executor.wallet import Wallet
+from executor.wallet import Wallet, load_account
 from liquidity.executions import NOTHING, Order, Report
 from liquidity.rounds import plan
 from protocol import Code, Inventory, Pair, Position, ProtocolError, Token
@@ -238,7 +237,7 @@ def test_the_vaults_tokens_are_kept_and_closed_as_the_plan_of_a_round_says(seed)
     desired = rng.sample(shown, rng.randint(0, len(shown))) + [random_position(rng) for _ in range(rng.randint(0, 3))]
     rng.shuffle(desired)
     empty = token(99, -600, 600, 0)  # one that was closed by hand
-    keep, close, wanted = match(shown, desired, [*held, empty])
+    keep, close, wanted = match_tokens(shown, desired, [*held, empty])
     kept, closed, mint = plan(shown, desired)
     ticks = [(one.tick_lower, one.tick_upper) for one in keep]
     assert sorted(ticks) == sorted(kept) and sorted((one.tick_lower, one.tick_upper) for one in close) == sorted(closed)
@@ -250,15 +249,15 @@ def test_of_several_in_one_range_the_larger_is_the_larger_also_after_strangers_a
     small, large = token(7, -600, 600, 10**18), token(5, -600, 600, 3 * 10**18)
     shown = shown_of([large, small], Q96)
     dusted = [large._replace(liquidity=large.liquidity + 1), small._replace(liquidity=small.liquidity + 10**17)]
-    assert match(shown, [shown[0]], dusted) == ([dusted[0]], [dusted[1]], [])
-    assert match(shown, [shown[1]], dusted) == ([dusted[1]], [dusted[0]], [])
+    assert match_tokens(shown, [shown[0]], dusted) == ([dusted[0]], [dusted[1]], [])
+    assert match_tokens(shown, [shown[1]], dusted) == ([dusted[1]], [dusted[0]], [])
 
 
 @pytest.mark.parametrize("held", [[], [(-600, 660)], [(-600, 600), (-600, 600)], [(-600, 600), (0, 60)]])
 def test_ranges_that_the_vault_does_not_hold_are_refused(held):
     tokens = [token(n, *ticks, 10**18) for n, ticks in enumerate(held)]
-    with pytest.raises(VaultChanged, match="-600, 600"):
-        match([Position(-600, 600, 1, 1)], [], tokens)
+    with pytest.raises(ProtocolError, match="-600, 600"):
+        match_tokens([Position(-600, 600, 1, 1)], [], tokens)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -1694,7 +1693,7 @@ def test_it_serves_a_dry_run_by_default_and_stops_when_asked(world, tmp_path, ca
 def test_status_shows_vault_price_and_journal_and_makes_none(world, tmp_path, capsys):
     status = words(world, tmp_path, "status")
     assert command(capsys, *status)[1].endswith("no orders yet\n") and not list((tmp_path / "bot").glob("*"))
-    (tmp_path / "bot" / commands.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
+    (tmp_path / "bot" / executor_main.JOURNAL_FILE).symlink_to(tmp_path / "journal.sqlite3")
     world.run(tmp_path, world.order("first", WIDE))
     code, shown, _ = command(capsys, *status)
     assert code == 0 and "first: executed, 1 minted" in shown and "average of 600 s 0" in shown
@@ -1705,9 +1704,9 @@ def test_pause_and_resume_are_commands(tmp_path, capsys):
     folder = str(tmp_path)
     code, _, said = command(capsys, "pause", "--dir", folder)  # nobody would look there
     assert code == 2 and "no executor bot" in said and not list(tmp_path.iterdir())
-    (tmp_path / commands.JOURNAL_FILE).touch()
-    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / commands.PAUSE_FILE).exists()
-    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / commands.PAUSE_FILE).exists()
+    (tmp_path / executor_main.JOURNAL_FILE).touch()
+    assert command(capsys, "pause", "--dir", folder)[0] == 0 and (tmp_path / executor_main.PAUSE_FILE).exists()
+    assert command(capsys, "resume", "--dir", folder)[0] == 0 and not (tmp_path / executor_main.PAUSE_FILE).exists()
     code, _, said = command(capsys, "pause", "--dir", str(tmp_path / "gone"))
     assert code == 2 and "--dir" in said
 

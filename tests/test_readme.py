@@ -20,7 +20,7 @@ from test_house import ORDER, TREES, imports, root
 import miner
 import validator
 from executor import __main__ as executor_main
-from executor import keys
+from executor import door
 from runtime import options as options_module
 from spine import ground
 
@@ -126,7 +126,7 @@ def test_every_command_with_a_real_pool_is_accepted_as_it_stands():
 def test_what_the_validators_command_with_a_real_pool_names_is_enough(tmp_path, monkeypatch):
     """Its bot is the one that listens by default, and the key is what the bot would take."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "api.key").write_text("k" * keys.MIN_API_KEY_CHARS)
+    (tmp_path / "api.key").write_text("k" * door.MIN_API_KEY_CHARS)
     (tmp_path / "api.key").chmod(0o600)
     found = []
     for parser, rest in real_pool_commands():
@@ -135,7 +135,7 @@ def test_what_the_validators_command_with_a_real_pool_names_is_enough(tmp_path, 
             options_module.resolve(options, {}, tmp_path / "no.env")
             found.append(options_module.real_market(options))
     assert len(found) == 2 and all(real.executor_url == f"http://127.0.0.1:{executor_main.PORT}" for real in found)
-    assert all(real.executor_key.reveal() == "k" * keys.MIN_API_KEY_CHARS for real in found)
+    assert all(real.executor_key.reveal() == "k" * door.MIN_API_KEY_CHARS for real in found)
 
 
 @pytest.mark.parametrize("program", [validator, miner])
