@@ -18,7 +18,7 @@ from liquidity.events import Event, ReplayError, swap_call
 from liquidity.fast import FastPool
 from liquidity.slipstream import SlipstreamPool
 from protocol import LEFT_OUT, Amount, SqrtPrice, Word
-from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, PIPS, Pool, PositionState
+from sim import MAX_SQRT_RATIO, MAX_TICK, MIN_SQRT_RATIO, PIPS, Pool, PositionState
 
 
 def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = None) -> None:
@@ -212,6 +212,11 @@ class Snapshot:
     idle1: Amount
     vault_owner: str = ""
     slipstream: SlipstreamState | None = field(default=None, metadata=LEFT_OUT)
+
+    def __post_init__(self):
+        """Raises `ValueError` for a fee or a spacing that no pool has: with these a swap would not end."""
+        if not (0 <= self.fee < PIPS and 0 < self.tick_spacing <= MAX_TICK):
+            raise ValueError(f"snapshot.fee, tick_spacing: {self.fee}, {self.tick_spacing} are no pool's")
 
     @classmethod
     def of(
