@@ -44,7 +44,7 @@ from protocol import (
 from runtime.db import StoreError
 from runtime.options import add_chain_options, add_logging_options, is_local, parse_options
 from runtime.process import Parser, UserError, number, run
-from status.miner import MinerStatus, serve_miner
+from status.miner import MinerStatus
 from status.server import MINER_PORT, add_options
 from wire.client import is_public
 from wire.codec import decode, encode
@@ -222,7 +222,7 @@ async def mine(options: argparse.Namespace) -> None:
         if not outcome.ok:
             raise UserError(f"the chain refused the endpoint {address}:{port}: {outcome.name} {outcome.detail}")
         shown.joined(uid, (await chain.metagraph()).netuid, f"{address}:{port}")
-        await stack.enter_async_context(serve_miner(shown, options))
+        await stack.enter_async_context(shown.serving(options))
         print(f"miner {options.name}: uid {uid}, hotkey {chain.hotkey}, strategy {options.strategy}, {address}:{port}")
         print(
             "LOCAL: this is the embedded chain of `python validator.py`, no real subnet." if local else "", flush=True

@@ -66,7 +66,7 @@ async def check_command(options: argparse.Namespace, strategies: Mapping[str, St
             f"NOTE: the same query twice got different answers, {len(differs)} of {len(asked)} times, first at block"
             f" {differs[0].query.block_number}: what your strategy remembers or draws at random decides."
         )
-    print("\n" + leaderboard(market.label, market.pair, job, played.round_id, played.result, {}, {}, {}, {}, showing))
+    print("\n" + leaderboard(showing, market.label, market.pair, {}, job, played.round_id, played.result))
     return EXIT_OK
 
 

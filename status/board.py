@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
 
 from protocol import Code, Job, Pair, RoundResult
 from spine.ground import Ground
-from status.columns import PLAIN, Showing
+from status.columns import Showing
 from store import Reputation
 
 DAY_SECONDS = 86_400
@@ -20,12 +22,8 @@ class Board:
     """What goes to stdout: of each job the first leaderboard of every market day, at the end the newest.
 
     Args:
-        label, pair: of the market; the label says whether it is real, recorded or a model.
-        names: what to call hotkeys that are known here.
+        label, pair, names: as `leaderboard` takes them.
         every: whether to print the leaderboard of every round.
-
-    Attributes:
-        names: as given.
     """
 
     def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool):
@@ -33,20 +31,10 @@ class Board:
         self._printed: set[tuple] = set()
         self._latest: dict[tuple[str, str], str] = {}  # those that were not printed
 
-    def show(
-        self,
-        showing: Showing | None,
-        job: Job,
-        round_id: str,
-        result: RoundResult,
-        reputations: Mapping[str, Reputation],
-        asked: Mapping[str, tuple[Code, str]],
-        missed: Mapping[str, Sequence[str]],
-    ) -> None:
+    def show(self, showing: Showing | None, job: Job, round_id: str, *what: Any) -> None:
         """Of a round that was scored; arguments as `leaderboard`'s."""
         job_id, round_type, start = round_id.rsplit(":", 2)
-        what = self._label, self._pair, job, round_id, result, reputations, asked, missed, self.names
-        text = leaderboard(*what, showing or PLAIN)
+        text = leaderboard(showing or Showing(), self._label, self._pair, self.names, job, round_id, *what)
         day = (job_id, round_type, int(start) // DAY_SECONDS)
         if self._every or day not in self._printed:
             self._printed.add(day)
@@ -62,30 +50,26 @@ class Board:
 
 
 def leaderboard(
+    showing: Showing,
     label: str,
     pair: Pair,
+    names: Mapping[str, str],
     job: Job,
     round_id: str,
     result: RoundResult,
-    reputations: Mapping[str, Reputation],
-    asked: Mapping[str, tuple[Code, str]],
-    missed: Mapping[str, Sequence[str]],
-    names: Mapping[str, str],
-    showing: Showing,
+    reputations: Mapping[str, Reputation] = MappingProxyType({}),
+    asked: Mapping[str, tuple[Code, str]] = MappingProxyType({}),
+    missed: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> str:
-    """One round as a table.
+    """One round as a table, lines of text.
 
     Args:
+        showing: how the mechanism's rounds are written.
         label: of the market; says whether it is real, recorded or a model.
-        pair, job, round_id, result: what was played.
+        names: what to call hotkeys that are known here.
         reputations: after the round, by hotkey.
         asked: code and detail of each first ask, by hotkey; those not accepted are listed below the table.
         missed: why later asks had no accepted answer and meant *keep*, by hotkey.
-        names: what to call hotkeys that are known here.
-        showing: how the mechanism's rounds are written.
-
-    Returns:
-        Lines of text; amounts in human units.
     """
     start = int(round_id.rsplit(":", 1)[1])
     rows = [("rank", "miner", "score", *showing.columns(), "rep. excess", "rep. seed")]
@@ -95,11 +79,9 @@ def leaderboard(
         standing = [showing.amount(found.standing.combined(kind), pair) if found else "" for kind in ("excess", "seed")]
         score = showing.amount(line.score, pair)
         rows.append((str(line.rank or ""), name, score, *showing.row(line, pair), *standing))
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = [
-        "  ".join(
-            cell.rjust(w) if n != 1 else cell.ljust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
+        "  ".join(f"{cell:{'<' if n == 1 else '>'}{widths[n]}}" for n, cell in enumerate(row))  # names to the left
         for row in rows
     ]
     live = "LIVE, on the vault itself" if ":live:" in round_id else "evaluation"
@@ -109,17 +91,19 @@ def leaderboard(
         f"== {job.job_id}: {', '.join(filter(None, (about, live, time, happened)))}",
         f"   {label}; amounts in {showing.unit(pair)}; ranked by score, paid by reputation ({job.settings.reputation})",
     ]
-    out = [
-        f"   not ranked: {miner_name(hotkey, names)}: {code} {detail}".rstrip()
-        for hotkey, (code, detail) in asked.items()
-        if code is not Code.ACCEPTED
+    below = [
+        *(
+            f"not ranked: {miner_name(hotkey, names)}: {code} {detail}"
+            for hotkey, (code, detail) in asked.items()
+            if code is not Code.ACCEPTED
+        ),
+        *(
+            f"kept what it had: {miner_name(hotkey, names)}: {len(reasons)} asks, last {reasons[-1]}"
+            for hotkey, reasons in missed.items()
+        ),
+        *showing.remarks(result),
     ]
-    for hotkey, reasons in missed.items():
-        out.append(
-            f"   kept what it had: {miner_name(hotkey, names)}: {len(reasons)} asks, last {reasons[-1]}".rstrip()
-        )
-    out += [f"   {remark}" for remark in showing.remarks(result)]
-    return "\n".join([*head, *table, *out])
+    return "\n".join([*head, *table, *(f"   {line}".rstrip() for line in below)])
 
 
 def miner_name(hotkey: str, names: Mapping[str, str]) -> str:

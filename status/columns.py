@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from markupsafe import Markup
@@ -30,69 +30,48 @@ class Column(NamedTuple):
     argument: str = ""
 
 
-class Showing(Protocol):
-    """What a mechanism says of its rounds: for leaderboards in functions that write text, for pages in two tables.
+class Showing:
+    """What a mechanism says of its rounds, for leaderboards in text, for pages in two tables; here of one that says
+    nothing: the score, and every term as it is. A mechanism's own has the same members (`liquidity/showing.py`).
 
     Attributes:
         SIZE: the way to an amount of token1 from which all others get their digits; lines that have it are in token1.
         TABLES: columns of each table: `round` (a round's books), `job`, `miner` (its rounds), `receipts`.
     """
 
-    SIZE: str
-    TABLES: Mapping[str, Sequence[tuple[str, ...]]]
+    SIZE: str = ""
+    TABLES: Mapping[str, Sequence[tuple[str, ...]]] = {}
 
     def columns(self) -> Sequence[str]:
         """Heads of what `row` gives."""
-
-    def row(self, line: Any, pair: Pair) -> Sequence[str]:
-        """A line's terms as texts."""
-
-    def amount(self, value: Decimal, pair: Pair) -> str:
-        """A score or a reputation as text."""
-
-    def unit(self, pair: Pair) -> str:
-        """What amounts are in."""
-
-    def about(self, job: Job, result: Any) -> Sequence[str]:
-        """What a round was about, and what happened in it; either may be empty."""
-
-    def remarks(self, result: Any) -> Sequence[str]:
-        """Lines below a round's table."""
-
-
-class _Plain:
-    """What a leaderboard shows of a mechanism that says nothing: the score, and every term as it is."""
-
-    SIZE, TABLES = "", {"round": ()}
-
-    def columns(self) -> Sequence[str]:
         return ("terms",)
 
     def row(self, line: Any, pair: Pair) -> Sequence[str]:
+        """A line's terms as texts."""
         return (", ".join(f"{name} {value}" for name, value in line.terms.items()),)
 
     def amount(self, value: Decimal, pair: Pair) -> str:
+        """A score or a reputation as text."""
         return f"{round(value, 4) + 0:+,}"
 
     def unit(self, pair: Pair) -> str:
+        """What amounts are in."""
         return "points"
 
     def about(self, job: Job, result: Any) -> Sequence[str]:
+        """What a round was about, and what happened in it; either may be empty."""
         return "", ""
 
     def remarks(self, result: Any) -> Sequence[str]:
+        """Lines below a round's table."""
         return ()
 
 
-PLAIN = _Plain()
-
-
-def found(line: Mapping[str, Any], member: str) -> Any:
+def found(line: Any, member: str) -> Any:
     """What a line has at the end of a way through its JSON, None if it leads nowhere."""
-    value: Any = line
     for key in _steps(member):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+        line = line.get(key) if isinstance(line, dict) else None
+    return line
 
 
 @lru_cache(1024)  # a page asks for the same few thousands of times

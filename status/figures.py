@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Context, Decimal, localcontext
+from itertools import accumulate, pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -22,10 +23,6 @@ MOST_CHARS = 300  # of a text that came from others
 WIDTH, HEIGHT, STRIP = 440, 190, 74  # of a chart, in its own units
 DRAWN_BEYOND = 3  # ranges are drawn where a bound is at most so many times the price's span away from it
 WIDE = Context(prec=200)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Text and numbers
 
 
 def shown(text: Any) -> Markup:
@@ -55,18 +52,14 @@ def _decimals(value: Decimal, places: int, sign: bool) -> str:
     return text.replace("-", "−") if value else text
 
 
-def _age(seconds: Decimal) -> str:
-    for size, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} s"
+def _amount(value: Decimal, decimals: int, places: int, sign: bool) -> str:
+    return _decimals(value.scaleb(-decimals), places, sign)
 
 
-def _bytes(value: Decimal) -> str:
-    for size, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if value >= size:
-            return f"{value / size:.1f} {name}"
-    return f"{value} B"
+def _in_units(value: Decimal, least: int, units: Iterable[tuple[int, str]], smallest: str) -> str:
+    """In the first unit of which there are `least` or more."""
+    large = (f"{value / size:.1f} {name}" for size, name in units if value >= least * size)
+    return next(large, f"{value:.0f} {smallest}")
 
 
 def _price(value: Decimal) -> str:
@@ -78,15 +71,15 @@ def _price(value: Decimal) -> str:
 
 FORMATS = {  # name: (value, argument) -> text; `data-as` names them
     "int": lambda value, _: f"{value:,.0f}",
-    "base": lambda value, arg: _decimals(value.scaleb(-int(arg.split(",")[0])), int(arg.split(",")[1]), sign=True),
-    "amount": lambda value, arg: _decimals(value.scaleb(-int(arg.split(",")[0])), int(arg.split(",")[1]), sign=False),
+    "base": lambda value, arg: _amount(value, *map(int, arg.split(",")), sign=True),
+    "amount": lambda value, arg: _amount(value, *map(int, arg.split(",")), sign=False),
     "percent": lambda value, arg: _decimals(value * 100, int(arg), sign=False) + " %",
     "change": lambda value, arg: _decimals(value * 100, int(arg), sign=True) + " %",
     "plain": lambda value, arg: _decimals(value, int(arg), sign=False),
     "price": lambda value, _: _price(value),
     "time": lambda value, _: f"{datetime.fromtimestamp(int(value), UTC):%Y-%m-%d %H:%M}",
-    "age": lambda value, _: _age(value),
-    "bytes": lambda value, _: _bytes(value),
+    "age": lambda value, _: _in_units(value, 2, ((86_400, "d"), (3_600, "h"), (60, "min")), "s"),
+    "bytes": lambda value, _: _in_units(value, 1, ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")), "B"),
 }
 
 
@@ -123,8 +116,7 @@ class Numbers:
 
     def under(self, at: str) -> Numbers:
         """The same, for members of another object; what begins with `/` and no `#` before it is a URL."""
-        at = at if "#" in at else f"{self.at}/{at}"
-        return replace(self, at=at)
+        return replace(self, at=at if "#" in at else f"{self.at}/{at}")
 
     def __call__(self, name: str, value: Any, how: str = "int", argument: str = "", tone: bool = False) -> Markup:
         """A number of the API, rounded for people."""
@@ -178,6 +170,10 @@ class _Scale:
     def points(self, samples: Sequence[Mapping[str, Any]], values: Iterable[float]) -> str:
         return " ".join(f"{self.x(s['block'])},{self.y(v)}" for s, v in zip(samples, values, strict=True))
 
+    def curves(self, samples: Sequence[Mapping[str, Any]], series: Iterable[Iterable[float]]) -> Iterator[str]:
+        for style, values in zip(("s s0", "s s1 dash", "s s6"), series, strict=False):
+            yield _shape("polyline", style, points=self.points(samples, values))
+
 
 def _svg(parts: Iterable[str], label: str, height: int = HEIGHT) -> Markup:
     return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
@@ -189,10 +185,29 @@ def _label(x: float | str, y: float | str, anchor: str, number: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{inner}</text>'
 
 
+def _shape(name: str, style: str, about: str = "", **attributes: float | str) -> str:
+    """An element of a chart; fractions with one decimal."""
+    texts = {key: f"{value:.1f}" if isinstance(value, float) else value for key, value in attributes.items()}
+    start = f'<{name} class="{style}"' + "".join(f' {key}="{text}"' for key, text in texts.items())
+    return f"{start}><title>{about}</title></{name}>" if about else f"{start}/>"
+
+
+def _line(style: str, x1: float | str, x2: float | str, y1: float | str, y2: float | str, about: str = "") -> str:
+    return _shape("line", style, about, x1=x1, x2=x2, y1=y1, y2=y2)
+
+
+def _across(style: str, y: float | str, width: int = WIDTH) -> str:
+    return _line(style, 0, width, y, y)
+
+
+def _bar(style: str, x: float, y: float, width: float, height: float, about: str = "") -> str:
+    return _shape("rect", style, about, x=x, y=y, width=width, height=height)
+
+
 def _ends(scale: _Scale, panels: Mapping[str, Any], num: Numbers) -> list[str]:
     bottom = scale.height
     return [
-        f'<line class="axis" x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"/>',
+        _across("axis", bottom),
         _label(0, bottom + 12, "start", num("opening_block", panels["opening_block"])),
         _label(WIDTH, bottom + 12, "end", num("close_block", panels["close_block"])),
         f'<text x="{WIDTH / 2}" y="{bottom + 12}" text-anchor="middle">blocks</text>',
@@ -212,7 +227,7 @@ def price_chart(panels: Mapping[str, Any], num: Numbers) -> Markup:
     for n, (name, segments) in enumerate(panels["ranges"].items()):
         _draw_ranges(drawn, scale, n, segments, name == panels["miner"])
     steps = "".join(f"H{scale.x(block)}V{scale.y(price)}" for block, price in path[1:])
-    drawn.append(f'<path class="path" d="M{scale.x(path[0][0])} {scale.y(path[0][1])}{steps}"/>')
+    drawn.append(_shape("path", "path", d=f"M{scale.x(path[0][0])} {scale.y(path[0][1])}{steps}"))
     for n, shift in ((prices.index(high), -5), (prices.index(low), 13)):
         x = min(WIDTH - 60.0, max(60.0, float(scale.x(path[n][0]))))
         y = max(10.0, float(scale.y(path[n][1])) + shift)
@@ -225,20 +240,16 @@ def _draw_ranges(drawn: list[str], scale: _Scale, n: int, segments: Sequence, ma
     for m, (begin, end, ranges) in enumerate(segments):
         x, until = scale.x(begin), scale.x(end)
         if m:
-            drawn.append(
-                f'<line class="s s{n}" x1="{x}" x2="{x}" y1="{scale.height - 8}" y2="{scale.height}"><title>'
-                f"rebalance at block {begin}</title></line>"
-            )
+            drawn.append(_line(f"s s{n}", x, x, scale.height - 8, scale.height, f"rebalance at block {begin}"))
         for _, _, lower, upper in ranges:
             top, bottom = scale.y(float(upper)), scale.y(float(lower))
+            height = max(0.0, float(bottom) - float(top))
             if main:
-                width, height = float(until) - float(x), max(0.0, float(bottom) - float(top))
-                band = f'<rect class="band f{n}" x="{x}" y="{top}" width="{width:.1f}" height="{height:.1f}"/>'
-                drawn.insert(0, band)
+                drawn.insert(0, _bar(f"band f{n}", float(x), float(top), float(until) - float(x), height))
             style = f"s s{n}" + ("" if main else " thin dash")
             for price, y in ((float(upper), top), (float(lower), bottom)):
                 if scale.inside(price):
-                    drawn.append(f'<line class="{style}" x1="{x}" x2="{until}" y1="{y}" y2="{y}"/>')
+                    drawn.append(_line(style, x, until, y, y))
 
 
 def value_charts(panels: Mapping[str, Any], num: Numbers) -> tuple[Markup, Markup]:
@@ -247,40 +258,27 @@ def value_charts(panels: Mapping[str, Any], num: Numbers) -> tuple[Markup, Marku
     values = [[float(sample[name]) for sample in samples] for name in names]
     ends = samples[0]["block"], samples[-1]["block"]
     scale = _Scale(*ends, min(map(min, values)), max(map(max, values)))
-    start = scale.y(values[2][0])
-    drawn = [f'<line class="axis" x1="0" x2="{WIDTH}" y1="{start}" y2="{start}"/>']
-    for style, series in zip(("s s0", "s s1 dash", "s s6"), values, strict=True):
-        drawn.append(f'<polyline class="{style}" points="{scale.points(samples, series)}"/>')
+    drawn = [_across("axis", scale.y(values[2][0])), *scale.curves(samples, values)]
     over = [[value - held for value, held in zip(series, values[2], strict=True)] for series in values[:2]]
     low, high, least = min(0.0, *map(min, over)), max(0.0, *map(max, over)), values[2][0] * 1e-6
     strip = _Scale(*ends, min(low, -least), max(high, least), STRIP)
-    apart = [f'<line class="s s6" x1="0" x2="{WIDTH}" y1="{strip.y(0)}" y2="{strip.y(0)}"/>']
-    for style, series in zip(("s s0", "s s1 dash"), over, strict=True):
-        apart.append(f'<polyline class="{style}" points="{strip.points(samples, series)}"/>')
+    apart = [_across("s s6", strip.y(0)), *strip.curves(samples, over)]
     whole = _svg([*drawn, *_ends(scale, panels, num)], "value with fees, without fees, and of holding")
     return whole, _svg(apart, "the same less holding", STRIP)
 
 
 def apart_bars(panels: Mapping[str, Any]) -> list[Markup]:
     """A bar for every part of the score, each from where the one before ended, and one for their sum."""
-    reached, spans = 0.0, []
-    for amount in (float(amount) for _, amount in panels["apart"]):
-        spans.append((reached, reached + amount))
-        reached += amount
-    spans.append((0.0, reached))
+    reached = [0.0, *accumulate(float(amount) for _, amount in panels["apart"])]
+    spans = [*pairwise(reached), (0.0, reached[-1])]
     low, high = min(map(min, spans)), max(map(max, spans))
     width = (high - low) or 1.0
     bars, zero = [], (0 - low) / width * 200
     for n, (begin, end) in enumerate(spans):
         left, right = sorted(((begin - low) / width * 200, (end - low) / width * 200))
         kind = "sum" if n == len(spans) - 1 else "up" if end >= begin else "down"
-        bars.append(
-            Markup(
-                '<svg viewBox="0 0 200 14" preserveAspectRatio="none"><line class="axis"'
-                f' x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="14"/><rect class="{kind}" x="{left:.1f}" y="2"'
-                f' width="{max(right - left, 0.8):.1f}" height="10"/></svg>'
-            )
-        )
+        drawn = _line("axis", zero, zero, 0, 14) + _bar(kind, left, 2, max(right - left, 0.8), 10)
+        bars.append(Markup(f'<svg viewBox="0 0 200 14" preserveAspectRatio="none">{drawn}</svg>'))
     return bars
 
 
@@ -293,9 +291,9 @@ def inventory_chart(panels: Mapping[str, Any], num: Numbers) -> Markup:
     line = scale.points(samples, (float(s["share0"]) for s in samples))
     first, last = scale.x(samples[0]["block"]), scale.x(samples[-1]["block"])
     drawn = [
-        f'<polygon class="f0" opacity=".55" points="{first},{bottom} {line} {last},{bottom}"/>',
-        f'<polygon class="f1" opacity=".45" points="{first},{top} {line} {last},{top}"/>',
-        f'<line class="axis dash" x1="0" x2="{WIDTH}" y1="{half}" y2="{half}"/>',
+        _shape("polygon", "f0", opacity=".55", points=f"{first},{bottom} {line} {last},{bottom}"),
+        _shape("polygon", "f1", opacity=".45", points=f"{first},{top} {line} {last},{top}"),
+        _across("axis dash", half),
     ]
     return _svg([*drawn, *_ends(scale, panels, num)], "shares of both tokens through time", height)
 
@@ -305,13 +303,10 @@ def excess_strip(rows: Sequence[Mapping[str, Any]]) -> Markup:
     values = [float(row["excess"]) for row in rows]
     most = max(map(abs, values)) or 1.0
     middle, wide = STRIP / 2, 2 * WIDTH / max(len(values), 24)
-    bars = [f'<line class="axis" x1="0" x2="{2 * WIDTH}" y1="{middle}" y2="{middle}"/>']
+    bars = [_across("axis", middle, 2 * WIDTH)]
     for n, (row, value) in enumerate(zip(rows, values, strict=True)):
         tall = abs(value) / most * (middle - 2)
-        bars.append(
-            f'<rect class="{"up" if value >= 0 else "down"}" x="{n * wide + 1:.1f}"'
-            f' y="{middle - tall if value >= 0 else middle:.1f}" width="{max(wide - 2, 1):.1f}"'
-            f' height="{max(tall, 0.6):.1f}"><title>{plain(row["round_id"])}</title></rect>'
-        )
+        style, top = ("up", middle - tall) if value >= 0 else ("down", middle)
+        bars.append(_bar(style, n * wide + 1, top, max(wide - 2, 1.0), max(tall, 0.6), plain(row["round_id"])))
     box = f'viewBox="0 0 {2 * WIDTH} {STRIP}" preserveAspectRatio="none" role="img"'
     return Markup(f"<svg {box}>{''.join(bars)}</svg>")

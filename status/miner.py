@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -17,7 +15,7 @@ from aiohttp import web
 from protocol import RebalanceAnswer, RebalanceQuery
 from status.columns import Showing
 from status.pages import Pages
-from status.server import MINER_PORT, Status, html_answer, json_answer, labels, serving, version
+from status.server import MINER_PORT, Status, html_answer, labels, version
 from wire.codec import to_plain
 
 CALLERS_LIMIT_SECONDS = 300  # of a miner's list of who may call
@@ -37,7 +35,7 @@ class MinerStatus(Status):
         clock: seconds, from any start.
     """
 
-    prefix = "alm_miner"
+    prefix, port = "alm_miner", MINER_PORT
 
     def __init__(
         self,
@@ -117,14 +115,12 @@ class MinerStatus(Status):
 
     async def page(self, request: web.Request) -> web.Response:
         """`/`."""
-        pages, now, scores = Pages({}, self._pair, self._shows), await self.now(), await self._scores()
-        return await html_answer(partial(pages.write, "process.html", "ALM miner", status=now, scores=scores))
+        pages = Pages({}, self._pair, self._shows)
+        shown = {"status": await self.now(), "scores": await self.scores(request)}
+        return await html_answer(pages, "process.html", "ALM miner", **shown)
 
-    async def scores(self, request: web.Request) -> web.Response:
+    async def scores(self, request: web.Request) -> dict[str, Any]:
         """`/scores`."""
-        return await json_answer(await self._scores())
-
-    async def _scores(self) -> dict[str, Any]:
         names = ("round_id", "code", "start_time")
         rounds = [
             {name: said["round"][name] for name in names}
@@ -133,10 +129,3 @@ class MinerStatus(Status):
             for said in await self._receipts(KEPT_ASKS)
         ]
         return {"rounds": rounds}
-
-
-@asynccontextmanager
-async def serve_miner(shown: MinerStatus, options: Any) -> AsyncIterator[str | None]:
-    """Serve a miner's status inside the block; `options` and what is given as for the validator."""
-    async with serving(shown.routes, options.status_host, options.status_port, MINER_PORT) as url:
-        yield url

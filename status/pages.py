@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -52,14 +53,10 @@ POLICY = (  # nothing from anywhere but this very style, this very script, and t
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What templates can use
-
-
 def query(**members: str | None) -> Markup:
     """`?name=value&...` of those that are there, for an attribute."""
-    given = [f"{name}={step(value)}" for name, value in members.items() if value]
-    return Markup(html.escape("?" + "&".join(given) if given else ""))
+    given = {name: value for name, value in members.items() if value}
+    return Markup(html.escape("?" + urlencode(given, quote_via=quote, safe="") if given else ""))
 
 
 def api(kind: str, key: str, asked: str = "") -> str:
@@ -123,22 +120,20 @@ class Pages:
         """A page by one of the templates. One with links follows what happens; one without is a file to keep."""
         return _TEMPLATES.get_template(template).render(page=self, title=title, script=self.links, **shown_here)
 
-    # -- names and links
-
     def short(self, hotkey: str) -> str:
         """A miner's short name."""
         return BASELINES.get(hotkey) or miner_name(hotkey, self.names)
 
     def name(self, hotkey: str) -> Markup:
         """A miner's short name, linked to its rounds; baselines as words."""
-        if hotkey in BASELINES:
-            return plain(BASELINES[hotkey])
-        return self._link(query(miner=hotkey), shown(self.short(hotkey)))
+        return self._words(hotkey) if hotkey in BASELINES else self._link(query(miner=hotkey), self._words(hotkey))
 
     def chosen(self, round_id: str, hotkey: str) -> Markup:
         """The same, linked to its figures in a round."""
-        text = plain(BASELINES[hotkey]) if hotkey in BASELINES else shown(self.short(hotkey))
-        return self._link(query(round=round_id, miner=hotkey), text)
+        return self._link(query(round=round_id, miner=hotkey), self._words(hotkey))
+
+    def _words(self, hotkey: str) -> Markup:
+        return plain(BASELINES[hotkey]) if hotkey in BASELINES else shown(self.short(hotkey))
 
     def round_link(self, row: Mapping[str, Any], text: str = "", miner: str = "") -> Markup:
         """A round, by its time or a text, linked, with `miner` to that book in it."""
@@ -146,8 +141,6 @@ class Pages:
 
     def _link(self, to: Markup, text: Markup) -> Markup:
         return Markup(f'<a href="/{to}">{text}</a>') if self.links else text
-
-    # -- lines and their numbers
 
     def numbers_of(self, line: Mapping[str, Any] | None) -> Numbers:
         """How to write amounts of a line; None for what has none."""
@@ -166,10 +159,8 @@ class Pages:
         if not seen:
             return {}
         num = self.numbers(seen).under(api("rounds", seen["round"]["round_id"]))
-        return {
-            score["hotkey"]: score | {"num": num.under(f"{num.at}/scores/{n}")}
-            for n, score in enumerate(seen["scores"])
-        }
+        places = ((score, num.under(f"{num.at}/scores/{n}")) for n, score in enumerate(seen["scores"]))
+        return {score["hotkey"]: score | {"num": place} for score, place in places}
 
     def baselines(self, seen: Mapping[str, Any]) -> dict[str, Any]:
         """A round's baselines by name, each with how to write its numbers."""
@@ -180,10 +171,9 @@ class Pages:
 
     def lines(self, seen: Mapping[str, Any]) -> dict[str, Any]:
         """The lines of both by name."""
-        ranked = self.ranked(seen).items()
-        return {
-            name: score["line"] | {"num": score["num"].under(f"{score['num'].at}/line")} for name, score in ranked
-        } | self.baselines(seen)
+        ranked = self.ranked(seen)
+        own = {name: s["line"] | {"num": s["num"].under(f"{s['num'].at}/line")} for name, s in ranked.items()}
+        return own | self.baselines(seen)
 
     def first(self, seen: Mapping[str, Any], lines: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the first `BOARD_ROWS` lines, and the baselines'."""
@@ -193,8 +183,6 @@ class Pages:
     def columns(self, table: str, lines: Iterable[Mapping[str, Any]]) -> Columns:
         """A table's columns for its lines' terms."""
         return Columns(self.shows, table, lines)
-
-    # -- a miner's rounds
 
     def terms_of(self, scores: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """All lines of a miner's rounds: its own, or at least *keep*'s."""

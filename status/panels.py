@@ -9,8 +9,9 @@ import asyncio
 import json
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation, localcontext
+from operator import itemgetter
 from typing import Any
 
 import scoring
@@ -47,10 +48,6 @@ COUNTED = {  # the terms of which a target's score is the sum, before what the t
 EXACT = Context(prec=2000, traps=[Inexact, InvalidOperation])  # a sum that would have to be rounded raises
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A round taken apart
-
-
 class Panels:
     """Panels of rounds, the newest asked for kept, made one at a time outside the event loop."""
 
@@ -59,14 +56,10 @@ class Panels:
         self._made: OrderedDict[tuple[str, str], dict] = OrderedDict()
 
     async def of(self, seen: Mapping[str, Any], miner: str | None = None) -> dict[str, Any]:
-        """The four panels of a round for one book; see `panels`.
+        """The four panels of a round, which is as `Reader.round` gives it, for one book; see `panels`.
 
-        Args:
-            seen: `Reader.round` of the round.
-            miner: a hotkey, `keep`, `hold` or `best`; by default the winner, or keep where nobody won.
-
-        Raises:
-            NotShown: there is nothing to draw.
+        The book is a hotkey's, `keep`, `hold` or `best`; by default the winner's, or keep where nobody won. Raises
+        `NotShown` where there is nothing to draw.
         """
         lines = _lines(seen)
         miner = miner or next(iter(lines), "keep")
@@ -77,10 +70,9 @@ class Panels:
         key = seen["round"]["round_id"], miner
         async with self._making:
             if key not in self._made:
-                shown = list(dict.fromkeys([miner, *list(lines)[: SHOWN_MINERS - 1], "keep", "best"]))
-                shown = [name for name in shown if name in lines]
-                rows = await self._reader.replayable(key[0], shown)
-                pair = await self._reader.pair()
+                names = dict.fromkeys([miner, *list(lines)[: SHOWN_MINERS - 1], "keep", "best"])
+                shown = [name for name in names if name in lines]
+                rows, pair = await self._reader.replayable(key[0], shown), await self._reader.pair()
                 self._made[key] = await asyncio.to_thread(panels, rows, lines, shown, miner, pair)
                 if len(self._made) > CACHED_PANELS:
                     self._made.popitem(last=False)
@@ -112,8 +104,7 @@ def panels(
     """What liquidity providers look at, from playing the round again.
 
     Args:
-        rows: of the round.
-        lines: its stored lines by name, the baselines' too.
+        lines: the round's stored lines by name, the baselines' too.
         shown: whose ranges to show.
         miner: whose value, score and inventory to show; one of `shown`.
         pair: the tokens; None shows prices of base units.
@@ -132,11 +123,9 @@ def panels(
     plain = json.loads(rows.vault_state) | {"ticks": json.loads(zlib.decompress(rows.pool))["ticks"]}
     snapshot = from_plain(Snapshot, plain)
     tape, close = Tape(snapshot), rows.close_block
+    events = (dict(row) | {"args": event_args(row["kind"], json.loads(row["args"]))} for row in rows.events)
     try:
-        tape.feed(
-            Event(e["block"], e["log_index"], e["time"], e["kind"], event_args(e["kind"], json.loads(e["args"])))
-            for e in rows.events
-        )
+        tape.feed(Event(e["block"], e["log_index"], e["time"], e["kind"], e["args"]) for e in events)
     except (ReplayError, PoolError) as error:
         raise NotShown(str(error)) from error
     decimals = (pair["token0"]["decimals"], pair["token1"]["decimals"]) if pair else (0, 0)
@@ -144,7 +133,8 @@ def panels(
     def price_of(sqrt_price_x96: int) -> str:
         return human_price(sqrt_price_x96, *decimals)
 
-    blocks = _moments(snapshot.block, close)
+    steps = max(1, min(SAMPLES, close - snapshot.block))  # the state before each block's first event
+    blocks = [snapshot.block + (close - snapshot.block) * n // steps for n in range(steps + 1)]
     books, sampled = {}, []
     for name in shown:
         book = books[name] = Book(tape)
@@ -176,12 +166,6 @@ def _change(start: str, end: str) -> dict[str, str]:
         change = Decimal(end) - Decimal(start)
         part = round(change / Decimal(start), 12) if Decimal(start) else Decimal(0)
         return {"value": end, "change": str(change), "part": str(part)}
-
-
-def _moments(opening: int, close: int) -> list[int]:
-    """Blocks from the opening to the close, both included: the state before each one's first event."""
-    steps = max(1, min(SAMPLES, close - opening))
-    return [opening + (close - opening) * n // steps for n in range(steps + 1)]
 
 
 def _decisions(name: str, asks: Sequence[Mapping], lines: Mapping[str, dict], snapshot: Snapshot) -> list[Decision]:
@@ -225,37 +209,29 @@ def _path(tape: Tape, snapshot: Snapshot, close: int) -> list[tuple[int, int]]:
         size, kept = -(-len(stops) // (PATH_POINTS // 2)), []
         for at in range(0, len(stops), size):
             stretch = stops[at : at + size]
-            ends = {min(stretch, key=lambda stop: stop[1]), max(stretch, key=lambda stop: stop[1])}
-            kept += sorted(ends)
+            kept += sorted({min(stretch, key=itemgetter(1)), max(stretch, key=itemgetter(1))})
         stops = kept
     return [(snapshot.block, snapshot.sqrt_price_x96), *stops, (close, tape.price_before(close))]
 
 
-def _ranges(book: Book, close: int, price_of) -> list[list]:
+def _ranges(book: Book, close: int, price_of: Callable[[int], str]) -> list[list]:
+    def priced(lower: int, upper: int) -> list:
+        return [lower, upper, *(price_of(sqrt_ratio_at_tick(tick)) for tick in (lower, upper))]
+
     ends = [entry[0] for entry in book.history[1:]] + [close]
     return [
-        [
-            entry[0],
-            end,
-            [
-                [lower, upper, price_of(sqrt_ratio_at_tick(lower)), price_of(sqrt_ratio_at_tick(upper))]
-                for lower, upper, _ in entry[3]
-            ],
-        ]
+        [entry[0], end, [priced(lower, upper) for lower, upper, _ in entry[3]]]
         for entry, end in zip(book.history, ends, strict=True)
         if entry[0] < end
     ]
 
 
 def apart(line: Mapping[str, Any], settings: JobSettings) -> dict[str, Any]:
-    """A stored line's score as a sum of its parts, exact to the last digit.
+    """A stored line's score as a sum of its parts, never rounded (`decimal.Inexact` is raised, but for no line of
+    `scoring.py`).
 
     Returns:
-        `apart`: [name, amount] in order; `score`: their sum, what counts; `not_counted`: terms that the target leaves
-        out.
-
-    Raises:
-        decimal.Inexact: never, for a line that `scoring.py` made; the sum is not rounded.
+        `apart`: [name, amount] in order; `score`: their sum, what counts; `not_counted`: terms the target leaves out.
     """
     terms = {name: Decimal(value) for name, value in line["terms"].items()}
     with localcontext(EXACT):

@@ -16,10 +16,9 @@ import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import scoring
 from audit import stored
@@ -66,12 +65,21 @@ class Reader(Store):
         async with connect_read_only(path, pools=events_of(path)) as db:
             yield cls(db, path, settings_of(mechanisms or load()))
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each database file with its log."""
-        events = events_of(self._path)
-        return {
+    async def database(self) -> dict[str, Any]:
+        """Bytes of each file with its log; the oldest finished round whose evidence is kept; how many were pruned."""
+        oldest = await self.value(
+            "SELECT round_id FROM rounds WHERE code IS NOT NULL AND NOT EXISTS"
+            " (SELECT 1 FROM pruned WHERE pruned.round_id = rounds.round_id) ORDER BY start_time, round_id LIMIT 1"
+        )
+        sizes = {
             name: sum(os.path.getsize(f"{path}{end}") for end in ("", "-wal") if os.path.exists(f"{path}{end}"))
-            for name, path in (("jobs", self._path), ("events", events))
+            for name, path in (("jobs", self._path), ("events", events_of(self._path)))
+        }
+        return {
+            "bytes": sizes,
+            "oldest_evidence": oldest,
+            "oldest_evidence_time": int(oldest.rsplit(":", 1)[1]) if oldest else None,
+            "pruned": await self.value("SELECT count(*) FROM pruned"),
         }
 
     async def meta(self) -> dict[str, str]:
@@ -79,16 +87,13 @@ class Reader(Store):
         return {row["key"]: row["value"] for row in await self.rows("SELECT * FROM meta")}
 
     async def pair(self) -> dict[str, Any] | None:
-        """The pool's tokens and fee, as the newest query that is kept shows them; None before the first.
-
-        A query that is of no pool says nothing of it: then the newest rounds' are looked through.
-        """
+        """The pool's tokens and fee, as the newest query of a pool shows them that is kept; None before the first."""
         query = await self.value("SELECT query FROM predictions WHERE length(query) ORDER BY rowid DESC LIMIT 1")
         if not query:
             return None
         if pair := _pair(query):
             return pair
-        for row in (await self.rounds())["rounds"]:
+        for row in (await self.rounds())["rounds"]:  # the newest is of no pool: other rounds' may be
             sql = "SELECT query FROM predictions WHERE round_id = ? AND length(query) LIMIT 1"
             if (query := await self.value(sql, row["round_id"])) and (pair := _pair(query)):
                 return pair
@@ -115,28 +120,15 @@ class Reader(Store):
 
         return await self.read(lambda db: [now(db, job) for job in db.execute("SELECT * FROM jobs ORDER BY job_id")])
 
-    async def oldest_evidence(self) -> str | None:
-        """Id of the oldest finished round whose evidence is kept."""
-        return await self.value(
-            "SELECT round_id FROM rounds WHERE code IS NOT NULL AND NOT EXISTS"
-            " (SELECT 1 FROM pruned WHERE pruned.round_id = rounds.round_id) ORDER BY start_time, round_id LIMIT 1"
-        )
-
-    async def pruned(self) -> int:
-        """How many rounds' evidence was dropped."""
-        return await self.value("SELECT count(*) FROM pruned")
-
     async def last_weights(self) -> dict[str, Any] | None:
         """The newest attempt to set weights, None before the first."""
-        rows = await self.rows("SELECT * FROM weights ORDER BY id DESC LIMIT 1")
-        return dict(rows[0]) | {name: json.loads(rows[0][name]) for name in ("vector", "uids")} if rows else None
+        for row in await self.rows("SELECT * FROM weights ORDER BY id DESC LIMIT 1"):
+            return dict(row) | {name: json.loads(row[name]) for name in ("vector", "uids")}
 
     async def standings(self, job_id: str, today: int) -> list[dict[str, Any]]:
         """Every miner of a job, the best reputation of the job's kind first.
 
-        Args:
-            job_id: which.
-            today: UTC day of market time, the last of the 14 in which days of participation count.
+        `today` is the UTC day of market time, the last of the 14 in which days of participation count.
         """
         jobs = await self.rows("SELECT * FROM jobs WHERE job_id = ?", job_id)
         if not jobs:
@@ -217,13 +209,9 @@ class Reader(Store):
 
     async def says(self, hotkey: str) -> dict[str, str] | None:
         """What a miner says of itself in its newest ranked round: version and model; None if that is not kept."""
-        newest = await self.rounds(limit=PAGE_ROUNDS)
-        for row in newest["rounds"]:
-            body = await self.value(
-                "SELECT answer FROM predictions WHERE round_id = ? AND hotkey = ? AND length(answer) LIMIT 1",
-                *(row["round_id"], hotkey),
-            )
-            if body:
+        sql = "SELECT answer FROM predictions WHERE round_id = ? AND hotkey = ? AND length(answer) LIMIT 1"
+        for row in (await self.rounds())["rounds"]:
+            if body := await self.value(sql, row["round_id"], hotkey):
                 try:
                     return to_plain(decode(RebalanceAnswer, body, MAX_ANSWER_BYTES).miner_metadata)
                 except ProtocolError:
@@ -236,11 +224,7 @@ class Reader(Store):
         Raises:
             NotShown: it has not finished, never opened, or its evidence is gone.
         """
-        rows = await self.rows(
-            "SELECT round_type, settings, opening_block, close_block, vault_state, code, detail FROM rounds"
-            " WHERE round_id = ?",
-            round_id,
-        )
+        rows = await self.rows("SELECT * FROM rounds WHERE round_id = ?", round_id)
         if not rows:
             raise NotShown(f"round '{quoted(round_id)}': not in this database")
         row = rows[0]
@@ -252,23 +236,18 @@ class Reader(Store):
             raise NotShown(f"{row['code']}: {row['detail'] or 'there is nothing to draw'}")
         pool = (await self.meta())["pool"]
         blocks = row["opening_block"], row["close_block"]
-        body = await self.rows("SELECT body FROM snapshots WHERE pool = ? AND block = ?", pool, blocks[0])
-        events = await self.rows(
-            "SELECT * FROM events WHERE pool = ? AND block >= ? AND block < ? ORDER BY block, log_index",
-            pool,
-            *blocks,
-        )
+        body = await self.value("SELECT body FROM snapshots WHERE pool = ? AND block = ?", pool, blocks[0])
+        sql = "SELECT * FROM events WHERE pool = ? AND block >= ? AND block < ? ORDER BY block, log_index"
+        events = await self.rows(sql, pool, *blocks)
         names = sorted(set(names) - set(BASELINES))
         asks = await self.rows(
             "SELECT hotkey, query, answer, effective_block FROM predictions WHERE round_id = ? AND hotkey IN"
             f" ({', '.join('?' * len(names))}) AND effective_block < ? ORDER BY effective_block",
-            round_id,
-            *names,
-            blocks[1],
+            *(round_id, *names, blocks[1]),
         )
         if row["round_type"] == "live":
             asks = await self._carried_out(round_id, asks)
-        return Replayable(row["settings"], row["vault_state"], body[0]["body"], blocks[1], events, asks)
+        return Replayable(row["settings"], row["vault_state"], body, blocks[1], events, asks)
 
     async def _carried_out(self, round_id: str, asks: Iterable[sqlite3.Row]) -> list[dict[str, Any]]:
         """A live round's answers without those that were not carried out, the others at the blocks where they were."""
@@ -281,8 +260,7 @@ class Reader(Store):
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Replayable:
+class Replayable(NamedTuple):
     """Rows from which a round's market and some of its books can be made again."""
 
     settings: str
@@ -298,9 +276,7 @@ def _round(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
     if not found:
         raise NotShown(f"round '{quoted(round_id)}': not in this database")
     row, settled = stored.round_row(found)
-    summary = json.loads(row.pop("summary") or '{"swaps":0}')
-    for name in ("vault_state", "seal"):
-        del row[name]
+    summary, _, _ = json.loads(row.pop("summary") or '{"swaps":0}'), row.pop("vault_state"), row.pop("seal")
     pruned = db.execute("SELECT before FROM pruned WHERE round_id = ?", (round_id,)).fetchone()
     asks = f"SELECT hotkey, {ASK} FROM predictions WHERE round_id = ? ORDER BY due_block, hotkey"
     return {

@@ -21,7 +21,7 @@ from protocol import PROTOCOL_VERSION
 from runtime.db import StoreError
 from runtime.process import number
 from scoring import RULES_VERSION
-from status import pages
+from status.pages import POLICY, Pages
 from status.reader import NotShown
 from wire.codec import canonical
 from wire.server import serve
@@ -32,7 +32,7 @@ LOOPBACK = "127.0.0.1"
 MAX_AT_ONCE = 8
 ANSWER_SECONDS = 20.0
 HEADERS = {
-    "Content-Security-Policy": f"{pages.POLICY}; frame-ancestors 'none'",
+    "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -55,18 +55,53 @@ def version() -> str:
     return f"{PROTOCOL_VERSION}, rules {RULES_VERSION}, code {digest.hexdigest()[:12]}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The server, for both
+def add_options(add: Callable, port: int) -> None:
+    """`--status-port` and `--status-host` for a parser's or group's `add_argument`."""
+    usual = f"of the status page, 0 for any free one (default: {port}, or any free one if it is in use)"
+    add("--status-port", type=number(0, 65535), metavar="PORT", help=usual)
+    add("--status-host", default=LOOPBACK, help=f"address it listens on (default: {LOOPBACK}: this machine only)")
 
 
-class App:
-    """GET and HEAD on a few paths, for this machine's names, so many at once; every answer with the same headers."""
+class Status:
+    """What both programs answer: health, everything as JSON, the same for Prometheus, and the page.
 
-    def __init__(self, host: str, routes: Mapping[str, Callable]):
-        self._host, self._working = host, asyncio.Semaphore(MAX_AT_ONCE)
-        self.app = web.Application(middlewares=[self._guard])
-        for path, handler in routes.items():
-            self.app.router.add_get(path, handler)
+    A child has `prefix` of its metrics' names, its usual `port`, `now()`, `measured(now)` and `page`, and adds to
+    `routes`: by path what gives a response, or what JSON is made of. All are for GET and HEAD, at most MAX_AT_ONCE at
+    a time, for this machine's names; every answer has the same headers.
+    """
+
+    prefix, port = "alm", 0
+
+    def __init__(self):
+        self.routes: dict[str, Callable] = {
+            "/": self.page,
+            "/health": self.health,
+            "/status": self.status,
+            "/metrics": self.metrics,
+        }
+        self._host, self._working = LOOPBACK, asyncio.Semaphore(MAX_AT_ONCE)
+
+    @asynccontextmanager
+    async def serving(self, options: Any) -> AsyncIterator[str | None]:
+        """Serve at `status_host` and `status_port` inside the block and give the URL; a port that cannot be had stops
+        nobody: that is said, and it is None."""
+        host, port, url, problem = options.status_host, options.status_port, None, None
+        app, self._host = web.Application(middlewares=[self._guard]), host
+        for path, handler in self.routes.items():
+            app.router.add_get(path, handler)
+        async with AsyncExitStack() as stack:
+            for attempt in (self.port, 0) if port is None else (port,):
+                try:
+                    found = await stack.enter_async_context(serve(app, host, attempt))
+                except WireError as error:
+                    problem = error
+                else:
+                    url = f"http://[{host}]:{found}" if ":" in host else f"http://{host}:{found}"
+                    log.info("status page: %s/", url)
+                    break
+            else:
+                log.warning("no status page: %s", problem)
+            yield url
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Callable) -> web.StreamResponse:
@@ -76,24 +111,24 @@ class App:
 
     async def _respond(self, request: web.Request, handler: Callable) -> web.StreamResponse:
         if request.method not in ("GET", "HEAD"):
-            return _refused(405, "only GET and HEAD", {"Allow": "GET, HEAD"})
+            return _refused(405, "only GET and HEAD", Allow="GET, HEAD")
         if not self._known(request.headers.getall("Host", [])):
             return _refused(403, "this name is not this machine's: use its address, or localhost")
         if self._working.locked():
-            return _refused(503, "busy; try again", {"Retry-After": "1"})
+            return _refused(503, "busy; try again", **{"Retry-After": "1"})
         try:
             async with self._working, asyncio.timeout(ANSWER_SECONDS):
-                return await handler(request)
+                answer = await handler(request)
+                return answer if isinstance(answer, web.StreamResponse) else await json_answer(answer)
         except web.HTTPException as error:
             return _refused(error.status, error.reason)
         except NotShown as error:
             return _refused(404, str(error))
         except TimeoutError:
-            return _refused(503, f"not done within {ANSWER_SECONDS:g} s; try again", {"Retry-After": "5"})
+            return _refused(503, f"not done within {ANSWER_SECONDS:g} s; try again", **{"Retry-After": "5"})
         except Exception as error:
             log.exception("%s failed", request.path)
-            what = str(error) if isinstance(error, StoreError) else "it failed; see the log"
-            return _refused(500, what)
+            return _refused(500, str(error) if isinstance(error, StoreError) else "it failed; see the log")
 
     def _known(self, hosts: list[str]) -> bool:
         """Whether a `Host` can only be this machine: an address, localhost, or the name it was told to listen on."""
@@ -109,74 +144,6 @@ class App:
             return False
         return address.is_loopback or not _loopback(self._host)
 
-
-def _loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
-def _refused(status: int, why: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=canonical({"error": why}) + b"\n", status=status, content_type="application/json", headers=headers
-    )
-
-
-async def json_answer(value: Any, status: int = 200) -> web.Response:
-    body = await asyncio.to_thread(canonical, value)
-    return web.Response(body=body + b"\n", status=status, content_type="application/json")
-
-
-async def html_answer(make: Callable[[], str]) -> web.Response:
-    return web.Response(text=await asyncio.to_thread(make), content_type="text/html")
-
-
-@asynccontextmanager
-async def serving(routes: Mapping[str, Callable], host: str, port: int | None, usual: int) -> AsyncIterator[str | None]:
-    """Serve inside the block and give the URL; a port that cannot be had stops nobody: that is said, and it is None."""
-    async with AsyncExitStack() as stack:
-        url = None
-        for attempt in (usual, 0) if port is None else (port,):
-            try:
-                found = await stack.enter_async_context(serve(App(host, routes).app, host, attempt))
-            except WireError as error:
-                problem = error
-            else:
-                url = f"http://[{host}]:{found}" if ":" in host else f"http://{host}:{found}"
-                log.info("status page: %s/", url)
-                break
-        else:
-            log.warning("no status page: %s", problem)
-        yield url
-
-
-def add_options(add: Callable, port: int) -> None:
-    """`--status-port` and `--status-host` for a parser's or group's `add_argument`."""
-    add(
-        "--status-port",
-        type=number(0, 65535),
-        metavar="PORT",
-        help=f"of the status page, 0 for any free one (default: {port}, or any free one if it is in use)",
-    )
-    add("--status-host", default=LOOPBACK, help=f"address it listens on (default: {LOOPBACK}: this machine only)")
-
-
-class Status:
-    """What both programs answer: health, everything as JSON, the same for Prometheus, and the page.
-
-    A child has `prefix` of its metrics' names, `now()`, `measured(now)` and `page`, and adds to `routes`.
-    """
-
-    prefix = "alm"
-
-    def __init__(self):
-        self.routes: dict[str, Callable] = {
-            "/": self.page,
-            "/health": self.health,
-            "/status": self.status,
-            "/metrics": self.metrics,
-        }
-
     async def now(self) -> dict[str, Any]:
         """`/status`; with `version`, `hotkey`, and `health`: `ok` and `problems`."""
         raise NotImplementedError
@@ -186,17 +153,14 @@ class Status:
         raise NotImplementedError
 
     async def page(self, request: web.Request) -> web.Response:
-        """`/`."""
         raise NotImplementedError
 
+    async def status(self, request: web.Request) -> dict[str, Any]:
+        return await self.now()
+
     async def health(self, request: web.Request) -> web.Response:
-        """`/health`."""
         health = (await self.now())["health"]
         return await json_answer(health, 200 if health["ok"] else 503)
-
-    async def status(self, request: web.Request) -> web.Response:
-        """`/status`."""
-        return await json_answer(await self.now())
 
     async def metrics(self, request: web.Request) -> web.Response:
         """`/metrics`: Prometheus' text format; what ends in `_total` only grows."""
@@ -212,6 +176,27 @@ class Status:
                 lines += [f"# HELP {self.prefix}_{name} {about}", f"# TYPE {self.prefix}_{name} {kind}"]
                 lines += [f"{self.prefix}_{name}{which} {size}" for which, size in given.items()]
         return web.Response(text="\n".join([*lines, ""]), content_type="text/plain")
+
+
+async def json_answer(value: Any, status: int = 200) -> web.Response:
+    body = await asyncio.to_thread(canonical, value)
+    return web.Response(body=body + b"\n", status=status, content_type="application/json")
+
+
+async def html_answer(pages: Pages, template: str, title: str, **shown: Any) -> web.Response:
+    text = await asyncio.to_thread(pages.write, template, title, **shown)
+    return web.Response(text=text, content_type="text/html")
+
+
+def _loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _refused(status: int, why: str, **headers: str) -> web.Response:
+    body = canonical({"error": why}) + b"\n"
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
 
 
 def labels(**texts: Any) -> str:

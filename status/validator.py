@@ -23,7 +23,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from status.columns import Showing
 from status.pages import BOARD_ROWS, Pages
 from status.panels import Panels
 from status.reader import Reader
-from status.server import VALIDATOR_PORT, Status, html_answer, json_answer, labels, serving, version, whole
+from status.server import VALIDATOR_PORT, Status, html_answer, labels, version, whole
 
 CHAIN_LIMIT_SECONDS = 20 * BLOCK_SECONDS  # real time since the chain was last read, and since its block moved
 MARKET_LIMIT_SECONDS = 300  # real time since the market's head moved
@@ -127,7 +126,7 @@ class ValidatorStatus(Status):
         pace: market seconds a second, None where the market's clock is the wall's.
     """
 
-    prefix = "alm_validator"
+    prefix, port = "alm_validator", VALIDATOR_PORT
 
     def __init__(
         self,
@@ -153,7 +152,7 @@ class ValidatorStatus(Status):
     async def now(self) -> dict[str, Any]:
         """`/status`."""
         reader, watch = self.reader, self.watch
-        jobs, oldest, meta = await reader.jobs_now(), await reader.oldest_evidence(), await reader.meta()
+        jobs, meta = await reader.jobs_now(), await reader.meta()
         problems = watch.problems(jobs, self.pace)
         own = watch.metagraph.by_hotkey(self.hotkey) if watch.metagraph else None
         return {
@@ -183,12 +182,7 @@ class ValidatorStatus(Status):
             "jobs": jobs,
             "weights": await reader.last_weights(),
             "rounds": await reader.counts(),
-            "database": {
-                "bytes": reader.sizes(),
-                "oldest_evidence": oldest,
-                "oldest_evidence_time": int(oldest.rsplit(":", 1)[1]) if oldest else None,
-                "pruned": await reader.pruned(),
-            },
+            "database": await reader.database(),
         }
 
     def _today(self) -> int:
@@ -223,35 +217,24 @@ class ValidatorStatus(Status):
             ("database_bytes", "Size of the databases.", {labels(file=k): v for k, v in data["bytes"].items()}),
         ]
 
-    # -- JSON
-
-    async def job(self, request: web.Request) -> web.Response:
+    async def job(self, request: web.Request) -> dict[str, Any]:
         """`/jobs/JOB`."""
-        return await json_answer(await self._job(request.match_info["job"]))
-
-    async def _job(self, job_id: str) -> dict[str, Any]:
+        job_id = request.match_info["job"]
         standings = await self.reader.standings(job_id, self._today())
         (job,) = (job for job in await self.reader.jobs_now() if job["job_id"] == job_id)
         return job | {"standings": standings}
 
-    async def rounds(self, request: web.Request) -> web.Response:
-        """`/rounds`."""
-        return await json_answer(await self.reader.rounds(whole(request, "before")))
+    async def rounds(self, request: web.Request) -> dict[str, Any]:
+        return await self.reader.rounds(whole(request, "before"))
 
-    async def round(self, request: web.Request) -> web.Response:
-        """`/rounds/ID`."""
-        return await json_answer(await self.reader.all_of(request.match_info["round"]))
+    async def round(self, request: web.Request) -> dict[str, Any]:
+        return await self.reader.all_of(request.match_info["round"])
 
-    async def panel(self, request: web.Request) -> web.Response:
-        """`/panels/ID`."""
-        seen = await self.reader.round(request.match_info["round"])
-        return await json_answer(await self.panels.of(seen, whole(request, "miner")))
+    async def panel(self, request: web.Request) -> dict[str, Any]:
+        return await self.panels.of(await self.reader.round(request.match_info["round"]), whole(request, "miner"))
 
-    async def scores(self, request: web.Request) -> web.Response:
-        """`/scores/HOTKEY`."""
-        return await json_answer(await self.reader.scores_of(request.match_info["hotkey"], whole(request, "before")))
-
-    # -- the page
+    async def scores(self, request: web.Request) -> dict[str, Any]:
+        return await self.reader.scores_of(request.match_info["hotkey"], whole(request, "before"))
 
     async def page(self, request: web.Request) -> web.Response:
         """`/`: everything, or with `?round=` a round, with `?miner=` a miner, with both the miner in the round."""
@@ -267,7 +250,7 @@ class ValidatorStatus(Status):
         else:
             template, shown = "home.html", await self._home(status["jobs"])
         pages = Pages(self.names, status["pair"], self.shows)
-        return await html_answer(partial(pages.write, template, "ALM validator", status=status, **shown))
+        return await html_answer(pages, template, "ALM validator", status=status, **shown)
 
     async def _miner(self, jobs: Sequence[Mapping[str, Any]], miner: str, before: str | None) -> dict[str, Any]:
         standings = [
@@ -301,10 +284,7 @@ async def _boards(reader: Reader, jobs: Sequence[Mapping[str, Any]], today: int)
 async def serve_validator(ground: Any, options: Any, mechanisms: Mapping[str, Mechanism]) -> AsyncIterator[str | None]:
     """Serve a validator's status inside the block, and give its URL, None if the port could not be had.
 
-    Args:
-        ground: a `subnet.Ground`: whose database, chain, market, key and names.
-        options: `status_host`, `status_port`, `pace`, `network`.
-        mechanisms: those that jobs may be of, by name.
+    `ground` is a `spine.ground.Ground`; of `options` it takes `status_host`, `status_port`, `pace` and `network`.
     """
     watch, hotkey = Watch(ground.chain, ground.market), ground.keypair.ss58_address
     async with Reader.open(ground.path, mechanisms) as reader:
@@ -313,7 +293,7 @@ async def serve_validator(ground: Any, options: Any, mechanisms: Mapping[str, Me
         await watch.look()
         looking = asyncio.create_task(watch.run())
         try:
-            async with serving(shown.routes, options.status_host, options.status_port, VALIDATOR_PORT) as url:
+            async with shown.serving(options) as url:
                 yield url
         finally:
             looking.cancel()

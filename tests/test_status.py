@@ -660,7 +660,7 @@ def test_a_port_that_is_taken_stops_nobody(played, caplog):
             names = ("status_host", "status_port", "pace")
             chosen = SimpleNamespace(**dict(zip(names, ("127.0.0.1", port, None), strict=True)))
             shown_ = miner_module.MinerStatus(lambda: (1, 0.0), None, "hotkey", SimpleNamespace(name="n", strategy="s"))
-            async with miner_module.serve_miner(shown_, chosen) as url:
+            async with shown_.serving(chosen) as url:
                 return url
 
         assert asyncio.run(work()) is None
@@ -797,7 +797,7 @@ def test_a_miner_shows_what_it_was_asked_what_it_said_and_how_its_strategy_faile
         refusal = miner.answer(queries[0], lambda query: miner.Refusal(MARKUP), "mine", own.failed)
         own.note(VALIDATOR, queries[0], refusal, 0.001)
         now[0] += 7
-        async with miner_module.serve_miner(own, options) as url, aiohttp.ClientSession() as session:
+        async with own.serving(options) as url, aiohttp.ClientSession() as session:
 
             async def get(path, want=200):
                 async with session.get(url + path) as answer:

@@ -17,6 +17,7 @@ from subnets import a_job, hotkey_of, model, play_subnet, stored_rounds, write
 from test_status import KNOWN_TAGS, MARKUP, NAMES, Tags, compare, copied, mover, reading, watching
 
 from liquidity import showing
+from spine.mechanism import load
 from status import validator as validator_module
 from status.board import leaderboard
 from status.columns import Columns, found
@@ -87,7 +88,7 @@ def test_a_mechanism_that_no_page_knows_is_shown_by_its_scalar_terms_with_the_ap
 
 
 def test_a_report_has_rounds_of_both_kinds(played):
-    text = asyncio.run(validator_module.report(played.path, stored_rounds(played.path), NAMES, [showing]))
+    text = asyncio.run(validator_module.report(played.path, stored_rounds(played.path), NAMES, load()))
     assert text.count("<figure>") == 4 * 3 - 4 and "inventory loss" in text and "pools/used" in text
     assert Tags.of(text, (), "#") <= {*KNOWN_TAGS}
 
@@ -132,9 +133,8 @@ class Guessing:
 
 def test_a_leaderboard_is_written_as_its_mechanism_says():
     line = SimpleNamespace(name="a", copy_of="", score=3, rank=1, terms={"guess": 9})
-    text = leaderboard(
-        "label", model().pair, a_job(), "job:evaluation:900", SimpleNamespace(lines=(line,)), {}, {}, {}, {}, Guessing
-    )
+    result = SimpleNamespace(lines=(line,), baselines={})
+    text = leaderboard(Guessing, "label", model().pair, {}, a_job(), "job:evaluation:900", result)
     assert text.splitlines() == [
         "== job: evaluation, 1970-01-01 00:15 UTC for 900 s",
         "   label; amounts in points; ranked by score, paid by reputation (excess)",
