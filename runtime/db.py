@@ -104,10 +104,8 @@ async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[
     Write-ahead log, so readers never wait; `synchronous=FULL`, so a commit survives a power cut; autocommit mode, so
     transactions are exactly what `Database.write` says.
 
-    Args:
-        path: the file.
-        migrations: SQL scripts; number n brings schema version n to n + 1 (`PRAGMA user_version`). Each runs in a
-            transaction with its version number: a crash in the middle leaves the old schema whole.
+    `migrations` are SQL scripts; number n brings schema version n to n + 1 (`PRAGMA user_version`). Each runs in a
+    transaction with its version number: a crash in the middle leaves the old schema whole.
 
     Raises:
         StoreError: no such folder, not a database, damaged, or written by a newer version of this program.
@@ -207,9 +205,8 @@ def as_store_errors(path: Path) -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except sqlite3.OperationalError as error:
-        raise StoreError(
-            f"database {path}: {error}; is another process using it, is the disk full or read-only?"
-        ) from error
+        fix = "is another process using it, is the disk full or read-only?"
+        raise StoreError(f"database {path}: {error}; {fix}") from error
     except sqlite3.DatabaseError as error:
         raise StoreError(f"database {path}: {error}; restore a copy or choose another --db") from error
 
@@ -220,12 +217,11 @@ def as_store_errors(path: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def _open(file: str, uri: bool) -> AsyncIterator[Database]:
-    sqlite3.connect(
-        file, uri=uri
-    ).close()  # what cannot be opened fails here: aiosqlite's thread would outlive the loop
-    async with Database(
-        lambda: sqlite3.connect(file, uri=uri, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None), iter_chunk_size=64
-    ) as db:
+    def opened() -> sqlite3.Connection:
+        return sqlite3.connect(file, uri=uri, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+
+    opened().close()  # what cannot be opened fails here: aiosqlite's thread would outlive the loop
+    async with Database(opened, iter_chunk_size=64) as db:
         db.row_factory = sqlite3.Row
         yield db
 
@@ -244,9 +240,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[st
 def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(migrations):
-        raise StoreError(
-            f"database {path}: schema version {version}, this program knows {len(migrations)}; update the program"
-        )
+        known = f"schema version {version}, this program knows {len(migrations)}"
+        raise StoreError(f"database {path}: {known}; update the program")
     if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise StoreError(f"database {path}: has tables of another program; choose another file")
     for number in range(version, len(migrations)):

@@ -1,15 +1,8 @@
 """Options and where they come from: the command line, else the environment, else `.env`, else the default.
 
-    def build_parser() -> Parser:
-        parser = Parser(prog="program.py", description="...")
-        add_chain_options(parser)                # also of sub-parsers; `chain.notify` has add_notify_options
-        add_logging_options(parser)
-        return parser
-
-    options = parse_options(build_parser(), argv)
+    add_chain_options(parser)                    # a `Parser` of `process.py`, or its sub-parsers
+    options = parse_options(parser, argv)
     print(*settings_lines(options), sep="\n")   # once, no secret
-    password = read_password(options)            # where a key may be encrypted
-    add_market_options(parser)                   # a pool of a real chain: then `real_market(options)`
 
 The spellings are those of the ecosystem, old and new. Nothing to run here. Read next: `passwords.py`, `process.py`.
 """
@@ -86,12 +79,10 @@ def _key_name(value: str) -> str:
 def _network(value: str) -> str:
     if value in NETWORKS:
         return value
-    try:
+    with suppress(argparse.ArgumentTypeError):
         return url("ws", "wss")(value)
-    except argparse.ArgumentTypeError:
-        named = "" if "://" in value else f"{value!r} "  # an address may hold a secret
-        message = f"{named}is no network; use {', '.join(NETWORKS)} or wss://HOST"
-        raise argparse.ArgumentTypeError(message) from None
+    named = "" if "://" in value else f"{value!r} "  # an address may hold a secret
+    raise argparse.ArgumentTypeError(f"{named}is no network; use {', '.join(NETWORKS)} or wss://HOST")
 
 
 class Setting(NamedTuple):
@@ -100,11 +91,8 @@ class Setting(NamedTuple):
     Attributes:
         name: of the attribute it fills.
         flags: its spellings, the plain one first; none for what may not stand on a command line.
-        help: for people.
         env: the variables that may hold it, the first that holds something counts.
-        default: if nobody gives it.
         type: checks and converts the text; raises `argparse.ArgumentTypeError`.
-        metavar: what stands for the value in the help.
         secret: never printed, taken out of the environment; becomes a `Secret`.
         many: may be given again and again; a variable has commas between them. Becomes a list.
     """
@@ -121,15 +109,11 @@ class Setting(NamedTuple):
 
     def read(self, value: str) -> Any:
         """What a variable says. Raises `argparse.ArgumentTypeError`."""
-        if not self.many:
-            return self.type(value)
-        return [self.type(part.strip()) for part in value.split(",")]
+        return [self.type(part.strip()) for part in value.split(",")] if self.many else self.type(value)
 
 
 class Source(NamedTuple):
-    """Where a setting came from; a lower rank wins."""
-
-    rank: int
+    rank: int  # the lower wins
     name: str
 
 
@@ -197,16 +181,10 @@ def add_settings(parser: argparse.ArgumentParser, title: str, settings: Sequence
     for setting in settings:
         notes = [f"environment: {', '.join(setting.env)}"] if setting.env else []
         notes += [f"default: {setting.default}"] if setting.default is not None else []
+        about = setting.help + (f" ({'; '.join(notes)})" if notes else "")
+        how = {"dest": setting.name, "type": setting.type, "action": "append" if setting.many else "store"}
         if setting.flags:
-            group.add_argument(
-                *setting.flags,
-                dest=setting.name,
-                default=argparse.SUPPRESS,
-                type=setting.type,
-                action="append" if setting.many else "store",
-                metavar=setting.metavar,
-                help=setting.help + (f" ({'; '.join(notes)})" if notes else ""),
-            )
+            group.add_argument(*setting.flags, default=argparse.SUPPRESS, metavar=setting.metavar, help=about, **how)
     parser.set_defaults(**{f"settings_{title}": tuple(settings)})
 
 
@@ -259,15 +237,12 @@ def resolve(
 
     A variable that is set to nothing hides `.env` and means the default: `NETUID= python validator.py` stays local.
     Secrets are taken out of `environ`, so that no child process inherits them, and never enter it from `.env`.
-
-    Args:
-        options: of a parser with `add_settings`; `options.sources` then says where each setting came from.
+    `options.sources` then says where each setting came from.
 
     Raises:
         UserError: a value, or `.env`, is not what it should be; names the place, and no secret.
     """
-    groups = [value for name, value in vars(options).items() if name.startswith("settings_")]
-    settings = [setting for group in groups for setting in group]
+    settings = [one for name, group in vars(options).items() if name.startswith("settings_") for one in group]
     known = dict(environ)
     for name in known:
         if _SECRET_VARIABLES.fullmatch(name) or any(setting.secret and name in setting.env for setting in settings):
@@ -316,10 +291,9 @@ def _settle_chain(options: argparse.Namespace) -> None:
         given = [name for name in sources if sources[name].rank == OPTION and name in _CHAIN_NAMES]
         if given:
             raise UserError(f"{_flag(given[0])} is given, but not which subnet; add --netuid N or set NETUID")
-    elif options.chain_endpoint and sources["network"].rank < sources["chain_endpoint"].rank:
-        options.chain_endpoint = None
-    elif options.chain_endpoint and sources["network"].rank > sources["chain_endpoint"].rank:
-        options.network = None
+    elif options.chain_endpoint and sources["network"].rank != sources["chain_endpoint"].rank:
+        nearer = sources["network"].rank < sources["chain_endpoint"].rank
+        setattr(options, "chain_endpoint" if nearer else "network", None)
     elif not options.network and not options.chain_endpoint:
         options.network = "finney"
     if options.network and "://" in options.network:  # one node, as btcli takes it too
@@ -352,14 +326,8 @@ def _settle_market(options: argparse.Namespace) -> None:
 
 
 class RealMarket(NamedTuple):
-    """A pool of a real chain, as the options name it.
-
-    Attributes:
-        urls: of the chain's nodes, in order of preference; they may hold secrets.
-        pool, vault, manager: addresses in lower case; None for the chain's usual manager.
-        confirmations: blocks on top of one before it is believed.
-        executor_url, executor_key: of the executor bot; None where there is none, and then no live rounds.
-    """
+    """A pool of a real chain, as the options name it: its nodes in order of preference, addresses in lower case, the
+    manager None where it is the chain's usual one, the executor's None where there are no live rounds."""
 
     urls: tuple[str, ...]
     pool: str
@@ -381,14 +349,12 @@ def real_market(options: argparse.Namespace) -> RealMarket | None:
     for name, fix in (("pool", "or set ALM_POOL"), ("vault", "the address whose positions are managed")):
         if getattr(options, name) is None:
             raise UserError(f"a chain is named with --rpc, but no {name}; add --{name} 0x..., {fix}")
-    key = read_executor_key(options)
-    if options.executor_url and key is None:
+    executor, key = options.executor_url, read_executor_key(options)
+    if executor and key is None:
         fix = "name its key with --executor-key-file, or set EXECUTOR_API_KEY"
-        raise UserError(f"the executor bot {masked_url(options.executor_url)} asks for a key; {fix}")
-    return RealMarket(
-        *(tuple(options.rpc), options.pool, options.vault, options.manager, options.confirmations),
-        *(options.executor_url, key if options.executor_url else None),
-    )
+        raise UserError(f"the executor bot {masked_url(executor)} asks for a key; {fix}")
+    what = tuple(options.rpc), options.pool, options.vault, options.manager, options.confirmations
+    return RealMarket(*what, executor, key if executor else None)
 
 
 def settings_lines(options: argparse.Namespace) -> list[str]:
@@ -435,8 +401,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        match = _DOTENV_LINE.fullmatch(line)
-        if match is None:
+        if not (match := _DOTENV_LINE.fullmatch(line)):
             raise UserError(f"{path} line {at}: not NAME=VALUE; quote a value that has quotes or # in '...'")
         name, literal, quoted, plain = match.groups()
         if "${" in (quoted or plain or "").replace(r"\$", ""):

@@ -37,24 +37,22 @@ class Secret:
 
 
 def read_password(options: argparse.Namespace) -> str | None:
-    """The wallet's password from a variable, a file or a command, whichever was given nearest to the command line.
+    """The wallet's password from a variable, a file or a command, whichever was given nearest to the command line;
+    None if nobody gave one: right for keys that are not encrypted.
 
     It blocks until the command has ended, at most PASSWORD_COMMAND_SECONDS.
-
-    Returns:
-        None if nobody gave one: right for keys that are not encrypted.
 
     Raises:
         UserError: two were given in the same place, or the one given does not yield a password; contains no output.
     """
     match _given(options, "password", "password_file", "password_command"):
-        case None:
-            return None
         case "password":
             return options.password.reveal()
         case "password_file":
             return _first_line(read_private(options.password_file, "password file"), options.password_file)
-    return _first_line(_output_of(options.password_command), "--password-command")
+        case "password_command":
+            return _first_line(_output_of(options.password_command), "--password-command")
+    return None
 
 
 def read_executor_key(options: argparse.Namespace) -> Secret | None:
@@ -84,11 +82,7 @@ def _given(options: argparse.Namespace, *names: str) -> str | None:
 
 
 def read_private(name: str | Path, what: str) -> bytes:
-    """The first `MAX_PASSWORD_BYTES + 1` bytes of a file that nobody else may read.
-
-    Raises:
-        UserError: others may, or it cannot be read; contains none of it.
-    """
+    """The first `MAX_PASSWORD_BYTES + 1` bytes of a file. Raises `UserError` if others may read it or we cannot."""
     path = Path(name).expanduser()
 
     def opener(name: str, flags: int) -> int:
@@ -113,13 +107,8 @@ def _output_of(command: str) -> bytes:
     """What a command writes to stdout within the deadline; its stderr, which may hold a secret, is dropped."""
     try:
         words = shlex.split(command)
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # so that its own children end with it
-        )
+        nothing, pipe = subprocess.DEVNULL, subprocess.PIPE  # in a session of its own its own children end with it
+        process = subprocess.Popen(words, stdin=nothing, stdout=pipe, stderr=nothing, start_new_session=True)
     except (OSError, ValueError, IndexError) as error:
         reason = getattr(error, "strerror", None) or "it cannot be split into words"
         raise UserError(f"--password-command cannot be run: {reason}") from None

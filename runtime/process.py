@@ -57,10 +57,8 @@ def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[
                 return value
         except ValueError:
             pass
-        what = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no {what} from {least}{f' to {most}' if most < math.inf else ''}"
-        )
+        what, end = "whole number" if kind is int else "number", f" to {most}" if most < math.inf else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {least}{end}")
 
     return parse
 
@@ -69,9 +67,7 @@ def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[
 def only_one(path: Path, what: str) -> Iterator[None]:
     """Inside, this process alone holds the lock file; the system frees it with the process, however that ends.
 
-    Raises:
-        UserError: another process holds it; `what` says what it stands for.
-        OSError: it cannot be made.
+    Raises `UserError` where another process holds it, with `what` it stands for; `OSError` where it cannot be made.
     """
     with open(path, "ab") as file:
         try:
@@ -84,10 +80,8 @@ def only_one(path: Path, what: str) -> Iterator[None]:
 def progress(done: int, total: int, what: str, step: int = 1) -> None:
     """Show how far a long work is: one line of the terminal, drawn anew; nothing where stderr is no terminal.
 
-    Args:
-        done, total: of the work's steps; call it after each. It draws once a percent, and ends the line at the total.
-        what: the steps, in the plural.
-        step: how many were done since the last call.
+    Call it after each of the work's steps, named `what` in the plural, or after `step` of them. It draws once a
+    percent, and ends the line at the total.
     """
     if sys.stderr.isatty() and (done * 100 // total > (done - step) * 100 // total):
         bar = "#" * (done * PROGRESS_WIDTH // total)
@@ -128,14 +122,9 @@ class _Json(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, message, and exception with its traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        milliseconds = int(record.created * 1000)
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
-        plain = {
-            "time": f"{at}.{milliseconds % 1000:03}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
+        seconds, milliseconds = divmod(int(record.created * 1000), 1000)
+        at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03}Z"
+        plain = {"time": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             plain["exception"] = self.formatException(record.exc_info)
         return json.dumps(plain)  # ASCII: nothing in it can break the line or the encoding
@@ -153,16 +142,14 @@ def log_to(level: str, log_json: bool = False, log_file: str | None = None) -> N
         UserError: the file cannot be written.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    handlers[0].setFormatter(_Json() if log_json else _Plain(LOG_FORMAT, "%H:%M:%S"))
     if log_file:
+        kept = LOG_FILE_BYTES, LOG_FILES_KEPT
         try:
-            file = RotatingFileHandler(
-                log_file, "a", LOG_FILE_BYTES, LOG_FILES_KEPT, encoding="utf-8", errors="backslashreplace"
-            )
+            handlers.append(RotatingFileHandler(log_file, "a", *kept, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise UserError(f"--log-file {log_file}: {error.strerror}; choose another") from None
-        file.setFormatter(_Json() if log_json else _Plain(LOG_FORMAT, "%Y-%m-%d %H:%M:%S"))
-        handlers.append(file)
+    for handler, dates in zip(handlers, ("%H:%M:%S", "%Y-%m-%d %H:%M:%S"), strict=False):
+        handler.setFormatter(_Json() if log_json else _Plain(LOG_FORMAT, dates))
     logging.basicConfig(level="DEBUG" if level == "TRACE" else level, handlers=handlers)
     for library in LIBRARIES:
         logging.getLogger(library).setLevel("NOTSET" if level == "TRACE" else "WARNING")
@@ -188,45 +175,34 @@ def run(
 
     Args:
         work: the program; its result is the exit code, None is 0.
-        log_level: as `log_to` takes it, and so `log_json` and `log_file`.
+        log_level, log_json, log_file: as `log_to` takes them.
         user_errors: exceptions that are the user's to mend, besides `UserError`: one line on stderr, exit code 2.
-
-    Returns:
-        The exit code.
     """
-    complain = log.error if log_json or log_file else _print_error
+    mendable = (UserError, *user_errors)
     try:
         log_to(log_level, log_json, log_file)
     except UserError as error:
         work.close()
-        return _complain(error, _print_error)
+        return _complain(error, logged=False)
     try:
         return asyncio.run(_until_signalled(work))
-    except BaseExceptionGroup as group:  # from a TaskGroup: the first that the user can mend, else all of them
-        if group.subgroup(BrokenPipeError):
-            return _silent()
-        mendable, rest = group.split((UserError, *user_errors))
-        if rest or not mendable:
+    except (BaseExceptionGroup, BrokenPipeError, *mendable) as error:
+        leaves = _leaves(error)  # of a TaskGroup: the first that the user can mend, else all of them
+        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):  # who read our output, `head` perhaps, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+            return EXIT_OK
+        if not all(isinstance(leaf, mendable) for leaf in leaves):
             raise
-        return _complain(_leaves(mendable)[0], complain)
-    except (UserError, *user_errors) as error:
-        return _complain(error, complain)
-    except BrokenPipeError:  # whoever read our standard output, `head` perhaps, has enough
-        return _silent()
+        return _complain(leaves[0], bool(log_json or log_file))
 
 
-def _silent() -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-    return EXIT_OK
-
-
-def _complain(error: BaseException, tell: Callable[[str], None]) -> int:
-    tell(f"{error}".replace("\n", " "))
+def _complain(error: BaseException, logged: bool) -> int:
+    line = f"{error}".replace("\n", " ")
+    if logged:
+        log.error(line)
+    else:
+        print(line, file=sys.stderr)
     return EXIT_USAGE
-
-
-def _print_error(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
