@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from doctor.finding import FAIL, OK, WARN, Finding
 from evm.abi import NULL_ADDRESS, Header, Malformed, header_call, read_header
-from evm.manager import read_vault
-from evm.pool import SLOT0, Contract, describe, read_state
+from evm.pool import SLOT0, Contract, describe, read_state, read_vault
 from evm.rpc import Refusal, Rpc, RpcError, open_rpc
 from executor.readback import AVERAGE_SECONDS, OBSERVE
 from executor.wallet import Wallet

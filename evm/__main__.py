@@ -1,25 +1,156 @@
-"""`python -m evm record ...`: fetch a stretch of a pool's life into a recording; exit code 2: cannot be had as asked.
+"""Record a pool: fetch a stretch of a chain into a recording for `--events` and `--backtest`.
 
-Read next: `recorder.py`.
+    python -m evm record --rpc URL --pool 0x... --from BLOCK --to BLOCK --out FOLDER
+
+What was fetched stays in `FOLDER/NAME.sqlite3`: the same command again goes on where the last one stopped. The endpoint
+must still have the state of the first block (an archive endpoint). What is written has been replayed: every swap's call
+is found, and the pool at the end is the contract's, fee growth and all. Uniswap V3 pools only.
+Exit codes: 1 where some events cannot be had, 2: cannot be had as asked.
+Read next: `markets/recorded.py` (a recording as a market).
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+from collections import Counter, defaultdict
+from itertools import pairwise
+from pathlib import Path
 
-from evm.recorder import add_options, record
+from evm.abi import address
+from evm.follower import CONFIRMATIONS
+from evm.market import Web3Market
 from evm.rpc import RpcError
+from liquidity.replay import Snapshot
 from markets.base import MarketError
-from markets.recordings import RecordingError
+from markets.completing import CALLS, complete, write_recording
+from markets.recorded import CHAIN_IDS
+from markets.recordings import RecordingError, read_recording
 from runtime.db import StoreError
-from runtime.process import Parser, run
+from runtime.process import EXIT_OK, Parser, UserError, clear_progress, number, only_one, progress, run
+from sim import MASK_256, tick_at_sqrt_ratio
+
+RECORDED = ("swap", "mint", "burn", "flash", "set_fee_protocol")  # what changes prices, liquidity and fee growth
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="python -m evm", description="A real pool on a real chain.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    add_options(verbs.add_parser("record", help="fetch a stretch of a pool's life into a recording"))
+    verb = verbs.add_parser("record", help="fetch a stretch of a pool's life into a recording")
+    verb.add_argument("--rpc", required=True, action="append", metavar="URL", help="endpoint; may be given repeatedly")
+    verb.add_argument("--pool", required=True, metavar="0x...", help="the pool's address")
+    verb.add_argument("--from", required=True, type=number(1), dest="first", metavar="BLOCK", help="the first block")
+    verb.add_argument("--to", required=True, type=number(1), dest="last", metavar="BLOCK", help="the last block")
+    verb.add_argument("-o", "--out", required=True, type=Path, metavar="FOLDER", help="where the recording goes")
+    verb.add_argument("--name", help="of the recording (default: chain, tokens, fee and blocks)")
+    help_ = f"blocks on top of the last one (default: {CONFIRMATIONS})"
+    verb.add_argument("--confirmations", type=number(0), default=CONFIRMATIONS, help=help_)
+    verb.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser
+
+
+def background(snapshot: Snapshot, held: dict[tuple[str, int, int], int]) -> list[tuple[int, int, int]]:
+    """Positions that, with `held`, make up all liquidity of a snapshot, with the same initialised ticks.
+
+    Args:
+        held: liquidity by position (owner, tick_lower, tick_upper).
+
+    Returns:
+        (tick_lower, tick_upper, liquidity), side by side.
+    """
+    gross, net = defaultdict(int), defaultdict(int)
+    for tick in snapshot.ticks:
+        gross[tick.index], net[tick.index] = tick.liquidity_gross, int(tick.liquidity_net)
+    for (_, lower, upper), liquidity in held.items():
+        for index, sign in ((lower, 1), (upper, -1)):
+            gross[index] -= liquidity
+            net[index] -= sign * liquidity
+    left = sorted(index for index, amount in gross.items() if amount)
+    cells, liquidity = [], 0
+    for lower, upper in pairwise(left):
+        liquidity += net[lower]
+        if liquidity:
+            cells.append((lower, upper, liquidity))
+    return cells
+
+
+async def record(options: argparse.Namespace) -> int:
+    """Fetch, check, write."""
+    if options.last < options.first:
+        raise UserError(f"--to {options.last} is before --from {options.first}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: {error.strerror}; choose another folder") from None
+    pool = address(options.pool, "pool")
+    name = options.name or f"{pool}_{options.first}_{options.last}"
+    path, begin = options.out / f"{name}.sqlite3", options.first - 1
+    reading = {"confirmations": options.confirmations, "following": False}
+    with only_one(options.out / f"{name}.lock", "recording"):
+        async with Web3Market.open(options.rpc, pool, path, first=begin, **reading) as market:
+            return await _record(market, options, name)
+
+
+async def _record(market: Web3Market, options: argparse.Namespace, name: str) -> int:
+    first, last = options.first, options.last
+    if market.contract.slipstream:
+        raise UserError(f"--pool {options.pool} is a Slipstream pool: only Uniswap V3 pools can be recorded")
+    print(market.label, flush=True)
+    reached = first - 1
+
+    def show(block: int) -> None:
+        nonlocal reached
+        progress(block - first + 1, last - first + 1, "blocks", block - reached)
+        reached = block
+
+    await market.catch_up(last, show)
+    if reached < last:
+        clear_progress()
+    if (head := (await market.head()).number) < last:
+        what = f"the last block with {options.confirmations} confirmations is {head}"
+        raise UserError(f"--to {last}: {what}; wait and run this again, or choose --to {head}")
+    events = [event for event in await market.events(first, last) if event.kind in RECORDED]
+    start, final, held = await market.ends(first, last, {event.args[:3] for event in events if event.kind == "burn"})
+    if tick_at_sqrt_ratio(start.sqrt_price_x96) != start.tick:
+        raise UserError(f"--from {first}: the price stands on a tick and the pool one below it; begin a block later")
+    chain = next((chain for chain, number_ in CHAIN_IDS.items() if number_ == market.pair.chain_id), None)
+    pair = market.pair
+    description = {
+        "chain": chain or f"chain {pair.chain_id}",
+        "pool": pair.pool_address,
+        **{f"token{n}": f"{t.symbol} ({t.decimals})" for n, t in enumerate((pair.token0, pair.token1))},
+        "fee": pair.fee,
+        "tickSpacing": pair.tick_spacing,
+        "start": {
+            **_price_and_liquidity(start),
+            "block": first,
+            "log": 0,
+            "time": (await market.block(first)).time,
+            "feeProtocol": [start.fee_protocol0, start.fee_protocol1],
+        },
+        "background": background(start, held),
+        "preexisting": [[*key, liquidity] for key, liquidity in sorted(held.items())],
+        "final": {
+            **_price_and_liquidity(final),
+            "feeGrowth0_since_start": final.fee_growth_global0_x128 - start.fee_growth_global0_x128 & MASK_256,
+            "feeGrowth1_since_start": final.fee_growth_global1_x128 - start.fee_growth_global1_x128 & MASK_256,
+        },
+    }
+    target = options.out / name
+    write_recording(target, json.dumps(description).encode(), events)
+    kinds, calls = Counter(), Counter()
+    for event in complete(read_recording(target)):  # as any reader will
+        kinds[event.kind] += 1
+        calls[event.args[0]] += event.kind == "swap"
+    print(f"{name}: {', '.join(f'{kinds[kind]} {kind}' for kind in RECORDED)}; every digit agrees")
+    print(f"calls: {', '.join(f'{how} {calls[how]}' for how in CALLS if calls[how]) or 'none'}")
+    print(f"written to {target}.json and {target}.events.csv.xz; --events {target} names both")
+    return EXIT_OK
+
+
+def _price_and_liquidity(snapshot: Snapshot) -> dict[str, int]:
+    return {"sqrtPriceX96": snapshot.sqrt_price_x96, "tick": snapshot.tick, "liquidity": snapshot.liquidity}
 
 
 def main(argv: list[str] | None = None) -> int:

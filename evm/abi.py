@@ -1,12 +1,10 @@
 """The contracts' words: calls and logs, encoded and read strictly, with web3's ABI codec.
 
-Whatever does not decode, or is not of its type, is `Malformed`: the endpoint's fault.
-Read next: `pool.py`, `manager.py`.
+Whatever does not decode, or is not of its type, is `Malformed`: the endpoint's fault. Read next: `pool.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +17,7 @@ from markets.base import MarketError
 from protocol import Block
 
 POSITION_MANAGERS = {  # Uniswap's own, by chain id; a Slipstream pool names its own
-    1: "0xc36442b4a4522e871399cd717abdd847ab11fe88",
-    10: "0xc36442b4a4522e871399cd717abdd847ab11fe88",
-    137: "0xc36442b4a4522e871399cd717abdd847ab11fe88",
-    42161: "0xc36442b4a4522e871399cd717abdd847ab11fe88",
+    **dict.fromkeys((1, 10, 137, 42161), "0xc36442b4a4522e871399cd717abdd847ab11fe88"),
     8453: "0x03a520b32c04bf3beef7beb72e919cf822ed34f1",
 }
 NULL_ADDRESS = "0x" + "0" * 40
@@ -31,8 +26,6 @@ HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 QUANTITY = re.compile("0x[0-9a-fA-F]{1,64}")
 
 _codec = Web3().codec
-
-log = logging.getLogger("contracts")
 
 
 class Malformed(RpcError):
@@ -63,10 +56,6 @@ def _decode(types: Sequence[str], data: bytes) -> tuple:
         return _codec.decode(types, data)
     except Exception as error:  # the codec's errors are of a package that web3 brings along
         raise Malformed(f"{len(data)} bytes are not {', '.join(types)} ({type(error).__name__})") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Calls and logs
 
 
 class Function:
@@ -149,7 +138,6 @@ class Log(NamedTuple):
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Whatever is missing or of another type is `Malformed`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, Malformed) as error:
@@ -157,8 +145,12 @@ def _reading(what: str) -> Iterator[None]:
 
 
 @_reading("log")
-def read_log(raw: Any) -> Log:
-    """Check one log of an answer. Raises `Malformed`."""
+def read_logs(raws: list) -> list[Log]:
+    """Check the logs of an answer. Raises `Malformed`."""
+    return [_log(raw) for raw in raws]
+
+
+def _log(raw: Any) -> Log:
     kind, block_hash = _LOG_TYPES[raw["topics"][0]], raw["blockHash"]
     if raw.get("removed") or not HASH.fullmatch(block_hash):
         raise ValueError("it is not in the chain")
@@ -167,8 +159,6 @@ def read_log(raw: Any) -> Log:
 
 
 class Header(NamedTuple):
-    """A block's header, as far as it is needed."""
-
     number: int
     time: int
     hash: str
@@ -189,20 +179,14 @@ def read_header(raw: Any) -> Header:
 
 
 class Receipt(NamedTuple):
-    """What became of a transaction.
-
-    Attributes:
-        block, success, sender: where it is, whether it did what it was to do, and from which address.
-        gas_used, gas_wei: what it cost, a layer 2's fee for data included.
-        places: (block, log index) of its logs.
-    """
+    """What became of a transaction."""
 
     block: int
     success: bool
     sender: str
     gas_used: int
-    gas_wei: int
-    places: frozenset[tuple[int, int]]
+    gas_wei: int  # what it cost, a layer 2's fee for data included
+    places: frozenset[tuple[int, int]]  # (block, log index) of its logs
 
 
 @_reading("receipt")

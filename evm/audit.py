@@ -63,17 +63,9 @@ async def audit_chain(
     shown = {(query.block_number, query.block_hash) for query in queries} | {(opening, row["opening_hash"])}
     executions = [execution_of(item["execution"]) for item in evidence["executions"]]
     with tempfile.TemporaryDirectory() as folder:
-        async with Web3Market.open(
-            urls,
-            evidence["pool"],
-            Path(folder) / "audit.sqlite3",
-            first=opening - 1,
-            vaults=[vault] if vault else [],
-            manager=manager,
-            confirmations=0,
-            following=False,
-            **limits,
-        ) as market:
+        path, vaults = Path(folder) / "audit.sqlite3", [vault] if vault else []
+        limits |= {"confirmations": 0, "following": False, "manager": manager}
+        async with Web3Market.open(urls, evidence["pool"], path, first=opening - 1, vaults=vaults, **limits) as market:
             await market.catch_up(last)
             blocks = {number: await market.block(number) for number, _ in shown}
             seen = await _see(market, vault, opening, last, executions, played)
@@ -90,20 +82,13 @@ async def audit_chain(
 
 
 class _Seen(NamedTuple):
-    """What the chain has of a round.
+    """What the chain has of a round."""
 
-    Attributes:
-        opening, events: the pool with the vault at its beginning, and what happened.
-        manager: the position manager's address.
-        receipts: of the round's transactions.
-        others: whether the vault sent more than those, or nobody can tell.
-    """
-
-    opening: Snapshot
+    opening: Snapshot  # the pool with the vault
     events: list[Event]
-    manager: str
-    receipts: dict[str, Receipt | None]
-    others: bool
+    manager: str  # the position manager's address
+    receipts: dict[str, Receipt | None]  # of the round's transactions
+    others: bool  # whether the vault sent more than those, or nobody can tell
 
 
 async def _see(
@@ -112,7 +97,7 @@ async def _see(
     receipts = await market.receipts([one.sent.transaction for one in executions if one.sent])
     others = bool(executions) and (not played or len(receipts) < await market.transactions_of(vault, opening, last))
     snapshot, events = await market.snapshot(vault, opening), await market.events(opening, last)
-    return _Seen(snapshot, events, market.manager, receipts, others)
+    return _Seen(snapshot, events, market.contract.manager, receipts, others)
 
 
 def _check_shown(shown: Iterable[tuple[int, str]], blocks: dict[int, Block]) -> Iterator[str]:
@@ -166,9 +151,7 @@ def _check_receipt(one: Execution, receipt: Receipt | None, own: list[Event] | N
         yield f"transaction {sent.transaction} is not on the chain"
         return
     said = one.block, sent.code == Code.EXECUTED, one.vault, sent.gas_used, sent.gas_wei
-    pairs = dict(
-        zip(("block", "success", "sender", "gas_used", "gas_wei"), zip(said, receipt, strict=False), strict=True)
-    )
+    pairs = dict(zip(Receipt._fields[:5], zip(said, receipt, strict=False), strict=True))
     if own is not None and receipt.success:
         *flows, minted = sums_of(own)
         pairs |= {name: (getattr(one, name), real) for name, real in zip(FLOWS, flows, strict=True)}
@@ -179,7 +162,6 @@ def _check_receipt(one: Execution, receipt: Receipt | None, own: list[Event] | N
 
 
 def _check_end(row: dict[str, Any], result: RoundResult) -> Iterator[str]:
-    """Whether the round came to the end that the chain shows."""
     ends = (row["code"], row["detail"]), (result.code, result.detail)
     if ends[0] != ends[1]:
         said, shows = (" ".join(filter(None, end)) for end in ends)

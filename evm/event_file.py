@@ -1,4 +1,4 @@
-"""The SQLite file of a pool's events: a copy of the chain, which may be deleted and is then fetched again.
+"""Where reading a pool has come to, and the SQLite file of its events: a copy of the chain, fetched again if deleted.
 
 Each method is one transaction: events land together with the cursor, once each.
 Read next: `follower.py`, which fills it.
@@ -11,16 +11,17 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable
-from dataclasses import astuple
+from dataclasses import dataclass, field
 from typing import Any
 
-from evm.manager import NamedToken
-from evm.tip import Draft, Tip, follow
+from evm.events import NamedToken, follow
+from evm.rpc import Endpoint
 from liquidity.events import Event
 from liquidity.replay import Snapshot
 from protocol import Block
-from runtime.db import Database
-from wire.codec import encode, from_plain
+from runtime.db import Database, insert
+from sim import Pool
+from wire.codec import canonical, from_plain, to_plain
 
 KEPT_ANCHORS = 8
 Fees = tuple[int, int]  # of the protocol, not collected yet; no snapshot has them
@@ -81,16 +82,39 @@ SCHEMA = (
 )
 
 
+@dataclass(slots=True)
+class Tip:
+    """Where reading has come to: the last block, the pool after it, and what the next events need."""
+
+    block: Block
+    pool: Pool  # replayed; it knows all ticks and no positions
+    released: dict[tuple, tuple[int, int]]  # by position: what its burns released and no collect has paid
+    tokens: dict[int, NamedToken]  # the vaults', by id
+
+    def copy(self) -> Tip:
+        return Tip(self.block, self.pool.copy(), dict(self.released), dict(self.tokens))
+
+
+@dataclass(slots=True)
+class Draft:
+    """What was read beyond the tip and is not committed."""
+
+    tip: Tip
+    events: list[Event] = field(default_factory=list)
+    blocks: dict[int, Block] = field(default_factory=dict)
+    released: list[tuple] = field(default_factory=list)
+    tokens: list[tuple] = field(default_factory=list)
+    endpoints: set[Endpoint] = field(default_factory=set)
+
+
 class EventFile:
     """What is known of one pool; made by `db.connect` with `SCHEMA`."""
 
     def __init__(self, db: Database):
         self._db = db
 
-    # -- what is known
-
     async def facts(self) -> dict[str, str]:
-        """Whose file this is; empty in a new one."""
+        """Chain, pool and first block; empty in a new one."""
         return dict(map(tuple, await self._db.rows("SELECT key, value FROM facts")))
 
     async def vaults(self) -> set[str]:
@@ -102,27 +126,19 @@ class EventFile:
         return Block(*row) if row else None
 
     async def newest_blocks(self, most: int) -> list[Block]:
-        """The last ones that were looked at, the newest first."""
         rows = await self._db.rows("SELECT number, time, hash FROM blocks ORDER BY number DESC LIMIT ?", most)
         return [Block(*row) for row in rows]
 
     async def events(self, first: int, last: int) -> list[Event]:
-        """The events of these blocks, in order."""
         sql = "SELECT * FROM events WHERE block BETWEEN ? AND ? ORDER BY block, log_index"
-        return [
-            Event(row["block"], row["log_index"], row["time"], row["kind"], tuple(json.loads(row["args"])))
-            for row in await self._db.rows(sql, first, last)
-        ]
+        return [Event(*place, tuple(json.loads(args))) for *place, args in await self._db.rows(sql, first, last)]
 
     async def released(self, token: NamedToken, block: int) -> tuple[int, int]:
         """What a position's burns had released before a block and no collect had paid."""
-        row = await self._db.row(
-            "SELECT amount0, amount1 FROM released WHERE owner = ? AND tick_lower = ? AND tick_upper = ?"
-            " AND block < ? ORDER BY block DESC, log_index DESC LIMIT 1",
-            *token,
-            block,
-        )
-        return (int(row["amount0"]), int(row["amount1"])) if row else (0, 0)
+        key = "owner = ? AND tick_lower = ? AND tick_upper = ?"
+        newest = f"WHERE {key} AND block < ? ORDER BY block DESC, log_index DESC LIMIT 1"
+        row = await self._db.row(f"SELECT amount0, amount1 FROM released {newest}", *token, block)
+        return tuple(map(int, row or (0, 0)))
 
     async def anchor(self) -> int:
         """The last block after which the pool is known to be the contract's."""
@@ -154,15 +170,13 @@ class EventFile:
             {int(token_id): NamedToken(*token) for token_id, *token, _ in tokens},
         )
 
-    # -- what is written
-
     async def begin(self, facts: dict[str, str], block: Block, pool: Snapshot, fees: Fees) -> None:
         """A new file, which knows the pool after a block."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
             connection.execute("INSERT INTO cursor VALUES (0, ?)", (block.number,))
-            _put_block(connection, block)
+            insert(connection, "blocks", [block])
             _put_anchor(connection, block, pool, fees)
 
         await self._db.write(work)
@@ -172,8 +186,7 @@ class EventFile:
         events = [(*event[:4], json.dumps(event.args, separators=(",", ":"))) for event in draft.events]
 
         def work(connection: sqlite3.Connection) -> None:
-            for block in draft.blocks.values():
-                _put_block(connection, block)
+            insert(connection, "blocks", draft.blocks.values(), "INSERT OR REPLACE")
             connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", events)
             connection.executemany("INSERT INTO released VALUES (?, ?, ?, ?, ?, ?, ?)", draft.released)
             connection.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", draft.tokens)
@@ -192,7 +205,7 @@ class EventFile:
             connection.execute("INSERT INTO gaps VALUES (?, ?, ?)", (first, block.number, reason))
             connection.execute("DELETE FROM released")  # who was paid what meanwhile nobody knows
             connection.execute("UPDATE cursor SET block = ?", (block.number,))
-            _put_block(connection, block)
+            insert(connection, "blocks", [block], "INSERT OR REPLACE")
             _put_anchor(connection, block, pool, fees)
 
         await self._db.write(work)
@@ -222,13 +235,9 @@ class EventFile:
         await self._db.write(work)
 
 
-def _put_block(connection: sqlite3.Connection, block: Block) -> None:
-    connection.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", astuple(block))
-
-
 def _put_anchor(connection: sqlite3.Connection, block: Block, pool: Snapshot, fees: Fees) -> None:
-    body = {"snapshot": json.loads(encode(pool)), "protocol_fees": [str(amount) for amount in fees]}
-    packed = zlib.compress(json.dumps(body).encode())
-    connection.execute("INSERT OR REPLACE INTO anchors VALUES (?, ?)", (block.number, packed))
+    body = {"snapshot": to_plain(pool), "protocol_fees": [str(amount) for amount in fees]}
+    row = block.number, zlib.compress(canonical(body))
+    connection.execute("INSERT OR REPLACE INTO anchors VALUES (?, ?)", row)
     newest = "SELECT block FROM anchors ORDER BY block DESC LIMIT ?"
     connection.execute(f"DELETE FROM anchors WHERE block NOT IN ({newest})", (KEPT_ANCHORS,))

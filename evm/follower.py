@@ -5,9 +5,12 @@ contract's, fee growth and all: a node that left logs out, or told some twice, i
 hashes tie everything to one chain: where a reorganisation replaced blocks, they are forgotten and read again. What
 cannot be mended is a *gap*: it is noted, stepped over, and whoever asks for its blocks is told.
 
+With two endpoints or more, each chunk's logs are asked of two. With one, a mint or burn away from the price that it
+leaves out is found when all ticks are compared, at the next snapshot; that a position was poked it can hide for good.
+
 What a Slipstream gauge takes of unstaked fees is asked at each chunk's end: where it changed, blocks are read one by
 one. Changed and changed back within one chunk it is a contradiction, and chunks get smaller.
-Read first: `tip.py`, `reading.py`, `event_file.py`. Read next: `market.py`.
+Read first: `events.py`, `event_file.py`. Read next: `market.py`.
 """
 
 from __future__ import annotations
@@ -16,67 +19,192 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from evm.abi import Log, Malformed, header_call
-from evm.event_file import EventFile
-from evm.manager import NamedToken, TokenPosition, name_tokens, read_vault, to_events
-from evm.pool import Contract, State, read_state, read_ticks, snapshot_of
-from evm.reading import Contradiction, Reader, Reorganised, TooMany, checked_header
-from evm.rpc import Endpoint, Rpc, RpcError
-from evm.tip import Draft, Tip, follow_to
+from evm.abi import MANAGER_LOGS, TRANSFER, Header, Log, Malformed, header_call, read_header, read_logs
+from evm.event_file import Draft, EventFile, Tip
+from evm.events import NamedToken, follow_to, name_tokens, to_events
+from evm.pool import Contract, State, TokenPosition, read_state, read_ticks, read_vault, snapshot_of
+from evm.rpc import Endpoint, Refusal, Rpc, RpcError
 from liquidity.events import ReplayError
 from liquidity.replay import Snapshot
 from markets.base import MarketError
 from protocol import Block
-from sim import Pool, PoolError
+from sim import PoolError
 
 CONFIRMATIONS = 3  # blocks on top of one before it is believed; a reorganisation that deep goes unseen
 STRIKES = 6  # contradictions at one place before it is called a gap
 STALL_SECONDS = 30.0  # without a new block before one endpoint's word is enough for the head
 MAX_BACKWARDS_BLOCKS = 10_000  # stored blocks that are compared to find where a reorganisation began
 MAX_KEPT_HEADERS = 10_000
+FIRST_CHUNK_BLOCKS, MAX_CHUNK_BLOCKS = 200, 5000  # of one eth_getLogs; grows while there is little in it
+MANY_LOGS = 2000  # in one answer: the chunk does not grow any more
+FAR_AHEAD_BLOCKS = 30
 
+T = TypeVar("T")
 log = logging.getLogger("follower")
 
 
+class Reorganised(Exception):
+    """The next block does not follow the last one that was read."""
+
+
+class TooMany(Exception):
+    """This chunk must be read in smaller ones."""
+
+
+class Reader:
+    """Asks the nodes about a pool; `chunk_blocks` is how many blocks to ask for at once."""
+
+    def __init__(self, rpc: Rpc, contract: Contract):
+        self.rpc, self.contract, self.chunk_blocks = rpc, contract, FIRST_CHUNK_BLOCKS
+        self._refused = 2 * MAX_CHUNK_BLOCKS  # so many blocks were too many at last: near it the chunk grows slowly
+
+    async def confirmed(self, confirmations: int, known: int, stalls: bool) -> int:
+        """The last block with enough on top of it: of what two endpoints say, or one where there is but one.
+
+        An endpoint that is behind `known`, the last block that was read, rests. One that is far ahead of all others is
+        not believed, unless nothing has come for a while (`stalls`). Raises `RpcError` where none knows the head.
+        """
+        heads = {}
+        for endpoint, raw in (await self.rpc.each(*header_call("latest"))).items():
+            try:
+                heads[endpoint] = read_header(raw).number
+            except Malformed as error:
+                endpoint.rest(str(error))
+        for endpoint in [one for one, number in heads.items() if number < known]:
+            endpoint.rest(f"its head is {heads.pop(endpoint)}, block {known} was read before")
+        if not heads:
+            raise RpcError("no endpoint knows the head")
+        (furthest, head), *others = sorted(heads.items(), key=lambda pair: -pair[1])
+        if others and not stalls:
+            if head > others[0][1] + FAR_AHEAD_BLOCKS:
+                log.warning("RPC %s: its head is %d, all others' at most %d", furthest.name, head, others[0][1])
+            head = others[0][1]
+        return head - confirmations
+
+    async def logs(
+        self, first: int, last: int, vaults: set[str], tokens: Mapping[int, NamedToken], endpoints: set[Endpoint]
+    ) -> tuple[list[Log], dict[int, Header]]:
+        """The logs of some blocks, in order, and the headers of those blocks that have any, and of both ends.
+
+        Args:
+            vaults: of which all tokens that come to them are looked up.
+            tokens: of the position manager, by id; what happens to them is looked up.
+            endpoints: is given those that answered.
+
+        Raises `Malformed`, `RpcError`, and `TooMany`: fewer will be asked for next time.
+        """
+        span = {"fromBlock": hex(first), "toBlock": hex(last)}
+        addresses, kinds = self.contract.addresses, [kind.topic for kind in self.contract.log_types]
+        pool = span | {"address": addresses if len(addresses) > 1 else addresses[0], "topics": [kinds]}
+        calls = [header_call(first), header_call(last), ("eth_getLogs", [pool])]
+        manager = span | {"address": self.contract.manager}
+        if vaults and self.contract.manager:
+            to = ["0x" + vault[2:].rjust(64, "0") for vault in sorted(vaults)]
+            calls.append(("eth_getLogs", [manager | {"topics": [TRANSFER.topic, None, to]}]))
+        from_block, to_block, *found = await self._ask(calls, first, last, endpoints)
+        parts = list(map(read_logs, found))
+        if ids := sorted({one.values[2] for part in parts[1:] for one in part} | tokens.keys()):
+            topics = [[kind.topic for kind in MANAGER_LOGS], [f"0x{token_id:064x}" for token_id in ids]]
+            found = await self._ask([("eth_getLogs", [manager | {"topics": topics}])], first, last, endpoints)
+            parts += map(read_logs, found)
+        logs = sorted(one for part in parts for one in part)
+        places = [one[:2] for one in logs]
+        if len(set(places)) != len(places):
+            raise Malformed("a log is told twice")
+        if logs and not first <= logs[0].block <= logs[-1].block <= last:
+            raise Malformed(f"logs of other blocks than {first} to {last}")
+        if any(one.address not in (*addresses, self.contract.manager) for one in logs):
+            raise Malformed("logs of another contract")
+        await self._compare(calls[2], {one[:2] for one in parts[0]}, endpoints)
+        headers = {number: checked_header(raw, number) for number, raw in ((first, from_block), (last, to_block))}
+        wanted = sorted({one.block for one in logs} - headers.keys())
+        return logs, headers | await self.headers(wanted, endpoints)
+
+    async def _compare(self, call: tuple[str, list], mine: set, endpoints: set[Endpoint]) -> None:
+        """Where there is another endpoint, it must not know of a log that these left out: not all leave traces."""
+        if len(self.rpc.endpoints) == 1 or not (second := await self.rpc.second([call], endpoints)):
+            return
+        try:
+            places = {one[:2] for one in read_logs(second[0])}
+        except Malformed as error:
+            self.rpc.distrust(second.endpoints, str(error))
+            return
+        if lost := mine - places:
+            self.rpc.distrust(second.endpoints, f"{len(lost)} logs are missing, the first in block {min(lost)[0]}")
+        if lost := places - mine:
+            raise Malformed(f"{len(lost)} logs are missing, the first in block {min(lost)[0]}")
+
+    async def _ask(self, calls: list, first: int, last: int, endpoints: set[Endpoint]) -> list:
+        answers = await self.rpc.batch(calls, refusable=True)
+        endpoints |= answers.endpoints
+        for (method, _), answer in zip(calls, answers, strict=True):
+            refused = isinstance(answer, Refusal)
+            if method == "eth_getLogs" and refused and last > first:
+                self._refused = last - first + 1
+                self.chunk_blocks = self._refused // 2
+                raise TooMany(f"logs of blocks {first} to {last}: {answer}")
+            if refused or answer is None:
+                raise Malformed(f"{method} of blocks {first} to {last}: {answer or 'no such block'}")
+            if method == "eth_getLogs" and not isinstance(answer, list):
+                raise Malformed(f"{method}: no list")
+        return list(answers)
+
+    async def headers(self, numbers: Sequence[int], endpoints: set[Endpoint] | None = None) -> dict[int, Header]:
+        """Headers by number. Raises `RpcError`."""
+        answers = await self.rpc.batch([header_call(number) for number in numbers], usable=bool)
+        if endpoints is not None:
+            endpoints |= answers.endpoints
+        return {number: checked_header(raw, number) for number, raw in zip(numbers, answers, strict=True)}
+
+    def grow(self, logs: int) -> None:
+        """A chunk had so many logs: the next one may have more blocks."""
+        if logs < MANY_LOGS:
+            fast = 2 * self.chunk_blocks <= self._refused
+            larger = 2 * self.chunk_blocks if fast else self.chunk_blocks + self.chunk_blocks // 8 + 1
+            self.chunk_blocks = min(larger, MAX_CHUNK_BLOCKS)
+
+    async def patiently(self, read: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Read something of the contract that can be told to be wrong, up to three times, each time from others."""
+        for _ in range(2):
+            try:
+                return await read(self.rpc, self.contract, *arguments)
+            except Malformed as error:
+                self.rpc.distrust(error.endpoints, str(error))
+        return await read(self.rpc, self.contract, *arguments)
+
+
+def checked_header(raw: Any, number: int) -> Header:
+    header = read_header(raw)
+    if header.number != number:
+        raise Malformed(f"block {header.number} instead of {number}")
+    return header
+
+
 class Follower:
-    """Where reading a pool has come to, and how it goes on.
+    """Where reading a pool has come to, and how it goes on."""
 
-    Attributes:
-        reader, file: where it is read, and what it fills.
-        tip: the last block, and all that the next events need; replaced as a whole, never changed.
-        first: events are known from the block after this one on.
-        vaults: addresses whose tokens have names in the events.
-        gaps: (first, last, reason) of blocks whose events could not be had.
-        replaced: (first, last) of blocks that were read and then replaced, since the start.
-        moved: notified when the tip has moved.
-    """
-
-    tip: Tip
+    tip: Tip  # replaced as a whole, never changed
 
     def __init__(self, rpc: Rpc, file: EventFile, contract: Contract, confirmations: int):
         self.rpc, self.file, self.contract, self._confirmations = rpc, file, contract, confirmations
         self.reader = Reader(rpc, contract)
-        self.first = 0
-        self.vaults: set[str] = set()
-        self.gaps: list[tuple[int, int, str]] = []
-        self.replaced: list[tuple[int, int]] = []
-        self.moved = asyncio.Condition()
+        self.first = 0  # events are known from the block after this one on
+        self.vaults: set[str] = set()  # addresses whose tokens have names in the events
+        self.gaps: list[tuple[int, int, str]] = []  # first and last block whose events could not be had, and why
+        self.replaced: list[tuple[int, int]] = []  # first and last block read and then replaced, since the start
+        self.moved = asyncio.Condition()  # notified when the tip has moved
         self._moved_at = time.monotonic()
         self._blocks: dict[int, Block] = {}
         self._strikes, self._struck = 0, 0
         self._busy = asyncio.Lock()  # held while the tip changes
 
     async def begin(self, first: int | None, vaults: set[str], path: str | Path) -> None:
-        """Start, or go on where the file ends.
-
-        Raises:
-            MarketError: the file is of another pool or another first block.
-            RpcError: the chain cannot be asked.
-        """
+        """Start, or go on where the file ends. Raises `RpcError`, and `MarketError` for a file of something else."""
         found, pair = await self.file.facts(), self.contract.pair
         facts = {"chain": str(pair.chain_id), "pool": pair.pool_address}
         asked = facts | ({} if first is None else {"first": str(first)})
@@ -90,9 +218,7 @@ class Follower:
         await self._load()
         at = self.tip.block
         for vault in sorted(vaults - self.vaults):
-            held, _ = await self.reader.patiently(
-                lambda vault=vault: read_vault(self.rpc, self.contract, vault, at.hash)
-            )
+            held, _ = await self.reader.patiently(read_vault, vault, at.hash)
             await self.name(vault, held, at)
 
     async def block(self, number: int) -> Block:
@@ -105,14 +231,9 @@ class Follower:
     # -- following
 
     async def catch_up(self, until: int | None = None, progress: Callable[[int], None] | None = None) -> None:
-        """Read on to the chain's confirmed head, or to a block before it.
+        """Read on to the confirmed head, or to a block before it; `progress` is told each that is reached.
 
-        Args:
-            until: where to stop.
-            progress: called with each block that was reached.
-
-        Raises:
-            RpcError: no endpoint answers.
+        Raises `RpcError` where no endpoint answers.
         """
         async with self._busy:
             target = await self._confirmed()
@@ -129,7 +250,7 @@ class Follower:
                     draft = None
                     await self._roll_back()
                     target = min(target, await self._confirmed())
-                except Contradiction as error:
+                except Malformed as error:
                     draft = None
                     await self._strike(error, last)
                 else:
@@ -158,8 +279,7 @@ class Follower:
     async def _extend(self, draft: Draft, last: int, must_check: bool) -> bool:
         """Read a chunk into the draft; returns whether the pool is then known to be the contract's.
 
-        Raises:
-            TooMany, Reorganised, Contradiction, RpcError: the draft is then of no use, except after `TooMany`.
+        Raises `TooMany`, and `Reorganised`, `Malformed` and `RpcError`, after which the draft is of no use.
         """
         tip, first = draft.tip, draft.tip.block.number + 1
         endpoints: set[Endpoint] = set()
@@ -170,7 +290,9 @@ class Follower:
             times = {number: header.time for number, header in headers.items()}
             last_block = headers[last].block
             state = await read_state(self.rpc, self.contract, last_block.hash, must_check, endpoints)
-            if last > first and state and _turned(tip.pool, state, logs):
+            # Slipstream's gauge takes another part of unstaked fees than before: from where on matters
+            turned = state and state.unstaked_fee is not None and state.unstaked_fee != tip.pool.unstaked_fee
+            if turned and last > first and any(one.name in ("Swap", "Flash") for one in logs):
                 self.reader.chunk_blocks = (last - first + 1) // 2
                 raise TooMany(f"the unstaked fee changed in blocks {first} to {last}")
             if any(one.block_hash != headers[one.block].hash for one in logs):
@@ -181,8 +303,8 @@ class Follower:
             tip.pool, events = await asyncio.to_thread(follow_to, tip.pool, events, state)
             tip.block = last_block
         except (Malformed, ReplayError, PoolError) as error:
-            what = f"up to block {last}: {error}"
-            raise Contradiction(what, endpoints | getattr(error, "endpoints", set())) from error
+            said_by = endpoints | getattr(error, "endpoints", set())
+            raise Malformed(f"up to block {last}: {error}", said_by) from error
         draft.events += events
         draft.blocks |= {number: header.block for number, header in headers.items()}
         draft.released += released
@@ -212,7 +334,7 @@ class Follower:
     async def _read_pool(self, number: int) -> tuple[Block, Snapshot, tuple[int, int]]:
         """A block, and the contract's pool and protocol fees after it."""
         block = (await self.reader.headers([number]))[number].block
-        state, ticks = await self.reader.patiently(lambda: read_ticks(self.rpc, self.contract, block.hash))
+        state, ticks = await self.reader.patiently(read_ticks, block.hash)
         return block, snapshot_of(self.contract, state, ticks, block), state.protocol_fees
 
     # -- when something is wrong
@@ -238,7 +360,7 @@ class Follower:
             if self.tip is tip:
                 await self._forget_after(anchor)
 
-    async def _strike(self, error: Contradiction, last: int) -> None:
+    async def _strike(self, error: Malformed, last: int) -> None:
         """Somebody lied, or something is lost: ask others, then doubt what was read before, then give the place up."""
         first = self.tip.block.number + 1
         self._strikes, self._struck = self._strikes + 1, max(self._struck, first)
@@ -307,9 +429,3 @@ class Follower:
                 self.vaults.add(vault)
                 self.tip = replace(self.tip, tokens=tokens)
             return {token_id: tokens[token_id] for token_id in ids}
-
-
-def _turned(pool: Pool, state: State, logs: Iterable[Log]) -> bool:
-    """Whether Slipstream's gauge takes another part of unstaked fees than before, and it matters from where on."""
-    turned = state.unstaked_fee is not None and state.unstaked_fee != pool.unstaked_fee
-    return turned and any(one.name in ("Swap", "Flash") for one in logs)

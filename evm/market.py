@@ -3,7 +3,7 @@
     async with Web3Market.open(["https://..."], "0xd0b5...", "pool.sqlite3", vaults=["0x..."]) as market: ...
 
 Pool and vault are read from the contracts at every snapshot; events come from the file that `follower.py` fills.
-Read next: `follower.py`, `pool.py`, `recorder.py`.
+Read next: `follower.py`, `pool.py`, `__main__.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from evm.abi import Receipt, address, integer, read_receipt
 from evm.event_file import SCHEMA, EventFile
+from evm.events import NamedToken
 from evm.follower import CONFIRMATIONS, Follower
-from evm.manager import NamedToken, TokenPosition, read_liquidity, read_vault
-from evm.pool import State, describe, read_ticks, snapshot_of
+from evm.pool import State, TokenPosition, describe, read_liquidity, read_ticks, read_vault, snapshot_of
 from evm.rpc import RpcError, open_rpc
 from liquidity.events import Event
 from liquidity.executions import EXECUTION_SECONDS, Execution, Order, Report, Sent
@@ -31,7 +31,6 @@ from runtime.db import connect
 
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0  # past an order's deadline: until its bot must know how it ended
-
 
 Place = Callable[[Order, float], Awaitable[Report]]
 
@@ -56,21 +55,18 @@ class Web3Market:
     full_speed = False
 
     def __init__(self, follower: Follower, clock: Callable[[], float] = time.time, place: Place | None = None):
-        pair = self.pair = follower.contract.pair
-        self._follower, self._reader = follower, follower.reader
-        self._rpc, self._contract = follower.rpc, follower.contract
+        self._follower, self._rpc, self.contract = follower, follower.rpc, follower.contract
         self._clock, self._place = clock, place
         self.read_only = "" if place else "no executor bot moves this vault; --executor-url names one"
-        self.first, self.slipstream = follower.first, follower.contract.slipstream
-        self.manager = follower.contract.manager
+        self.first, pair = follower.first, self.contract.pair
+        self.pair = pair
         self._reading, self._read = asyncio.Lock(), ("", None)  # the last block's hash whose ticks were read, and they
-        kind = "Slipstream" if self._contract.slipstream else "Uniswap V3"
-        terms = f"spacing {pair.tick_spacing}" if self._contract.slipstream else f"{pair.fee / 10_000:g} %"
-        remark = "; staked positions are scored as if unstaked, rewards are not" if self._contract.slipstream else ""
-        self.label = (
-            f"{kind} pool {pair.pool_address} ({pair.token0.symbol}/{pair.token1.symbol}, {terms})"
-            f" on chain {pair.chain_id}{remark}"
-        )
+        kind, terms, remark = "Uniswap V3", f"{pair.fee / 10_000:g} %", ""
+        if self.contract.slipstream:
+            kind, terms = "Slipstream", f"spacing {pair.tick_spacing}"
+            remark = "; staked positions are scored as if unstaked, rewards are not"
+        tokens = f"{pair.token0.symbol}/{pair.token1.symbol}"
+        self.label = f"{kind} pool {pair.pool_address} ({tokens}, {terms}) on chain {pair.chain_id}{remark}"
 
     @classmethod
     @asynccontextmanager
@@ -94,13 +90,11 @@ class Web3Market:
 
         Args:
             urls: of the chain's RPC endpoints, in order of preference.
-            pool_address: the pool's.
             path: the SQLite file; made if missing, else reading goes on where it stopped.
             first: events are wanted from the block after this one; None for the chain's head.
             vaults: addresses whose positions will be asked for, before anything happens to them.
             manager: the position manager's address; None for the chain's usual one.
             confirmations: how many blocks must stand on top of one before it is believed.
-            poll_seconds: between two looks at the chain.
             following: whether to follow; else the caller calls `catch_up`.
             clock: unix seconds; the chain's blocks follow it.
             place: gives an order to who carries it out, for so many seconds at most, and returns the final report
@@ -131,17 +125,18 @@ class Web3Market:
                     with suppress(asyncio.CancelledError):
                         await task
 
-    # -- what every market answers
-
     async def head(self) -> Block:
         return self._follower.tip.block
 
     async def now(self) -> int:
         return int(self._clock())
 
+    def _check_reached(self, number: int) -> None:
+        if number > (head := self._follower.tip.block.number):
+            raise MarketError(f"block {number} is above the head {head}: reach it first")
+
     async def block(self, number: int) -> Block:
-        if number > self._follower.tip.block.number:
-            raise MarketError(f"block {number} is above the head {self._follower.tip.block.number}: reach it first")
+        self._check_reached(number)
         async with _as_market_errors():
             return await self._follower.block(number)
 
@@ -179,8 +174,8 @@ class Web3Market:
         at = before if block > tip.block.number else await self.block(block)
         async with _as_market_errors():
             state, ticks = await self._read_ticks(before.hash)
-            held, idle = await self._reader.patiently(lambda: read_vault(self._rpc, self._contract, vault, before.hash))
-        snapshot = snapshot_of(self._contract, state, ticks, before)
+            held, idle = await self._follower.reader.patiently(read_vault, vault, before.hash)
+        snapshot = snapshot_of(self.contract, state, ticks, before)
         if before == tip.block:
             await self._follower.check(tip, snapshot, state)
             if self._follower.tip.block.number < tip.block.number:
@@ -193,8 +188,7 @@ class Web3Market:
         """All of the pool after a block; once for all jobs, which ask together: it is most of what a round costs."""
         async with self._reading:
             if self._read[0] != block_hash:
-                read = await self._reader.patiently(lambda: read_ticks(self._rpc, self._contract, block_hash))
-                self._read = block_hash, read
+                self._read = block_hash, await self._follower.reader.patiently(read_ticks, block_hash)
             return self._read[1]
 
     async def _with_vault(
@@ -220,8 +214,7 @@ class Web3Market:
         return replace(snapshot, vault=tuple(positions), idle0=idle[0], idle1=idle[1])
 
     async def events(self, first: int, last: int) -> list[Event]:
-        if last > self._follower.tip.block.number:
-            raise MarketError(f"block {last} is above the head {self._follower.tip.block.number}: reach it first")
+        self._check_reached(last)
         if first <= self.first:
             raise MarketError(f"block {first}: events of this pool were read from block {self.first + 1} on")
         for began, ended, reason in self._follower.gaps:
@@ -249,11 +242,7 @@ class Web3Market:
                 raise MarketError(f"{said}, and block {head.number} is after its deadline {order.deadline}")
         keep, close, mint = plan(order.shown, order.desired)
         return Execution(
-            block=report.block or order.block_number + 1,
-            vault=order.vault,
-            keep=tuple(keep),
-            close=tuple(close),
-            mint=tuple(mint),
+            *(report.block or order.block_number + 1, order.vault, tuple(keep), tuple(close), tuple(mint)),
             **{name: astuple(getattr(report, name)) for name in ("before", "released", "fees", "paid", "after")},
             minted=tuple(map(astuple, report.minted)),
             sent=Sent(Code(report.code), *(getattr(report, name) for name in Sent.__slots__[1:])),
@@ -264,9 +253,8 @@ class Web3Market:
         """The pool before `first` and after `last`, and what liquidity the positions `keys` have before."""
         keys, pools = sorted(keys), []
         for block in (await self.block(first - 1), await self.block(last)):
-            read = await self._read_ticks(block.hash)
-            pools.append(snapshot_of(self._contract, *read, block))
-        held = await read_liquidity(self._rpc, self._contract, keys, pools[0].block_hash)
+            pools.append(snapshot_of(self.contract, *await self._read_ticks(block.hash), block))
+        held = await read_liquidity(self._rpc, self.contract, keys, pools[0].block_hash)
         return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
 
     @_as_market_errors()

@@ -1,15 +1,17 @@
-"""What a pool's contract answers, Uniswap V3 or Slipstream: what it is, its state, its ticks, a snapshot.
+"""What a pool and its position manager answer, Uniswap V3 or Slipstream: state, ticks, a snapshot, a vault's tokens.
 
-Read first: `abi.py`. Read next: `manager.py`.
+Read first: `abi.py`. Read next: `events.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+
+from web3 import Web3
 
 from evm.abi import (
     CL_LOGS,
@@ -50,10 +52,17 @@ CL_TICKS = Function(  # gross, net, staked net, outside: fee growth 0 and 1, rew
     *("uint128", "int128", "int128", "uint256", "uint256", "uint256", "int56", "uint160", "uint32", "bool"),
 )
 SYMBOL, DECIMALS = Function("symbol()", "string"), Function("decimals()", "uint8")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A pool
+POOL_POSITIONS = Function("positions(bytes32)", "uint128", "uint256", "uint256", "uint128", "uint128")
+BALANCE_OF = Function("balanceOf(address)", "uint256")
+TOKEN_OF_OWNER = Function("tokenOfOwnerByIndex(address,uint256)", "uint256")
+STAKED_VALUES = Function("stakedValues(address)", "uint256[]")
+TOKEN_POSITIONS = Function(  # the fifth is the fee, Slipstream's the tick spacing
+    "positions(uint256)",
+    *("uint96", "address", "address", "address", "uint24", "int24", "int24"),
+    *("uint128", "uint256", "uint256", "uint128", "uint128"),
+)
+COLLECT = Function("collect((uint256,address,uint128,uint128))", "uint256", "uint256")
+MAX_VAULT_TOKENS = 256  # position tokens of one owner; anybody may send more
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,6 @@ class Contract:
     """A pool's contract: all of it that never changes.
 
     Attributes:
-        pair: what it trades, on which chain.
         manager: the position manager's address, in lower case; empty if none is known.
         gauge: of a Slipstream pool, in lower case; empty for Uniswap's.
     """
@@ -76,12 +84,11 @@ class Contract:
 
     @property
     def addresses(self) -> list[str]:
-        """Of the contracts whose logs make the pool's events."""
+        """Of the contracts whose logs, of these `log_types`, make the pool's events."""
         return [self.pair.pool_address, *([self.gauge] if self.gauge else [])]
 
     @property
     def log_types(self) -> list[LogType]:
-        """Of the logs that make the pool's events."""
         return POOL_LOGS + CL_LOGS if self.gauge else POOL_LOGS
 
     @cached_property
@@ -90,13 +97,36 @@ class Contract:
         most = MAX_TICK // self.pair.tick_spacing
         return range(-most >> 8, (most >> 8) + 1)
 
+    def state_calls(self, block_hash: str) -> list[tuple[str, list]]:
+        """For `Rpc.batch`: what `state` reads."""
+        return [function.call(self.pair.pool_address, block_hash) for function in self._state_functions]
+
+    def state(self, answers: Sequence[Any], endpoints: set[Endpoint]) -> State:
+        """Raises `Malformed`, with the endpoints that answered."""
+        try:
+            values = [f.read(answer) for f, answer in zip(self._state_functions, answers, strict=True)]
+            (price, tick, *more), (liquidity,), (growth0,), (growth1,), *rest = values
+            common = price, tick, liquidity, growth0, growth1
+            if self.slipstream:
+                staked, gauge_fees, fee, unstaked_fee = rest
+                return State(*common, (0, 0), (0, 0), *staked, *gauge_fees, *fee, *unstaked_fee)
+            *_, fee_protocol, _ = more
+            return State(*common, (fee_protocol % 16, fee_protocol >> 4), *rest)
+        except (TypeError, Malformed) as error:
+            why = "no contract was there at that block" if "0x" in answers else error
+            raise Malformed(f"the pool's state cannot be: {why}", endpoints) from error
+
+    @property
+    def _state_functions(self) -> tuple[Function, ...]:
+        return _CL_STATE if self.slipstream else _STATE
+
 
 @dataclass(frozen=True, slots=True)
 class State:
     """What a pool's contract says of itself; see `sim.Pool`. Any event but a burn changes one of these or a tick.
 
     Attributes:
-        staked_liquidity, gauge_fees0, gauge_fees1: as of `sim.SlipstreamPool`; 0 on Uniswap.
+        staked_liquidity, gauge_fees0, gauge_fees1: as of `SlipstreamPool`; 0 on Uniswap.
         fee, unstaked_fee: what the factory answers now, pips: no replay knows them. None on Uniswap.
     """
 
@@ -128,15 +158,12 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
     """Find out what kind of pool stands at an address.
 
     Args:
-        rpc: the chain.
-        pool_address: the pool's.
         manager: the position manager's address, where it is not the one that everybody uses; a Slipstream pool names
             its own.
 
     Raises:
         MarketError: there is no pool of a known kind, or a Slipstream pool without a gauge, the named manager is of
             other pools, or not all endpoints are of the same chain.
-        RpcError: the chain cannot be asked.
     """
     pool_address = address(pool_address, "pool")
     chains = await rpc.each("eth_chainId", [])
@@ -185,43 +212,18 @@ async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
     return Token(token, re.sub(r"[^A-Za-z0-9.+$-]", "", text)[:16] or "?", decimals)
 
 
-def _state_calls(contract: Contract, at: str) -> list[tuple[str, list]]:
-    functions = _CL_STATE if contract.slipstream else _STATE
-    return [function.call(contract.pair.pool_address, at) for function in functions]
-
-
 async def read_state(
     rpc: Rpc, contract: Contract, block_hash: str, patient: bool, endpoints: set[Endpoint]
 ) -> State | None:
     """The pool's state after a block; None where a node no longer has it and `patient` is off.
 
-    `endpoints` is given those that answered.
-
-    Raises:
-        RpcError: no endpoint answers.
-        Malformed: one answers nonsense.
+    `endpoints` is given those that answered. Raises `RpcError`, and `Malformed` where one answers nonsense.
     """
-    answers = await rpc.batch(_state_calls(contract, block_hash), refusable=not patient)
+    answers = await rpc.batch(contract.state_calls(block_hash), refusable=not patient)
     endpoints |= answers.endpoints
     if any(isinstance(answer, Refusal) for answer in answers):
         return None
-    return _state(contract, answers, answers.endpoints)
-
-
-def _state(contract: Contract, answers: Sequence[Any], endpoints: set[Endpoint]) -> State:
-    try:
-        functions = _CL_STATE if contract.slipstream else _STATE
-        values = [f.read(answer) for f, answer in zip(functions, answers, strict=True)]
-        if contract.slipstream:
-            (price, tick, *_), (liquidity,), (growth0,), (growth1,), staked, gauge_fees, fee, unstaked_fee = values
-            besides = *staked, *gauge_fees, *fee, *unstaked_fee
-            return State(price, tick, liquidity, growth0, growth1, (0, 0), (0, 0), *besides)
-        (price, tick, *_, fee_protocol, _), *single, protocol_fees = values
-        numbers = [value for (value,) in single]
-        return State(price, tick, *numbers, (fee_protocol % 16, fee_protocol >> 4), protocol_fees)
-    except (TypeError, Malformed) as error:
-        why = "no contract was there at that block" if "0x" in answers else error
-        raise Malformed(f"the pool's state cannot be: {why}", endpoints) from error
+    return contract.state(answers, answers.endpoints)
 
 
 def _tick(index: int, row: tuple, slipstream: bool) -> TickState:
@@ -233,16 +235,14 @@ def _tick(index: int, row: tuple, slipstream: bool) -> TickState:
 async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
     """The pool's state and all initialised ticks after a block, in `1 + words / 1000 + ticks / 1000` requests or so.
 
-    Raises:
-        RpcError: no endpoint answers.
-        Malformed: what they answer contradicts itself.
+    Raises `RpcError`, and `Malformed` where what they answer contradicts itself.
     """
     pool, spacing = contract.pair.pool_address, contract.pair.tick_spacing
-    first = _state_calls(contract, block_hash)
+    first = contract.state_calls(block_hash)
     answers = await rpc.batch(first + [TICK_BITMAP.call(pool, block_hash, word) for word in contract.words])
     endpoints = answers.endpoints
     try:
-        state = _state(contract, answers[: len(first)], endpoints)
+        state = contract.state(answers[: len(first)], endpoints)
         if not state.sqrt_price_x96:
             raise MarketError(f"{pool} has no price there yet: begin after it was initialised")
         bitmap = [TICK_BITMAP.read(answer)[0] for answer in answers[len(first) :]]
@@ -273,23 +273,71 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
 
 def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], after: Block) -> Snapshot:
     """The pool after a block, without a vault; the next block's time and hash are left to fill in."""
-    slipstream = None
+    fee, slipstream = contract.pair.fee, None
     if contract.slipstream:
-        gauge_fees = state.gauge_fees0, state.gauge_fees1
+        fee, gauge_fees = state.fee, (state.gauge_fees0, state.gauge_fees1)
         of_pool = contract.manager, contract.gauge, state.unstaked_fee
         slipstream = SlipstreamState(*of_pool, state.staked_liquidity, *gauge_fees)
-    return Snapshot(
-        block=after.number + 1,
-        block_time=after.time,
-        block_hash=after.hash,
-        fee=state.fee if contract.slipstream else contract.pair.fee,
-        tick_spacing=contract.pair.tick_spacing,
-        fee_protocol0=state.fee_protocol[0],
-        fee_protocol1=state.fee_protocol[1],
-        **{name: getattr(state, name) for name in State.__slots__[:5]},
-        ticks=ticks,
-        vault=(),
-        idle0=0,
-        idle1=0,
-        slipstream=slipstream,
-    )
+    terms = fee, contract.pair.tick_spacing, *state.fee_protocol
+    at, vault = (after.number + 1, after.time, after.hash), ((), 0, 0)
+    return Snapshot(*at, *terms, *astuple(state)[:5], ticks, *vault, slipstream=slipstream)
+
+
+class TokenPosition(NamedTuple):
+    """A position manager's token: its position as the manager keeps it, apart from others in the same range."""
+
+    token_id: int
+    tick_lower: int
+    tick_upper: int
+    liquidity: int
+    fee_growth_inside0_last_x128: int
+    fee_growth_inside1_last_x128: int
+    tokens_owed0: int
+    tokens_owed1: int
+    staked: bool = False
+
+
+async def read_vault(
+    rpc: Rpc, contract: Contract, vault: str, block_hash: str
+) -> tuple[list[TokenPosition], tuple[int, int]]:
+    """The positions in this pool that an address holds as tokens of the position manager, and its idle tokens.
+
+    On Slipstream also the tokens that it has staked: the gauge holds them. Raises as `read_ticks`, and `MarketError`
+    where it holds too many.
+    """
+    pair, manager = contract.pair, contract.manager
+    holders = [pair.token0.address, pair.token1.address, *([manager] if manager else [])]
+    stakes = [STAKED_VALUES.call(contract.gauge, block_hash, vault)] if contract.slipstream else []
+    answers = await rpc.batch([BALANCE_OF.call(one, block_hash, vault) for one in holders] + stakes)
+    try:
+        balances = [BALANCE_OF.read(answer)[0] for answer in answers[: len(holders)]]
+        count = balances[2] if manager else 0
+        staked = STAKED_VALUES.read(answers[-1])[0] if stakes else ()
+        if count + len(staked) > MAX_VAULT_TOKENS:
+            held = count + len(staked)
+            raise MarketError(f"vault {vault} holds {held} position tokens, at most {MAX_VAULT_TOKENS} are read")
+        answers = await rpc.batch([TOKEN_OF_OWNER.call(manager, block_hash, vault, n) for n in range(count)])
+        ids = [TOKEN_OF_OWNER.read(answer)[0] for answer in answers] + list(staked)
+        answers = await rpc.batch([TOKEN_POSITIONS.call(manager, block_hash, token_id) for token_id in ids])
+        rows = [TOKEN_POSITIONS.read(answer) for answer in answers]
+        here = pair.token0.address, pair.token1.address, pair.tick_spacing if contract.slipstream else pair.fee
+        found = [
+            TokenPosition(token_id, *rest, token_id in staked)
+            for token_id, (_, _, token0, token1, terms, *rest) in zip(ids, rows, strict=True)
+            if (token0.lower(), token1.lower(), terms) == here
+        ]
+    except (TypeError, Malformed) as error:
+        raise Malformed(f"the vault {vault} cannot be: {error}", answers.endpoints) from error
+    return sorted(found), (balances[0], balances[1])
+
+
+async def read_liquidity(
+    rpc: Rpc, contract: Contract, keys: Sequence[tuple[str, int, int]], block_hash: str
+) -> list[int]:
+    """Liquidity of positions (owner, tick_lower, tick_upper) as the pool itself keeps them."""
+    names = [
+        Web3.solidity_keccak(["address", "int24", "int24"], [Web3.to_checksum_address(owner), *ticks])
+        for owner, *ticks in keys
+    ]
+    answers = await rpc.batch([POOL_POSITIONS.call(contract.pair.pool_address, block_hash, name) for name in names])
+    return [POOL_POSITIONS.read(answer)[0] for answer in answers]

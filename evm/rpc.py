@@ -3,9 +3,8 @@
     async with open_rpc(["https://one.example", "https://two.example"]) as rpc:
         [head] = await rpc.batch([("eth_blockNumber", [])])
 
-Plain aiohttp rather than web3's providers: those have no limit on an answer's size, no deadline over their retries, and
-no failover. What comes back is checked here only as JSON-RPC; what it says is checked where it is used.
-
+Not web3's providers: those have no limit on an answer's size, no deadline over their retries, and no failover. What
+comes back is checked here only as JSON-RPC; what it says is checked where it is used.
 An endpoint that fails rests, longer each time, while the next in the list is asked. One that refuses a large batch gets
 smaller ones from then on. An endpoint is called by its host in all messages: the rest of an address may be a secret.
 Read next: `abi.py`.
@@ -42,11 +41,9 @@ class RpcError(Exception):
 
 
 class Refusal(Exception):
-    """A node answered a call with an error. Returned in the place of a result, not raised.
+    """A node answered a call with an error, its message cut to a line. Returned in the place of a result, not raised.
 
-    Attributes:
-        code, message: as the node gave them, cut to a line.
-        reverted: the contract refused the call, wherever it is asked; else it is this node's own trouble.
+    `reverted`: the contract refused the call, wherever it is asked; else it is this node's own trouble.
     """
 
     def __init__(self, code: int, message: str):
@@ -56,7 +53,7 @@ class Refusal(Exception):
 
 
 class Answers(list):
-    """Results in the order of the calls, and which endpoints they came from."""
+    """Results in the order of the calls, and the endpoints they came from."""
 
     def __init__(self):
         super().__init__()
@@ -76,11 +73,9 @@ class _TooLarge(_Failed):
 
 
 class Endpoint:
-    """One address and how it has behaved.
+    """One address, its host as its name, and how it has behaved.
 
     Attributes:
-        name: its host.
-        most_calls: in one batch.
         failures: in a row.
         lies: how often what it said turned out to be wrong, since it last was right.
         rests_until: on `time.monotonic()`; it is not asked before, unless all rest.
@@ -104,16 +99,12 @@ class Endpoint:
 
 
 class Rpc:
-    """Several endpoints of one chain.
+    """Several endpoints of one chain, in order of preference.
 
     Args:
-        session: for the requests.
-        urls: http or https, in order of preference.
+        urls: http or https.
         total_seconds: deadline of a batch, with all retries.
         attempt_seconds: deadline of one HTTP request.
-
-    Attributes:
-        requests: HTTP requests made so far.
     """
 
     def __init__(
@@ -127,15 +118,14 @@ class Rpc:
         if not self.endpoints:
             raise RpcError("no RPC address: at least one is needed")
         self._session, self._total, self._attempt = session, total_seconds, attempt_seconds
-        self.requests = 0
+        self.requests = 0  # in HTTP, made so far
 
     async def batch(
         self, calls: Sequence[tuple[str, list]], refusable: bool = False, usable: Callable[[Any], bool] | None = None
     ) -> Answers:
-        """Make calls together, in as few requests as the endpoints take.
+        """Make calls (method, parameters) together, in as few requests as the endpoints take.
 
         Args:
-            calls: (method, parameters).
             refusable: whether every refusal is a result; else only a contract's own, and other refusals are a failure
                 of the endpoint.
             usable: tells whether a result is one; an endpoint that gives another has failed.
@@ -181,11 +171,7 @@ class Rpc:
         return answers
 
     async def each(self, method: str, parameters: list) -> dict[Endpoint, Any]:
-        """Ask all endpoints that do not rest the same, side by side; the results of those that answer.
-
-        Raises:
-            RpcError: none of them does.
-        """
+        """Ask all endpoints that do not rest the same, side by side; results of those that answer, else `RpcError`."""
         now = time.monotonic()
         awake = [one for one in self.endpoints if one.rests_until <= now]
         if not awake:
@@ -235,7 +221,6 @@ class Rpc:
     async def _post(
         self, endpoint: Endpoint, calls: Sequence[tuple[str, list]], seconds: float, refusable: bool
     ) -> list[Any]:
-        """One HTTP request."""
         body = [
             {"jsonrpc": "2.0", "id": n, "method": method, "params": parameters}
             for n, (method, parameters) in enumerate(calls)

@@ -22,8 +22,7 @@ from typing import Any
 
 from chain.notify import Notifier, add_notify_options
 from evm.abi import address
-from evm.manager import read_vault
-from evm.pool import describe
+from evm.pool import describe, read_vault
 from evm.rpc import RpcError, open_rpc
 from executor.door import Door, read_api_key
 from executor.drafting import GWEI, HOUR_SECONDS, Limits

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from evm.follower import CONFIRMATIONS
-from evm.manager import MAX_VAULT_TOKENS, TokenPosition, read_vault
+from evm.pool import MAX_VAULT_TOKENS, TokenPosition, read_vault
 from executor import plan
 from executor.journal import OrderJournal
 from executor.plan import Amounts, add

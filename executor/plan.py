@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evm.abi import Function
-from evm.manager import COLLECT, TokenPosition
-from evm.pool import Contract
+from evm.pool import COLLECT, Contract, TokenPosition
 from liquidity.rounds import match
 from protocol import Code, Position, ProtocolError
 from sim import MASK_128, MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96, amounts_of, liquidity_for, sqrt_ratio_at_tick

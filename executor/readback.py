@@ -27,8 +27,7 @@ from evm.abi import (
     read_header,
     read_receipt,
 )
-from evm.manager import BALANCE_OF
-from evm.pool import Contract, read_state
+from evm.pool import BALANCE_OF, Contract, read_state
 from evm.rpc import Rpc, RpcError
 from executor.journal import Attempt
 from executor.plan import Amounts, add

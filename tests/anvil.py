@@ -25,8 +25,8 @@ from threading import Thread
 
 from bench.evm import assemble
 from evm.abi import Function
-from evm.manager import COLLECT, read_vault
 from evm.market import Web3Market
+from evm.pool import COLLECT, read_vault
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -298,7 +298,7 @@ async def uncollected(market: Web3Market, vault: str, block: int) -> dict[int, t
 
     The contract itself says so: the call is made, and its effects forgotten.
     """
-    rpc, contract, at = market._rpc, market._contract, (await market.block(block)).hash
+    rpc, contract, at = market._rpc, market.contract, (await market.block(block)).hash
     positions, _ = await read_vault(rpc, contract, vault.lower(), at)
     ids = [position.token_id for position in positions if not position.staked]
     most = 2**128 - 1

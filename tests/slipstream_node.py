@@ -32,7 +32,7 @@ from typing import Any
 
 from aiohttp import web
 
-from evm import abi, manager
+from evm import abi
 from evm import pool as pool_module
 from evm.abi import Function, LogType
 from liquidity.slipstream import SlipstreamPool
@@ -64,11 +64,11 @@ OF_POOL += [
 OF_TOKENS = [
     pool_module.SYMBOL,
     pool_module.DECIMALS,
-    manager.BALANCE_OF,
-    manager.TOKEN_OF_OWNER,
-    manager.TOKEN_POSITIONS,
-    manager.COLLECT,
-    manager.STAKED_VALUES,
+    pool_module.BALANCE_OF,
+    pool_module.TOKEN_OF_OWNER,
+    pool_module.TOKEN_POSITIONS,
+    pool_module.COLLECT,
+    pool_module.STAKED_VALUES,
 ]
 FUNCTIONS = {function.selector: function for function in (*OF_POOL, *OF_TOKENS)}
 CALLS = {  # the trace's arguments in the order of the method's

@@ -24,8 +24,8 @@ from subnets import ROOT, wait_for
 from web3 import Account
 
 from chain.local import LocalChain
-from evm.manager import BALANCE_OF
 from evm.market import Web3Market
+from evm.pool import BALANCE_OF
 from executor import client
 from executor.client import Bot
 from sim import amounts_of, sqrt_ratio_at_tick

@@ -26,11 +26,10 @@ from aiohttp import web
 import validator
 from evm import market as market_module
 from evm import rpc as rpc_module
-from evm.abi import Function, Malformed, read_header, read_log
+from evm.abi import Function, Malformed, read_header, read_logs
 from evm.audit import audit_chain
-from evm.manager import TOKEN_OF_OWNER
 from evm.market import Web3Market
-from evm.pool import read_ticks
+from evm.pool import TOKEN_OF_OWNER, read_ticks
 from liquidity.events import Event
 from liquidity.executions import Execution, Sent
 from liquidity.live import LiveInputs, play_live
@@ -300,7 +299,7 @@ def test_a_pool_with_two_thousand_ticks_is_read_in_three_requests_a_word_of_word
             began = market._rpc.requests
             snapshot = await market.snapshot(world.vault, market.first + 1)
             vault_requests = 3
-            return len(market._contract.words), market._rpc.requests - began - vault_requests, snapshot
+            return len(market.contract.words), market._rpc.requests - began - vault_requests, snapshot
 
     words, requests, snapshot = asyncio.run(work())
     assert len(snapshot.ticks) >= 2000 and words == 694
@@ -519,7 +518,7 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
 
 def test_the_audit_command_compares_with_the_chain_after_the_digits(world, tmp_path, monkeypatch, capsys):
     """What it says of digits is tested with `evidence.py`; here they all agree."""
-    monkeypatch.setattr(validator, "audit", lambda evidence: evidence.get("wrong", []))
+    monkeypatch.setattr("audit.command.audit", lambda evidence, _: evidence.get("wrong", []))
 
     async def work():
         async with world.market(tmp_path / "a.sqlite3") as market:
@@ -1005,11 +1004,11 @@ FEE_LOG = LOG | {
     ],
 )
 def test_a_log_that_no_contract_can_have_made_is_refused(raw):
-    assert read_log(FEE_LOG).values == (0, 0, 4, 5)
+    assert read_logs([FEE_LOG])[0].values == (0, 0, 4, 5)
     if raw == FEE_LOG | {"transactionHash": None}:
         return
     with pytest.raises(Malformed):
-        read_log(raw)
+        read_logs([raw])
 
 
 @pytest.mark.parametrize("raw", [None, 5, {}, {"number": "0x1"}, {"number": 1, "timestamp": "0x1", "hash": ""}])

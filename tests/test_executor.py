@@ -28,10 +28,9 @@ from multidict import CIMultiDict
 from web3 import Account, Web3
 
 from evm import abi as abi_module
-from evm import manager as manager_module
+from evm import pool as pool_module
 from evm.abi import MANAGER_LOGS, Function
-from evm.manager import TokenPosition
-from evm.pool import Contract, describe
+from evm.pool import Contract, TokenPosition, describe
 from evm.rpc import Refusal, RpcError, open_rpc
 from executor import __main__ as executor_main
 from executor import door as door_module
@@ -1228,7 +1227,7 @@ def test_an_order_that_is_not_allowed_is_refused_with_its_code(world, tmp_path, 
 
 def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monkeypatch):
     world.run(tmp_path, world.order("first", WIDE))
-    monkeypatch.setattr(manager_module, "MAX_VAULT_TOKENS", 0)
+    monkeypatch.setattr(pool_module, "MAX_VAULT_TOKENS", 0)
     [report] = world.run(tmp_path, world.order("second", 0, Position(-60, 60, 1000, 1000)))
     assert report.code == Code.TOO_MANY_POSITIONS and "holds 1 position tokens" in report.detail
 
@@ -1243,7 +1242,7 @@ def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world
     """As on Slipstream, where the gauge then has the token; here it is only said to be."""
 
     async def staked(*arguments):
-        held, idle = await manager_module.read_vault(*arguments)
+        held, idle = await pool_module.read_vault(*arguments)
         return [one._replace(staked=one.token_id == first) for one in held], idle
 
     world.run(tmp_path, world.order("first", WIDE))

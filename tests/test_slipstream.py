@@ -26,7 +26,7 @@ from audit.evidence import seal
 from evm import rpc
 from evm.abi import CL_LOGS, POOL_LOGS, Log, Malformed
 from evm.audit import audit_chain
-from evm.manager import to_events
+from evm.events import to_events
 from evm.market import Web3Market
 from evm.pool import Contract
 from liquidity import calls
