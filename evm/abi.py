@@ -16,10 +16,6 @@ from evm.rpc import Endpoint, Refusal, RpcError
 from markets.base import MarketError
 from protocol import Block
 
-POSITION_MANAGERS = {  # Uniswap's own, by chain id; a Slipstream pool names its own
-    **dict.fromkeys((1, 10, 137, 42161), "0xc36442b4a4522e871399cd717abdd847ab11fe88"),
-    8453: "0x03a520b32c04bf3beef7beb72e919cf822ed34f1",
-}
 NULL_ADDRESS = "0x" + "0" * 40
 ADDRESS = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
 HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)

@@ -192,7 +192,6 @@ def _comparable(snapshot: Snapshot) -> dict[str, Any]:
     """What two who read the same state at the same block must agree on."""
     owed = [(position.tokens_owed0, position.tokens_owed1) for position in snapshot.vault]
     return {name: getattr(snapshot, name) for name in Snapshot.__slots__} | {
-        "ticks": snapshot.ticks,
         "vault": [replace(p, owner=p.owner.partition("#")[0], tokens_owed0=0, tokens_owed1=0) for p in snapshot.vault],
         "idle0": snapshot.idle0 + sum(amount for amount, _ in owed),
         "idle1": snapshot.idle1 + sum(amount for _, amount in owed),

@@ -42,21 +42,17 @@ SCHEMA = (
         hash TEXT NOT NULL
     ) STRICT;
     CREATE TABLE events (
-        block INTEGER NOT NULL,
-        log_index INTEGER NOT NULL,
+        block INTEGER NOT NULL, log_index INTEGER NOT NULL,
         time INTEGER NOT NULL,
         kind TEXT NOT NULL,
         args TEXT NOT NULL,            -- events.Event.args as JSON
         PRIMARY KEY (block, log_index)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE released (            -- what a position's burns released and no collect has paid yet, after an event
-        block INTEGER NOT NULL,
-        log_index INTEGER NOT NULL,
+        block INTEGER NOT NULL, log_index INTEGER NOT NULL,
         owner TEXT NOT NULL,
-        tick_lower INTEGER NOT NULL,
-        tick_upper INTEGER NOT NULL,
-        amount0 TEXT NOT NULL,
-        amount1 TEXT NOT NULL,
+        tick_lower INTEGER NOT NULL, tick_upper INTEGER NOT NULL,
+        amount0 TEXT NOT NULL, amount1 TEXT NOT NULL,
         PRIMARY KEY (block, log_index)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE vaults (              -- whose tokens of the position manager have names in the events
@@ -65,8 +61,7 @@ SCHEMA = (
     CREATE TABLE tokens (
         token_id TEXT PRIMARY KEY,
         owner TEXT NOT NULL,           -- the name in the events
-        tick_lower INTEGER NOT NULL,
-        tick_upper INTEGER NOT NULL,
+        tick_lower INTEGER NOT NULL, tick_upper INTEGER NOT NULL,
         block INTEGER NOT NULL         -- where it came
     ) STRICT;
     CREATE TABLE anchors (             -- pools that were the contract's in every tick, after a block

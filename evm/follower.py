@@ -154,11 +154,10 @@ class Reader:
                 raise Malformed(f"{method}: no list")
         return list(answers)
 
-    async def headers(self, numbers: Sequence[int], endpoints: set[Endpoint] | None = None) -> dict[int, Header]:
-        """Headers by number. Raises `RpcError`."""
+    async def headers(self, numbers: Sequence[int], endpoints: set[Endpoint]) -> dict[int, Header]:
+        """Headers by number; `endpoints` is given those that answered. Raises `RpcError`."""
         answers = await self.rpc.batch([header_call(number) for number in numbers], usable=bool)
-        if endpoints is not None:
-            endpoints |= answers.endpoints
+        endpoints |= answers.endpoints
         return {number: checked_header(raw, number) for number, raw in zip(numbers, answers, strict=True)}
 
     def grow(self, logs: int) -> None:
@@ -225,7 +224,7 @@ class Follower:
         """A block up to the tip. Raises `RpcError`."""
         if number not in self._blocks:
             block = await self.file.block(number)
-            self._blocks[number] = block or (await self.reader.headers([number]))[number].block
+            self._blocks[number] = block or (await self.reader.headers([number], set()))[number].block
         return self._blocks[number]
 
     # -- following
@@ -333,7 +332,7 @@ class Follower:
 
     async def _read_pool(self, number: int) -> tuple[Block, Snapshot, tuple[int, int]]:
         """A block, and the contract's pool and protocol fees after it."""
-        block = (await self.reader.headers([number]))[number].block
+        block = (await self.reader.headers([number], set()))[number].block
         state, ticks = await self.reader.patiently(read_ticks, block.hash)
         return block, snapshot_of(self.contract, state, ticks, block), state.protocol_fees
 
@@ -352,11 +351,9 @@ class Follower:
                     await self.file.put_anchor(tip.block, snapshot, state.protocol_fees)
                 return
             wrong = sorted({tick.index for tick in set(mine.ticks) ^ set(snapshot.ticks)})[:5]
-            anchor = await self.file.anchor()
-            log.error(
-                "after block %d the replayed pool is not the contract's (ticks %s): blocks from %d on are read again",
-                *(tip.block.number, wrong, anchor + 1),
-            )
+            anchor, after = await self.file.anchor(), tip.block.number
+            what = "after block %d the replayed pool is not the contract's (ticks %s): blocks from %d on are read again"
+            log.error(what, after, wrong, anchor + 1)
             if self.tip is tip:
                 await self._forget_after(anchor)
 
@@ -377,12 +374,8 @@ class Follower:
     async def _give_up(self, first: int, last: int, reason: str) -> None:
         """Note a gap and go on behind it, from the contract's own state."""
         log.error("the events of blocks %d to %d cannot be had: %s", first, last, reason)
-        block, snapshot, fees = await self._read_pool(last)
-        pool = snapshot.open()
-        pool.protocol_fees = fees
-        await self.file.put_gap(first, reason, block, snapshot, fees)
-        self.gaps.append((first, last, reason))
-        await self._move(Tip(block, pool, {}, dict(self.tip.tokens)))
+        await self.file.put_gap(first, reason, *await self._read_pool(last))
+        await self._load()
 
     async def _roll_back(self) -> None:
         """Blocks were replaced: find the last one that was not, and forget all after it."""
@@ -405,8 +398,6 @@ class Follower:
         self._blocks = {number: kept for number, kept in self._blocks.items() if number <= block}
         await self._load()
         return count
-
-    # -- whose tokens are named
 
     async def name(self, vault: str, held: Sequence[TokenPosition], at: Block) -> dict[int, NamedToken]:
         """Names for the tokens that a vault holds after a block, which they keep while it holds them."""

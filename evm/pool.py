@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from web3 import Web3
 
-from evm.abi import (
-    CL_LOGS,
-    NULL_ADDRESS,
-    POOL_LOGS,
-    POSITION_MANAGERS,
-    Function,
-    LogType,
-    Malformed,
-    address,
-    header_call,
-    read_header,
-)
+from evm.abi import CL_LOGS, NULL_ADDRESS, POOL_LOGS, Function, LogType, Malformed, address, header_call, read_header
 from evm.rpc import Endpoint, Refusal, Rpc
 from liquidity.replay import SlipstreamState, Snapshot, TickState
 from liquidity.slipstream import SlipstreamPool
 from markets.base import MarketError
 from protocol import Block, Pair, Token
 from sim import MAX_TICK, Pool, sqrt_ratio_at_tick
+
+POSITION_MANAGERS = {  # Uniswap's own, by chain id; a Slipstream pool names its own
+    **dict.fromkeys((1, 10, 137, 42161), "0xc36442b4a4522e871399cd717abdd847ab11fe88"),
+    8453: "0x03a520b32c04bf3beef7beb72e919cf822ed34f1",
+}
+MAX_VAULT_TOKENS = 256  # position tokens of one owner; anybody may send more
 
 TOKEN0, TOKEN1 = Function("token0()", "address"), Function("token1()", "address")
 FEE, TICK_SPACING = Function("fee()", "uint24"), Function("tickSpacing()", "int24")
@@ -62,7 +57,6 @@ TOKEN_POSITIONS = Function(  # the fifth is the fee, Slipstream's the tick spaci
     *("uint128", "uint256", "uint256", "uint128", "uint128"),
 )
 COLLECT = Function("collect((uint256,address,uint128,uint128))", "uint256", "uint256")
-MAX_VAULT_TOKENS = 256  # position tokens of one owner; anybody may send more
 
 
 @dataclass(frozen=True)
@@ -121,8 +115,7 @@ class Contract:
         return _CL_STATE if self.slipstream else _STATE
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What a pool's contract says of itself; see `sim.Pool`. Any event but a burn changes one of these or a tick.
 
     Attributes:
@@ -145,13 +138,12 @@ class State:
 
     @classmethod
     def of(cls, pool: Pool) -> State:
-        names = cls.__slots__[: -2 if isinstance(pool, SlipstreamPool) else -5]
-        return cls(*(getattr(pool, name) for name in names))
+        return cls(*(getattr(pool, name) for name in cls._fields[: -2 if isinstance(pool, SlipstreamPool) else -5]))
 
     def differences(self, other: State) -> str:
         """In words, but for the factory's fees; empty if there are none."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__slots__[:-2])
-        return ", ".join(f"{name} {mine}, {theirs}" for name, mine, theirs in pairs if mine != theirs)
+        named = zip(self._fields[:-2], self, other, strict=False)
+        return ", ".join(f"{name} {mine}, {theirs}" for name, mine, theirs in named if mine != theirs)
 
 
 async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> Contract:
@@ -280,7 +272,7 @@ def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], 
         slipstream = SlipstreamState(*of_pool, state.staked_liquidity, *gauge_fees)
     terms = fee, contract.pair.tick_spacing, *state.fee_protocol
     at, vault = (after.number + 1, after.time, after.hash), ((), 0, 0)
-    return Snapshot(*at, *terms, *astuple(state)[:5], ticks, *vault, slipstream=slipstream)
+    return Snapshot(*at, *terms, *state[:5], ticks, *vault, slipstream=slipstream)
 
 
 class TokenPosition(NamedTuple):
