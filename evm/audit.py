@@ -33,7 +33,7 @@ async def audit_chain(
     """Hold a stored round against the chain: its snapshot, its events, and every block hash that miners were shown.
 
     Of a live round also each transaction, with what it did to the vault and what it cost, and whether anything else
-    happened to the vault before the close.
+    happened to the vault before the close. Returns what differs, each named; empty when all is as the chain has it.
 
     What burns released before the round and nobody had collected at its start is idle to a validator that saw them and
     owed to one that came later: idle and owed tokens are compared together, and a collect may be less than the chain's.
@@ -46,9 +46,6 @@ async def audit_chain(
         urls: RPC endpoints that still have the state of the opening (an archive endpoint).
         manager: the position manager's address; None for the chain's usual one.
         limits: see `Rpc`.
-
-    Returns:
-        What differs, each named; empty when all is as the chain has it.
 
     Raises:
         MarketError: the chain cannot be asked.

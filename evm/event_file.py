@@ -139,31 +139,24 @@ class EventFile:
         """The last block after which the pool is known to be the contract's."""
         return await self._db.value("SELECT max(block) FROM anchors")
 
-    async def gaps(self) -> list[tuple[int, int, str]]:
-        """(first, last, reason) of blocks whose events could not be had."""
-        return list(map(tuple, await self._db.rows("SELECT first, last, reason FROM gaps")))
-
-    async def load(self) -> Tip:
-        """The tip: the last anchor, and the events since."""
+    async def load(self) -> tuple[Tip, list[tuple[int, int, str]]]:
+        """The tip, made of the last anchor and the events since; and first, last and reason of each gap."""
 
         def work(connection: sqlite3.Connection) -> tuple:
             (number,) = connection.execute("SELECT block FROM cursor").fetchone()
             last = "SELECT block, body FROM anchors WHERE block <= ? ORDER BY block DESC LIMIT 1"
             anchor = connection.execute(last, (number,)).fetchone()
-            released = connection.execute("SELECT * FROM released ORDER BY block, log_index").fetchall()
-            return number, *anchor, released, connection.execute("SELECT * FROM tokens").fetchall()
+            tables = "released ORDER BY block, log_index", "tokens", "gaps"
+            return number, *anchor, *(connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables)
 
-        number, anchor, packed, released, tokens = await self._db.read(work)
+        number, anchor, packed, released, tokens, gaps = await self._db.read(work)
         body = json.loads(zlib.decompress(packed))
         pool = from_plain(Snapshot, body["snapshot"]).open()
         pool.protocol_fees = tuple(map(int, body["protocol_fees"]))
         await asyncio.to_thread(follow, pool, await self.events(anchor + 1, number))
-        return Tip(
-            await self.block(number),
-            pool,
-            {tuple(key): (int(amount0), int(amount1)) for _, _, *key, amount0, amount1 in released},
-            {int(token_id): NamedToken(*token) for token_id, *token, _ in tokens},
-        )
+        left = {tuple(key): (int(amount0), int(amount1)) for _, _, *key, amount0, amount1 in released}
+        names = {int(token_id): NamedToken(*token) for token_id, *token, _ in tokens}
+        return Tip(await self.block(number), pool, left, names), list(map(tuple, gaps))
 
     async def begin(self, facts: dict[str, str], block: Block, pool: Snapshot, fees: Fees) -> None:
         """A new file, which knows the pool after a block."""

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from evm.abi import MANAGER_LOGS, TRANSFER, Header, Log, Malformed, header_call, read_header, read_logs
 from evm.event_file import Draft, EventFile, Tip
 from evm.events import NamedToken, follow_to, name_tokens, to_events
-from evm.pool import Contract, State, TokenPosition, read_state, read_ticks, read_vault, snapshot_of
+from evm.pool import Contract, State, TokenPosition, read_pool, read_state, read_vault
 from evm.rpc import Endpoint, Refusal, Rpc, RpcError
 from liquidity.events import ReplayError
 from liquidity.replay import Snapshot
@@ -320,7 +320,7 @@ class Follower:
         await self._move(draft.tip)
 
     async def _load(self) -> None:
-        tip, self.gaps = await self.file.load(), await self.file.gaps()
+        tip, self.gaps = await self.file.load()
         await self._move(tip)
 
     async def _move(self, tip: Tip) -> None:
@@ -333,8 +333,8 @@ class Follower:
     async def _read_pool(self, number: int) -> tuple[Block, Snapshot, tuple[int, int]]:
         """A block, and the contract's pool and protocol fees after it."""
         block = (await self.reader.headers([number], set()))[number].block
-        state, ticks = await self.reader.patiently(read_ticks, block.hash)
-        return block, snapshot_of(self.contract, state, ticks, block), state.protocol_fees
+        snapshot, state = await self.reader.patiently(read_pool, block)
+        return block, snapshot, state.protocol_fees
 
     # -- when something is wrong
 
@@ -367,15 +367,11 @@ class Follower:
             if (anchor := await self.file.anchor()) < self.tip.block.number:
                 log.warning("blocks %d to %d are read again: something in them may be missing", anchor + 1, first - 1)
                 await self._forget_after(anchor)
-        elif self._strikes >= STRIKES:
+        elif self._strikes >= STRIKES:  # note a gap and go on behind it, from the contract's own state
             self._strikes = 0
-            await self._give_up(first, last, str(error))
-
-    async def _give_up(self, first: int, last: int, reason: str) -> None:
-        """Note a gap and go on behind it, from the contract's own state."""
-        log.error("the events of blocks %d to %d cannot be had: %s", first, last, reason)
-        await self.file.put_gap(first, reason, *await self._read_pool(last))
-        await self._load()
+            log.error("the events of blocks %d to %d cannot be had: %s", first, last, error)
+            await self.file.put_gap(first, str(error), *await self._read_pool(last))
+            await self._load()
 
     async def _roll_back(self) -> None:
         """Blocks were replaced: find the last one that was not, and forget all after it."""

@@ -19,11 +19,11 @@ from evm.abi import Receipt, address, integer, read_receipt
 from evm.event_file import SCHEMA, EventFile
 from evm.events import NamedToken
 from evm.follower import CONFIRMATIONS, Follower
-from evm.pool import State, TokenPosition, describe, read_liquidity, read_ticks, read_vault, snapshot_of
+from evm.pool import State, TokenPosition, describe, read_liquidity, read_pool, read_vault
 from evm.rpc import RpcError, open_rpc
 from liquidity.events import Event
 from liquidity.executions import EXECUTION_SECONDS, Execution, Order, Report, Sent
-from liquidity.replay import Snapshot, TickState, VaultPosition
+from liquidity.replay import Snapshot, VaultPosition
 from liquidity.rounds import plan
 from markets.base import MarketError, MarketGap
 from protocol import ASK_SECONDS, Block, Code
@@ -60,7 +60,7 @@ class Web3Market:
         self.read_only = "" if place else "no executor bot moves this vault; --executor-url names one"
         self.first, pair = follower.first, self.contract.pair
         self.pair = pair
-        self._reading, self._read = asyncio.Lock(), ("", None)  # the last block's hash whose ticks were read, and they
+        self._reading, self._read = asyncio.Lock(), (None, None)  # the last block after which all was read, and that
         kind, terms, remark = "Uniswap V3", f"{pair.fee / 10_000:g} %", ""
         if self.contract.slipstream:
             kind, terms = "Slipstream", f"spacing {pair.tick_spacing}"
@@ -173,22 +173,21 @@ class Web3Market:
         before, tip = await self.block(block - 1), self._follower.tip
         at = before if block > tip.block.number else await self.block(block)
         async with _as_market_errors():
-            state, ticks = await self._read_ticks(before.hash)
+            snapshot, state = await self._read_pool(before)
             held, idle = await self._follower.reader.patiently(read_vault, vault, before.hash)
-        snapshot = snapshot_of(self.contract, state, ticks, before)
         if before == tip.block:
             await self._follower.check(tip, snapshot, state)
             if self._follower.tip.block.number < tip.block.number:
-                self._read = "", None  # one of the two is wrong, and it may be this
+                self._read = None, None  # one of the two is wrong, and it may be this
         names = await self._follower.name(vault, held, before)
         snapshot = replace(snapshot, block=block, block_time=at.time, block_hash=at.hash, vault_owner=vault)
         return await self._with_vault(snapshot, [(names[position.token_id], position) for position in held], idle)
 
-    async def _read_ticks(self, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
+    async def _read_pool(self, after: Block) -> tuple[Snapshot, State]:
         """All of the pool after a block; once for all jobs, which ask together: it is most of what a round costs."""
         async with self._reading:
-            if self._read[0] != block_hash:
-                self._read = block_hash, await self._follower.reader.patiently(read_ticks, block_hash)
+            if self._read[0] != after:
+                self._read = after, await self._follower.reader.patiently(read_pool, after)
             return self._read[1]
 
     async def _with_vault(
@@ -252,8 +251,9 @@ class Web3Market:
     async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot, dict[tuple, int]]:
         """The pool before `first` and after `last`, and what liquidity the positions `keys` have before."""
         keys, pools = sorted(keys), []
-        for block in (await self.block(first - 1), await self.block(last)):
-            pools.append(snapshot_of(self.contract, *await self._read_ticks(block.hash), block))
+        for number in (first - 1, last):
+            snapshot, _ = await self._read_pool(await self.block(number))
+            pools.append(snapshot)
         held = await read_liquidity(self._rpc, self.contract, keys, pools[0].block_hash)
         return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
 

@@ -218,20 +218,15 @@ async def read_state(
     return contract.state(answers, answers.endpoints)
 
 
-def _tick(index: int, row: tuple, slipstream: bool) -> TickState:
-    gross, net, *rest = row
-    staked = str(rest.pop(0)) if slipstream else None
-    return TickState(index, gross, str(net), *rest[:2], staked)
+async def read_pool(rpc: Rpc, contract: Contract, after: Block) -> tuple[Snapshot, State]:
+    """The pool after a block, without a vault, in `1 + words / 1000 + ticks / 1000` requests or so.
 
-
-async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[State, tuple[TickState, ...]]:
-    """The pool's state and all initialised ticks after a block, in `1 + words / 1000 + ticks / 1000` requests or so.
-
-    Raises `RpcError`, and `Malformed` where what they answer contradicts itself.
+    The next block's time and hash are left to fill in. Raises `RpcError`, and `Malformed` where what they answer
+    contradicts itself.
     """
-    pool, spacing = contract.pair.pool_address, contract.pair.tick_spacing
-    first = contract.state_calls(block_hash)
-    answers = await rpc.batch(first + [TICK_BITMAP.call(pool, block_hash, word) for word in contract.words])
+    pool, spacing, slipstream = contract.pair.pool_address, contract.pair.tick_spacing, None
+    first = contract.state_calls(after.hash)
+    answers = await rpc.batch(first + [TICK_BITMAP.call(pool, after.hash, word) for word in contract.words])
     endpoints = answers.endpoints
     try:
         state = contract.state(answers[: len(first)], endpoints)
@@ -246,7 +241,7 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
             if word >> bit & 1
         ]
         function = CL_TICKS if contract.slipstream else TICKS
-        answers = await rpc.batch([function.call(pool, block_hash, index) for index in indices])
+        answers = await rpc.batch([function.call(pool, after.hash, index) for index in indices])
         endpoints = endpoints | answers.endpoints
         rows = [function.read(answer) for answer in answers]
         ticks = tuple(_tick(index, row, contract.slipstream) for index, row in zip(indices, rows, strict=True))
@@ -260,19 +255,18 @@ async def read_ticks(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[Sta
     staked = sum(int(tick.staked_liquidity_net or 0) for tick in ticks if tick.index <= state.tick)
     if staked != state.staked_liquidity:
         raise Malformed(f"ticks with {staked} staked in range, staked liquidity {state.staked_liquidity}", endpoints)
-    return state, ticks
-
-
-def snapshot_of(contract: Contract, state: State, ticks: tuple[TickState, ...], after: Block) -> Snapshot:
-    """The pool after a block, without a vault; the next block's time and hash are left to fill in."""
-    fee, slipstream = contract.pair.fee, None
     if contract.slipstream:
-        fee, gauge_fees = state.fee, (state.gauge_fees0, state.gauge_fees1)
-        of_pool = contract.manager, contract.gauge, state.unstaked_fee
-        slipstream = SlipstreamState(*of_pool, state.staked_liquidity, *gauge_fees)
-    terms = fee, contract.pair.tick_spacing, *state.fee_protocol
+        of_gauge = state.staked_liquidity, state.gauge_fees0, state.gauge_fees1
+        slipstream = SlipstreamState(contract.manager, contract.gauge, state.unstaked_fee, *of_gauge)
+    terms = state.fee if contract.slipstream else contract.pair.fee, spacing, *state.fee_protocol
     at, vault = (after.number + 1, after.time, after.hash), ((), 0, 0)
-    return Snapshot(*at, *terms, *state[:5], ticks, *vault, slipstream=slipstream)
+    return Snapshot(*at, *terms, *state[:5], ticks, *vault, slipstream=slipstream), state
+
+
+def _tick(index: int, row: tuple, slipstream: bool) -> TickState:
+    gross, net, *rest = row
+    staked = str(rest.pop(0)) if slipstream else None
+    return TickState(index, gross, str(net), *rest[:2], staked)
 
 
 class TokenPosition(NamedTuple):
@@ -294,7 +288,7 @@ async def read_vault(
 ) -> tuple[list[TokenPosition], tuple[int, int]]:
     """The positions in this pool that an address holds as tokens of the position manager, and its idle tokens.
 
-    On Slipstream also the tokens that it has staked: the gauge holds them. Raises as `read_ticks`, and `MarketError`
+    On Slipstream also the tokens that it has staked: the gauge holds them. Raises as `read_pool`, and `MarketError`
     where it holds too many.
     """
     pair, manager = contract.pair, contract.manager

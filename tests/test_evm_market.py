@@ -29,7 +29,7 @@ from evm import rpc as rpc_module
 from evm.abi import Function, Malformed, read_header, read_logs
 from evm.audit import audit_chain
 from evm.market import Web3Market
-from evm.pool import TOKEN_OF_OWNER, read_ticks
+from evm.pool import TOKEN_OF_OWNER, read_pool
 from liquidity.events import Event
 from liquidity.executions import Execution, Sent
 from liquidity.live import LiveInputs, play_live
@@ -705,11 +705,11 @@ def test_a_single_endpoint_that_loses_events_is_found_out_before_the_next_round_
 def test_jobs_that_ask_about_one_block_read_its_ticks_once_and_again_if_they_may_be_wrong(world, tmp_path, monkeypatch):
     first, read = world.chain.height, []
 
-    async def counted(rpc, contract, block_hash: str):
-        read.append(block_hash)
-        return await read_ticks(rpc, contract, block_hash)
+    async def counted(rpc, contract, after):
+        read.append(after)
+        return await read_pool(rpc, contract, after)
 
-    monkeypatch.setattr(market_module, "read_ticks", counted)
+    monkeypatch.setattr(market_module, "read_pool", counted)
 
     async def work():
         node = Node(world.chain, on("eth_getLogs", lambda _, logs: [one for one in logs if one["topics"][0] != MINT]))
