@@ -17,7 +17,7 @@ from audit.evidence import FORMAT, SEAL_SCHEME, EvidenceError, digests_of
 from audit.parts import MALFORMED, Ask, Parts, parts_of, said
 from audit.shape import each, misshapen
 from protocol import ROUND_TYPES, Code, Entrant, RoundResult
-from spine.asking import kept
+from spine.asking import judged, kept
 from spine.mechanism import Mechanism, load
 from wire.codec import canonical, digest, to_json, to_plain
 from wire.signing import verify_answer, verify_statement
@@ -235,7 +235,7 @@ def _check_answer(parts: Parts, ask: Ask) -> Iterator[str]:
     )
     if not signed:
         yield f"{path}.signature: not {quoted(ask.hotkey)}'s over this answer to this query"
-    code, detail, _ = parts.mechanism.judge(body, ask.query)
+    code, detail, _ = judged(parts.mechanism, body, ask.query)
     code, detail = (code, detail) if ask.first else kept(code, detail)
     if stored["code"] != code:
         yield f"{path}.code: {quoted(stored['code'])}, the answer's bytes say {code}"

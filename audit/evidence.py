@@ -64,6 +64,7 @@ from wire.signing import sign_statement
 FORMAT = "alm-round/1"
 SEAL_SCHEME = "alm-seal/1"
 MAX_EVIDENCE_BYTES = 512 << 20  # 256 miners, 24 checkpoints, the longest answers
+MAX_EVIDENCE_VALUES = 10_000_000  # as many take 1 GB; of half a million events six million
 
 
 class EvidenceError(Exception):
@@ -102,7 +103,13 @@ def read(path: Path) -> Any:
         size = path.stat().st_size
         if size > MAX_EVIDENCE_BYTES:
             raise EvidenceError(f"{size} bytes, at most {MAX_EVIDENCE_BYTES}")
-        return parse_json(path.read_bytes(), MAX_EVIDENCE_BYTES)
+        with path.open("rb") as file:
+            data = file.read(MAX_EVIDENCE_BYTES + 1)
+        if not data.isascii():  # which would take four times the memory
+            raise EvidenceError("not ASCII; is it what `python -m audit export ROUND` wrote?")
+        if (values := sum(map(data.count, (b"[", b"{", b",")))) > MAX_EVIDENCE_VALUES:
+            raise EvidenceError(f"{values} values, at most {MAX_EVIDENCE_VALUES}")
+        return parse_json(data, MAX_EVIDENCE_BYTES)
     except ProtocolError as error:
         raise EvidenceError(f"{error.detail}; is it what `python -m audit export ROUND` wrote?") from error
     except OSError as error:

@@ -29,10 +29,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from decimal import Decimal
 from typing import Any
 
-from audit.shape import Maybe, check_shape, each
+from audit.shape import Maybe, check_shape, each, is_shown
 from protocol import Code, ProtocolError
 from scoring import Outcome, Terms
 from spine.mechanism import Mechanism, load
@@ -42,28 +41,32 @@ from wire.signing import sign_statement, verify_statement
 FORMAT = SCHEME = "alm-receipt/1"
 
 MAX_PAGE_BYTES = 2**20  # of a page of receipts, or one long receipt alone; nothing longer is taken
-MAX_DIGITS = 100  # before the point, of a score: more are no score, and hard to print
 BASELINES = ("keep", "hold", "best")
 ROUND = {
     **each("text", "round_id", "job_id", "round_type", "code", "detail"),
     **each("number", "start_time", "end_time", "asked"),
     **{"opening_block": "number?", "close_block": "number?", "opening_hash": "text?", "settings": "object"},
 }
-ENTRANT = {"registered_block": "number", "combined": "text"}
-ASK = each("text", "nonce", "code", "detail", "response_seconds") | {
+ENTRANT = {"registered_block": "number", "combined": "decimal"}
+ASK = each("text", "code", "detail") | {
+    "nonce": "digits",
+    "response_seconds": "seconds",
     "due_block": "number",
     "effective_block": "number?",
 }
 LINE = {
-    **each("text", "name", "score", "rank", "copy_of"),
-    **{name: each("text", *(f.name for f in fields(cls))) for name, cls in (("outcome", Outcome), ("terms", Terms))},
-    **{"range_": "null", "gas?": ["text"]},
+    **each("text", "name", "copy_of"),
+    **{"score": "decimal", "rank": "digits"},
+    **{name: each("decimal", *(f.name for f in fields(cls))) for name, cls in (("outcome", Outcome), ("terms", Terms))},
+    **{"range_": "null", "gas?": ["digits"]},
 }
-OTHER_LINE = each("text", "name", "score", "rank", "copy_of") | {"terms": "object"}  # of other mechanisms
+OTHER_LINE = {name: LINE[name] for name in ("name", "copy_of", "score", "rank")} | {
+    "terms": "object"
+}  # of other mechanisms
 STATEMENT = {
     **each("text", "format", "market", "pool", "validator", "hotkey", "seal"),
     **each("number", "rules_version", "ranked"),
-    **{"round": ROUND, "entrant": Maybe(ENTRANT), "line": Maybe(LINE), "baselines": each("text?", *BASELINES)},
+    **{"round": ROUND, "entrant": Maybe(ENTRANT), "line": Maybe(LINE), "baselines": each("decimal?", *BASELINES)},
     "asks": [ASK | each("text", "query", "answer")],
 }
 OTHER_STATEMENT = STATEMENT | {  # of other mechanisms than the first: they say which
@@ -172,7 +175,7 @@ def problems(
         yield f"entrant: {said['entrant']}, the first answer being {asks[0]['code']}"
     try:
         for text in (*said["baselines"].values(), line and line["score"]):
-            if text is not None and not (Decimal(text).is_finite() and Decimal(text).adjusted() < MAX_DIGITS):
+            if text is not None and not is_shown(text):
                 yield f"a score is {text[:50]}"
         mechanism = (mechanisms or load()).get(_mechanism_of(said))
         if line is not None and mechanism and said["rules_version"] == mechanism.rules_version:

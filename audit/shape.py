@@ -20,15 +20,18 @@ from typing import Any, NamedTuple
 from protocol import Code, ProtocolError
 from wire.text import DIGITS, quoted, quoted_name
 
+MAX_DIGITS = 100  # before the point, of a number from others: more are no score, and hard to print
 _SECONDS = re.compile(r"[0-9]{1,12}\.[0-9]{6}", re.ASCII)
-_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?")
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*+(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?")
 _TEXT = re.compile("[^\ud800-\udfff]*")  # JSON can spell lone surrogates, which are no text, and SQLite does not take
 
 
-def _is_decimal(value: str) -> bool:
+def is_shown(value: Any) -> bool:
+    """Is this, as text, a number that can be written out: finite, short, and not of a billion zeros?"""
     try:
-        return len(value) < 200 and str(number := Decimal(value)) == value and number.is_finite()
-    except ArithmeticError:
+        number = Decimal(text) if len(text := str(value)) < 200 else Decimal("NaN")
+        return number.is_finite() and -1000 < number.adjusted() < MAX_DIGITS
+    except (ArithmeticError, ValueError):  # ValueError: an int of more digits than Python spells
         return False
 
 
@@ -40,7 +43,7 @@ KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {  # the type, which 
     "number": (int, lambda value: abs(value) < 2**63, "a JSON integer of 64 bits"),
     "text": (str, _TEXT.fullmatch, "text"),
     "digits": (str, DIGITS.fullmatch, "an integer as a decimal string"),
-    "decimal": (str, _is_decimal, "a number as a string"),
+    "decimal": (str, lambda value: is_shown(value) and str(Decimal(value)) == value, "a number as a string"),
     "seconds": (str, _SECONDS.fullmatch, "seconds with six decimals"),
     "base64": (str, _BASE64.fullmatch, "base64"),
 }

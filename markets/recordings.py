@@ -11,10 +11,11 @@ import hashlib
 import json
 import lzma
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from liquidity.calls import with_call
 from liquidity.events import Event, ReplayError
@@ -70,6 +71,9 @@ class RecordingError(Exception):
     """A recording cannot be read; the message names file, line and fix."""
 
 
+MAX_DESCRIPTION_BYTES, MAX_LINE_BYTES = 16 * 2**20, 1024
+MAX_TABLE_BYTES = 256 * 2**20  # decompressed: twenty busy days; a file that somebody sends shall not fill the memory
+MAX_EXPANSION = 32  # how many times longer than its file a table is; real ones four times
 BACKGROUND = "background"
 _EVENT_LENGTHS = {"swap": 6, "mint": 6, "burn": 6, "flash": 4, "set_fee_protocol": 2}  # args of what is recorded
 _FINAL_KEYS = {
@@ -106,6 +110,8 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
         ]
         hasher, share, found = hashlib.sha256(description), {}, []
         for number, line in enumerate(table, 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise RecordingError(f"recording {name} line {number}: longer than {MAX_LINE_BYTES} bytes")
             hasher.update(line)
             text = line.decode("ascii")
             if number > 1:
@@ -135,7 +141,7 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
             digest=hasher.hexdigest(),
             fee_protocol=tuple(map(int, start.get("feeProtocol", (0, 0)))),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise RecordingError(
             f"recording {name}: {type(error).__name__} {error}; is {name}.json of the documented format?"
         ) from error
@@ -163,21 +169,36 @@ def read_recording(path: str | Path) -> Recording:
     """Read `PATH.json` and `PATH.events.csv.xz` (or `.csv`); the path may also name either file.
 
     Raises:
-        RecordingError: a file is missing, damaged or not of the format.
+        RecordingError: a file is missing, damaged, not of the format, or longer than any real one.
     """
     stem = Path(path)
     for suffix in (".json", ".xz", ".csv", ".events"):
         stem = stem.with_suffix("") if stem.suffix == suffix else stem
     description, packed, plain = (Path(f"{stem}{end}") for end in (".json", ".events.csv.xz", ".events.csv"))
     try:
+        most = MAX_TABLE_BYTES
+        if packed.exists():
+            most = min(most, 2**20 + MAX_EXPANSION * packed.stat().st_size)
+        with description.open("rb") as file:
+            told = file.read(MAX_DESCRIPTION_BYTES + 1)
+        if len(told) > MAX_DESCRIPTION_BYTES:
+            raise RecordingError(f"recording {path}: {description} is longer than {MAX_DESCRIPTION_BYTES} bytes")
         with lzma.open(packed) if packed.exists() else plain.open("rb") as table:
-            return parse_recording(stem.name, description.read_bytes(), table)
+            return parse_recording(stem.name, told, _lines(stem.name, table, most))
     except FileNotFoundError as error:
         raise RecordingError(
             f"recording {path}: {error.filename} does not exist; name a recording without its endings"
         ) from error
     except (OSError, lzma.LZMAError, EOFError) as error:
         raise RecordingError(f"recording {path}: {error}; fetch the file again") from error
+
+
+def _lines(name: str, table: BinaryIO, most: int) -> Iterator[bytes]:
+    """The lines, none read much further than it may be long."""
+    while line := table.readline(MAX_LINE_BYTES + 1):
+        if (most := most - len(line)) < 0:
+            raise RecordingError(f"recording {name}: its events are longer than any real ones; fetch the file again")
+        yield line
 
 
 def replay(recording: Recording, progress: Callable[[int, int, str], None] = lambda *_: None) -> Pool:

@@ -413,7 +413,8 @@ def read_dotenv(path: Path) -> dict[str, str]:
     return found
 
 
-_DOTENV_LINE = re.compile(
-    r"""(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:'([^']*)'|"((?:[^"\\]|\\[\\"nt$])*)"|([^\s'"#][^'"#]*?)?)(?:\s+\#.*)?""",
+_DOTENV_LINE = re.compile(  # possessive: a line is read once, whatever is in it
+    r"""(?:export\s++)?([A-Za-z_]\w*+)\s*+=\s*+(?:'([^']*+)'|"((?:[^"\\]|\\[\\"nt$])*+)"|([^\s'"#]++(?:\s++[^\s'"#]++)*+))?"""
+    r"""\s*+(?:(?<=\s)\#.*)?""",
     re.ASCII,
 )

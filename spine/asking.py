@@ -69,6 +69,14 @@ def kept(code: Code, detail: str) -> tuple[Code, str]:
     return (code, detail) if code is Code.ACCEPTED else (Code.KEPT, f"{code}: {detail}")
 
 
+def judged(mechanism: Mechanism, body: bytes, query: Any) -> tuple[Code, str, Any]:
+    """What an answer amounts to; whatever goes wrong while it is read is its miner's fault, and costs nobody else."""
+    try:
+        return mechanism.judge(body, query)
+    except Exception as error:
+        return Code.MALFORMED, f"cannot be judged: {type(error).__name__}", None
+
+
 def read(mechanism: Mechanism, row: Prediction) -> tuple[Any, Any]:
     """Query and answer of an accepted ask."""
     return decode(mechanism.query, row.query, MAX_QUERY_BYTES), decode(mechanism.answer, row.answer, MAX_ANSWER_BYTES)
@@ -159,10 +167,9 @@ class Asker:
             if hotkey in peers:
                 url = f"http://{peers[hotkey].address}{mechanism.path}"
             reply = await self.exchange(hotkey, url, body, seconds)
-            judged = reply.code, reply.detail, None
             if reply.code is Code.ACCEPTED:
-                judged = mechanism.judge(reply.body, query)
-            return Said(hotkey, query, body, reply, *judged)
+                return Said(hotkey, query, body, reply, *judged(mechanism, reply.body, query))
+            return Said(hotkey, query, body, reply, reply.code, reply.detail, None)
 
         return list(await asyncio.gather(*(one(*item) for item in queries.items())))
 

@@ -7,13 +7,14 @@ that its lines have. Pure. Read first: `figures.py`. Read next: `pages.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from markupsafe import Markup
 
+from audit.shape import is_shown
 from protocol import Job, Pair
 from status.figures import Numbers, shown, step
 
@@ -127,10 +128,7 @@ def _by_member(declared: Iterable[tuple[str, ...]]) -> dict[str, Column]:
 
 
 def _is_number(value: str | int) -> bool:
-    try:
-        return not isinstance(value, bool) and Decimal(value).is_finite()
-    except InvalidOperation:
-        return False
+    return not isinstance(value, bool) and is_shown(value)
 
 
 def _cell(num: Numbers, at: str, column: Column, line: Mapping[str, Any]) -> Markup:

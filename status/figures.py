@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from audit.shape import is_shown
+
 MOST_CHARS = 300  # of a text that came from others
 WIDTH, HEIGHT, STRIP = 440, 190, 74  # of a chart, in its own units
 DRAWN_BEYOND = 3  # ranges are drawn where a bound is at most so many times the price's span away from it
@@ -69,6 +71,13 @@ def _price(value: Decimal) -> str:
     return f"{value:,.{places}f}" if 0 <= places <= 12 else f"{value:,.0f}" if places < 0 else f"{value:.5e}"
 
 
+def _time(value: Decimal) -> str:
+    """In UTC; what is no time of the next eight thousand years, which others may say, as it stands."""
+    if not 0 <= value < 253402300800:
+        return f"{value:.0f}"
+    return f"{datetime.fromtimestamp(int(value), UTC):%Y-%m-%d %H:%M}"
+
+
 FORMATS = {  # name: (value, argument) -> text; `data-as` names them
     "int": lambda value, _: f"{value:,.0f}",
     "base": lambda value, arg: _amount(value, *map(int, arg.split(",")), sign=True),
@@ -77,7 +86,7 @@ FORMATS = {  # name: (value, argument) -> text; `data-as` names them
     "change": lambda value, arg: _decimals(value * 100, int(arg), sign=True) + " %",
     "plain": lambda value, arg: _decimals(value, int(arg), sign=False),
     "price": lambda value, _: _price(value),
-    "time": lambda value, _: f"{datetime.fromtimestamp(int(value), UTC):%Y-%m-%d %H:%M}",
+    "time": lambda value, _: _time(value),
     "age": lambda value, _: _in_units(value, 2, ((86_400, "d"), (3_600, "h"), (60, "min")), "s"),
     "bytes": lambda value, _: _in_units(value, 1, ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")), "B"),
 }
@@ -122,6 +131,8 @@ class Numbers:
         """A number of the API, rounded for people."""
         if value is None:
             return Markup()
+        if not is_shown(value):  # somebody else's; others are, or it would take a gigabyte
+            return shown(value)
         with localcontext(WIDE):
             number = Decimal(str(value))
             text = FORMATS[how](number, argument)

@@ -292,6 +292,20 @@ def test_numbers_that_are_none_or_too_long_to_print_are_named_and_cost_nothing(p
             assert list(problems(with_change(said, path, lambda _, text=text: text))), (text, path)
 
 
+def test_a_receipt_with_numbers_that_cannot_be_written_out_is_no_receipt_however_well_signed(played):
+    round_id, hotkey = next(pair for pair in played.asked if pair[1] == hotkey_of("moves"))
+    said = played.receipt(round_id, hotkey)["statement"]
+    assert read(signed(said)) == said
+    paths = [path for path in leaves(said) if path[0] in ("line", "baselines", "entrant", "asks")]
+    numbers = [path for path in paths if path[-1] not in ("name", "copy_of", "code", "detail", "query", "answer")]
+    assert len(numbers) > 30
+    for path in numbers:
+        for text in ("1E+300000000", "9" * 300, "NaN", "-Infinity", "1E-999999"):
+            assert refusal(lambda path=path, text=text: read(signed(with_change(said, path, lambda _: text)))) == (
+                Code.MALFORMED
+            ), (path, text)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The validator's server
 

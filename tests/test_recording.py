@@ -9,6 +9,7 @@ import json
 import lzma
 import subprocess
 import sys
+import tracemalloc
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from liquidity.calls import find_call
 from liquidity.events import Event, ReplayError
 from liquidity.replay import apply_event
 from markets.__main__ import main
-from markets.recordings import BACKGROUND, read_recording, replay
+from markets.recordings import BACKGROUND, MAX_DESCRIPTION_BYTES, read_recording, replay
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Q96, Q256, Pool, PoolError, sqrt_ratio_at_tick
 
 ARBITRUM = "arbitrum_weth_usdt_500_2025-06-27_07-01"
@@ -338,6 +339,26 @@ def test_a_description_that_is_not_one_exits_2_with_one_line(small, capsys, chan
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b"\xff\xff", b'{"start": {}}'])
 def test_a_description_of_garbage_exits_2_with_one_line(small, capsys, content):
     Path(f"{small}.json").write_bytes(content)
+    assert main(["replay", str(small)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [bytes(10**8), b"1,0,1,flash,1,1,1,1\n" * 5 * 10**6], ids=["one line", "many lines"])
+def test_a_table_that_grows_beyond_any_real_one_when_unpacked_exits_2_with_one_line(small, capsys, line):
+    Path(f"{small}.events.csv.xz").write_bytes(lzma.compress(b"head\n" + line, preset=0))
+    tracemalloc.start()
+    try:
+        assert main(["replay", str(small)]) == 2
+        assert tracemalloc.get_traced_memory()[1] < 64 * 10**6
+    finally:
+        tracemalloc.stop()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("longer than 1024 bytes" in said or "longer than any real ones" in said)
+
+
+@pytest.mark.parametrize("description", [b"[" * 10**5, b" " * (MAX_DESCRIPTION_BYTES + 1)])
+def test_a_description_that_is_too_deep_or_too_long_exits_2_with_one_line(small, capsys, description):
+    Path(f"{small}.json").write_bytes(description)
     assert main(["replay", str(small)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

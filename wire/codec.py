@@ -24,8 +24,8 @@ MAX_JSON_INT_DIGITS = 20
 MAX_JSON_DEPTH = 64
 T = TypeVar("T")
 
-
-_STRING, _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL), re.compile(rb"[\[\]{}]")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that nobody closed too; possessive: read once
+_BRACKETS = re.compile(rb"[\[\]{}]")
 _UINT = re.compile(r"0|[1-9][0-9]{0,77}", re.ASCII)
 _UNSHOWABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
 
