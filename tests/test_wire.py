@@ -11,7 +11,7 @@ import json
 import logging
 import random
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 
 import aiohttp
@@ -606,8 +606,9 @@ def test_a_connection_without_a_complete_header_is_closed(monkeypatch):
                     await asyncio.sleep(0.02)
 
             task = asyncio.create_task(dribble())
-            async with asyncio.timeout(3):
-                assert await reader.read() == b""
+            with suppress(ConnectionResetError):  # what was written meanwhile turns the end into a reset
+                async with asyncio.timeout(3):
+                    assert await reader.read() == b""
             task.cancel()
             writer.close()
 

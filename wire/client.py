@@ -215,8 +215,6 @@ async def ask(
         code, detail = error.code, error.detail
     except TimeoutError:
         code, detail = Code.TIMEOUT, f"no complete answer within {total_seconds:g} s"
-    except Exception as error:  # not only aiohttp's own: its parsers raise anything on what a peer can send
-        code, detail = Code.UNREACHABLE, f"{type(error).__name__}: {error}"
     elapsed_seconds, arrived_ns = time.monotonic() - started, time.time_ns()
     sent = {"request_digest": request_digest, "nonce": nonce, "validator_hotkey": keypair.ss58_address}
     if code is Code.ACCEPTED and not verify_answer(**sent, miner_hotkey=receiver, body=answer, signature=signature):
@@ -253,13 +251,18 @@ async def _post(
     session: aiohttp.ClientSession, target: URL, body: bytes, headers: dict[str, str], max_reply_bytes: int
 ) -> tuple[bytes, str]:
     """Body and signature header of the reply to one POST; ProtocolError when the reply is not what it should be."""
-    response = await session.post(target, data=body, headers=headers, allow_redirects=False)
     try:
-        with response.metered():
-            taken = await _take(response, max_reply_bytes)
-        return taken
-    finally:
-        response.close()
+        response = await session.post(target, data=body, headers=headers, allow_redirects=False)
+        try:
+            with response.metered():
+                taken = await _take(response, max_reply_bytes)
+            return taken
+        finally:
+            response.close()
+    except (ProtocolError, TimeoutError):
+        raise
+    except Exception as error:  # not only aiohttp's own: its parsers raise anything on what a peer can send
+        raise ProtocolError(Code.UNREACHABLE, f"{type(error).__name__}: {error}") from None
 
 
 async def _take(response: _Response, max_reply_bytes: int) -> tuple[bytes, str]:
