@@ -114,10 +114,9 @@ async def _record(market: Web3Market, options: argparse.Namespace, name: str) ->
     start, final, held = await market.ends(first, last, {event.args[:3] for event in events if event.kind == "burn"})
     if tick_at_sqrt_ratio(start.sqrt_price_x96) != start.tick:
         raise UserError(f"--from {first}: the price stands on a tick and the pool one below it; begin a block later")
-    chain = next((chain for chain, number_ in CHAIN_IDS.items() if number_ == market.pair.chain_id), None)
-    pair = market.pair
+    pair, chains = market.pair, {number_: chain for chain, number_ in CHAIN_IDS.items()}
     description = {
-        "chain": chain or f"chain {pair.chain_id}",
+        "chain": chains.get(pair.chain_id, f"chain {pair.chain_id}"),
         "pool": pair.pool_address,
         **{f"token{n}": f"{t.symbol} ({t.decimals})" for n, t in enumerate((pair.token0, pair.token1))},
         "fee": pair.fee,

@@ -63,29 +63,6 @@ class Reader:
         self.rpc, self.contract, self.chunk_blocks = rpc, contract, FIRST_CHUNK_BLOCKS
         self._refused = 2 * MAX_CHUNK_BLOCKS  # so many blocks were too many at last: near it the chunk grows slowly
 
-    async def confirmed(self, confirmations: int, known: int, stalls: bool) -> int:
-        """The last block with enough on top of it: of what two endpoints say, or one where there is but one.
-
-        An endpoint that is behind `known`, the last block that was read, rests. One that is far ahead of all others is
-        not believed, unless nothing has come for a while (`stalls`). Raises `RpcError` where none knows the head.
-        """
-        heads = {}
-        for endpoint, raw in (await self.rpc.each(*header_call("latest"))).items():
-            try:
-                heads[endpoint] = read_header(raw).number
-            except Malformed as error:
-                endpoint.rest(str(error))
-        for endpoint in [one for one, number in heads.items() if number < known]:
-            endpoint.rest(f"its head is {heads.pop(endpoint)}, block {known} was read before")
-        if not heads:
-            raise RpcError("no endpoint knows the head")
-        (furthest, head), *others = sorted(heads.items(), key=lambda pair: -pair[1])
-        if others and not stalls:
-            if head > others[0][1] + FAR_AHEAD_BLOCKS:
-                log.warning("RPC %s: its head is %d, all others' at most %d", furthest.name, head, others[0][1])
-            head = others[0][1]
-        return head - confirmations
-
     async def logs(
         self, first: int, last: int, vaults: set[str], tokens: Mapping[int, NamedToken], endpoints: set[Endpoint]
     ) -> tuple[list[Log], dict[int, Header]]:
@@ -271,9 +248,27 @@ class Follower:
             await asyncio.sleep(poll_seconds)
 
     async def _confirmed(self) -> int:
-        known = self.tip.block.number if self.first else 0
-        stalls = time.monotonic() - self._moved_at >= STALL_SECONDS
-        return await self.reader.confirmed(self._confirmations, known, stalls)
+        """The last block with enough on top of it: of what two endpoints say, or one where there is but one.
+
+        An endpoint that is behind the last block that was read rests. One that is far ahead of all others is not
+        believed, unless nothing has come for a while.
+        """
+        known, heads = self.tip.block.number if self.first else 0, {}
+        for endpoint, raw in (await self.rpc.each(*header_call("latest"))).items():
+            try:
+                heads[endpoint] = read_header(raw).number
+            except Malformed as error:
+                endpoint.rest(str(error))
+        for endpoint in [one for one, number in heads.items() if number < known]:
+            endpoint.rest(f"its head is {heads.pop(endpoint)}, block {known} was read before")
+        if not heads:
+            raise RpcError("no endpoint knows the head")
+        (furthest, head), *others = sorted(heads.items(), key=lambda pair: -pair[1])
+        if others and time.monotonic() - self._moved_at < STALL_SECONDS:
+            if head > others[0][1] + FAR_AHEAD_BLOCKS:
+                log.warning("RPC %s: its head is %d, all others' at most %d", furthest.name, head, others[0][1])
+            head = others[0][1]
+        return head - self._confirmations
 
     async def _extend(self, draft: Draft, last: int, must_check: bool) -> bool:
         """Read a chunk into the draft; returns whether the pool is then known to be the contract's.
@@ -364,7 +359,7 @@ class Follower:
         self.rpc.distrust(error.endpoints, f"blocks {first} to {last}: {error}")
         self.reader.chunk_blocks = max(1, (last - first + 1) // 2)
         if self._strikes == STRIKES // 2:
-            if (anchor := await self.file.anchor()) < self.tip.block.number:
+            if (anchor := await self.file.anchor()) < first - 1:
                 log.warning("blocks %d to %d are read again: something in them may be missing", anchor + 1, first - 1)
                 await self._forget_after(anchor)
         elif self._strikes >= STRIKES:  # note a gap and go on behind it, from the contract's own state

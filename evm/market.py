@@ -58,10 +58,9 @@ class Web3Market:
         self._follower, self._rpc, self.contract = follower, follower.rpc, follower.contract
         self._clock, self._place = clock, place
         self.read_only = "" if place else "no executor bot moves this vault; --executor-url names one"
-        self.first, pair = follower.first, self.contract.pair
-        self.pair = pair
+        self.first, self.pair = follower.first, self.contract.pair
         self._reading, self._read = asyncio.Lock(), (None, None)  # the last block after which all was read, and that
-        kind, terms, remark = "Uniswap V3", f"{pair.fee / 10_000:g} %", ""
+        pair, kind, terms, remark = self.pair, "Uniswap V3", f"{self.pair.fee / 10_000:g} %", ""
         if self.contract.slipstream:
             kind, terms = "Slipstream", f"spacing {pair.tick_spacing}"
             remark = "; staked positions are scored as if unstaked, rewards are not"
@@ -250,12 +249,10 @@ class Web3Market:
     @_as_market_errors()
     async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot, dict[tuple, int]]:
         """The pool before `first` and after `last`, and what liquidity the positions `keys` have before."""
-        keys, pools = sorted(keys), []
-        for number in (first - 1, last):
-            snapshot, _ = await self._read_pool(await self.block(number))
-            pools.append(snapshot)
-        held = await read_liquidity(self._rpc, self.contract, keys, pools[0].block_hash)
-        return *pools, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
+        keys = sorted(keys)
+        (before, _), (after, _) = [await self._read_pool(await self.block(number)) for number in (first - 1, last)]
+        held = await read_liquidity(self._rpc, self.contract, keys, before.block_hash)
+        return before, after, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
 
     @_as_market_errors()
     async def receipts(self, transactions: Sequence[str]) -> dict[str, Receipt | None]:
