@@ -40,8 +40,8 @@ from chain.base import BLOCK_SECONDS, Chain, ChainError
 from chain.local import block_at
 from chain.notify import Notifier, add_notify_options
 from chain.weights import INTERVAL_BLOCKS, Weigher, daily_summary
-from doctor.finding import OK
-from doctor.pool import check_executor, check_executor_key
+from doctor.machine import OK
+from doctor.network import check_executor, check_executor_key
 from liquidity.events import Event, ReplayError
 from markets.base import Market, MarketEnded, MarketError, MarketGap
 from markets.recordings import RecordingError

@@ -8,7 +8,7 @@
 Exit code 0 when nothing fails, else 1. Nothing is changed, and nothing leaves this machine unless a subnet or a node is
 named: then they are asked, each node for some 1,100 small things. This file needs only the standard library, and no
 particular Python, to say what is missing.
-Read next: `machine.py`, `network.py`, `pool.py` (the checks).
+Read next: `machine.py`, `network.py`, `nodes.py` (the checks).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from doctor.finding import FAIL, OK, WARN, Finding, tell
-from doctor.machine import check_clock, check_database, check_folder, check_packages, check_port, check_python
-from doctor.network import check_subnet
-from doctor.pool import check_market
+from doctor import machine
+from doctor.machine import FAIL, OK, WARN, Finding, tell
+from doctor.network import check_market, check_subnet
 from runtime.options import add_chain_options, add_market_options, resolve
 from runtime.process import UserError
 
@@ -39,18 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
-    """All checks.
-
-    Args:
-        folder: of the local subnet.
-        jobs: the jobs database; the pool events' is beside it.
-        port: of a miner.
-    """
-    yield from check_python()
-    yield from check_packages(Path(__file__).parents[1] / "requirements.txt")
-    yield from check_port(port)
-    yield from check_clock(folder / "chain.sqlite3")
-    yield from check_folder(folder)
+    """All checks of this machine; the database of pool events is beside that of the jobs."""
+    yield from machine.check_python()
+    yield from machine.check_packages(Path(__file__).parents[1] / "requirements.txt")
+    yield from machine.check_port(port)
+    yield from machine.check_clock(folder / "chain.sqlite3")
+    yield from machine.check_folder(folder)
     try:
         from chain.ledger import MIGRATIONS
         from runtime.tables import EVENTS_SCHEMA, JOBS_SCHEMA
@@ -60,9 +53,9 @@ def examine(folder: Path, jobs: Path, port: int) -> Iterator[Finding]:
         yield Finding(WARN, f"the databases' versions are not compared: {error}", "mend the lines above first")
         versions = None, None, None
     events = jobs.with_name(f"{jobs.stem}.events.sqlite3")
-    yield from check_database("jobs database", jobs, versions[0])
-    yield from check_database("events database", events, versions[1])
-    yield from check_database("chain ledger", folder / "chain.sqlite3", versions[2])
+    yield from machine.check_database("jobs database", jobs, versions[0])
+    yield from machine.check_database("events database", events, versions[1])
+    yield from machine.check_database("chain ledger", folder / "chain.sqlite3", versions[2])
 
 
 def _all(options: argparse.Namespace) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ What is random here is the market, so a mean says little without its standard er
 worse only where Student's t leaves luck less than 5 % (two-sided, rounds taken as independent), and never on fewer
 than 20 rounds. Sums are exact fractions.
 
-A library for `miner.py` and its copies. Read next: `trial.py` (a round), `check.py`.
+A library for `miner.py` and its copies. Read next: `trial.py` (a round).
 """
 
 from __future__ import annotations
@@ -30,31 +30,23 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import partial
 
-from doctor import reach
-from doctor.check import check_command
-from doctor.finding import utc
-from doctor.trial import (
-    DAY_SECONDS,
-    MODEL_SEED,
-    Asked,
-    Played,
-    Strategy,
-    backtest,
-    job_of,
-    markets_of,
-    money,
-    places,
-    problem,
-)
-from markets.base import MarketError
+from doctor import reach, trial
+from doctor.machine import utc
+from doctor.trial import Asked, Played, Respond, Strategy, money, places, problem
+from liquidity import showing
+from markets.base import Market, MarketError
 from markets.recordings import RecordingError
-from protocol import ASK_SECONDS, FIRST_ASK_LEAD_SECONDS, TARGETS, Code, RebalanceAnswer, RebalanceQuery
-from runtime.process import EXIT_OK, UserError, clear_progress, number, progress, run
+from protocol import ASK_SECONDS, FIRST_ASK_LEAD_SECONDS, TARGETS, Code, Job, RebalanceAnswer, RebalanceQuery
+from runtime.process import EXIT_FAILED, EXIT_OK, UserError, clear_progress, number, progress, run
 from scoring import CONTEXT
+from spine.ground import REFERENCE_STRATEGIES
+from status.board import leaderboard
 
-REFERENCES = ("keep", "wide", "preserve")
 LEVEL_PERCENT, Z = 95, Decimal("1.959963984540054")  # two-sided, and the normal distribution's quantile for it
 FEWEST_ROUNDS = 20  # with fewer, nothing is said about skill
+SLOW_SECONDS = 10  # an answer that takes longer gets a warning
+CHECK_TRIES = 8  # rounds that `--check` tries until one has scores: a recording may begin with an unknown swap
+YOURS = "yours"  # what the leaderboard of `--check` calls the strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +134,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help_ = "recordings to play on (default: the market model)"
     add("--events", nargs="+", action="extend", metavar="PATH", help=help_)
     add("--target", choices=TARGETS, default="PoL", help="the job's (default: PoL)")
-    add("--round-seconds", type=number(1, DAY_SECONDS), default=900, help="length of a round (default: 900)")
+    add("--round-seconds", type=number(1, trial.DAY_SECONDS), default=900, help="length of a round (default: 900)")
     add("--vault", help="OWNER:LOWER:UPPER on a recording (default: as python validator.py chooses)")
-    add("--seed", type=int, default=MODEL_SEED, help=f"of the market model (default: {MODEL_SEED})")
+    add("--seed", type=int, default=trial.MODEL_SEED, help=f"of the market model (default: {trial.MODEL_SEED})")
 
 
 def _moment(text: str) -> int:
@@ -165,7 +157,7 @@ def main(
 
     Args:
         options: of the program; see `add_options`. `options.strategy` names the strategy that is tried.
-        strategies: by name, `REFERENCES` among them.
+        strategies: by name, `REFERENCE_STRATEGIES` among them.
         respond: from a query, a strategy and its name to an answer; see `Respond`.
         min_caller_stake_rao: see `reach.report`.
 
@@ -181,22 +173,74 @@ def main(
     return run(work(), options.log_level, (RecordingError, MarketError))
 
 
+async def check_command(options: argparse.Namespace, strategies: Mapping[str, Strategy], respond: Callable) -> int:
+    """`--check`: the first round with scores of the last market that was named."""
+    *_, (market, vault, end) = trial.markets_of(options)
+    job, strategy = trial.job_of(options, vault), strategies[options.strategy]
+    mine = partial(respond, strategy=strategy, name=options.strategy)
+    print(f"CHECK of strategy {options.strategy} on {market.label}, vault {vault}")
+    print(trial.rules_of(job), flush=True)
+    played, asked = await _first_scored(market, job, end, mine)
+    again = []
+    for said in asked:
+        if not (wrong := problem(said, strategy)):
+            again.append(trial.ask_strategy(YOURS, mine, said.query))
+            wrong = problem(again[-1], strategy)
+        if wrong:
+            print(f"WRONG: {wrong}.")
+            return EXIT_FAILED
+    excess, unit = played.excess(YOURS), Decimal(10) ** market.pair.token1.decimals
+    if excess is None:
+        print(f"RIGHT: your strategy refuses ({played.first[YOURS][1]}), which is legal; there is no score then.")
+    else:
+        worth = money(excess / unit, places(played, unit))
+        print(f"RIGHT: {len(asked)} asks, {len(asked)} legal answers; {worth} {market.pair.token1.symbol} over keep.")
+    slowest = max(said.seconds for said in (*asked, *again))
+    print(f"The slowest answer took {slowest:.3f} s, the deadline is {ASK_SECONDS} s.")
+    if slowest > SLOW_SECONDS:
+        print(f"WARNING: that is above {SLOW_SECONDS} s; network and a busy machine come on top: make it faster.")
+    if differs := [one for one, two in zip(asked, again, strict=True) if one.body != two.body]:
+        print(
+            f"NOTE: the same query twice got different answers, {len(differs)} of {len(asked)} times, first at block"
+            f" {differs[0].query.block_number}: what your strategy remembers or draws at random decides."
+        )
+    print("\n" + leaderboard(showing, market.label, market.pair, {}, job, played.round_id, played.result))
+    return EXIT_OK
+
+
+async def _first_scored(market: Market, job: Job, end: int, mine: Respond) -> tuple[Played, list[Asked]]:
+    """The market's first round with scores; every second one is tried, so that each first ask leaves in time."""
+    begins, length = (await market.block(market.first)).time + FIRST_ASK_LEAD_SECONDS, job.round_seconds
+    first, step, why = -(-begins // length) * length, -(-(length + FIRST_ASK_LEAD_SECONDS) // length) * length, ""
+    async with market.participant():
+        for start in range(first, min(end - length, first + CHECK_TRIES * step) + 1, step):
+            await market.reach_time(start - FIRST_ASK_LEAD_SECONDS)
+            played, asked = await trial.play_round(
+                market, job, start, {YOURS: mine}, {YOURS: Decimal(0)}, hindsight=True
+            )
+            if played.result.baselines:
+                return played, asked
+            why = f", {played.result.code} {played.result.detail}"
+    raise UserError(f"{market.label}: no round with scores at its beginning{why}; name another market or a --vault")
+
+
 async def backtest_command(options: argparse.Namespace, strategies: Mapping[str, Strategy], respond: Callable) -> int:
     """`--backtest`: each market by itself, and several of them together."""
     if len(options.backtest) not in (0, 2):
         raise UserError(f"--backtest takes two times, FROM and TO, or none; {len(options.backtest)} given")
     first_time, last_time = options.backtest or (0, sys.maxsize)
-    (settings, rules), mine = job_of(options), options.strategy
-    names = tuple(dict.fromkeys((*REFERENCES, mine)))
+    mine = options.strategy
+    names = tuple(dict.fromkeys((*REFERENCE_STRATEGIES, mine)))
     responds = {name: partial(respond, strategy=strategies[name], name=name) for name in names}
     markets, everything = 0, []
-    for market, vault, end in markets_of(options):
+    for market, vault, end in trial.markets_of(options):
+        job = trial.job_of(options, vault)
         unit, symbol = Decimal(10) ** market.pair.token1.decimals, market.pair.token1.symbol
         last = last_time if options.backtest and not options.events else min(end, last_time)
         print(f"BACKTEST of strategy {mine} on {market.label}, vault {vault}")
-        print(f"{rules}; in {symbol}: keep's score, and the others' excess over it")
+        print(f"{trial.rules_of(job)}; in {symbol}: keep's score, and the others' excess over it")
         progress = _Progress(names, strategies, unit)
-        played = await backtest(market, vault, settings, options.round_seconds, responds, first_time, last, progress)
+        played = await trial.backtest(market, job, responds, first_time, last, progress)
         if not played:
             begins = (await market.block(market.first)).time
             raise UserError(

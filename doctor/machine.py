@@ -1,12 +1,11 @@
 """The doctor on this machine: Python, packages, ports, clock, folder, databases. Standard library only.
 
-Read next: `network.py`.
+Each check gives `Finding`s, which `tell` prints. Read next: `network.py`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import re
 import shutil
@@ -16,13 +15,13 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
-from doctor.finding import FAIL, OK, WARN, Finding, utc
-
+OK, WARN, FAIL = "ok", "warn", "FAIL"
 FIRST_PYTHON, LAST_PYTHON = (3, 11), (3, 13)
 LEAST_DISK_BYTES, GOOD_DISK_BYTES = 100 * 10**6, 2 * 10**9  # two jobs and three miners write 11 MB a market day
 CLOCK_SAMPLE_SECONDS, CLOCK_DRIFT_SECONDS = 0.1, 0.05
@@ -31,7 +30,27 @@ SIGNED_SECONDS = "10 s late or 2 s early"  # btauth: signatures outside of this 
 BLOCK_SECONDS = 12  # of the subnet's chain
 F_GETLK_FORMAT = "hhqqi4x"  # struct flock on 64-bit Linux: type, whence, start, length, pid
 
-log = logging.getLogger("doctor")
+
+class Finding(NamedTuple):
+    """One line: `OK`, `WARN` or `FAIL`, what was found, and what to do about it (empty if nothing)."""
+
+    level: str
+    what: str
+    fix: str = ""
+
+
+def tell(findings: Iterable[Finding]) -> list[str]:
+    """Print each as it is found; returns their levels."""
+    levels = []
+    for finding in findings:
+        levels.append(finding.level)
+        print(f"{finding.level:5}{finding.what}" + (f"; {finding.fix}" if finding.fix else ""), flush=True)
+    return levels
+
+
+def utc(seconds: float) -> str:
+    """A time for people."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
 
 
 def check_python(version: tuple = sys.version_info[:3]) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """The doctor on a pool's chain: what its nodes can do, and what the contracts say of pool, manager and vault.
 
-Read first: `pool.py`.
+Read first: `network.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from doctor.finding import FAIL, OK, WARN, Finding
+from doctor.machine import FAIL, OK, WARN, Finding
 from evm.abi import NULL_ADDRESS, Header, Malformed, header_call, read_header
 from evm.pool import SLOT0, Contract, describe, read_state, read_vault
 from evm.rpc import Refusal, Rpc, RpcError, open_rpc

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from chain.base import ChainError, Metagraph, Neuron
 from chain.opening import joined
-from doctor.finding import FAIL, OK, WARN, Finding, tell, utc
+from doctor.machine import FAIL, OK, WARN, Finding, tell, utc
 from doctor.network import RAO
 from protocol import Code
 from runtime.db import StoreError, look

@@ -1,6 +1,6 @@
 """A strategy tried as a validator would try it: asked, judged, played round after round on a market in memory.
 
-Read next: `check.py`, `backtest.py`.
+Read next: `backtest.py`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,11 @@ from protocol import (
 from runtime.process import UserError
 from scoring import CONTEXT, Standing, update_eval
 from sim import PoolError
+from spine.ground import MODEL_CAPITAL, MODEL_DAYS, MODEL_VAULTS
 from wire.codec import decode, encode
 
 DAY_SECONDS = 86_400
-# the market model and the jobs of `python validator.py`, so that the digits are the same; a test compares them
-MODEL_SEED, MODEL_DAYS = 98, 7
-MODEL_VAULTS = {"Balanced": "vault-balanced", "PoL": "vault-pol"}  # by target, in this order
-MODEL_CAPITAL = 400_000 * 10**6
+MODEL_SEED = 98  # of `python validator.py`, as the rules of its jobs: so the digits are the same; a test compares them
 LOCAL_RULES = {"Balanced": {"min_in_range": Decimal("0.5")}}
 FIXES = {
     Code.TOO_MANY_POSITIONS: "return at most query.settings.max_positions",
@@ -120,9 +118,7 @@ class Played:
 
 async def backtest(
     market: Market,
-    vault: str,
-    settings: JobSettings,
-    round_seconds: int,
+    job: Job,
     strategies: Mapping[str, Respond],
     first_time: int,
     last_time: int,
@@ -132,7 +128,6 @@ async def backtest(
 
     Args:
         market: at its start, and of full speed; its time moves on.
-        vault, settings, round_seconds: the job. Its name is the target in small letters, as in local mode.
         strategies: who takes part, by name; the earlier one is the older registration.
         first_time, last_time: unix seconds; no round starts before the first or ends after the second. The first ask of
             a round needs a market 75 s before it.
@@ -141,17 +136,17 @@ async def backtest(
     Returns:
         The rounds, those without scores too. They end where the market does. Reputations break ties, as they would.
     """
-    job = Job(settings.target.lower(), vault, round_seconds, settings)
+    length = job.round_seconds
     begins = (await market.block(market.first)).time + FIRST_ASK_LEAD_SECONDS
-    first = -(-max(first_time, begins) // round_seconds) * round_seconds
-    starts = range(first, last_time - round_seconds + 1, round_seconds)
+    first = -(-max(first_time, begins) // length) * length
+    starts = range(first, last_time - length + 1, length)
     played: list[Played] = []
     standings = dict.fromkeys(strategies, Standing())
 
     async def one(start: int, entered: asyncio.Event) -> None:
         async with market.participant():
             entered.set()
-            combined = {name: standing.combined(settings.reputation) for name, standing in standings.items()}
+            combined = {name: standing.combined(job.settings.reputation) for name, standing in standings.items()}
             try:
                 done, asked = await play_round(market, job, start, strategies, combined)
             except MarketEnded:
@@ -299,11 +294,16 @@ def _one_line(text: str) -> str:
     return text if len(text) <= 600 else f"{text[:600]} ..."
 
 
-def job_of(options: argparse.Namespace) -> tuple[JobSettings, str]:
-    """The rules, and a line about them."""
+def job_of(options: argparse.Namespace, vault: str) -> Job:
+    """As in local mode, its name is the target in small letters."""
     settings = JobSettings.for_target(options.target, **LOCAL_RULES.get(options.target, {}))
-    return settings, (
-        f"target {options.target}, min_in_range {settings.min_in_range}, rounds of {options.round_seconds} s,"
+    return Job(options.target.lower(), vault, options.round_seconds, settings)
+
+
+def rules_of(job: Job) -> str:
+    settings = job.settings
+    return (
+        f"target {settings.target}, min_in_range {settings.min_in_range}, rounds of {job.round_seconds} s,"
         f" a checkpoint every {settings.checkpoint_blocks} blocks"
     )
 
@@ -318,7 +318,7 @@ def markets_of(options: argparse.Namespace) -> Iterator[tuple[Market, str, int]]
         yield market, market.vault, market.time_of(market.last)
     if not paths:
         market = ModelMarket(options.seed, dict.fromkeys(MODEL_VAULTS.values(), MODEL_CAPITAL))
-        vault = options.vault or MODEL_VAULTS.get(options.target, MODEL_VAULTS["PoL"])
+        vault = options.vault or MODEL_VAULTS.get(options.target.lower(), MODEL_VAULTS["pol"])
         yield market, vault, market.time_of(market.first) + MODEL_DAYS * DAY_SECONDS
 
 

@@ -21,7 +21,6 @@ from subnets import CAPITAL, VAULT, a_job, accept, hotkey_of, model, play_subnet
 
 import miner
 import validator
-from doctor import backtest as backtest_module
 from doctor import trial
 from doctor.backtest import FEWEST_ROUNDS, critical_t, overall, summarise
 from doctor.trial import backtest, problem
@@ -30,7 +29,7 @@ from markets.memory import InMemoryMarket, Purse
 from markets.model import ModelMarket
 from markets.recorded import RecordedMarket
 from markets.recordings import read_recording
-from protocol import Code, JobSettings, Pair, Position, RebalanceAnswer, RebalanceQuery, Token
+from protocol import Code, Job, JobSettings, Pair, Position, RebalanceAnswer, RebalanceQuery, Token
 from sim import MAX_SQRT_RATIO, Pool, sqrt_ratio_at_tick
 from spine import ground
 from wire.codec import encode, to_json
@@ -46,11 +45,9 @@ def responds(strategy: Callable) -> Callable[[RebalanceQuery], RebalanceAnswer]:
 def play(market, strategies: Mapping[str, Callable], rounds: int = 1, settings: JobSettings | None = None, **options):
     """Rounds of a market from its start."""
     first = market.time_of(market.first)
-    last, job = (
-        first + (rounds + 1) * ROUND_SECONDS,
-        (options.pop("vault", VAULT), settings or JobSettings(), ROUND_SECONDS),
-    )
-    return asyncio.run(backtest(market, *job, strategies, first, last, **options))
+    last, settings = first + (rounds + 1) * ROUND_SECONDS, settings or JobSettings()
+    job = Job(settings.target.lower(), options.pop("vault", VAULT), ROUND_SECONDS, settings)
+    return asyncio.run(backtest(market, job, strategies, first, last, **options))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,16 +123,12 @@ def test_on_a_recording_too(tmp_path, recording_path):
 
 
 def test_the_tool_plays_on_the_market_and_by_the_rules_of_the_local_validator():
-    assert [*trial.MODEL_VAULTS.values()] == [*ground.MODEL_VAULTS.values()]  # their order is part of the market
-    assert (trial.MODEL_CAPITAL, trial.MODEL_DAYS) == (ground.MODEL_CAPITAL, ground.MODEL_DAYS)
     assert validator.build_parser().parse_args([]).seed == trial.MODEL_SEED
     options = miner.build_parser().parse_args([])
     for job in ground._first_jobs(None, 900, None):
         options.target = job.settings.target
         ((_, vault, _),) = trial.markets_of(options)
-        assert (vault, trial.job_of(options)[0]) == (job.vault, job.settings)
-        assert job.job_id == job.settings.target.lower()
-    assert tuple(ground.REFERENCE_STRATEGIES) == backtest_module.REFERENCES
+        assert replace(trial.job_of(options, vault), live=job.live) == job
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,15 +139,16 @@ def test_rounds_lie_between_the_times_and_begin_when_a_first_ask_could_leave():
     market = model()
     begin = market.time_of(market.first)
     assert [done.start - begin for done in play(model(), {}, 3)] == [900, 1800, 2700]
-    starts = asyncio.run(backtest(model(), VAULT, JobSettings(), 900, {}, begin + 901, begin + 3600))
+    starts = asyncio.run(backtest(model(), Job("pol", VAULT, 900, JobSettings()), {}, begin + 901, begin + 3600))
     assert [done.start - begin for done in starts] == [1800, 2700]
-    assert asyncio.run(backtest(model(), VAULT, JobSettings(), 900, {}, begin, begin + 1799)) == []
+    assert asyncio.run(backtest(model(), Job("pol", VAULT, 900, JobSettings()), {}, begin, begin + 1799)) == []
 
 
 def test_it_ends_where_the_recording_ends(recording_path):
     market = RecordedMarket(read_recording(recording_path("polygon_usdc_weth_500_2022-01-05")))
     end = market.time_of(market.last)
-    played = asyncio.run(backtest(market, market.vault, JobSettings(), 3600, {}, end - 3 * 3600, end + 86_400))
+    job = Job("pol", market.vault, 3600, JobSettings())
+    played = asyncio.run(backtest(market, job, {}, end - 3 * 3600, end + 86_400))
     assert [done.start for done in played] == [end // 3600 * 3600 - 7200, end // 3600 * 3600 - 3600]
 
 

@@ -19,7 +19,7 @@ import pytest
 from subnets import ROOT, command, hotkey_of, rows, start, stored_rounds, wait_for
 
 import miner
-from doctor import check, trial
+from doctor import backtest, trial
 from miner import Refusal
 from protocol import MAX_TICK, Position, RebalanceQuery
 
@@ -183,7 +183,7 @@ def test_an_answer_that_takes_longer_than_the_deadline_is_wrong_and_the_line_whe
 
 
 def test_a_slow_answer_is_a_warning(run, monkeypatch):
-    monkeypatch.setattr(check, "SLOW_SECONDS", 0)
+    monkeypatch.setattr(backtest, "SLOW_SECONDS", 0)
     code, out, _ = run(miner.keep, "--check")
     assert code == 0 and "WARNING: that is above 0 s" in out
 

@@ -31,8 +31,7 @@ from chain.local import LocalChain
 from doctor import __main__ as doctor_main
 from doctor import machine, network
 from doctor import nodes as nodes_module
-from doctor import pool as pool_module
-from doctor.finding import FAIL, OK, WARN, Finding
+from doctor.machine import FAIL, OK, WARN, Finding
 from evm import rpc
 from evm.abi import Function
 from evm.pool import SLOT0
@@ -630,7 +629,7 @@ def test_an_executor_must_be_of_this_vault_and_take_the_key_which_no_other_bot_i
             await site.start()
             port = site._server.sockets[0].getsockname()[1]
             options = bot_options(f"http://127.0.0.1:{port}", "--executor-key-file", str(path))
-            return await pool_module.check_executor(options)
+            return await network.check_executor(options)
         finally:
             await runner.cleanup()
 
@@ -641,7 +640,7 @@ def test_an_executor_must_be_of_this_vault_and_take_the_key_which_no_other_bot_i
 
 
 def test_an_executor_answers_with_json_or_fails(monkeypatch):
-    monkeypatch.setattr(pool_module, "BOT_SECONDS", 0.3)
+    monkeypatch.setattr(network, "BOT_SECONDS", 0.3)
 
     async def hang(request: web.Request) -> web.Response:
         await asyncio.sleep(60)
@@ -658,7 +657,7 @@ def test_an_executor_answers_with_json_or_fails(monkeypatch):
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             port = site._server.sockets[0].getsockname()[1]
-            (finding,) = await pool_module.check_executor(bot_options(f"http://127.0.0.1:{port}/SECRET"))
+            (finding,) = await network.check_executor(bot_options(f"http://127.0.0.1:{port}/SECRET"))
             return finding
         finally:
             await runner.cleanup()
@@ -688,7 +687,7 @@ def test_an_executors_key_is_there_for_nobody_else_to_read_and_not_sent_in_the_c
         doctor_main.add_options(parser)
         options = parser.parse_args(["--rpc", "http://127.0.0.1:9", "--executor-url", url, *line])
         resolve(options, environ or {}, Path("no.env"))
-        findings = list(pool_module.check_executor_key(options))
+        findings = list(network.check_executor_key(options))
         assert "k3y" not in str(findings) and "SECRET" not in str(findings)
         return [(finding.level, finding.what + finding.fix) for finding in findings]
 

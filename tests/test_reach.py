@@ -21,7 +21,7 @@ from subnets import command, hotkey_of, rows, start, wait_for, write
 import miner
 from chain.base import Metagraph, Neuron
 from doctor import reach
-from doctor.finding import FAIL, OK, WARN
+from doctor.machine import FAIL, OK, WARN
 from protocol import Code
 from wire.client import Reply
 from wire.server import Gate, Limits, build_app, serve
