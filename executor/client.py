@@ -21,8 +21,7 @@ from protocol import Code, ProtocolError
 from wire.body import read_at_most
 from wire.codec import decode, encode
 
-MAX_ORDER_BYTES = 64 << 10
-MAX_REPORT_BYTES = 64 << 10
+MAX_ORDER_BYTES = MAX_REPORT_BYTES = 64 << 10
 POLL_SECONDS = 0.5  # between two questions about an order that is on its way
 
 
@@ -39,8 +38,6 @@ async def place(bot: Bot, order: Order, seconds: float) -> Report:
     """Give an order to the bot and wait for how it ended; the same order may be given again at any time.
 
     Args:
-        bot: whom to ask.
-        order: what to do.
         seconds: how long to ask in all; what is lost on the way is asked again.
 
     Returns:

@@ -45,9 +45,7 @@ class Door:
     """HTTP before an executor: orders in, reports out.
 
     Args:
-        bot: who works on them.
         key_file: read again at each request, so that a key that was stolen and replaced opens no more.
-        answer_seconds: how long a request waits for its order's end.
     """
 
     def __init__(self, bot: Executor, key_file: Path, answer_seconds: float = ANSWER_SECONDS):
@@ -83,13 +81,8 @@ class Door:
 
     def _health(self) -> dict[str, Any]:
         wallet, pair = self._bot.wallet, self._bot.wallet.contract.pair
-        return {
-            "live": self._bot.live,
-            "paused": wallet.paused,
-            "chain_id": pair.chain_id,
-            "pool": pair.pool_address,
-            "vault": wallet.vault,
-        }
+        whose = {"chain_id": pair.chain_id, "pool": pair.pool_address, "vault": wallet.vault}
+        return {"live": self._bot.live, "paused": wallet.paused, **whose}
 
     def _check_key(self, request: web.Request) -> None:
         given = request.headers.getall("Authorization", [])
@@ -108,11 +101,10 @@ class Door:
         order = decode(Order, await read_body(request, MAX_ORDER_BYTES, BODY_SECONDS), MAX_ORDER_BYTES)
         if not order.decision:
             raise ProtocolError(Code.MALFORMED, "Order.decision is empty")
-        report = await self._bot.journal.accept(order)
-        if report is None:
-            self._bot.woken.set()
-            report = await self._wait(order.decision)
-        return report
+        if report := await self._bot.journal.accept(order):
+            return report
+        self._bot.woken.set()
+        return await self._wait(order.decision)
 
     async def _wait(self, decision: str) -> Report:
         with suppress(TimeoutError):

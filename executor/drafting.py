@@ -8,19 +8,19 @@ Read first: `plan.py`, `wallet.py`. Read next: `execution.py`, which signs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from evm.follower import CONFIRMATIONS
 from evm.pool import MAX_VAULT_TOKENS, TokenPosition, read_vault
 from executor import plan
 from executor.journal import OrderJournal
 from executor.plan import Amounts, add
-from executor.readback import AVERAGE_SECONDS, Tip, read_prices, unknown_average
+from executor.readback import AVERAGE_SECONDS, Done, Tip, read_prices, unknown_average
 from executor.wallet import Later, Wallet
-from liquidity.executions import Minted, Order, Report
+from liquidity.executions import Minted, Order
 from liquidity.tape import worth
 from markets.base import MarketError
-from protocol import MAX_POSITIONS, MAX_TICK, MIN_TICK, Code, Inventory, ProtocolError
+from protocol import MAX_POSITIONS, MAX_TICK, MIN_TICK, Code, ProtocolError
 from runtime.process import number
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
 
@@ -84,19 +84,13 @@ class Draft:
         )
         return f"close {self.closed} of its positions, {mints or 'mint nothing'}, gas {self.gas}"
 
-    def fill(self, report: Report) -> Report:
-        """The report with what would have been."""
-        paid = add(*(mint.paid for mint in self.mints))
-        have = add(self.before, self.released, self.fees)
-        return replace(
-            report,
-            before=Inventory(*self.before),
-            after=Inventory(have[0] - paid[0], have[1] - paid[1]),
-            released=Inventory(*self.released),
-            fees=Inventory(*self.fees),
-            paid=Inventory(*paid),
-            minted=tuple(Minted(mint.tick_lower, mint.tick_upper, mint.liquidity) for mint in self.mints),
-        )
+    @property
+    def done(self) -> Done:
+        """What it would do; of one with nothing to do that this is so after its block."""
+        paid, have = add(*(mint.paid for mint in self.mints)), add(self.before, self.released, self.fees)
+        after, block = (have[0] - paid[0], have[1] - paid[1]), 0 if self.data else self.tip.number
+        minted = tuple(Minted(mint.tick_lower, mint.tick_upper, mint.liquidity) for mint in self.mints)
+        return Done(block, "", self.before, after, self.released, self.fees, paid, minted)
 
 
 class Drafter:

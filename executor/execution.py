@@ -50,12 +50,7 @@ class State(Enum):
 
 
 def state_of(order: Order, attempts: Sequence[Attempt], now: int) -> tuple[State, Attempt | None]:
-    """What the journal says of an order at a block of time `now`; every later block has a later time.
-
-    Args:
-        order: an open one.
-        attempts: all of it, in the order they were signed in.
-        now: unix seconds.
+    """What the journal says of an open order at a block of time `now`, unix seconds; later blocks have later times.
 
     Returns:
         The state, and what was mined of the last nonce.
@@ -78,9 +73,6 @@ class Executor:
     """One vault, one order at a time.
 
     Args:
-        wallet: the vault's.
-        journal: of this vault.
-        limits: the operator's.
         live: else orders are planned and simulated, not sent.
         tell: logs what an operator should know, a kind and a text; see `notify.Notifier.notify`.
 
@@ -145,7 +137,14 @@ class Executor:
             return True
         match state:
             case State.UNSENT:
-                return await self._try(order, attempts, tip)
+                try:
+                    return await self._begin(order, attempts, tip)
+                except ProtocolError as error:
+                    code, why = error.code, error.detail
+                except Later as error:
+                    self.said = str(error)
+                    log.info("%s: %s; looking again", order.decision, error)
+                    return False
             case State.CANCELLED:
                 code, why = Code.EXECUTION_EXPIRED, f"not included until {order.deadline}; cancelled by {mined.hash}"
             case State.TOO_LATE:
@@ -165,26 +164,14 @@ class Executor:
 
     # -- a new nonce
 
-    async def _try(self, order: Order, attempts: Sequence[Attempt], tip: Tip) -> bool:
-        try:
-            return await self._begin(order, attempts, tip)
-        except ProtocolError as error:
-            await self._refuse(order, attempts, error.code, error.detail)
-            return True
-        except Later as error:
-            self.said = str(error)
-            log.info("%s: %s; looking again", order.decision, error)
-            return False
-
     async def _begin(self, order: Order, attempts: Sequence[Attempt], tip: Tip) -> bool:
         """Plan, and send the first transaction of a new nonce."""
         draft = await self.drafter.draft(order, tip)
         if not draft.data or not self.live:
+            code, why = Code.EXECUTED, "nothing to do"
             if draft.data:
-                report = await self._report(order, attempts, Code.EXECUTION_DRY_RUN, draft.words)
-            else:
-                report = await self._report(order, attempts, Code.EXECUTED, "nothing to do", draft.tip.number)
-            await self._finish(draft.fill(report))
+                code, why = Code.EXECUTION_DRY_RUN, draft.words
+            await self._finish(draft.done.fill(await self._report(order, attempts, code, why)))
             return True
         count, next_nonce = await self.wallet.count(), await self.journal.next_nonce()
         if count < next_nonce:
@@ -197,14 +184,9 @@ class Executor:
         return True
 
     async def _check_alone(self, order: Order, tip: Tip, count: int) -> None:
-        """All that the vault sent since the miner was shown it is in the journal: else this may have been done already.
-
-        That is by a bot in another folder, or by this one before its journal was lost. A node that has forgotten that
-        block cannot tell.
-
-        Raises:
-            ProtocolError: something is not.
-            Later: the block is not there yet.
+        """All that the vault sent since the miner was shown it is in the journal: else this may have been done already,
+        by a bot in another folder, or by this one before its journal was lost. A node that has forgotten that block
+        cannot tell.
         """
         if order.block_number > tip.number:
             raise Later(f"the miner was shown block {order.block_number}, the chain is at {tip.number}")
@@ -213,11 +195,9 @@ class Executor:
         if isinstance(answer, Refusal):
             log.warning("%s: whether this journal is complete is unknown: %s", order.decision, answer)
         elif (foreign := count - integer(answer) - await self.journal.signed(integer(answer), count)) > 0:
-            raise ProtocolError(
-                Code.VAULT_CHANGED,
-                f"{foreign} of the vault's transactions since block {order.block_number} are not in this journal:"
-                " another bot, an old journal, or somebody else has the key",
-            )
+            what = f"{foreign} of the vault's transactions since block {order.block_number} are not in this journal"
+            why = "another bot, an old journal, or somebody else has the key"
+            raise ProtocolError(Code.VAULT_CHANGED, f"{what}: {why}")
 
     async def _send(self, order: Order, kind: str, nonce: int, draft: Draft, over: Attempt | None) -> None:
         """Sign a transaction, write it down, and send it, in this order; with more gas than what it replaces."""
@@ -309,14 +289,12 @@ class Executor:
         report = await self._report(order, attempts, Code.EXECUTED, did.trouble or f"{len(did.minted)} minted")
         await self._finish(did.fill(report))
 
-    async def _report(
-        self, order: Order, attempts: Sequence[Attempt], code: Code, detail: str, block: int = 0
-    ) -> Report:
+    async def _report(self, order: Order, attempts: Sequence[Attempt], code: Code, detail: str) -> Report:
         """With the gas of all that was mined for the order."""
         used, wei = gas_of(attempts)
         native = await self.wallet.native_token() if wei else ""
         gas = tuple(wei if token == native else 0 for token in self.wallet.tokens)
-        return Report(order.decision, code, one_line(detail, MAX_TEXT_CHARS), block, "", used, wei, *gas)
+        return Report(order.decision, code, one_line(detail, MAX_TEXT_CHARS), 0, "", used, wei, *gas)
 
     async def _refuse(self, order: Order, attempts: Sequence[Attempt], code: Code, detail: str) -> None:
         await self._finish(await self._report(order, attempts, code, detail))

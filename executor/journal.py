@@ -90,12 +90,7 @@ class OrderJournal:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path, chain_id: int, pool: str, vault: str) -> AsyncIterator[OrderJournal]:
-        """Open a vault's journal; make it if it is new.
-
-        Raises:
-            UserError: it is another vault's.
-            StoreError: the file cannot be used.
-        """
+        """A vault's, made if it is new. Raises `UserError` if it is another vault's, `StoreError` as `connect`."""
         if str(path) != ":memory:":
             with suppress(OSError):  # `connect` says why
                 path.touch()
@@ -103,10 +98,8 @@ class OrderJournal:
         asked = {"chain_id": chain_id, "pool": pool, "vault": vault}
         async with connect(path, MIGRATIONS) as db:
             if (whose := await db.write(lambda connection: claim(connection, "vault", **asked))) != asked:
-                raise UserError(
-                    f"journal {path} is of vault {whose['vault']} in pool {whose['pool']} on chain"
-                    f" {whose['chain_id']}, the key is of {vault}; choose another --dir"
-                )
+                owner = f"vault {whose['vault']} in pool {whose['pool']} on chain {whose['chain_id']}"
+                raise UserError(f"journal {path} is of {owner}, the key is of {vault}; choose another --dir")
             yield cls(db)
 
     async def accept(self, order: Order) -> Report | None:
@@ -143,10 +136,8 @@ class OrderJournal:
 
     async def attempts(self, decision: str) -> list[Attempt]:
         """An order's, in the order they were signed in."""
-        return [
-            _attempt(row)
-            for row in await self._db.rows("SELECT * FROM attempts WHERE decision = ? ORDER BY id", decision)
-        ]
+        rows = await self._db.rows("SELECT * FROM attempts WHERE decision = ? ORDER BY id", decision)
+        return [_attempt(row) for row in rows]
 
     async def sign(self, decision: str, attempt: Attempt) -> None:
         """Before it is sent."""
@@ -156,9 +147,8 @@ class OrderJournal:
 
     async def mined(self, attempt: Attempt, receipt: dict[str, Any], time: int) -> None:
         """It is in a block of that time, and enough blocks stand on it."""
-        await self._write(
-            "UPDATE attempts SET receipt = ?, time = ? WHERE hash = ?", json.dumps(receipt), time, attempt.hash
-        )
+        sql = "UPDATE attempts SET receipt = ?, time = ? WHERE hash = ?"
+        await self._write(sql, json.dumps(receipt), time, attempt.hash)
 
     async def not_mined(self, attempt: Attempt) -> None:
         """It was in a block, and that block is gone."""
@@ -185,12 +175,8 @@ class OrderJournal:
 
     async def within(self, since: int) -> tuple[int, int]:
         """Transactions in blocks after that time, and how much they moved, in millionths of what there then was."""
-        row = await self._db.row(
-            """SELECT COUNT(*), COALESCE(SUM(moved_ppm) FILTER (WHERE json_extract(receipt, '$.status') = '0x1'), 0)
-            FROM attempts WHERE time > ?""",
-            since,
-        )
-        return tuple(row)
+        moved = "SUM(moved_ppm) FILTER (WHERE json_extract(receipt, '$.status') = '0x1')"
+        return tuple(await self._db.row(f"SELECT COUNT(*), COALESCE({moved}, 0) FROM attempts WHERE time > ?", since))
 
     async def start(self, live: bool, limits: dict[str, int]) -> None:
         """How the bot works from now on: for `lines`."""

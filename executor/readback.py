@@ -16,17 +16,8 @@ from itertools import pairwise
 from statistics import median_low
 from typing import Any, NamedTuple
 
-from evm.abi import (
-    MANAGER_LOGS,
-    POOL_LOGS,
-    Function,
-    LogType,
-    Malformed,
-    header_call,
-    integer,
-    read_header,
-    read_receipt,
-)
+from evm import abi
+from evm.abi import Function, LogType, Malformed, header_call, integer, read_header, read_receipt
 from evm.pool import BALANCE_OF, Contract, read_state
 from evm.rpc import Rpc, RpcError
 from executor.journal import Attempt
@@ -78,10 +69,8 @@ class Done:
     """What a transaction did; `before + released + fees - paid == after`.
 
     Attributes:
-        block, transaction: where it is.
         before, after: the vault's idle tokens in the state before and after it.
         released, fees, paid: what closing gave back, and paid in fees, and what was minted.
-        minted: the liquidity that was added.
         trouble: what the tokens' contracts say otherwise; empty if they agree.
     """
 
@@ -93,7 +82,7 @@ class Done:
     fees: Amounts
     paid: Amounts
     minted: tuple[Minted, ...]
-    trouble: str
+    trouble: str = ""
 
     def fill(self, report: Report) -> Report:
         """The report with all this in it."""
@@ -105,8 +94,8 @@ class Done:
 async def read_back(rpc: Rpc, contract: Contract, vault: str, mined: Attempt, tip: Tip) -> Done:
     """Read back what a transaction did: from its logs, held against the vault's balances."""
     manager, pool = contract.manager, contract.pair.pool_address
-    kinds = {(pool, kind.topic): kind for kind in POOL_LOGS}
-    kinds |= {(manager, kind.topic): kind for kind in MANAGER_LOGS}
+    kinds = {(pool, kind.topic): kind for kind in abi.POOL_LOGS}
+    kinds |= {(manager, kind.topic): kind for kind in abi.MANAGER_LOGS}
     released = collected = paid = (0, 0)
     ranges, minted = [], []
     for raw in mined.receipt["logs"]:
@@ -114,7 +103,7 @@ async def read_back(rpc: Rpc, contract: Contract, vault: str, mined: Attempt, ti
         if kind is None:
             continue
         values = kind.read(raw["topics"], raw["data"])
-        match kind.name, kind in POOL_LOGS:
+        match kind.name, kind in abi.POOL_LOGS:
             case "Mint", True:
                 ranges.append(values[1:3])
             case "Collect", True:  # the manager's own says what it asked for, which may be some wei more

@@ -57,7 +57,6 @@ class Wallet:
     """One vault's.
 
     Args:
-        rpc: the chain.
         contract: the pool, with its position manager.
         vault: its address, in lower case.
         account: with its key; None for a dry run.
@@ -150,19 +149,9 @@ class Wallet:
 
     def sign(self, nonce: int, to: str, data: str, gas: int, fees: Fees) -> tuple[str, str]:
         """A signed transaction and its hash."""
-        signed = self._account.sign_transaction(
-            {
-                "type": 2,
-                "chainId": self.contract.pair.chain_id,
-                "nonce": nonce,
-                "to": bytes.fromhex(to[2:]),
-                "value": 0,
-                "data": data,
-                "gas": gas,
-                "maxFeePerGas": fees.most,
-                "maxPriorityFeePerGas": fees.priority,
-            }
-        )
+        what = {"type": 2, "chainId": self.contract.pair.chain_id, "nonce": nonce, "to": bytes.fromhex(to[2:])}
+        costs = {"gas": gas, "maxFeePerGas": fees.most, "maxPriorityFeePerGas": fees.priority}
+        signed = self._account.sign_transaction({**what, "value": 0, "data": data, **costs})
         return f"0x{bytes(signed.raw_transaction).hex()}", f"0x{bytes(signed.hash).hex()}"
 
     async def broadcast(self, attempt: Attempt) -> None:
