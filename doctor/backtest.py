@@ -54,7 +54,6 @@ class Summary:
     """The mean of some rounds' excess and how sure it is.
 
     Attributes:
-        rounds: how many.
         mean, error: of the excess a round, and its standard error; 0 rounds have mean 0, fewer than 2 no error.
         critical: how far |t| must be above for skill, see `critical_t`.
     """
@@ -102,10 +101,7 @@ def summarise(excesses: Sequence[Decimal]) -> Summary:
 
 
 def critical_t(degrees: int) -> Decimal:
-    """Student's t at the two-sided 95 % level for `degrees` of freedom, to 4 decimals from 19 on.
-
-    Source: Abramowitz and Stegun, 26.7.5.
-    """
+    """Student's t at the two-sided 95 % level, to 4 decimals from 19 on; Abramowitz and Stegun, 26.7.5."""
     z = Z
     with localcontext(CONTEXT):
         return (
@@ -156,8 +152,7 @@ def main(
     """Run `--check`, with `reach.py` after it if the strategy is right, or `--backtest`.
 
     Args:
-        options: of the program; see `add_options`. `options.strategy` names the strategy that is tried.
-        strategies: by name, `REFERENCE_STRATEGIES` among them.
+        strategies: by name, `REFERENCE_STRATEGIES` among them; `options.strategy` is the one that is tried.
         respond: from a query, a strategy and its name to an answer; see `Respond`.
         min_caller_stake_rao: see `reach.report`.
 
@@ -298,11 +293,10 @@ def overall(
     symbol: str,
     places: int,
 ) -> str:
-    """A table of all strategies, and a sentence on one: is it skill or luck?
+    """A table of all strategies, and a sentence on `mine`: is it skill or luck?
 
     Args:
         played: the rounds; those without scores count for nobody.
-        names, mine: who took part, and whom the sentence is about.
         scale: what a round's excess is divided by, in token1 base units.
         symbol, places: what the result is then in, and its decimals.
     """

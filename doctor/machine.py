@@ -39,6 +39,11 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
+def judged(good: bool, what: str, fix: str, bad: str = WARN) -> Finding:
+    """`OK`, or how bad it is with the fix."""
+    return Finding(OK, what) if good else Finding(bad, what, fix)
+
+
 def tell(findings: Iterable[Finding]) -> list[str]:
     """Print each as it is found; returns their levels."""
     levels = []
@@ -55,11 +60,9 @@ def utc(seconds: float) -> str:
 
 def check_python(version: tuple = sys.version_info[:3]) -> Iterator[Finding]:
     """Whether this is a Python that the programs are tested on."""
-    text = "Python " + ".".join(map(str, version))
-    if FIRST_PYTHON <= version[:2] <= LAST_PYTHON:
-        yield Finding(OK, text)
-    else:
-        yield Finding(FAIL, f"{text}, 3.11 to 3.13 is needed", "make a venv with one of them: python3.12 -m venv .venv")
+    good, text = FIRST_PYTHON <= version[:2] <= LAST_PYTHON, "Python " + ".".join(map(str, version))
+    text += "" if good else ", 3.11 to 3.13 is needed"
+    yield judged(good, text, "make a venv with one of them: python3.12 -m venv .venv", FAIL)
 
 
 def check_packages(requirements: Path) -> Iterator[Finding]:
@@ -70,12 +73,10 @@ def check_packages(requirements: Path) -> Iterator[Finding]:
             continue
         name, bounds = re.fullmatch(r"([A-Za-z0-9._-]+)(.*)", line).groups()
         found = _installed(name)
-        if found is None:
-            yield Finding(FAIL, f"package {name} is missing, {line} is needed", f"pip install '{line}'")
-        elif not all(_within(found, bound) for bound in bounds.split(",") if bound):
-            yield Finding(FAIL, f"package {name} {found}, {line} is needed", f"pip install '{line}'")
-        else:
+        if found and all(_within(found, bound) for bound in bounds.split(",") if bound):
             yield Finding(OK, f"package {name} {found}")
+        else:
+            yield Finding(FAIL, f"package {name} {found or 'is missing'}, {line} is needed", f"pip install '{line}'")
     web3, bittensor = _installed("web3"), _installed("bittensor")
     if web3 and bittensor and _within(web3, ">=8") and _within(bittensor, ">=11"):
         fix = "pip install 'web3>=7.16,<8'"
@@ -165,8 +166,6 @@ def check_database(what: str, path: Path, newest: int | None) -> Iterator[Findin
     """Whether a database is whole, of a version that this program knows, and nobody else's at the moment.
 
     Args:
-        what: its name in the lines.
-        path: the file; there need not be one.
         newest: the schema version of this program, None if it could not be asked.
     """
     if not path.exists() or not path.stat().st_size:

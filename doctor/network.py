@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from doctor.machine import FAIL, OK, WARN, Finding
+from doctor.machine import FAIL, OK, WARN, Finding, judged
 from runtime.options import is_local, masked_url
 from runtime.passwords import read_executor_key, read_password
 from runtime.process import UserError
@@ -29,11 +29,7 @@ MAX_HEALTH_BYTES = 64 << 10
 
 
 def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
-    """Whether the wallet can be used, and what the named subnet's chain says of it; nothing where none is named.
-
-    Args:
-        options: with the settings of `add_chain_options`, resolved.
-    """
+    """Whether the wallet can be used, and what the chain says of it, with the settings of `add_chain_options`."""
     if is_local(options):
         yield Finding(OK, "no subnet is named (--netuid): everything stays on this machine")
         return
@@ -79,15 +75,7 @@ def check_key_files(*paths: Path) -> Iterator[Finding]:
 
 
 async def check_chain(chain, place: str) -> list[Finding]:
-    """What a chain says of the wallet it was opened with: registration, permit, stake, and free TAO for fees.
-
-    Args:
-        chain: a `chain.Chain`.
-        place: its name in the lines.
-
-    Raises:
-        ChainError: it does not answer.
-    """
+    """What a chain says of the wallet it was opened with: registration, permit, stake, and free TAO for fees."""
     graph = await chain.metagraph()
     me, balance = graph.by_hotkey(chain.hotkey), await chain.free_balance()
     subnet = f"netuid {graph.netuid}"
@@ -100,25 +88,21 @@ async def check_chain(chain, place: str) -> list[Finding]:
         if me.coldkey != chain.coldkey:
             fix = "stake moves and fees need the owner; right if somebody else owns the hotkey"
             found.append(Finding(WARN, f"the hotkey belongs to coldkey {me.coldkey}, the wallet's is another", fix))
-        if me.permit:
-            found.append(Finding(OK, f"validator permit on {subnet}"))
-        else:
-            fix = "a miner needs none; a validator needs more stake than the others without one"
-            found.append(Finding(WARN, f"no validator permit on {subnet}: weights of this hotkey are not taken", fix))
-        fix = "" if me.stake_rao else "a miner needs none; a validator stakes with btcli stake add"
-        found.append(Finding(OK if me.stake_rao else WARN, f"stake {me.stake_rao / RAO:.4f} alpha on the hotkey", fix))
+        permit = f"validator permit on {subnet}"
+        what = permit if me.permit else f"no {permit}: weights of this hotkey are not taken"
+        fix = "a miner needs none; a validator needs more stake than the others without one"
+        found.append(judged(me.permit, what, fix))
+        fix = "a miner needs none; a validator stakes with btcli stake add"
+        found.append(judged(me.stake_rao > 0, f"stake {me.stake_rao / RAO:.4f} alpha on the hotkey", fix))
     if balance is not None:
-        fix = "" if balance >= GOOD_BALANCE_RAO else f"keep {GOOD_BALANCE_RAO / RAO} TAO there, fees are taken from it"
-        found.append(Finding(WARN if fix else OK, f"free balance of the coldkey: {balance / RAO:.4f} TAO", fix))
+        fix = f"keep {GOOD_BALANCE_RAO / RAO} TAO there, fees are taken from it"
+        what = f"free balance of the coldkey: {balance / RAO:.4f} TAO"
+        found.append(judged(balance >= GOOD_BALANCE_RAO, what, fix))
     return found
 
 
 def check_market(options: argparse.Namespace) -> Iterator[Finding]:
-    """Whether a real market could be opened: its nodes, pool and vault, and the executor bot.
-
-    Args:
-        options: with the settings of `options.add_market_options`, resolved.
-    """
+    """Whether a real market could be opened, with the settings of `add_market_options`, and the executor bot asked."""
     if not options.rpc:
         yield Finding(OK, "no node of a pool's chain is named (--rpc): the market is a model or a recording")
         return

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from doctor.machine import FAIL, OK, WARN, Finding
+from doctor.machine import FAIL, OK, WARN, Finding, judged
 from evm.abi import NULL_ADDRESS, Header, Malformed, header_call, read_header
 from evm.pool import SLOT0, Contract, describe, read_state, read_vault
 from evm.rpc import Refusal, Rpc, RpcError, open_rpc
@@ -59,15 +59,7 @@ def _open(urls: Sequence[str]) -> AbstractAsyncContextManager[Rpc]:
 
 
 async def check_node(url: str, pool: str | None) -> tuple[list[Finding], NodeHead | None]:
-    """What a node can do of what a validator asks of it; it is named by its host alone.
-
-    Args:
-        url: of the node.
-        pool: whose state and logs are asked for; None for those of nobody.
-
-    Returns:
-        The findings, and where the node's chain is; None if it is of no use.
-    """
+    """What a node can do of what a validator asks of it, and where its chain is; it is named by its host alone."""
     found, elsewhere = [], "look at its address and your key for it, or name another node"
     async with _open([url]) as rpc:
         name = rpc.endpoints[0].name
@@ -78,10 +70,9 @@ async def check_node(url: str, pool: str | None) -> tuple[list[Finding], NodeHea
             taken, head = time.monotonic() - began, NodeHead(name, url, int(chain, 16), read_header(raw))
         except (RpcError, TypeError, ValueError) as error:
             return [Finding(FAIL, f"node {name}: {error!s:.200}", elsewhere)], None
-        slow, age = taken > SLOW_NODE_SECONDS, time.time() - head.block.time
-        fix = "every round takes dozens of requests; name a faster one first" if slow else ""
         what = f"node {name}: chain {head.chain_id}, block {head.block.number}, answers in {taken * 1000:.0f} ms"
-        found.append(Finding(WARN if slow else OK, what, fix))
+        fix, age = "every round takes dozens of requests; name a faster one first", time.time() - head.block.time
+        found.append(judged(taken <= SLOW_NODE_SECONDS, what, fix))
         if age < -AHEAD_SECONDS:
             what, fix = f"{-age:.0f} s ahead of this clock", "synchronise the clock of this machine"
         else:
@@ -91,18 +82,18 @@ async def check_node(url: str, pool: str | None) -> tuple[list[Finding], NodeHea
         found.append(Finding(level, f"node {name}: its newest block is {what}", fix))
         for look in (_look_by_hash, _look_at_logs, _look_at_batches, _look_back):
             try:
-                level, what, fix = await look(rpc, head.block, pool or NULL_ADDRESS)
+                finding = await look(rpc, head.block, pool or NULL_ADDRESS)
             except (RpcError, TypeError, ValueError) as error:
-                level, what, fix = FAIL, f"{error!s:.200}", elsewhere
-            found.append(Finding(level, f"node {name}: {what}", fix))
+                finding = Finding(FAIL, f"{error!s:.200}", elsewhere)
+            found.append(finding._replace(what=f"node {name}: {finding.what}"))
         return found, head
 
 
-async def _look_by_hash(rpc: Rpc, head: Header, address: str) -> tuple[str, str, str]:
+async def _look_by_hash(rpc: Rpc, head: Header, address: str) -> Finding:
     if why := await _no_state(rpc, head, address):
         fix = "it cannot be used, a validator reads every state by its block's hash; name another node"
-        return FAIL, f"state by block hash (EIP-1898) is refused: {why}", fix
-    return OK, "takes block hashes (EIP-1898)", ""
+        return Finding(FAIL, f"state by block hash (EIP-1898) is refused: {why}", fix)
+    return Finding(OK, "takes block hashes (EIP-1898)")
 
 
 async def _no_state(rpc: Rpc, block: Header, address: str) -> str:
@@ -111,48 +102,43 @@ async def _no_state(rpc: Rpc, block: Header, address: str) -> str:
     return f"{answer!s:.100}" if isinstance(answer, Refusal) and not answer.reverted else ""
 
 
-async def _look_at_logs(rpc: Rpc, head: Header, address: str) -> tuple[str, str, str]:
+async def _look_at_logs(rpc: Rpc, head: Header, address: str) -> Finding:
     for blocks in (ranges := [n for n in LOG_RANGES if n <= head.number + 1]):
         span = {"fromBlock": hex(head.number - blocks + 1), "toBlock": hex(head.number)}
         (answer,) = await rpc.batch([("eth_getLogs", [span | {"address": address}])], refusable=True)
         if isinstance(answer, list):
-            few = blocks < GOOD_LOG_RANGE and blocks != ranges[0]
-            fix = "catching up after a stop takes long with it; name one that gives more" if few else ""
-            return WARN if few else OK, f"eth_getLogs gives {blocks} blocks at a time", fix
-    return FAIL, f"eth_getLogs is refused: {answer!s:.100}", "name another node, this one gives no events"
+            fix = "catching up after a stop takes long with it; name one that gives more"
+            enough = blocks >= GOOD_LOG_RANGE or blocks == ranges[0]
+            return judged(enough, f"eth_getLogs gives {blocks} blocks at a time", fix)
+    return Finding(FAIL, f"eth_getLogs is refused: {answer!s:.100}", "name another node, this one gives no events")
 
 
-async def _look_at_batches(rpc: Rpc, head: Header, address: str) -> tuple[str, str, str]:
+async def _look_at_batches(rpc: Rpc, head: Header, address: str) -> Finding:
     await rpc.batch([("eth_chainId", [])] * ENOUGH_CALLS, refusable=True)
     most = min(rpc.endpoints[0].most_calls, ENOUGH_CALLS)  # it is halved until the node takes it
-    fix = "a snapshot of a pool takes up to 700 calls; name a node that takes more" if most < GOOD_BATCH else ""
-    return WARN if fix else OK, f"takes {most} calls in a request", fix
+    fix = "a snapshot of a pool takes up to 700 calls; name a node that takes more"
+    return judged(most >= GOOD_BATCH, f"takes {most} calls in a request", fix)
 
 
-async def _look_back(rpc: Rpc, head: Header, address: str) -> tuple[str, str, str]:
+async def _look_back(rpc: Rpc, head: Header, address: str) -> Finding:
     """How old a state it still has."""
     back = min(1000, head.number)
     (past,) = map(read_header, await rpc.batch([header_call(head.number - back)]))
     pace = max(head.time - past.time, 1) / max(back, 1)  # seconds a block
     for seconds, age in ((HOUR, "an hour"), (DAY, "a day")):
         if (number := head.number - round(seconds / pace)) < 0:
-            return OK, f"the chain is younger than {age}", ""
+            return Finding(OK, f"the chain is younger than {age}")
         (block,) = map(read_header, await rpc.batch([header_call(number)]))
         if why := await _no_state(rpc, block, address):
             what = f"the state of {age} ago is gone ({why})"
-            if seconds == DAY:
-                return OK, f"{what}: enough for rounds, an audit against the chain needs an archive node", ""
-            return WARN, what, "rounds that were open at a stop may be lost; a node with more history keeps them"
-    return OK, "has the state of a day ago", ""
+            what += ": enough for rounds, an audit against the chain needs an archive node" if seconds == DAY else ""
+            fix = "rounds that were open at a stop may be lost; a node with more history keeps them"
+            return judged(seconds == DAY, what, fix)
+    return Finding(OK, "has the state of a day ago")
 
 
 async def check_agreement(heads: list[NodeHead], confirmations: int) -> list[Finding]:
-    """Whether the nodes are of one chain, and of one opinion about a block that all of them should have.
-
-    Args:
-        heads: of the nodes.
-        confirmations: how far below the lowest head that block is.
-    """
+    """Whether the nodes are of one chain, and agree about the block so far below the lowest head."""
     if len({head.chain_id for head in heads}) > 1:
         said = ", ".join(f"{head.name} {head.chain_id}" for head in heads)
         return [Finding(FAIL, f"the nodes are of different chains ({said})", "leave the wrong ones out")]
@@ -176,14 +162,13 @@ async def check_pool(
     """What the contracts say of the pool, its oracle, the position manager and the vault.
 
     Args:
-        urls: of nodes that answer.
-        pool, manager, vault: addresses; None for the chain's usual manager, and for no vault.
+        manager, vault: None for the chain's usual manager, and for no vault.
         executes: whether an executor bot will be asked, which needs the oracle.
     """
     found = []
     try:
         async with _open(urls) as rpc:
-            async for finding in _look_at_contracts(rpc, pool, manager, vault, executes):
+            async for finding in _look_at_contracts(rpc, await describe(rpc, pool, manager), vault, executes):
                 found.append(finding)
     except MarketError as error:
         what, _, fix = str(error).partition("; ")
@@ -195,19 +180,16 @@ async def check_pool(
     return found
 
 
-async def _look_at_contracts(
-    rpc: Rpc, pool: str, manager: str | None, vault: str | None, executes: bool
-) -> AsyncIterator[Finding]:
-    contract = await describe(rpc, pool, manager)
+async def _look_at_contracts(rpc: Rpc, contract: Contract, vault: str | None, executes: bool) -> AsyncIterator[Finding]:
     pair, at = contract.pair, read_header((await rpc.batch([header_call("latest")]))[0]).hash
     what = f"{pair.token0.symbol}/{pair.token1.symbol}, fee {pair.fee / 10_000:g} %, spacing {pair.tick_spacing}"
-    yield Finding(OK, f"pool {pool}: {what}")
-    yield await _look_at_oracle(rpc, contract, pool, at, executes)
-    if contract.manager:
-        yield Finding(OK, f"position manager {contract.manager}")
-    else:
-        fix = "name it with --manager 0x..., else the vault's positions are not seen"
-        yield Finding(FAIL, f"no position manager is known on chain {pair.chain_id}", fix)
+    yield Finding(OK, f"pool {pair.pool_address}: {what}")
+    yield await _look_at_oracle(rpc, contract, at, executes)
+    what = f"position manager {contract.manager}"
+    if not contract.manager:
+        what = f"no position manager is known on chain {pair.chain_id}"
+    fix = "name it with --manager 0x..., else the vault's positions are not seen"
+    yield judged(bool(contract.manager), what, fix, FAIL)
     if vault is None:
         yield Finding(WARN, "no vault is named: no job can be made for it", "--vault 0x...")
         return
@@ -215,21 +197,20 @@ async def _look_at_contracts(
     tokens, working = (pair.token0, pair.token1), sum(position.liquidity > 0 for position in positions)
     amounts = [f"{amount / 10**t.decimals:.6g} {t.symbol}" for amount, t in zip(idle, tokens, strict=True)]
     what = f"vault {vault}: {len(positions)} positions in this pool, {working} with liquidity"
-    empty = not working and not any(idle)
-    fix = "its rounds are skipped as empty; is it the right address, on this chain?" if empty else ""
-    yield Finding(WARN if empty else OK, f"{what}, idle {' and '.join(amounts)}", fix)
+    fix = "its rounds are skipped as empty; is it the right address, on this chain?"
+    yield judged(bool(working or any(idle)), f"{what}, idle {' and '.join(amounts)}", fix)
     if executes and contract.manager:
         allowances = await Wallet(rpc, contract, vault, None, 0, Path()).allowances(at)
         for token, have, allowed in zip(tokens, idle, allowances, strict=True):
-            what = f"vault {vault}: the position manager may"
-            if allowed > have:
-                yield Finding(OK, f"{what} take its {token.symbol}")
-            else:
-                what += f" not take its {token.symbol}, {allowed} of {have} base units idle"
-                yield Finding(WARN, what, "the bot refuses to mint; python -m executor approve --yes mends it")
+            what = f"take its {token.symbol}"
+            if allowed <= have:
+                what = f"not {what}, {allowed} of {have} base units idle"
+            fix = "the bot refuses to mint; python -m executor approve --yes mends it"
+            yield judged(allowed > have, f"vault {vault}: the position manager may {what}", fix)
 
 
-async def _look_at_oracle(rpc: Rpc, contract: Contract, pool: str, at: str, executes: bool) -> Finding:
+async def _look_at_oracle(rpc: Rpc, contract: Contract, at: str, executes: bool) -> Finding:
+    pool = contract.pair.pool_address
     (seen,) = await rpc.batch([OBSERVE.call(pool, at, [AVERAGE_SECONDS, 0])], refusable=True)
     minutes = f"{AVERAGE_SECONDS // 60} minutes"
     if isinstance(seen, Refusal):

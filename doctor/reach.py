@@ -24,7 +24,7 @@ from pathlib import Path
 
 from chain.base import ChainError, Metagraph, Neuron
 from chain.opening import joined
-from doctor.machine import FAIL, OK, WARN, Finding, tell, utc
+from doctor.machine import FAIL, OK, WARN, Finding, judged, tell, utc
 from doctor.network import RAO
 from protocol import Code
 from runtime.db import StoreError, look
@@ -53,14 +53,11 @@ OTHER_FIX = "this is no miner of this version: see what listens there"
 
 
 async def report(options: argparse.Namespace, min_caller_stake_rao: int) -> int:
-    """Print all findings.
+    """Print all findings; the exit code is 1 if a line is FAIL. Where nothing runs on this machine that is none.
 
     Args:
         options: of `miner.py`.
         min_caller_stake_rao: with so much stake the miner lets somebody without a permit call.
-
-    Returns:
-        The exit code: 1 if a line is FAIL. Where nothing runs on this machine that is no failure.
     """
     print("\nWould a validator reach you?", flush=True)
     return EXIT_FAILED if FAIL in tell(await examine(options, min_caller_stake_rao)) else EXIT_OK
@@ -80,15 +77,9 @@ async def examine(options: argparse.Namespace, min_caller_stake_rao: int) -> lis
     if not me.address:
         return [Finding(WARN if local else FAIL, f"uid {me.uid} has published no address", _start(options))]
     async with client_session(1) as session:
-        reply = await ask(
-            session,
-            f"http://{me.address}/rebalance",
-            b"{}",
-            keypair=keypair,
-            receiver=keypair.ss58_address,
-            total_seconds=ASK_SECONDS,
-            max_reply_bytes=MAX_REPLY_BYTES,
-        )
+        whose = {"keypair": keypair, "receiver": keypair.ss58_address}
+        bounds = {"total_seconds": ASK_SECONDS, "max_reply_bytes": MAX_REPLY_BYTES}
+        reply = await ask(session, f"http://{me.address}/rebalance", b"{}", **whose, **bounds)
     if local and reply.code is Code.UNREACHABLE:
         return [Finding(WARN, f"miner {options.name} does not run: nobody listens at {me.address}", _start(options))]
     return [
@@ -109,10 +100,9 @@ def _start(options: argparse.Namespace) -> str:
 
 def check_address(address: str) -> Finding:
     """Whether validators connect to what is published, `host:port`."""
-    if is_public(address.rpartition(":")[0].strip("[]")):
-        return Finding(OK, f"published address {address} is public")
-    fix = "start the miner with --host 0.0.0.0 and --external-ip, your public address"
-    return Finding(FAIL, f"published address {address} is not public, no validator connects to it", fix)
+    public = is_public(address.rpartition(":")[0].strip("[]"))
+    what = f"published address {address} is {'public' if public else 'not public, no validator connects to it'}"
+    return judged(public, what, "start the miner with --host 0.0.0.0 and --external-ip, your public address", FAIL)
 
 
 def check_reply(reply: Reply, address: str) -> Finding:
@@ -141,12 +131,10 @@ async def check_clock(server: tuple[str, int] = TIME_SERVER) -> Finding:
 
 
 def clock_ahead(host: str, port: int) -> float:
-    """By how many seconds this machine's clock is ahead of a time server's.
+    """By how many seconds this machine's clock is ahead of a time server's; RFC 4330, section 5.
 
     Raises:
         OSError, ValueError: no answer in time, or none that makes sense.
-
-    Source: RFC 4330, section 5.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with closing(socket.socket(family, kind, protocol)) as asking:
@@ -169,9 +157,8 @@ def check_callers(graph: Metagraph, me: Neuron, min_stake_rao: int) -> Finding:
     may = [neuron for neuron in others if neuron.permit or neuron.stake_rao >= min_stake_rao]
     rule = f"with a validator permit, or a stake of {min_stake_rao / RAO:,.0f}"
     what = f"{len(may)} of {len(others)} others may call: {rule}"
-    if may:
-        return Finding(OK, what)
-    return Finding(WARN, what, "wait for a validator to get its permit, or lower MIN_CALLER_STAKE_RAO in your miner.py")
+    fix = "wait for a validator to get its permit, or lower MIN_CALLER_STAKE_RAO in your miner.py"
+    return judged(bool(may), what, fix)
 
 
 def check_asked(book: Path) -> Finding:

@@ -79,7 +79,6 @@ class Asked:
     """One ask and what came of it.
 
     Attributes:
-        name, query: who was asked what.
         body: the answer's bytes; of a strategy that failed, the keep that `miner.py` sends in its place.
         code, detail, answer: what a validator makes of the bytes; see `Liquidity.judge`.
         seconds: how long it took.
@@ -128,7 +127,7 @@ async def backtest(
 
     Args:
         market: at its start, and of full speed; its time moves on.
-        strategies: who takes part, by name; the earlier one is the older registration.
+        strategies: by name; the earlier one is the older registration.
         first_time, last_time: unix seconds; no round starts before the first or ends after the second. The first ask of
             a round needs a market 75 s before it.
         progress: called after each round with its number, how many there are at most, the round, and all its asks.
@@ -176,14 +175,11 @@ async def play_round(
     combined: Mapping[str, Decimal],
     hindsight: bool = False,
 ) -> tuple[Played, list[Asked]]:
-    """Play one round, inside `market.participant()` and with the head where the first ask leaves.
+    """Play one round and tell all its asks, inside `market.participant()` and with the head where the first ask leaves.
 
     Args:
         combined: reputations before the round.
         hindsight: whether to look for the best range too, which takes ten times as long as all the rest.
-
-    Returns:
-        The round, and all its asks in order.
 
     Raises:
         MarketEnded: the market has no end of this round.
