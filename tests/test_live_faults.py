@@ -60,8 +60,9 @@ from liquidity.executions import Order, Report
 from markets.base import MarketError
 from markets.model import FIRST_BLOCK, ModelMarket
 from protocol import Block, Code, Position, RebalanceQuery
+from spine.asking import Asker
 from store import Store
-from validator import Validator, build_parser
+from validator import build_parser
 
 pytestmark = pytest.mark.costly("live rounds on anvil")  # of which `test_live.py` plays some on every Python
 
@@ -199,7 +200,7 @@ async def play(world: World, done, troubles=None) -> None:
         enter, ledger = stack.enter_async_context, world.folder / "chain.sqlite3"
         url, chain = await enter(world.line.open()), await enter(LocalChain.open(ledger, *WALLET))
         for name, handler in (("mover", world.mover), ("keeper", world.keeper)):
-            await enter(Served(name, handler, [], chain, ledger, WALLET[0]))
+            await enter(Served(name, handler, [], chain, ledger, WALLET[0], {}))
         limits = {"total_seconds": 60 / PACE, "attempt_seconds": 15 / PACE}
         validator = await enter(validating(world.folder, world.street, world.bot.url, CONFIRMATIONS, url=url, **limits))
         task = asyncio.create_task(troubles(world)) if troubles else None
@@ -557,18 +558,17 @@ def test_late_answers_and_rounds_go_by_the_clock_however_far_the_believed_head_i
 
     async def work() -> None:
         market, options = Lagging(), build_parser().parse_args(["--pace=1"])
-        validator = Validator.__new__(Validator)
-        validator.market, validator.options = market, options
+        asker = Asker(market, None, None, None, options, False)
         for waits in (0, 1, 7, 60):
             asked = await market.head()
             market.time = arrived = market.time + waits
-            acts = await validator._effective_block(asked)
+            acts = await asker.effective_block(asked)
             assert 2 * (acts - 1) <= max(arrived, asked.time) < 2 * acts
         head, now = await market.head(), market.time
         assert head.time < now
-        assert await validator._too_late(head, now + 15) == f"block {head.number} came too late to ask"
-        assert await validator._too_late(head, now + 16) == ""
-        assert await validator._patience(now + 20) == 20 and await validator._patience(head.time) == 0
+        assert await asker.too_late(head, now + 15) == f"block {head.number} came too late to ask"
+        assert await asker.too_late(head, now + 16) == ""
+        assert await asker.patience(now + 20) == 20 and await asker.patience(head.time) == 0
 
     asyncio.run(work())
 
@@ -592,7 +592,7 @@ def test_weights_and_alerts_go_on_while_the_market_stands_still(tmp_path, monkey
     async def prepare(subnet, *_) -> None:
         subnet.validator.weigher = Scales()
 
-    monkeypatch.setattr("validator.SUPERVISE_SECONDS", 2)
+    monkeypatch.setattr("spine.schedule.SUPERVISE_SECONDS", 2)
     with pytest.raises(ExceptionGroup) as error:
         play_subnet(
             tmp_path, {}, [a_job()], lambda: Silent(5, {VAULT: CAPITAL}, pace=60, head=FIRST_BLOCK), prepare, pace=60
