@@ -82,21 +82,14 @@ def _steps(member: str) -> list[str]:
 
 def showing_of(shows: Iterable[Showing], line: Mapping[str, Any]) -> Showing | None:
     """The first declaration all of whose columns the line has."""
-    whole = (show for show in shows if all(found(line, column[0]) is not None for column in show.TABLES["round"]))
-    return next(whole, None)
+    return next((one for one in shows if all(found(line, way) is not None for way, *_ in one.TABLES["round"])), None)
 
 
 class Columns:
     """One table's columns.
 
-    Args:
-        shows: what mechanisms declare.
-        table: which table.
-        lines: those of the table; several mechanisms' may stand in one. Without any, the first declaration's columns.
-
-    Attributes:
-        labels: the heads.
-        blank: as many empty cells.
+    `shows` is what mechanisms declare; several mechanisms' lines may stand in one table. Without any line, the columns
+    are the first declaration's. `labels` are the heads, `blank` as many empty cells.
     """
 
     def __init__(self, shows: Sequence[Showing], table: str, lines: Iterable[Mapping[str, Any]]):

@@ -28,11 +28,9 @@ class MinerStatus(Status):
     Args:
         callers: how many may call, and how old the list is in seconds.
         receipts: so many of the newest statements that validators signed about its scores.
-        hotkey: the miner's.
         options: `name` and `strategy`.
         network: what to call the chain.
         shows: what mechanisms declare of their lines, see `columns.py`.
-        clock: seconds, from any start.
     """
 
     prefix, port = "alm_miner", MINER_PORT
@@ -51,7 +49,7 @@ class MinerStatus(Status):
         self.routes["/scores"] = self.scores
         self._callers, self._receipts, self._shows, self._clock = callers, receipts, shows, clock
         self._who = {"network": network, "name": options.name, "hotkey": hotkey, "strategy": options.strategy}
-        self._asks: deque[dict[str, Any]] = deque(maxlen=KEPT_ASKS)
+        self._asks: deque[tuple[float, dict[str, Any]]] = deque(maxlen=KEPT_ASKS)
         self._answers: Counter[str] = Counter()
         self._last_error = ""
         self._pair: dict[str, Any] | None = None
@@ -67,16 +65,9 @@ class MinerStatus(Status):
         self._answers[kind] += 1
         self._pair = {"token0": to_plain(query.token0), "token1": to_plain(query.token1)}
         text = f"refused: {said.refusal_reason}" if kind == "refused" else kind
-        self._asks.appendleft(
-            {
-                "caller": caller,
-                "round_id": query.round_id,
-                "block": query.block_number,
-                "answer": f"{len(said.desired_positions)} position(s)" if kind == "changed" else text,
-                "milliseconds": f"{seconds * 1000:.1f}",
-                "at": self._clock(),
-            }
-        )
+        text = f"{len(said.desired_positions)} position(s)" if kind == "changed" else text
+        ask = {"caller": caller, "round_id": query.round_id, "block": query.block_number, "answer": text}
+        self._asks.appendleft((self._clock(), ask | {"milliseconds": f"{seconds * 1000:.1f}"}))
 
     def failed(self, query: RebalanceQuery, error: Exception) -> None:
         """Take note that the strategy failed, or proposed what is not legal."""
@@ -89,9 +80,6 @@ class MinerStatus(Status):
         problems = []
         if age > CALLERS_LIMIT_SECONDS:
             problems.append(f"the list of callers was read {age:.0f} s ago, the limit is {CALLERS_LIMIT_SECONDS} s")
-        asks = [ask | {"age_seconds": int(self._clock() - ask["at"])} for ask in self._asks]
-        for ask in asks:
-            del ask["at"]
         return self._who | {
             "version": version(),
             "health": {"ok": not problems, "problems": problems},
@@ -100,7 +88,7 @@ class MinerStatus(Status):
             "callers_age_seconds": int(age),
             "answers": dict(self._answers),
             "last_error": self._last_error,
-            "asks": asks,
+            "asks": [ask | {"age_seconds": int(self._clock() - at)} for at, ask in self._asks],
         }
 
     def measured(self, now: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
@@ -124,8 +112,8 @@ class MinerStatus(Status):
         names = ("round_id", "code", "start_time")
         rounds = [
             {name: said["round"][name] for name in names}
-            | {"validator": said["validator"], "rank": said["line"] and said["line"]["rank"]}
-            | {name: said[name] for name in ("ranked", "line", "baselines")}
+            | {name: said[name] for name in ("validator", "ranked", "line", "baselines")}
+            | {"rank": said["line"] and said["line"]["rank"]}
             for said in await self._receipts(KEPT_ASKS)
         ]
         return {"rounds": rounds}

@@ -108,7 +108,7 @@ class Pages:
         names: what to call hotkeys that are known here.
         pair: the pool's tokens, None if unknown.
         shows: what mechanisms declare of their lines.
-        links: whether there is a server behind the page that the links lead to.
+        links: whether a server is behind the page.
     """
 
     def __init__(
@@ -164,10 +164,9 @@ class Pages:
 
     def baselines(self, seen: Mapping[str, Any]) -> dict[str, Any]:
         """A round's baselines by name, each with how to write its numbers."""
-        num = self.numbers(seen).under(api("rounds", seen["round"]["round_id"]))
-        found_here = seen["baselines"]
-        names = [name for name in BASELINES if name in found_here] + sorted(found_here.keys() - BASELINES.keys())
-        return {name: found_here[name] | {"num": num.under(f"{num.at}/baselines/{step(name)}")} for name in names}
+        num, lines = self.numbers(seen).under(api("rounds", seen["round"]["round_id"])), seen["baselines"]
+        names = [name for name in BASELINES if name in lines] + sorted(lines.keys() - BASELINES.keys())
+        return {name: lines[name] | {"num": num.under(f"{num.at}/baselines/{step(name)}")} for name in names}
 
     def lines(self, seen: Mapping[str, Any]) -> dict[str, Any]:
         """The lines of both by name."""

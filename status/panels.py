@@ -65,7 +65,7 @@ class Panels:
         miner = miner or next(iter(lines), "keep")
         if miner not in lines:
             raise NotShown(f"'{quoted(miner)}' was not ranked in this round")
-        if not _drawable(lines):
+        if not all(map(_drawable, lines.values())):
             raise NotShown("there is nothing to draw of rounds of this kind")
         key = seen["round"]["round_id"], miner
         async with self._making:
@@ -81,8 +81,7 @@ class Panels:
 
     async def drawn(self, seen: Mapping[str, Any], miner: str | None = None) -> Mapping[str, Any] | str:
         """The same, or why there is none: nothing is said of a round that is of no book of liquidity."""
-        lines = _lines(seen)
-        if lines and not _drawable(lines):
+        if not all(map(_drawable, _lines(seen).values())):
             return ""
         try:
             return await self.of(seen, miner)
@@ -94,8 +93,8 @@ def _lines(seen: Mapping[str, Any]) -> dict[str, dict]:
     return {score["hotkey"]: score["line"] for score in seen["scores"]} | seen["baselines"]
 
 
-def _drawable(lines: Mapping[str, dict]) -> bool:
-    return all("outcome" in line for line in lines.values())
+def _drawable(line: Mapping[str, Any]) -> bool:
+    return "outcome" in line
 
 
 def panels(

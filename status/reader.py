@@ -101,10 +101,8 @@ class Reader(Store):
 
     async def jobs_now(self) -> list[dict[str, Any]]:
         """Every job with its settings, its newest finished rounds and those that run."""
-        ended = (
-            "SELECT round_id, end_time FROM rounds WHERE job_id = ? AND round_type = ? AND code IS NOT NULL"
-            " ORDER BY end_time DESC LIMIT 1"
-        )
+        ended = "SELECT round_id, end_time FROM rounds WHERE job_id = ? AND round_type = ? AND code IS NOT NULL"
+        ended += " ORDER BY end_time DESC LIMIT 1"
         runs = "SELECT round_id FROM rounds WHERE job_id = ? AND code IS NULL ORDER BY end_time DESC LIMIT 8"
 
         def now(db: sqlite3.Connection, job: sqlite3.Row) -> dict[str, Any]:
@@ -188,24 +186,20 @@ class Reader(Store):
             ask = _ask(row)
             asks.setdefault(ask.pop("round_id"), []).append(ask)
         summaries = dict(map(tuple, await self.rows(f"SELECT round_id, summary FROM rounds WHERE {which}", *ids)))
-        lines = []
-        for row in listed["rounds"]:
-            round_id = row["round_id"]
-            if not (score := scores.get(round_id)) and round_id not in asks:
-                continue
-            summary = json.loads(summaries[round_id] or "{}")
+
+        def seen(row: Mapping[str, Any]) -> dict[str, Any]:
+            score, summary = scores.get(row["round_id"]), json.loads(summaries[row["round_id"]] or "{}")
             names = ("round_id", "job_id", "round_type", "start_time", "code", "asked")
-            lines.append(
-                {name: row[name] for name in names}
-                | {
-                    "rank": score and score["rank"],
-                    "line": score and json.loads(score["line"]),
-                    "excess": score and _excess(score["score"], summary.get("keep")),
-                    "asks": asks.get(round_id, []),
-                }
-                | {name: summary.get(name) for name in BASELINES}
-            )
-        return {"hotkey": hotkey, "looked_at": len(ids), "rounds": lines, "next": listed["next"]}
+            own = {
+                "rank": score and score["rank"],
+                "line": score and json.loads(score["line"]),
+                "excess": score and _excess(score["score"], summary.get("keep")),
+                "asks": asks.get(row["round_id"], []),
+            }
+            return {name: row[name] for name in names} | own | {name: summary.get(name) for name in BASELINES}
+
+        rounds = [seen(row) for row in listed["rounds"] if row["round_id"] in scores or row["round_id"] in asks]
+        return {"hotkey": hotkey, "looked_at": len(ids), "rounds": rounds, "next": listed["next"]}
 
     async def says(self, hotkey: str) -> dict[str, str] | None:
         """What a miner says of itself in its newest ranked round: version and model; None if that is not kept."""
@@ -219,11 +213,8 @@ class Reader(Store):
         return None
 
     async def replayable(self, round_id: str, names: Iterable[str]) -> Replayable:
-        """What a round can be played again from, for some of its miners.
-
-        Raises:
-            NotShown: it has not finished, never opened, or its evidence is gone.
-        """
+        """What a round can be played again from, for some of its miners. Raises `NotShown` where it has not finished,
+        never opened, or its evidence is gone."""
         rows = await self.rows("SELECT * FROM rounds WHERE round_id = ?", round_id)
         if not rows:
             raise NotShown(f"round '{quoted(round_id)}': not in this database")

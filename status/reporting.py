@@ -6,21 +6,24 @@ Read first: `validator.py` of this room.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.process import UserError
 from spine.ground import REFERENCE_STRATEGIES
-from spine.mechanism import load
-from status.validator import report
+from spine.mechanism import Mechanism, load, showings
+from status.pages import BOARD_ROWS, Pages
+from status.panels import Panels
+from status.reader import Reader
+from status.validator import boards
 from wire.signing import local_keypair
 
 HELP = "write jobs, leaderboards and rounds as one self-contained HTML file"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "rounds_shown", nargs="*", metavar="ROUND", help="whose panels to draw (default: each job's newest)"
-    )
+    about = "whose panels to draw (default: each job's newest)"
+    parser.add_argument("rounds_shown", nargs="*", metavar="ROUND", help=about)
     parser.add_argument("-o", "--output", default="report.html", help="the file (default: report.html)")
     parser.add_argument("--db", dest="report_db", default="local/validator.sqlite3", help="jobs database")
 
@@ -34,3 +37,36 @@ async def write_report(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"-o {options.output}: {error.strerror}; choose another file") from error
     print(f"REPORT: {options.output}, {len(text) // 1000} kB, one file; open it in any browser")
+
+
+async def report(
+    path: Path, round_ids: list[str], names: Mapping[str, str], mechanisms: Mapping[str, Mechanism]
+) -> str:
+    """The page of a validator's database as one file that needs no server.
+
+    Args:
+        path: the jobs database.
+        round_ids: whose panels to draw; empty for the newest scored round of each job and type.
+        names: what to call hotkeys that are known here.
+
+    Raises:
+        StoreError: the database cannot be read.
+        NotShown: there is no such round.
+    """
+    async with Reader.open(path, mechanisms) as reader:
+        drawing, listed, drawings = Panels(reader), await reader.rounds(), []
+        today = max((row["end_time"] for row in listed["rounds"]), default=0) // 86_400
+        if not round_ids:
+            scored = [row for row in listed["rounds"] if row["code"] == "scored"]
+            round_ids = list({(row["job_id"], row["round_type"]): row["round_id"] for row in reversed(scored)}.values())
+        for round_id in round_ids:
+            seen = await reader.round(round_id)
+            drawn = await drawing.drawn(seen)
+            others = [] if isinstance(drawn, str) else seen["scores"][1:BOARD_ROWS]
+            others = [(score["rank"], await drawing.of(seen, score["hotkey"])) for score in others]
+            drawings.append((seen, drawn, others))
+        shown = {"jobs": await boards(reader, await reader.jobs_now(), today), "drawings": drawings, "listed": listed}
+        shown |= {"meta": await reader.meta(), "counts": await reader.counts()}
+        return Pages(names, await reader.pair(), showings(mechanisms), links=False).write(
+            "report.html", "ALM report", **shown
+        )

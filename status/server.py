@@ -73,12 +73,8 @@ class Status:
     prefix, port = "alm", 0
 
     def __init__(self):
-        self.routes: dict[str, Callable] = {
-            "/": self.page,
-            "/health": self.health,
-            "/status": self.status,
-            "/metrics": self.metrics,
-        }
+        self.routes: dict[str, Callable] = {"/": self.page, "/health": self.health, "/status": self.status}
+        self.routes["/metrics"] = self.metrics
         self._host, self._working = LOOPBACK, asyncio.Semaphore(MAX_AT_ONCE)
 
     @asynccontextmanager
@@ -201,10 +197,8 @@ def _refused(status: int, why: str, **headers: str) -> web.Response:
 
 def labels(**texts: Any) -> str:
     """A metric's labels."""
-    escaped = {
-        name: str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for name, text in texts.items()
-    }
-    return "{" + ",".join(f'{name}="{text}"' for name, text in escaped.items()) + "}"
+    escapes = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    return "{" + ",".join(f'{name}="{str(text).translate(escapes)}"' for name, text in texts.items()) + "}"
 
 
 def whole(request: web.Request, name: str) -> str | None:

@@ -23,7 +23,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -32,7 +31,7 @@ from chain.base import BLOCK_SECONDS, Chain, ChainError
 from markets.base import Market, MarketEnded, MarketError
 from spine.mechanism import Mechanism, showings
 from status.columns import Showing
-from status.pages import BOARD_ROWS, Pages
+from status.pages import Pages
 from status.panels import Panels
 from status.reader import Reader
 from status.server import VALIDATOR_PORT, Status, html_answer, labels, version, whole
@@ -50,17 +49,12 @@ log = logging.getLogger("status")
 class Watch:
     """Looks at chain and market every few seconds, so that their ages are known also when they stop answering.
 
-    Args:
-        chain, market: the validator's.
-        clock: seconds, from any start.
-
-    Attributes:
-        seen: market time at the first look: no job's round is late before it had its time since then.
+    `seen` is market time at the first look: no job's round is late before it had its time since then.
     """
 
     def __init__(self, chain: Chain, market: Market, clock: Callable[[], float] = time.monotonic):
         self.chain, self.market, self._clock = chain, market, clock
-        self.began = self.read_at = self.block_at = self.head_at = clock()
+        self.read_at = self.block_at = self.head_at = clock()
         self.block = self.head = self.metagraph = self.seen = None
         self._metagraph_at = -METAGRAPH_SECONDS
 
@@ -107,11 +101,9 @@ class Watch:
         for job in jobs:
             if job["active"] and self.head:
                 limit = ROUND_LIMIT_LENGTHS * job["round_seconds"] + ROUND_LIMIT_SECONDS
-                age = self.head.time - max(job["newest_end"] or 0, self.seen)
+                age, job_id = self.head.time - max(job["newest_end"] or 0, self.seen), job["job_id"]
                 if age > limit:
-                    found.append(
-                        f"job {job['job_id']}: no round ended for {age} s of market time, the limit is {limit} s"
-                    )
+                    found.append(f"job {job_id}: no round ended for {age} s of market time, the limit is {limit} s")
         return found
 
 
@@ -119,11 +111,9 @@ class ValidatorStatus(Status):
     """What a validator's status server answers.
 
     Args:
-        reader, watch: of its databases; of its chain and market.
-        hotkey, network: its own; what to call the chain.
-        names: what to call hotkeys that are known here.
-        shows: what mechanisms declare of their lines, see `columns.py`.
+        names, network: what to call hotkeys that are known here, and the chain.
         pace: market seconds a second, None where the market's clock is the wall's.
+        shows: what mechanisms declare of their lines, see `columns.py`.
     """
 
     prefix, port = "alm_validator", VALIDATOR_PORT
@@ -151,14 +141,14 @@ class ValidatorStatus(Status):
 
     async def now(self) -> dict[str, Any]:
         """`/status`."""
-        reader, watch = self.reader, self.watch
+        reader, watch, subnet, head = self.reader, self.watch, self.watch.metagraph, self.watch.head
         jobs, meta = await reader.jobs_now(), await reader.meta()
         problems = watch.problems(jobs, self.pace)
-        own = watch.metagraph.by_hotkey(self.hotkey) if watch.metagraph else None
+        own = subnet and subnet.by_hotkey(self.hotkey)
         return {
             "version": version(),
             "network": self.network,
-            "netuid": watch.metagraph.netuid if watch.metagraph else None,
+            "netuid": subnet and subnet.netuid,
             "hotkey": self.hotkey,
             "market": meta.get("market", ""),
             "pool": meta.get("pool", ""),
@@ -167,15 +157,15 @@ class ValidatorStatus(Status):
                 "block": watch.block,
                 "block_age_seconds": watch.age(watch.block_at),
                 "read_age_seconds": watch.age(watch.read_at),
-                "uid": own.uid if own else None,
+                "uid": own and own.uid,
                 "permit": bool(own and own.permit),
                 "stake_rao": str(own.stake_rao if own else 0),
-                "last_update_block": own.last_update_block if own else None,
-                "neurons": len(watch.metagraph.neurons) if watch.metagraph else None,
+                "last_update_block": own and own.last_update_block,
+                "neurons": subnet and len(subnet.neurons),
             },
             "head": {
-                "block": watch.head.number if watch.head else None,
-                "time": watch.head.time if watch.head else None,
+                "block": head and head.number,
+                "time": head and head.time,
                 "age_seconds": watch.age(watch.head_at),
             },
             "pair": await reader.pair(),
@@ -194,9 +184,8 @@ class ValidatorStatus(Status):
         weights = weights or {"block": None, "next_block": None, "code": None}
         ended = {labels(job=job["job_id"]): job["newest_end"] for job in jobs}
         running = {labels(job=job["job_id"]): len(job["running"]) for job in jobs}
-        rounds = {
-            labels(type=what.split(" ")[0], code=what.split(" ")[1]): count for what, count in now["rounds"].items()
-        }
+        ends = [(*what.split(" "), count) for what, count in now["rounds"].items()]
+        rounds = {labels(type=kind, code=code): count for kind, code, count in ends}
         return [
             ("chain_block", "Newest block of the subnet's chain.", chain["block"]),
             ("chain_block_age_seconds", "Since the block moved.", chain["block_age_seconds"]),
@@ -263,29 +252,26 @@ class ValidatorStatus(Status):
         return {"scores": scores, "says": says, "standings": standings, "before": before}
 
     async def _home(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        boards = await _boards(self.reader, jobs, self._today())
-        rounds = [seen for _, _, seen in boards if seen]
+        shown = await boards(self.reader, jobs, self._today())
+        rounds = [seen for _, _, seen in shown if seen]
         newest = max(rounds, key=lambda seen: seen["round"]["start_time"], default=None)
         drawn = await self.panels.drawn(newest) if newest else ""
-        return {"jobs": boards, "newest": newest, "drawn": drawn, "listed": await self.reader.rounds(limit=HOME_ROUNDS)}
+        return {"jobs": shown, "newest": newest, "drawn": drawn, "listed": await self.reader.rounds(limit=HOME_ROUNDS)}
 
 
-async def _boards(reader: Reader, jobs: Sequence[Mapping[str, Any]], today: int) -> list[tuple]:
+async def boards(reader: Reader, jobs: Sequence[Mapping[str, Any]], today: int) -> list[tuple]:
     """Every job with its standings and its newest evaluation, None before the first."""
-    boards = []
+    found = []
     for job in jobs:
         newest = job["newest"]["evaluation"]
         seen = await reader.round(newest) if newest else None
-        boards.append((job, await reader.standings(job["job_id"], today), seen))
-    return boards
+        found.append((job, await reader.standings(job["job_id"], today), seen))
+    return found
 
 
 @asynccontextmanager
 async def serve_validator(ground: Any, options: Any, mechanisms: Mapping[str, Mechanism]) -> AsyncIterator[str | None]:
-    """Serve a validator's status inside the block, and give its URL, None if the port could not be had.
-
-    `ground` is a `spine.ground.Ground`; of `options` it takes `status_host`, `status_port`, `pace` and `network`.
-    """
+    """Serve the status of a `spine.ground.Ground` inside the block; gives what `Status.serving` gives."""
     watch, hotkey = Watch(ground.chain, ground.market), ground.keypair.ss58_address
     async with Reader.open(ground.path, mechanisms) as reader:
         network = "local" if ground.local else options.network or options.chain_endpoint
@@ -298,45 +284,3 @@ async def serve_validator(ground: Any, options: Any, mechanisms: Mapping[str, Me
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The report
-
-
-async def report(
-    path: Path, round_ids: list[str], names: Mapping[str, str], mechanisms: Mapping[str, Mechanism]
-) -> str:
-    """The page of a validator's database as one file that needs no server.
-
-    Args:
-        path: the jobs database.
-        round_ids: whose panels to draw; empty for the newest scored round of each job and type.
-        names: what to call hotkeys that are known here.
-        mechanisms: those that jobs may be of, by name.
-
-    Raises:
-        StoreError: the database cannot be read.
-        NotShown: there is no such round.
-    """
-    async with Reader.open(path, mechanisms) as reader:
-        drawing, listed, drawings = Panels(reader), await reader.rounds(), []
-        today = max((row["end_time"] for row in listed["rounds"]), default=0) // 86_400
-        if not round_ids:
-            scored = [row for row in listed["rounds"] if row["code"] == "scored"]
-            round_ids = list({(row["job_id"], row["round_type"]): row["round_id"] for row in reversed(scored)}.values())
-        for round_id in round_ids:
-            seen = await reader.round(round_id)
-            drawn = await drawing.drawn(seen)
-            others = [] if isinstance(drawn, str) else seen["scores"][1:BOARD_ROWS]
-            others = [(score["rank"], await drawing.of(seen, score["hotkey"])) for score in others]
-            drawings.append((seen, drawn, others))
-        return Pages(names, await reader.pair(), showings(mechanisms), links=False).write(
-            "report.html",
-            "ALM report",
-            jobs=await _boards(reader, await reader.jobs_now(), today),
-            drawings=drawings,
-            listed=listed,
-            meta=await reader.meta(),
-            counts=await reader.counts(),
-        )

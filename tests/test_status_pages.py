@@ -18,7 +18,7 @@ from test_status import KNOWN_TAGS, MARKUP, NAMES, Tags, compare, copied, mover,
 
 from liquidity import showing
 from spine.mechanism import load
-from status import validator as validator_module
+from status import reporting
 from status.board import leaderboard
 from status.columns import Columns, found
 from status.figures import Numbers
@@ -88,7 +88,7 @@ def test_a_mechanism_that_no_page_knows_is_shown_by_its_scalar_terms_with_the_ap
 
 
 def test_a_report_has_rounds_of_both_kinds(played):
-    text = asyncio.run(validator_module.report(played.path, stored_rounds(played.path), NAMES, load()))
+    text = asyncio.run(reporting.report(played.path, stored_rounds(played.path), NAMES, load()))
     assert text.count("<figure>") == 4 * 3 - 4 and "inventory loss" in text and "pools/used" in text
     assert Tags.of(text, (), "#") <= {*KNOWN_TAGS}
 
