@@ -1,7 +1,7 @@
 """What leaderboards and pages show of a round of liquidity: which terms, in which order, under which names.
 
 Pure: it writes text of what `rounds.py` made. Read first: `rounds.py`, whose lines these are; `scoring.py`, where each
-term comes from. Read next: `status/board.py` and `status/columns.py`, which put them among what all mechanisms share.
+term comes from. Read next: `status/board.py` and `status/pages.py`, which put them among what all mechanisms share.
 """
 
 from __future__ import annotations

@@ -80,10 +80,8 @@ class Database(aiosqlite.Connection):
     async def attach(self, name: str, path: str | Path, migrations: Sequence[str]) -> None:
         """Bring a second file to its newest schema, for use on this connection, where its tables are `name.TABLE`.
 
-        A transaction on both files is whole in each of them; a power cut may leave one of the two without it.
-
-        Raises:
-            StoreError: as `connect`.
+        A transaction on both files is whole in each of them; a power cut may leave one of the two without it. Raises
+        what `connect` does.
         """
         path = Path(path)
 
@@ -121,11 +119,8 @@ async def connect(path: str | Path, migrations: Sequence[str]) -> AsyncIterator[
 
 @asynccontextmanager
 async def connect_read_only(path: str | Path, **attached: Path) -> AsyncIterator[Database]:
-    """Open a file that another process may be writing to, and others beside it by name, for reading only.
-
-    Raises:
-        sqlite3.Error: one of them cannot be opened.
-    """
+    """Open a file that another process may be writing to, and others beside it by name, for reading only. Raises
+    `sqlite3.Error` if one cannot be opened."""
     async with _open(_read_only_uri(path), uri=True) as db:
         for name, file in attached.items():
             await db.rows(f"ATTACH ? AS {name}", _read_only_uri(file))
@@ -157,14 +152,9 @@ def transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection]
 def insert(
     connection: sqlite3.Connection, table: str, rows: Iterable[Any], how: str = "INSERT", update: str = ""
 ) -> int:
-    """Insert dataclasses, or mappings, whose fields are columns of the table.
+    """Insert dataclasses, or mappings, whose fields are columns of the table; returns how many rows were new.
 
-    Args:
-        how: e.g. `INSERT OR IGNORE`.
-        update: the key, where a row that is there already is to have the other columns changed.
-
-    Returns:
-        How many rows were new.
+    `how` may be `INSERT OR IGNORE`; `update` is the key, where a row that is there gets the other columns anew.
     """
     named = [row if isinstance(row, Mapping) else {f.name: getattr(row, f.name) for f in fields(row)} for row in rows]
     if not named:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -202,9 +203,7 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
     """Level, form and file of the log; they fill `log_level`, `log_json`, `log_file` for `run`."""
     group = parser.add_argument_group("log")
 
-    def add(*flags: str, **how: Any) -> None:
-        group.add_argument(*flags, default=argparse.SUPPRESS, **how)
-
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
     kept = f"put aside at {LOG_FILE_BYTES // 2**20} MB, {LOG_FILES_KEPT} are kept"
     add("--log-level", choices=LOG_LEVELS, help="TRACE is DEBUG of the libraries too (default: INFO)")
     for name in ("debug", "trace"):
@@ -339,11 +338,8 @@ class RealMarket(NamedTuple):
 
 
 def real_market(options: argparse.Namespace) -> RealMarket | None:
-    """The pool of a real chain that the options name; None where no node of one is named.
-
-    Raises:
-        UserError: pool, vault or the executor's key are missing, or the key cannot be read.
-    """
+    """The pool of a real chain that the options name; None where no node of one is named. Raises `UserError` where
+    pool, vault or the executor's key are missing, or the key cannot be read."""
     if not options.rpc:
         return None
     for name, fix in (("pool", "or set ALM_POOL"), ("vault", "the address whose positions are managed")):

@@ -56,11 +56,8 @@ def read_password(options: argparse.Namespace) -> str | None:
 
 
 def read_executor_key(options: argparse.Namespace) -> Secret | None:
-    """The executor bot's key from a variable or a file, whichever was given nearest to the command line.
-
-    Raises:
-        UserError: both were given in the same place, or the file does not yield a key that fits into an HTTP header.
-    """
+    """The executor bot's key from a variable or a file, whichever was given nearest to the command line. Raises
+    `UserError`: both were given in the same place, or the file yields no key that fits into an HTTP header."""
     name = _given(options, "executor_key", "executor_key_file")
     if name is None:
         return None

@@ -96,10 +96,8 @@ def clear_progress() -> None:
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files and connections as the system allows it; returns how many.
-
-    An ask to each of 256 miners in several jobs at once is more than the usual 1,024 of a login allow.
-    """
+    """Let this process open as many files and connections as the system allows; returns how many. An ask to each of
+    256 miners in several jobs at once is more than the usual 1,024 of a login allow."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most

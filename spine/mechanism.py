@@ -97,7 +97,7 @@ class Mechanism(Protocol):
         path: of a miner's server, where it is asked; empty where nobody is.
         settle_seconds: of market time after a round's end at which its outcome is known.
         live: whether its proven winner manages the real thing, see `spine/live.py`.
-        showing: what leaderboards and pages say of its rounds (`status.columns.Showing`); None: every term as it is.
+        showing: what leaderboards and pages say of its rounds (`status.board.Showing`); None: every term as it is.
         checks: what only this mechanism's audit can see: functions of a round's evidence (`audit.checks.Parts`) that
             yield what is wrong, each as `path: what`.
     """

@@ -1,21 +1,58 @@
-"""Leaderboards in plain text: every miner's terms beside the baselines', as the round's mechanism shows them.
+"""What a mechanism says of its rounds, and leaderboards in plain text: each miner's terms beside the baselines'.
 
-Only shows; nothing here decides anything. Read first: `columns.py`, what a mechanism says of its rounds.
+Only shows; nothing here decides anything. Read next: `pages.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
 from protocol import Code, Job, Pair, RoundResult
 from spine.ground import Ground
-from status.columns import Showing
 from store import Reputation
 
 DAY_SECONDS = 86_400
+
+
+class Showing:
+    """What a mechanism says of its rounds, for leaderboards in text, for pages in two tables; here of one that says
+    nothing: the score, and every term as it is. A mechanism's own has the same members (`liquidity/showing.py`).
+
+    Attributes:
+        SIZE: the way to an amount of token1 from which all others get their digits; lines that have it are in token1.
+        TABLES: columns of each table: `round` (a round's books), `job`, `miner` (its rounds), `receipts`.
+    """
+
+    SIZE: str = ""
+    TABLES: Mapping[str, Sequence[tuple[str, ...]]] = {}
+
+    def columns(self) -> Sequence[str]:
+        """Heads of what `row` gives."""
+        return ("terms",)
+
+    def row(self, line: Any, pair: Pair) -> Sequence[str]:
+        """A line's terms as texts."""
+        return (", ".join(f"{name} {value}" for name, value in line.terms.items()),)
+
+    def amount(self, value: Decimal, pair: Pair) -> str:
+        """A score or a reputation as text."""
+        return f"{round(value, 4) + 0:+,}"
+
+    def unit(self, pair: Pair) -> str:
+        """What amounts are in."""
+        return "points"
+
+    def about(self, job: Job, result: Any) -> Sequence[str]:
+        """What a round was about, and what happened in it; either may be empty."""
+        return "", ""
+
+    def remarks(self, result: Any) -> Sequence[str]:
+        """Lines below a round's table."""
+        return ()
 
 
 class Board:

@@ -94,20 +94,14 @@ FORMATS = {  # name: (value, argument) -> text; `data-as` names them
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """How numbers are written here: where the API has them, and the tokens' units.
+    """How numbers are written here: where the API has them, and the tokens' units."""
 
-    Attributes:
-        at: what `data-at` begins with: URL and way to the object whose members follow.
-        decimals0, decimals1, symbol0, symbol1: the tokens'; empty symbols mean base units.
-        places: decimals of token1 amounts.
-    """
-
-    at: str = ""
+    at: str = ""  # what `data-at` begins with: URL and way to the object whose members follow
     decimals0: int = 0
     decimals1: int = 0
-    symbol0: str = ""
+    symbol0: str = ""  # both are empty where amounts are in base units
     symbol1: str = ""
-    places: int = 2
+    places: int = 2  # of token1 amounts
 
     @classmethod
     def of(cls, pair: Mapping[str, Any] | None, value: str | None = None) -> Numbers:

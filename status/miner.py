@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from protocol import RebalanceAnswer, RebalanceQuery
-from status.columns import Showing
+from status.board import Showing
 from status.pages import Pages
 from status.server import MINER_PORT, Status, html_answer, labels, version
 from wire.codec import to_plain
@@ -30,7 +30,7 @@ class MinerStatus(Status):
         receipts: so many of the newest statements that validators signed about its scores.
         options: `name` and `strategy`.
         network: what to call the chain.
-        shows: what mechanisms declare of their lines, see `columns.py`.
+        shows: what mechanisms declare of their lines, see `board.py`.
     """
 
     prefix, port = "alm_miner", MINER_PORT

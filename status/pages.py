@@ -5,7 +5,7 @@ made inert as `figures.plain` does it, unless it is markup that this program mad
 one script asks the page again for itself and puts what changed in place.
 
     python validator.py report -o report.html       the same in one file
-Read first: `figures.py`, `columns.py`. Read next: `validator.py`, which serves them.
+Read first: `figures.py`, `board.py`. Read next: `validator.py`, which serves them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from audit.shape import is_shown
 from status import figures
-from status.board import miner_name
-from status.columns import Columns, Showing, found, showing_of
+from status.board import Showing, miner_name
 from status.figures import Numbers, plain, shown, step
 
 BOARD_ROWS = 10  # of a job's leaderboard; the round has all of them
@@ -205,3 +206,78 @@ class Pages:
     def refused(self, seen: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
         """A round's asks that were not accepted, with their places among all."""
         return [(n, ask) for n, ask in enumerate(seen["asks"]) if ask["code"] != "accepted"]
+
+
+class Column(NamedTuple):
+    """A column of a table: the way to its values in a line's JSON, its head, and how to write them: one of
+    `figures.FORMATS`, where `base` alone is an amount of token1, or `text`."""
+
+    member: str
+    label: str
+    how: str
+    argument: str = ""
+
+
+def found(line: Any, member: str) -> Any:
+    """What a line has at the end of a way through its JSON, None if it leads nowhere."""
+    for key in _steps(member):
+        line = line.get(key) if isinstance(line, dict) else None
+    return line
+
+
+@lru_cache(1024)  # a page asks for the same few thousands of times
+def _steps(member: str) -> list[str]:
+    return [unquote(key) for key in member.split("/")]
+
+
+def showing_of(shows: Iterable[Showing], line: Mapping[str, Any]) -> Showing | None:
+    """The first declaration all of whose columns the line has."""
+    return next((one for one in shows if all(found(line, way) is not None for way, *_ in one.TABLES["round"])), None)
+
+
+class Columns:
+    """One table's columns.
+
+    `shows` is what mechanisms declare; several mechanisms' lines may stand in one table. Without any line, the columns
+    are the first declaration's. `labels` are the heads, `blank` as many empty cells.
+    """
+
+    def __init__(self, shows: Sequence[Showing], table: str, lines: Iterable[Mapping[str, Any]]):
+        self._shows, self._table = shows, table
+        kinds = [self._own(line) for line in lines] or [_by_member(show.TABLES[table]) for show in shows[:1]]
+        heads = {column.member: column.label for kind in kinds for column in reversed(kind.values())}
+        self._members = [*dict.fromkeys(member for kind in kinds for member in kind)]
+        self.labels = [heads[member] for member in self._members]
+        self.blank = [""] * len(self.labels)
+
+    def cells(self, num: Numbers, line: Mapping[str, Any], at: str = "") -> list[Markup]:
+        """A line's cells; `at` leads to the line from what `num` is under."""
+        own = self._own(line)
+        return [_cell(num, at, own[member], line) if member in own else Markup() for member in self._members]
+
+    def _own(self, line: Mapping[str, Any]) -> dict[str, Column]:
+        if show := showing_of(self._shows, line):
+            return _by_member(show.TABLES[self._table])
+        terms = line.get("terms") or {}
+        return _by_member(
+            (f"terms/{step(name)}", name.replace("_", " "), "price" if _is_number(value) else "text")
+            for name, value in terms.items()
+            if isinstance(value, str | int)
+        )
+
+
+def _by_member(declared: Iterable[tuple[str, ...]]) -> dict[str, Column]:
+    return {column[0]: Column(*column) for column in declared}
+
+
+def _is_number(value: str | int) -> bool:
+    return not isinstance(value, bool) and is_shown(value)
+
+
+def _cell(num: Numbers, at: str, column: Column, line: Mapping[str, Any]) -> Markup:
+    value = found(line, column.member)
+    if column.how == "text":
+        return shown(value)
+    if column.how == "base":
+        return num.base(at + column.member, value)
+    return num(at + column.member, value, column.how, column.argument)

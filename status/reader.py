@@ -33,7 +33,6 @@ from wire.codec import decode, to_json, to_plain
 from wire.text import quoted
 
 PAGE_ROUNDS = 50  # rounds in one answer of a list; `next` leads to the older ones
-MAX_PAGE_ROUNDS = 200
 BASELINES = ("keep", "hold", "best")
 ROUND = "round_id, job_id, round_type, start_time, end_time, opening_block, close_block, code, detail, winner, asked"
 ASK = "due_block, code, detail, effective_block, response_seconds"
@@ -157,7 +156,6 @@ class Reader(Store):
             if start is None:
                 raise NotShown(f"round '{quoted(before)}': not in this database")
             where, values = " WHERE (start_time, round_id) < (?, ?)", (start, before)
-        limit = max(1, min(limit, MAX_PAGE_ROUNDS))
         sql = f"SELECT {ROUND} FROM rounds{where} ORDER BY start_time DESC, round_id DESC LIMIT ?"
         rows = await self.rows(sql, *values, limit)
         return {"rounds": [dict(row) for row in rows], "next": rows[-1]["round_id"] if len(rows) == limit else None}
@@ -173,9 +171,9 @@ class Reader(Store):
         except StoreError:
             return await self.round(round_id)
 
-    async def scores_of(self, hotkey: str, before: str | None = None, limit: int = PAGE_ROUNDS) -> dict[str, Any]:
+    async def scores_of(self, hotkey: str, before: str | None = None) -> dict[str, Any]:
         """A miner in the newest rounds: its terms, rank and reason codes, and keep, hold and best beside them."""
-        listed = await self.rounds(before, limit)
+        listed = await self.rounds(before)
         ids = [row["round_id"] for row in listed["rounds"]]
         which, mine = f"round_id IN ({', '.join('?' * len(ids))})", (hotkey, *ids)
         sql = f"SELECT round_id, rank, score, line FROM scores WHERE hotkey = ? AND {which}"

@@ -65,12 +65,15 @@ def add_options(add: Callable, port: int) -> None:
 class Status:
     """What both programs answer: health, everything as JSON, the same for Prometheus, and the page.
 
-    A child has `prefix` of its metrics' names, its usual `port`, `now()`, `measured(now)` and `page`, and adds to
-    `routes`: by path what gives a response, or what JSON is made of. All are for GET and HEAD, at most MAX_AT_ONCE at
-    a time, for this machine's names; every answer has the same headers.
-    """
+    A child adds to `routes`: by path what gives a response, or what JSON is made of. All are for GET and HEAD, at most
+    MAX_AT_ONCE at a time, for this machine's names; every answer has the same headers. And a child has
 
-    prefix, port = "alm", 0
+        prefix              of its metrics' names
+        port                its usual one
+        now()               `/status`; with `version`, `hotkey`, and `health`: `ok` and `problems`
+        measured(now)       metrics beyond these: name, help, and a value or values by `labels`; None is left out
+        page(request)       `/`
+    """
 
     def __init__(self):
         self.routes: dict[str, Callable] = {"/": self.page, "/health": self.health, "/status": self.status}
@@ -139,17 +142,6 @@ class Status:
         except ValueError:
             return False
         return address.is_loopback or not _loopback(self._host)
-
-    async def now(self) -> dict[str, Any]:
-        """`/status`; with `version`, `hotkey`, and `health`: `ok` and `problems`."""
-        raise NotImplementedError
-
-    def measured(self, now: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-        """Metrics beyond `info` and `healthy`: name, help, and a value or values by `labels`; None is left out."""
-        raise NotImplementedError
-
-    async def page(self, request: web.Request) -> web.Response:
-        raise NotImplementedError
 
     async def status(self, request: web.Request) -> dict[str, Any]:
         return await self.now()

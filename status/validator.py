@@ -30,7 +30,7 @@ from aiohttp import web
 from chain.base import BLOCK_SECONDS, Chain, ChainError
 from markets.base import Market, MarketEnded, MarketError
 from spine.mechanism import Mechanism, showings
-from status.columns import Showing
+from status.board import Showing
 from status.pages import Pages
 from status.panels import Panels
 from status.reader import Reader
@@ -113,7 +113,7 @@ class ValidatorStatus(Status):
     Args:
         names, network: what to call hotkeys that are known here, and the chain.
         pace: market seconds a second, None where the market's clock is the wall's.
-        shows: what mechanisms declare of their lines, see `columns.py`.
+        shows: what mechanisms declare of their lines, see `board.py`.
     """
 
     prefix, port = "alm_validator", VALIDATOR_PORT

@@ -20,9 +20,8 @@ from liquidity import showing
 from spine.mechanism import load
 from status import reporting
 from status.board import leaderboard
-from status.columns import Columns, found
 from status.figures import Numbers
-from status.pages import Pages
+from status.pages import Columns, Pages, found
 from wire.codec import canonical
 
 NUMBER = re.compile(
