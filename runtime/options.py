@@ -168,9 +168,7 @@ LOG_SETTINGS = (
 )
 _CHAIN_NAMES = [setting.name for setting in CHAIN_SETTINGS]
 _RPC_NAMES = [setting.name for setting in MARKET_SETTINGS if setting.name != "vault"]
-_SECRET_VARIABLES = re.compile(
-    r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL|EXECUTOR_API_KEY|ALM_RPC_URLS"
-)  # never left to a child
+_NEVER_LEFT_TO_A_CHILD = r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL|EXECUTOR_API_KEY|ALM_RPC_URLS"
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, settings: Sequence[Setting]) -> None:
@@ -201,9 +199,7 @@ def add_market_options(parser: argparse.ArgumentParser) -> None:
 
 def add_logging_options(parser: argparse.ArgumentParser) -> None:
     """Level, form and file of the log; they fill `log_level`, `log_json`, `log_file` for `run`."""
-    group = parser.add_argument_group("log")
-
-    add = partial(group.add_argument, default=argparse.SUPPRESS)
+    add = partial(parser.add_argument_group("log").add_argument, default=argparse.SUPPRESS)
     kept = f"put aside at {LOG_FILE_BYTES // 2**20} MB, {LOG_FILES_KEPT} are kept"
     add("--log-level", choices=LOG_LEVELS, help="TRACE is DEBUG of the libraries too (default: INFO)")
     for name in ("debug", "trace"):
@@ -244,7 +240,7 @@ def resolve(
     settings = [one for name, group in vars(options).items() if name.startswith("settings_") for one in group]
     known = dict(environ)
     for name in known:
-        if _SECRET_VARIABLES.fullmatch(name) or any(setting.secret and name in setting.env for setting in settings):
+        if re.fullmatch(_NEVER_LEFT_TO_A_CHILD, name) or any(one.secret and name in one.env for one in settings):
             del environ[name]
     file = read_dotenv(dotenv)
     options.sources = {}

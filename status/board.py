@@ -56,12 +56,8 @@ class Showing:
 
 
 class Board:
-    """What goes to stdout: of each job the first leaderboard of every market day, at the end the newest.
-
-    Args:
-        label, pair, names: as `leaderboard` takes them.
-        every: whether to print the leaderboard of every round.
-    """
+    """What goes to stdout: of each job the first leaderboard of every market day, or `every` one; at the end the
+    newest. `label`, `pair` and `names` are as `leaderboard` takes them."""
 
     def __init__(self, label: str, pair: Pair, names: Mapping[str, str], every: bool):
         self._label, self._pair, self.names, self._every = label, pair, names, every

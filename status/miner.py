@@ -25,12 +25,8 @@ KEPT_ASKS = 50  # a miner's page shows so many
 class MinerStatus(Status):
     """What a miner knows of itself, and what its status server answers.
 
-    Args:
-        callers: how many may call, and how old the list is in seconds.
-        receipts: so many of the newest statements that validators signed about its scores.
-        options: `name` and `strategy`.
-        network: what to call the chain.
-        shows: what mechanisms declare of their lines, see `board.py`.
+    `callers` says how many may call, and how old the list is in seconds; `receipts` gives so many of the newest
+    statements that validators signed about its scores; `shows` is what mechanisms declare of their lines (`board.py`).
     """
 
     prefix, port = "alm_miner", MINER_PORT

@@ -103,14 +103,7 @@ _TEMPLATES.globals |= {
 
 
 class Pages:
-    """Writes pages for one reader.
-
-    Args:
-        names: what to call hotkeys that are known here.
-        pair: the pool's tokens, None if unknown.
-        shows: what mechanisms declare of their lines.
-        links: whether a server is behind the page.
-    """
+    """Writes pages, with `names` of hotkeys that are known here; `links` where a server is behind them."""
 
     def __init__(
         self, names: Mapping[str, str], pair: Mapping[str, Any] | None, shows: Sequence[Showing], links: bool = True
@@ -144,7 +137,7 @@ class Pages:
         return Markup(f'<a href="/{to}">{text}</a>') if self.links else text
 
     def numbers_of(self, line: Mapping[str, Any] | None) -> Numbers:
-        """How to write amounts of a line; None for what has none."""
+        """How to write amounts of a line, or of nothing."""
         if line is None:
             return Numbers.of(self.pair)
         show = showing_of(self.shows, line)

@@ -56,11 +56,8 @@ class Panels:
         self._made: OrderedDict[tuple[str, str], dict] = OrderedDict()
 
     async def of(self, seen: Mapping[str, Any], miner: str | None = None) -> dict[str, Any]:
-        """The four panels of a round, which is as `Reader.round` gives it, for one book; see `panels`.
-
-        The book is a hotkey's, `keep`, `hold` or `best`; by default the winner's, or keep where nobody won. Raises
-        `NotShown` where there is nothing to draw.
-        """
+        """The four panels of a round of `Reader.round`, see `panels`, for one book: a hotkey's, `keep`, `hold` or
+        `best`; by default the winner's, or keep where nobody won. Raises `NotShown` where there is nothing to draw."""
         lines = _lines(seen)
         miner = miner or next(iter(lines), "keep")
         if miner not in lines:
@@ -100,12 +97,11 @@ def _drawable(line: Mapping[str, Any]) -> bool:
 def panels(
     rows: Replayable, lines: Mapping[str, dict], shown: Sequence[str], miner: str, pair: Mapping | None
 ) -> dict[str, Any]:
-    """What liquidity providers look at, from playing the round again.
+    """What liquidity providers look at, from playing the round again: the ranges of all that are `shown`, value, score
+    and inventory of one of them, the `miner`. Raises `NotShown` where the events contradict the replay.
 
     Args:
         lines: the round's stored lines by name, the baselines' too.
-        shown: whose ranges to show.
-        miner: whose value, score and inventory to show; one of `shown`.
         pair: the tokens; None shows prices of base units.
 
     Returns:
@@ -114,9 +110,6 @@ def panels(
         price; `ends`: each at the close, and its change since the opening, also as a part of the value then.
         `inventory`: at the same blocks both amounts, without this round's fees, and token0's share of the value.
         `apart`: see there. Prices are token1 per token0 in human units.
-
-    Raises:
-        NotShown: the events contradict the replay.
     """
     settings = from_plain(JobSettings, json.loads(rows.settings))
     plain = json.loads(rows.vault_state) | {"ticks": json.loads(zlib.decompress(rows.pool))["ticks"]}

@@ -29,7 +29,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 async def write_report(options: argparse.Namespace) -> None:
-    """Write the status page's contents as one file that needs no server, and name it."""
     names = {local_keypair(f"{name}-hotkey").ss58_address: name for name in REFERENCE_STRATEGIES}
     text = await report(Path(options.report_db), options.rounds_shown, names, load(options.mechanism))
     try:
@@ -42,17 +41,8 @@ async def write_report(options: argparse.Namespace) -> None:
 async def report(
     path: Path, round_ids: list[str], names: Mapping[str, str], mechanisms: Mapping[str, Mechanism]
 ) -> str:
-    """The page of a validator's database as one file that needs no server.
-
-    Args:
-        path: the jobs database.
-        round_ids: whose panels to draw; empty for the newest scored round of each job and type.
-        names: what to call hotkeys that are known here.
-
-    Raises:
-        StoreError: the database cannot be read.
-        NotShown: there is no such round.
-    """
+    """The page of a validator's database as one file, with panels of these rounds, or of the newest scored one of each
+    job and type. Raises `StoreError` if the database cannot be read, `NotShown` if there is no such round."""
     async with Reader.open(path, mechanisms) as reader:
         drawing, listed, drawings = Panels(reader), await reader.rounds(), []
         today = max((row["end_time"] for row in listed["rounds"]), default=0) // 86_400

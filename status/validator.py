@@ -110,10 +110,8 @@ class Watch:
 class ValidatorStatus(Status):
     """What a validator's status server answers.
 
-    Args:
-        names, network: what to call hotkeys that are known here, and the chain.
-        pace: market seconds a second, None where the market's clock is the wall's.
-        shows: what mechanisms declare of their lines, see `board.py`.
+    `names` and `network` are what to call hotkeys and the chain; `pace` is market seconds a second, None where the
+    market's clock is the wall's; `shows` is what mechanisms declare of their lines (`board.py`).
     """
 
     prefix, port = "alm_validator", VALIDATOR_PORT
