@@ -6,8 +6,7 @@
     python -m doctor                    the same where validator.py itself does not start: a package is missing
 
 Exit code 0 when nothing fails, else 1. Nothing is changed, and nothing leaves this machine unless a subnet or a node is
-named: then they are asked, each node for some 1,100 small things. This file needs only the standard library, and no
-particular Python, to say what is missing.
+named: then they are asked, each node for some 1,100 small things. Without any package it says which are missing.
 Read next: `machine.py`, `network.py`, `nodes.py` (the checks).
 """
 

@@ -1,21 +1,13 @@
 """Trying a strategy before it is asked for real: `--check` plays one round, `--backtest` as many as the market has.
 
-    python miner.py --check                                        one round of the market model, every rule applied;
-                                                                   then whether a validator would reach you: `reach.py`
-    python miner.py --check --events ../shared/data/NAME           the same on a recording of a real pool
-    python miner.py --backtest                                     the model's first 7 days
+    python miner.py --check                 one round of the market model, every rule applied; then `reach.py`
+    python miner.py --backtest              the model's first 7 days
     python miner.py --backtest 2025-06-28 2025-06-30 --events ../shared/data/NAME --target Balanced
 
-Rounds are played as a validator plays them at full speed: the same queries from the same blocks, answers as the same
-bytes through the same checks, the same scores to the last digit. No network, no keys; the vault is as the market has
-it, no live round changes it. The reference strategies take part as the older registrations, so a strategy that only
-repeats one of them is counted as a copy, as it would be there.
-
-What is random here is the market, so a mean says little without its standard error: a strategy is called skilled or
-worse only where Student's t leaves luck less than 5 % (two-sided, rounds taken as independent), and never on fewer
-than 20 rounds. Sums are exact fractions.
-
-A library for `miner.py` and its copies. Read next: `trial.py` (a round).
+Rounds are played as a validator plays them at full speed, the same to the last digit, the reference strategies as the
+older registrations: who only repeats one of them is a copy, as there. What is random here is the market: a strategy is
+called skilled or worse only where Student's t leaves luck less than 5 % (two-sided, rounds taken as independent), and
+never on fewer than 20 rounds. Read next: `trial.py` (a round).
 """
 
 from __future__ import annotations

@@ -108,11 +108,10 @@ def check_port(port: int) -> Iterator[Finding]:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             server.bind(("127.0.0.1", port))
+            yield Finding(OK, f"port {port} is free for a miner")
         except OSError as error:
             fix = "fine if your miner runs there, else start it with --port 0"
             yield Finding(WARN, f"port {port} of 127.0.0.1 is not free ({error.strerror})", fix)
-        else:
-            yield Finding(OK, f"port {port} is free for a miner")
 
 
 def check_clock(ledger: Path, wall=time.time, monotonic=time.monotonic, sleep=time.sleep) -> Iterator[Finding]:
@@ -133,12 +132,12 @@ def check_clock(ledger: Path, wall=time.time, monotonic=time.monotonic, sleep=ti
         (block,) = _read(ledger, "SELECT block FROM subnet")[0]
     except (sqlite3.Error, IndexError, ValueError):
         return
-    ahead = block * BLOCK_SECONDS - now
-    if ahead > BLOCK_SECONDS:
-        fix = "right if it was played at full speed, in market time; else " + sync
-        yield Finding(WARN, f"the ledger's newest block is {ahead:.0f} s ahead of the clock", fix)
+    ahead, what = block * BLOCK_SECONDS - now, "the ledger's newest block"
+    if ahead <= BLOCK_SECONDS:
+        yield Finding(OK, f"{what}, {utc(block * BLOCK_SECONDS)} UTC, is not ahead of the clock")
     else:
-        yield Finding(OK, f"the ledger's newest block, {utc(block * BLOCK_SECONDS)} UTC, is not ahead of the clock")
+        fix = "right if it was played at full speed, in market time; else " + sync
+        yield Finding(WARN, f"{what} is {ahead:.0f} s ahead of the clock", fix)
 
 
 def check_folder(folder: Path) -> Iterator[Finding]:
@@ -157,9 +156,11 @@ def check_folder(folder: Path) -> Iterator[Finding]:
         fix = "give yourself write permission or choose another --dir"
         yield Finding(FAIL, f"folder {place} cannot be written ({error.strerror})", fix)
     free = shutil.disk_usage(place).free
-    level = FAIL if free < LEAST_DISK_BYTES else WARN if free < GOOD_DISK_BYTES else OK
-    fix = "" if level == OK else f"free some, {GOOD_DISK_BYTES / 10**9:.0f} GB are comfortable"
-    yield Finding(level, f"disk of {place}: {free / 10**9:.1f} GB free", fix)
+    what, fix = (
+        f"disk of {place}: {free / 10**9:.1f} GB free",
+        f"free some, {GOOD_DISK_BYTES / 10**9:.0f} GB are comfortable",
+    )
+    yield judged(free >= GOOD_DISK_BYTES, what, fix, FAIL if free < LEAST_DISK_BYTES else WARN)
 
 
 def check_database(what: str, path: Path, newest: int | None) -> Iterator[Finding]:

@@ -1,13 +1,9 @@
 """Would a validator reach this miner? The second half of `python miner.py --check`, line by line, each with its fix.
 
-    python miner.py --check                                      on the local subnet in --dir, if there is one
-    python miner.py --check --netuid N --wallet NAME             on a real one
-
 The running miner is asked as a validator would ask it: at the address that the chain has, with a signed request. It is
 signed by the miner's own key, which may not call, so the right answer is a refusal that says so. What this cannot
 see is a firewall outside that lets this machine in and others not; who asked last, the last line, can.
-
-A library for `backtest.py`. Read next: `wire/server.py` (what a server checks), `machine.py`.
+Read next: `wire/server.py` (what a server checks).
 """
 
 from __future__ import annotations

@@ -259,19 +259,20 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 def problem(asked: Asked, strategy: Strategy) -> str:
     """What is wrong with an answer, in one sentence with the values and how to mend it; empty if nothing is."""
-    error, block = asked.error, f"asked at block {asked.query.block_number}"
+    error = asked.error
+    if error is None and asked.code in (Code.ACCEPTED, Code.REFUSED):
+        return ""
     if isinstance(error, TooLong):
-        where = _where(error, strategy)
-        return _one_line(f"{block}, your strategy gave no answer within {ASK_SECONDS} s{where}: make it faster")
-    if isinstance(error, ProtocolError) or (error is None and asked.code not in (Code.ACCEPTED, Code.REFUSED)):
+        what = f" gave no answer within {ASK_SECONDS} s{_where(error, strategy)}: make it faster"
+    elif error is None or isinstance(error, ProtocolError):
         code, detail = (error.code, error.detail) if error else (asked.code, asked.detail)
-        return _one_line(f"{block}, your strategy's answer breaks the rule {code}: {detail}; {FIXES.get(code, '')}")
-    if error and (where := _where(error, strategy)):
-        return _one_line(f"{block}, your strategy fails with {type(error).__name__}: {error}{where}: mend that line")
-    if error:
-        fix = FIXES[Code.MALFORMED]
-        return _one_line(f"{block}, your strategy's answer cannot be sent, {type(error).__name__}: {error}; {fix}")
-    return ""
+        what = f"'s answer breaks the rule {code}: {detail}; {FIXES.get(code, '')}"
+    elif where := _where(error, strategy):
+        what = f" fails with {type(error).__name__}: {error}{where}: mend that line"
+    else:
+        what = f"'s answer cannot be sent, {type(error).__name__}: {error}; {FIXES[Code.MALFORMED]}"
+    text = " ".join(f"asked at block {asked.query.block_number}, your strategy{what}".split())
+    return text if len(text) <= 600 else f"{text[:600]} ..."
 
 
 def _where(error: BaseException, strategy: Strategy) -> str:
@@ -283,11 +284,6 @@ def _where(error: BaseException, strategy: Strategy) -> str:
         if inside and (code is None or frame.f_code.co_filename == code.co_filename):
             found = frame.f_code.co_filename, line
     return f" in {Path(found[0]).name} line {found[1]} `{linecache.getline(*found).strip()}`" if found else ""
-
-
-def _one_line(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 600 else f"{text[:600]} ..."
 
 
 def job_of(options: argparse.Namespace, vault: str) -> Job:

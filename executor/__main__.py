@@ -1,8 +1,6 @@
 """The executor bot: it holds a vault's key and carries out a validator's live decisions, each at most once.
 
-    python -m executor serve --rpc URL --pool 0x... --key-file FILE --api-key-file FILE          a dry run
-    python -m executor serve --rpc URL --pool 0x... --key-file FILE --api-key-file FILE --live
-    python -m executor status | pause | resume | approve                                         see --help
+    python -m executor serve | status | pause | resume | approve                                 see --help
 
 An order (`liquidity/executions.py`) comes in over HTTP with the API key, is written down (`journal.py`), and is worked
 on apart from the request (`execution.py`). `docs/executor.md` has every limit, crash and failure, each with its test.

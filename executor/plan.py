@@ -93,20 +93,19 @@ def size(
     slippage_ticks: int,
     most_liquidity: int,
 ) -> list[Mint]:
-    """What can be minted of it.
+    """What can be minted.
 
     Args:
         wanted: in order; each takes at most its allocation, and at most what those before it left.
         keep: a range that is wanted and kept gets more liquidity in the kept token, unless a gauge has that.
         there: tokens that can be spent.
-        sqrt_price_x96: the price by which it is sized.
         slippage_ticks: how far the price may move until it is mined.
         most_liquidity: that a tick may hold; who would get more, or none, is skipped.
     """
     found = []
     for position in wanted:
         most = min(position.allocation0, there[0]), min(position.allocation1, there[1])
-        bounds = sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
+        bounds = _bounds(position)
         # the higher the price, the less of token0 and the more of token1
         low, high = ((p, liquidity_for(*most, p, *bounds)) for p in around(sqrt_price_x96, slippage_ticks))
         most = (
@@ -135,16 +134,19 @@ def around(sqrt_price_x96: int, ticks: int) -> tuple[int, int]:
 
 def worst_release(token: TokenPosition, sqrt_price_x96: int, slippage_ticks: int) -> Amounts:
     """The least of each token that closing a position gives back while the price stays within the bound, no fees."""
-    bounds = sqrt_ratio_at_tick(token.tick_lower), sqrt_ratio_at_tick(token.tick_upper)
-    low, high = around(sqrt_price_x96, slippage_ticks)
-    return (
-        amounts_of(token.liquidity, high, *bounds, round_up=False)[0],
-        amounts_of(token.liquidity, low, *bounds, round_up=False)[1],
+    low, high = (
+        amounts_of(token.liquidity, price, *_bounds(token), round_up=False)
+        for price in around(sqrt_price_x96, slippage_ticks)
     )
+    return high[0], low[1]
 
 
 def _ticks(position: Position | TokenPosition | Mint) -> tuple[int, int]:
     return position.tick_lower, position.tick_upper
+
+
+def _bounds(position: Position | TokenPosition) -> tuple[int, int]:
+    return sqrt_ratio_at_tick(position.tick_lower), sqrt_ratio_at_tick(position.tick_upper)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
