@@ -7,8 +7,7 @@
 
 A sweep is planned from what the chain shows and what the journal remembers, written down before it is sent, and done
 only when the chain's own record shows it; nothing is sent a second time before the first is known not to have happened.
-`docs/stake.md` has every crash and failure with what happens then. Read next: `chain/sweeping.py` (what a sweep
-takes), `chain/burner.py`, `chain/journal.py`, `chain/loop.py`, `chain/allowed.py`.
+`docs/stake.md` has every crash and failure with what happens then. Read next: `chain/sweeping.py`, `chain/burner.py`.
 """
 
 from __future__ import annotations
@@ -17,20 +16,28 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from chain.alerts import AlertRules
-from chain.allowed import checked_addresses
-from chain.base import BLOCK_SECONDS, Chain, ChainError, Next, WriteCode, WriteOutcome, refusal
-from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, SET_WEIGHTS_INTERVAL_BLOCKS, Burner
+from chain.base import BLOCK_SECONDS, Chain, ChainError, Next, WriteOutcome, done, refusal
+from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, SET_WEIGHTS_INTERVAL_BLOCKS, Burner, Result, follow, teller
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, alpha
-from chain.loop import Result, follow, teller
 from chain.notify import Notifier, add_notify_options
 from chain.opening import open_chain
-from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, available, fate_by_balances, match, plan, read
+from chain.sweeping import (
+    FEE_RESERVE_RAO,
+    MINIMUM_RAO,
+    Policy,
+    available,
+    checked_addresses,
+    fate_by_balances,
+    match,
+    plan,
+    read,
+)
 from chain.wallets import check_address
 from runtime.db import StoreError
 from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, parse_options, settings_lines
@@ -186,7 +193,7 @@ class Sweeper:
             detail = f"origin has {after.rao[0]} rao where {left} were expected: somebody else moved stake too"
             log.warning("epoch %d: %s", step.epoch_block, detail)
         whole = await self._journal.applied(step, extrinsic, after, detail)
-        self._news["sweep"] = WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", after.block)
+        self._news["sweep"] = done(after.block)
         print(
             f"epoch {step.epoch_block}: {step.action} {alpha(step.amount_rao)} from {step.origin_hotkey}"
             f" to {step.dest_hotkey} of {step.dest_coldkey}, extrinsic {extrinsic or 'seen by balances'}"
@@ -204,12 +211,18 @@ def journal_path(options: argparse.Namespace, folder: Path, netuid: int, hotkey:
 
 
 @asynccontextmanager
-async def opened(options: argparse.Namespace, need_coldkey: bool) -> AsyncIterator[tuple[Chain, Journal, Notifier]]:
-    """What both loops need: the chain, the wallet's journal held by this process alone, the alerts."""
+async def opened(
+    options: argparse.Namespace, need_coldkey: bool, weights_seconds: float | None = None
+) -> AsyncIterator[tuple[Chain, Journal, Callable[[dict[str, Any]], Awaitable[None]]]]:
+    """What both loops need: the chain, the wallet's journal held by this process alone, and who is told of the news.
+
+    Raises:
+        UserError: another process has the journal; or this is the wallet's first start, and its hotkey, most likely the
+            wrong one, is not registered. Later that is a trouble that is told and waited out.
+    """
     async with AsyncExitStack() as stack:
-        chain, netuid, folder = await stack.enter_async_context(
-            open_chain(options, need_coldkey, patient=not options.once)
-        )
+        opening = open_chain(options, need_coldkey, patient=not options.once)
+        chain, netuid, folder = await stack.enter_async_context(opening)
         path = journal_path(options, folder, netuid, chain.hotkey)
         try:
             stack.enter_context(only_one(Path(f"{path}.{options.verb}.lock"), "journal"))
@@ -217,82 +230,51 @@ async def opened(options: argparse.Namespace, need_coldkey: bool) -> AsyncIterat
             raise UserError(f"journal {path}: {error.strerror}; choose another with --journal") from None
         journal = await stack.enter_async_context(Journal.open(path, netuid, chain.hotkey, chain.coldkey))
         sender = f"stake.py {options.verb}, netuid {netuid}, {chain.hotkey[:8]}"
-        yield chain, journal, await stack.enter_async_context(Notifier.open(options.slack_webhook_url, sender))
-
-
-async def require_registered(chain: Chain, journal: Journal) -> None:
-    """On a wallet's first start its hotkey must be registered: else it is most likely the wrong one.
-
-    Raises:
-        UserError: it is not. Later it is a trouble that is told and waited out.
-    """
-    graph = await chain.metagraph()
-    if graph.by_hotkey(chain.hotkey) is None and await journal.is_new():
-        raise UserError(
-            f"hotkey {chain.hotkey} is not registered on netuid {graph.netuid}: name the right wallet, or register it"
-        )
-
-
-def log_settings(options: argparse.Namespace) -> None:
-    for line in settings_lines(options):
-        log.info("%s", line)
+        notifier = await stack.enter_async_context(Notifier.open(options.slack_webhook_url, sender))
+        if (await chain.metagraph()).by_hotkey(chain.hotkey) is None and await journal.is_new():
+            fix = "name the right wallet, or register it"
+            raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {netuid}: {fix}")
+        for line in settings_lines(options):
+            log.info("%s", line)
+        yield chain, journal, teller(notifier, AlertRules(time.monotonic(), weights_seconds), journal)
 
 
 async def burn(options: argparse.Namespace) -> int:
     """The validator's loop: registered, permit, then all weight on one target, once an interval."""
     if options.target_hotkey is not None:
         check_address(options.target_hotkey)
-    async with opened(options, need_coldkey=False) as (chain, journal, notifier):
-        await require_registered(chain, journal)
-        burner = Burner(
-            chain,
-            journal,
-            interval_blocks=options.set_weights_interval,
-            target_uid=options.target_uid,
-            target_hotkey=options.target_hotkey,
-        )
-        rules = AlertRules(time.monotonic(), options.set_weights_interval * BLOCK_SECONDS)
-        tell = teller(notifier, rules, journal)
-        log_settings(options)
-        return await follow(burner.step, options.poll_interval, tell, once=options.once, longest_polls=MAX_SLEEP_POLLS)
+    interval_blocks = options.set_weights_interval
+    async with opened(options, False, interval_blocks * BLOCK_SECONDS) as (chain, journal, tell):
+        burner = Burner(chain, journal, interval_blocks, options.target_uid, options.target_hotkey)
+        return await follow(burner.step, options.poll_interval, tell, options.once, MAX_SLEEP_POLLS)
 
 
 async def sweep(options: argparse.Namespace) -> int:
     """The sweeper's loop; without `--yes` only what it would do."""
-    async with AsyncExitStack() as stack:
-        if not options.yes:
-            chain, netuid, folder = await stack.enter_async_context(open_chain(options))
+    if not options.yes:
+        async with open_chain(options) as (chain, netuid, folder):
             policy = policy_of(options, folder)
-            path = journal_path(options, folder, netuid, chain.hotkey)
-            await show(chain, netuid, path, policy)
+            await show(chain, netuid, journal_path(options, folder, netuid, chain.hotkey), policy)
             print("DRY RUN: nothing was sent or written down; add --yes to do it, now and after every epoch.")
             return EXIT_OK
-        policy = policy_of(options, Path(options.dir))
-        chain, journal, notifier = await stack.enter_async_context(opened(options, need_coldkey=True))
-        await require_registered(chain, journal)
+    policy = policy_of(options, Path(options.dir))
+    async with opened(options, need_coldkey=True) as (chain, journal, tell):
         await journal.check_addresses(policy.aggregator_hotkey, policy.destination_coldkey)
         if policy.take_all:
             print(await what_all_includes(chain, policy), flush=True)
         sweeper = Sweeper(chain, journal, policy, skip_first=options.no_initial_transfer)
         if options.settle:
             await sweeper.settle_by_hand(options.settle == "applied")
-        tell = teller(notifier, AlertRules(time.monotonic()), journal)
-        log_settings(options)
-        return await follow(sweeper.step, options.poll_interval, tell, once=options.once)
+        return await follow(sweeper.step, options.poll_interval, tell, options.once)
 
 
 def policy_of(options: argparse.Namespace, folder: Path) -> Policy:
     """The sweep's options, checked; raises `UserError`."""
     aggregator, destination = checked_addresses(options, folder)
     return Policy(
-        aggregator,
-        destination,
-        minimum_rao=options.minimum_rao,
-        fee_reserve_rao=options.fee_reserve_rao,
-        take_all=options.all,
-        two_calls=options.two_calls,
-        wait_final=options.wait_finalization,
-    )
+        aggregator, destination, options.minimum_rao, options.fee_reserve_rao,
+        take_all=options.all, two_calls=options.two_calls, wait_final=options.wait_finalization,
+    )  # fmt: skip
 
 
 async def what_all_includes(chain: Chain, policy: Policy) -> str:
@@ -352,97 +334,62 @@ on a network, with wallets as btcli keeps them:
 """
 
 
+_FLAGS = {
+    "--yes": "really do it",
+    "--all": "everything on hotkey and aggregator, not only what was earned since the start",
+    "--two-calls": "move, then transfer, on chains that cannot do both in one call",
+    "--wait-finalization": f"believe a step only when its block is {FINAL_BLOCKS} deep"
+    " (the write itself always waits until final)",
+    "--no-initial-transfer": "leave what came while nobody was watching to the next epoch;"
+    " a sweep that was begun is still finished",
+}
+
+
 def build_parser() -> Parser:
-    parser = Parser(
-        prog="stake.py",
-        description="Burn a validator's weights; sweep what a miner hotkey earned to a treasury, once an epoch.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    how = {"epilog": _EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    what = "Burn a validator's weights; sweep what a miner hotkey earned to a treasury, once an epoch."
+    parser = Parser(prog="stake.py", description=what, **how)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="burn | sweep | status")
 
-    def verb(name: str, what: str, default_name: str) -> argparse.ArgumentParser:
-        inner = verbs.add_parser(
-            name, help=what, description=what, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        inner.add_argument(
-            "--journal", metavar="FILE", help="SQLite (default: stake-NETUID-HOTKEY.sqlite3 in the folder)"
-        )
-        inner.add_argument(
-            "--dir", default="local", help="folder of journal, allow-list and local subnet (default: local)"
-        )
-        inner.add_argument(
-            "--name", default=default_name, help=f"development wallet on the local subnet (default: {default_name})"
-        )
-        inner.add_argument(
-            "--local", action="store_true", help="with --netuid: the wallet on the local subnet, to try it out"
-        )
+    def verb(name: str, what: str, default_name: str) -> Callable:
+        inner = verbs.add_parser(name, help=what, description=what, **how)
+        add = inner.add_argument
+        add("--journal", metavar="FILE", help="SQLite (default: stake-NETUID-HOTKEY.sqlite3 in the folder)")
+        add("--dir", default="local", help="folder of journal, allow-list and local subnet (default: local)")
+        what = f"development wallet on the local subnet (default: {default_name})"
+        add("--name", default=default_name, help=what)
+        add("--local", action="store_true", help="with --netuid: the wallet on the local subnet, to try it out")
         add_chain_options(inner)
         add_logging_options(inner)
-        return inner
+        if name != "status":
+            add("--once", action="store_true", help="do what is due now and end; exit code 1: not all done")
+            what, seconds = f"how often the chain is looked at (default: {POLL_SECONDS:g})", number(0.01, 3600, float)
+            add("--poll-interval", type=seconds, default=POLL_SECONDS, metavar="SECONDS", help=what)
+            add_notify_options(inner)
+        return add
 
-    def loop(inner: argparse.ArgumentParser) -> None:
-        inner.add_argument("--once", action="store_true", help="do what is due now and end; exit code 1: not all done")
-        inner.add_argument(
-            "--poll-interval", type=number(0.01, 3600, float), default=POLL_SECONDS, metavar="SECONDS",
-            help=f"how often the chain is looked at (default: {POLL_SECONDS:g})",
-        )  # fmt: skip
-        add_notify_options(inner)
+    add = verb("burn", "keep all of a validator's weight on the owner's uid, for which nobody is paid", "validator")
+    what = "who holds this uid now, and no later holder of it, instead of the owner: that one is paid"
+    add("--target-uid", type=number(0, MAX_NETUID), metavar="N", help=what)
+    add("--target-hotkey", metavar="SS58", help="the same by hotkey; also the answer to a recycled uid")
+    default, blocks = SET_WEIGHTS_INTERVAL_BLOCKS, number(1, 10**6)
+    what = f"from the chain's last update to the next (default: {default})"
+    add("--set-weights-interval", type=blocks, default=default, metavar="BLOCKS", help=what)
 
-    inner = verb("burn", "keep all of a validator's weight on the owner's uid, for which nobody is paid", "validator")
-    inner.add_argument(
-        "--target-uid", type=number(0, MAX_NETUID), metavar="N",
-        help="who holds this uid now, and no later holder of it, instead of the owner: that one is paid",
-    )  # fmt: skip
-    inner.add_argument("--target-hotkey", metavar="SS58", help="the same by hotkey; also the answer to a recycled uid")
-    inner.add_argument(
-        "--set-weights-interval", type=number(1, 10**6), default=SET_WEIGHTS_INTERVAL_BLOCKS, metavar="BLOCKS",
-        help=f"from the chain's last update to the next (default: {SET_WEIGHTS_INTERVAL_BLOCKS})",
-    )  # fmt: skip
-    loop(inner)
-
-    inner = verb(
-        "sweep", "after each epoch, give what the hotkey earned to a treasury; a dry run without --yes", "mine"
-    )
-    inner.add_argument(
-        "--aggregator-hotkey", metavar="SS58", required=True, help="where the stake lands (as in the allow-list)"
-    )
-    inner.add_argument(
-        "--destination-coldkey", metavar="SS58", required=True, help="who owns it then (as in the allow-list)"
-    )
-    inner.add_argument(
-        "--allow-list", metavar="FILE",
-        help="lines `aggregator-hotkey SS58` and `destination-coldkey SS58` (default: stake-allow.txt in the folder)",
-    )  # fmt: skip
-    inner.add_argument("--yes", action="store_true", help="really do it")
-    inner.add_argument(
-        "--all",
-        action="store_true",
-        help="everything on hotkey and aggregator, not only what was earned since the start",
-    )
-    inner.add_argument(
-        "--two-calls", action="store_true", help="move, then transfer, on chains that cannot do both in one call"
-    )
-    inner.add_argument(
-        "--minimum-rao", type=number(1), default=MINIMUM_RAO, metavar="RAO",
-        help=f"less is left to the next epoch (default: {MINIMUM_RAO}, about the chain's own minimum)",
-    )  # fmt: skip
-    inner.add_argument(
-        "--fee-reserve-rao", type=number(0), default=FEE_RESERVE_RAO, metavar="RAO",
-        help=f"send nothing while the coldkey's free TAO is below this (default: {FEE_RESERVE_RAO})",
-    )  # fmt: skip
-    inner.add_argument(
-        "--wait-finalization", action="store_true",
-        help=f"believe a step only when its block is {FINAL_BLOCKS} deep (the write itself always waits until final)",
-    )  # fmt: skip
-    inner.add_argument(
-        "--no-initial-transfer", action="store_true",
-        help="leave what came while nobody was watching to the next epoch; a sweep that was begun is still finished",
-    )  # fmt: skip
-    inner.add_argument(
-        "--settle", choices=("applied", "not-applied"), help="what you found out about the step whose fate is unknown"
-    )
-    loop(inner)
+    add = verb("sweep", "after each epoch, give what the hotkey earned to a treasury; a dry run without --yes", "mine")
+    what = "where the stake lands (as in the allow-list)"
+    add("--aggregator-hotkey", metavar="SS58", required=True, help=what)
+    add("--destination-coldkey", metavar="SS58", required=True, help="who owns it then (as in the allow-list)")
+    what = "lines `aggregator-hotkey SS58` and `destination-coldkey SS58` (default: stake-allow.txt in the folder)"
+    add("--allow-list", metavar="FILE", help=what)
+    what = f"less is left to the next epoch (default: {MINIMUM_RAO}, about the chain's own minimum)"
+    add("--minimum-rao", type=number(1), default=MINIMUM_RAO, metavar="RAO", help=what)
+    what = f"send nothing while the coldkey's free TAO is below this (default: {FEE_RESERVE_RAO})"
+    add("--fee-reserve-rao", type=number(0), default=FEE_RESERVE_RAO, metavar="RAO", help=what)
+    for flag, what in _FLAGS.items():
+        add(flag, action="store_true", help=what)
+    what = "what you found out about the step whose fate is unknown"
+    add("--settle", choices=("applied", "not-applied"), help=what)
 
     verb("status", "the wallet's addresses, the journal, the plan and the next epoch; sends nothing", "mine")
     return parser

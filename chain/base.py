@@ -6,6 +6,7 @@ Read next: `local.py` (the embedded chain), `subtensor.py` (the real ones).
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -214,6 +215,10 @@ class WriteOutcome:
     wait_blocks: int = 0
 
 
+def done(block: int, detail: str = "") -> WriteOutcome:
+    return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, detail, block)
+
+
 def refusal(name: str, detail: str, block: int) -> WriteOutcome:
     """The outcome of what was not even sent."""
     return WriteOutcome(False, WriteCode.INVALID_ARGUMENT, name, Next.NOTHING, detail, block)
@@ -251,6 +256,113 @@ def u16_weights(weights: Weights) -> dict[int, int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What a chain refuses, said before anything is signed
+
+REFUSALS = {  # the chain's names of its errors, and their kind in the SDK's error map
+    "SettingWeightsTooFast": WriteCode.RATE_LIMITED,
+    "CommittingWeightsTooFast": WriteCode.RATE_LIMITED,
+    "HotKeyNotRegisteredInSubNet": WriteCode.NOT_REGISTERED,
+    "HotKeyNotRegisteredInNetwork": WriteCode.NOT_REGISTERED,
+    "HotKeyAccountNotExists": WriteCode.NOT_REGISTERED,
+    "NeuronNoValidatorPermit": WriteCode.NOT_AUTHORIZED,
+    "ColdkeyLocked": WriteCode.NOT_AUTHORIZED,
+    "NotEnoughStakeToSetWeights": WriteCode.INSUFFICIENT_BALANCE,
+    "NotEnoughStakeToWithdraw": WriteCode.INSUFFICIENT_BALANCE,
+    "IncorrectWeightVersionKey": WriteCode.INVALID_ARGUMENT,
+    "UidVecContainInvalidOne": WriteCode.INVALID_ARGUMENT,
+    "WeightVecLengthIsLow": WriteCode.INVALID_ARGUMENT,
+    "SameNetuid": WriteCode.INVALID_ARGUMENT,
+    "InvalidIpAddress": WriteCode.INVALID_ARGUMENT,
+    "InvalidPort": WriteCode.INVALID_ARGUMENT,
+    "ValueError": WriteCode.INVALID_ARGUMENT,
+    "MaxWeightExceeded": WriteCode.LIMIT_EXCEEDED,
+    "AmountTooLow": WriteCode.LIMIT_EXCEEDED,
+    "MechanismDoesNotExist": WriteCode.SUBNET_NOT_EXISTS,
+}
+
+
+class Refused(Exception):
+    """A write that the chain would not take: its name of the error, detail, and blocks to wait if waiting helps."""
+
+    def outcome(self, block: int) -> WriteOutcome:
+        name, detail, *wait = self.args
+        following = Next.WAIT_BLOCKS if wait else Next.NOTHING
+        return WriteOutcome(False, REFUSALS[name], name, following, f"{name}: {detail}", block, *wait)
+
+
+def checked_vector(weights: Weights, mechid: int, mechanisms: int) -> dict[int, int]:
+    """`u16_weights` for one of the subnet's mechanisms; raises `Refused`."""
+    try:
+        vector = u16_weights(weights)
+    except ValueError as error:
+        raise Refused("ValueError", error) from None
+    if not 0 <= mechid < mechanisms:
+        raise Refused("MechanismDoesNotExist", f"mechid {mechid}, the subnet has {mechanisms}")
+    return vector
+
+
+def check_weights(
+    vector: Mapping[int, int], version_key: int, params: WeightParams, graph: Metagraph, hotkey: str, least_rao: int
+) -> Neuron:
+    """What the chain holds against a vector, in its order; raises `Refused`.
+
+    Args:
+        params: of this hotkey.
+        least_rao: the stake that setting weights needs; the subnet's owner needs neither it nor a permit.
+
+    Returns:
+        The hotkey's neuron.
+
+    Source: subtensor `do_set_weights`, `do_commit_timelocked_weights`; and `MaxWeightExceeded`, where the SDK alone
+        would clip and another vector than ours would be in force.
+    """
+    me = graph.by_hotkey(hotkey)
+    if me is None or params.last_update_block is None:
+        raise Refused("HotKeyNotRegisteredInSubNet", f"hotkey {hotkey} on netuid {graph.netuid}")
+    is_owner, only_itself = hotkey == graph.owner_hotkey, list(vector) == [me.uid]
+    if me.stake_rao < least_rao and not is_owner:
+        raise Refused("NotEnoughStakeToSetWeights", f"stake {me.stake_rao} rao, at least {least_rao}")
+    if version_key < params.version_key:
+        raise Refused("IncorrectWeightVersionKey", f"version key {version_key}, at least {params.version_key}")
+    wait = params.last_update_block + params.rate_limit_blocks - graph.block if params.last_update_block else 0
+    if wait > 0:
+        name = "CommittingWeightsTooFast" if params.commit_reveal else "SettingWeightsTooFast"
+        raise Refused(name, f"again in {wait} blocks", wait)
+    if not me.permit and not only_itself and not is_owner:
+        raise Refused("NeuronNoValidatorPermit", f"uid {me.uid} has no validator permit")
+    if unknown := vector.keys() - {neuron.uid for neuron in graph.neurons}:
+        raise Refused("UidVecContainInvalidOne", f"uid {min(unknown)}, the subnet has {len(graph.neurons)} uids")
+    if len(vector) < params.min_allowed_weights and not only_itself:
+        raise Refused("WeightVecLengthIsLow", f"{len(vector)} non-zero weights, at least {params.min_allowed_weights}")
+    largest, total = max(vector.values()), sum(vector.values())
+    if largest * U16_MAX > params.max_weight * total and not only_itself:
+        raise Refused("MaxWeightExceeded", f"a part of {largest}/{total}, at most {params.max_weight}/{U16_MAX}")
+    return me
+
+
+def check_amount(hotkey: str, amount_rao: int, held_rao: int, least_rao: int) -> None:
+    """Whether so much can leave a hotkey; raises `Refused`."""
+    if amount_rao > held_rao:
+        raise Refused("NotEnoughStakeToWithdraw", f"{amount_rao} rao of {held_rao} on {hotkey}")
+    if amount_rao < least_rao:
+        raise Refused("AmountTooLow", f"{amount_rao} rao, at least {least_rao}")
+
+
+def served_address(graph: Metagraph, hotkey: str, host: str, port: int) -> tuple[str, bool]:
+    """Host and port as the chain shows them, and whether it shows them of this hotkey already; raises `Refused`."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        raise Refused("InvalidIpAddress", f"{host!r} is not an IP address") from None
+    if not 1 <= port <= U16_MAX:
+        raise Refused("InvalidPort", f"port {port}, 1 to {U16_MAX}")
+    me, address = graph.by_hotkey(hotkey), f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+    if me is None:
+        raise Refused("HotKeyNotRegisteredInNetwork", f"hotkey {hotkey} is not registered")
+    return address, me.address == address
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The protocol
 
 
@@ -280,12 +392,11 @@ class Chain(Protocol):
         ...
 
     async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> WriteOutcome:
-        """Replace this hotkey's weight vector on a mechanism.
+        """Replace this hotkey's weight vector on a mechanism. Refused as `checked_vector` and `check_weights` say.
 
         Args:
             weights: `u16_weights` says what is stored of them.
             version_key: of the code that made them, 0 to 2**64 - 1.
-            mechid: the subnet's mechanism, 0 unless the subnet has several.
         """
         ...
 
@@ -303,7 +414,7 @@ class Chain(Protocol):
         ...
 
     async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
-        """Move this coldkey's stake from one hotkey to another within the subnet."""
+        """Move this coldkey's stake from one hotkey to another within the subnet; refused as `transfer_stake`."""
         ...
 
     async def transfer_stake(
@@ -311,8 +422,13 @@ class Chain(Protocol):
     ) -> WriteOutcome:
         """Give this coldkey's stake on `hotkey` to another coldkey; cannot be undone.
 
+        Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`,
+        `AmountTooLow`; on Bittensor also without the coldkey in the wallet, and for a wrong address.
+
         Args:
             dest_hotkey: where it lands, moved and given in one step; by default it stays on `hotkey`.
+
+        Source: subtensor `validate_stake_transition`.
         """
         ...
 
@@ -334,12 +450,7 @@ class Chain(Protocol):
         ...
 
     async def serve(self, host: str, port: int) -> WriteOutcome:
-        """Publish where this hotkey's server is reached.
-
-        Args:
-            host: an IPv4 or IPv6 address, not a name.
-            port: 1 to 65535.
-        """
+        """Publish where this hotkey's server is reached: an IPv4 or IPv6 address, not a name, and a port from 1."""
         ...
 
 
@@ -358,18 +469,17 @@ async def vector_in_force(chain: Chain, weights: Weights, mechid: int = 0) -> Wr
         ChainError: the chain could not be read.
     """
     params = await chain.weight_params(chain.hotkey, mechid)  # before the weights: a reveal in between is then seen
-    metagraph = await chain.metagraph()
-    me = metagraph.by_hotkey(chain.hotkey)
+    graph = await chain.metagraph()
+    me = graph.by_hotkey(chain.hotkey)
     if me is None:
-        name, detail = "HotKeyNotRegisteredInSubNet", f"hotkey {chain.hotkey} is not registered any more"
-        return WriteOutcome(False, WriteCode.NOT_REGISTERED, name, Next.NOTHING, f"{name}: {detail}", metagraph.block)
+        detail = f"hotkey {chain.hotkey} is not registered any more"
+        return Refused("HotKeyNotRegisteredInSubNet", detail).outcome(graph.block)
     stored = await chain.weights_of(me.uid, mechid)
     if stored == u16_weights(weights):
-        return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", metagraph.block)
+        return done(graph.block)
     if params.unrevealed_commits:
-        due = (await chain.epoch()).next_epoch_block or metagraph.block
+        wait = max(1, ((await chain.epoch()).next_epoch_block or graph.block) - graph.block)
         detail = f"NotRevealed: {params.unrevealed_commits} commits are still to be revealed"
-        wait = max(1, due - metagraph.block)
-        return WriteOutcome(False, WriteCode.TOO_EARLY, "NotRevealed", Next.WAIT_BLOCKS, detail, metagraph.block, wait)
+        return WriteOutcome(False, WriteCode.TOO_EARLY, "NotRevealed", Next.WAIT_BLOCKS, detail, graph.block, wait)
     detail = f"NotInForce: uid {me.uid} has {len(stored)} other weights; look at its stake, permit and version key"
-    return WriteOutcome(False, WriteCode.UNKNOWN, "NotInForce", Next.NOTHING, detail, metagraph.block)
+    return WriteOutcome(False, WriteCode.UNKNOWN, "NotInForce", Next.NOTHING, detail, graph.block)

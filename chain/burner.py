@@ -1,19 +1,97 @@
-"""The burn: a validator's whole weight on one target, by default the subnet's owner, for whom the chain pays nobody.
+"""The burn, and the loop that it and the sweep run in: nothing outside ends it, and it tells who asked.
 
-    await follow(Burner(chain, journal).step, poll_seconds, tell)
+    await follow(Burner(chain, journal).step, poll_seconds, teller(notifier, AlertRules(time.monotonic()), journal))
 
-Read next: `loop.py`, `weights.py` (weights that pay miners).
+A burn is a validator's whole weight on one target, by default the subnet's owner, for whom the chain pays nobody.
+Read next: `sweeping.py`, `weights.py` (weights that pay miners).
 """
 
 from __future__ import annotations
 
-from chain.base import ERA_BLOCKS, U16_MAX, Chain, Metagraph, Neuron, Next, refusal
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from chain.alerts import AlertRules
+from chain.base import BLOCK_SECONDS, ERA_BLOCKS, U16_MAX, Chain, ChainError, Metagraph, Neuron, Next, refusal
 from chain.journal import Journal
-from chain.loop import Result
+from chain.notify import Notifier
+from runtime.db import StoreError
+from runtime.process import EXIT_FAILED, EXIT_OK
 
 SET_WEIGHTS_INTERVAL_BLOCKS = 720  # two epochs, 2.4 hours
 RETRY_BLOCKS = 10  # after a refusal that waiting may not mend
 FATE_BLOCKS = 2 * ERA_BLOCKS  # then a write of unknown fate cannot land any more: its era, and half for signing it
+
+log = logging.getLogger("stake")
+
+
+class Result(NamedTuple):
+    """What one step of a loop came to.
+
+    Attributes:
+        wait_blocks: before there is something to do again, as far as is known.
+        problem: what it waits for or what is wrong, in one line; empty if nothing.
+        news: for `AlertRules.observe`.
+    """
+
+    wait_blocks: int
+    problem: str
+    news: dict[str, Any]
+
+
+async def follow(
+    step: Callable[[], Awaitable[Result]],
+    poll_seconds: float,
+    tell: Callable[[dict[str, Any]], Awaitable[None]],
+    once: bool = False,
+    longest_polls: int = 1,
+) -> int:
+    """Step for ever, whatever fails outside, saying what is wrong when that changes.
+
+    Args:
+        tell: gets the news of each step.
+        once: one step only.
+        longest_polls: sleep so many polls at most when a step knows that nothing is due.
+
+    Returns:
+        With `once`: EXIT_FAILED if something was wrong or is still to come, else EXIT_OK.
+    """
+    said = ""
+    while True:
+        try:
+            result = await step()
+            news = {"chain": True, **result.news}
+        except ChainError as error:
+            result, news = Result(1, f"the chain: {error}", {}), {"chain": False}
+        except (sqlite3.Error, StoreError) as error:
+            result, news = Result(1, f"the journal: {error}; is the disk full or the file in use?", {}), {}
+        if result.problem != said:
+            log.warning("%s", result.problem or "all is well again")
+        said = result.problem
+        try:
+            await tell(news)
+        except (sqlite3.Error, StoreError) as error:
+            log.warning("the journal: %s; the daily summary waits", error)
+        if once:
+            log.info("nothing else to do for %d blocks", result.wait_blocks)
+            return EXIT_FAILED if result.problem else EXIT_OK
+        await asyncio.sleep(min(max(poll_seconds, result.wait_blocks * BLOCK_SECONDS), poll_seconds * longest_polls))
+
+
+def teller(notifier: Notifier, rules: AlertRules, journal: Journal) -> Callable[[dict[str, Any]], Awaitable[None]]:
+    """Alerts, and at 00:00 UTC or at the first start after it the summary of the day."""
+
+    async def tell(news: dict[str, Any]) -> None:
+        for alert in rules.observe(time.monotonic(), **news):
+            notifier.notify(*alert)
+        if text := await journal.summary(time.time()):
+            notifier.notify("summary", text)
+
+    return tell
 
 
 class Burner:
@@ -23,7 +101,6 @@ class Burner:
         self,
         chain: Chain,
         journal: Journal,
-        *,
         interval_blocks: int = SET_WEIGHTS_INTERVAL_BLOCKS,
         target_uid: int | None = None,
         target_hotkey: str | None = None,
@@ -74,10 +151,8 @@ class Burner:
         standing["weights"] = outcome
         if outcome.ok:
             note = " (the owner: burned)" if target.coldkey == graph.owner_coldkey else ""
-            print(
-                f"block {outcome.block}: all weight of uid {me.uid} on uid {target.uid}, {target.hotkey}{note}",
-                flush=True,
-            )
+            said = f"all weight of uid {me.uid} on uid {target.uid}, {target.hotkey}{note}"
+            print(f"block {outcome.block}: {said}", flush=True)
             return Result(interval_blocks, "", standing)
         if outcome.next is Next.WAIT_BLOCKS:
             return Result(max(1, outcome.wait_blocks), "", standing)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import aiosqlite
-
+from chain.alerts import day_before, summary_due
 from chain.base import WriteOutcome
-from runtime.db import connect, transaction
+from runtime.db import Database, claim, connect, insert
 from runtime.process import UserError
 
 ROUNDING_RAO = 10  # a share pool may lose or leave a rao at each movement (subtensor; the SDK's notes on MoveStake)
@@ -148,7 +147,7 @@ CREATE TABLE summaries (  -- one row: the last daily summary, and what it covere
 class Journal:
     """What one wallet did and is about to do, in SQLite. Each method is a transaction."""
 
-    def __init__(self, db: aiosqlite.Connection, coldkey: str):
+    def __init__(self, db: Database, coldkey: str):
         """Use `Journal.open`."""
         self._db, self._coldkey = db, coldkey
 
@@ -161,21 +160,19 @@ class Journal:
             UserError: it is another wallet's or subnet's.
             StoreError: the file cannot be used.
         """
+        wallet = {"netuid": netuid, "hotkey": hotkey, "coldkey": coldkey}
         async with connect(path, MIGRATIONS) as db:
-            async with transaction(db):
-                await db.execute("INSERT OR IGNORE INTO wallet VALUES (1, ?, ?, ?)", (netuid, hotkey, coldkey))
-            journal = cls(db, coldkey)
-            whose = tuple(await journal._row("SELECT netuid, hotkey, coldkey FROM wallet"))
-            if whose != (netuid, hotkey, coldkey):
+            whose = await db.write(lambda connection: claim(connection, "wallet", **wallet))
+            if whose != wallet:
                 raise UserError(
-                    f"journal {path} is of netuid {whose[0]}, hotkey {whose[1]}; choose another with --journal"
+                    f"journal {path} is of netuid {whose['netuid']}, hotkey {whose['hotkey']};"
+                    " choose another with --journal"
                 )
-            yield journal
+            yield cls(db, coldkey)
 
     async def is_new(self) -> bool:
         """Nothing was ever done with it."""
-        row = await self._row("SELECT EXISTS (SELECT 1 FROM baselines) OR EXISTS (SELECT 1 FROM burns)")
-        return not row[0]
+        return not await self._db.value("SELECT EXISTS (SELECT 1 FROM baselines) OR EXISTS (SELECT 1 FROM burns)")
 
     # -- the sweep
 
@@ -190,133 +187,105 @@ class Journal:
             first_state: of the first epoch ever seen, `baseline` or `observed`.
         """
         miner_rao = now.rao[0]
-        async with transaction(self._db):
-            baseline = await self._baseline()
-            in_flight = await self._row("SELECT 1 FROM steps WHERE state = 'sent'")
-            seen = await self._row("SELECT * FROM seen")
+
+        def work(db: sqlite3.Connection) -> None:
+            baseline, state = _baseline(db), new_state
+            in_flight = db.execute("SELECT 1 FROM steps WHERE state = 'sent'").fetchone()
+            seen = db.execute("SELECT * FROM seen").fetchone()
             if baseline is None:
-                new_state = first_state
-                await self._add_baseline(now.block, miner_rao, "first reading")
+                state = first_state
+                _add_baseline(db, now.block, miner_rao, "first reading")
             else:
                 same_epoch = seen["epoch_block"] == now.epoch_block and seen["miner_rao"] is not None
                 change = miner_rao - seen["miner_rao"] if same_epoch else 0
                 moved = baseline + change if abs(change) > ROUNDING_RAO else baseline
                 if (allowed := max(0, min(moved, miner_rao))) != baseline:
-                    await self._add_baseline(now.block, allowed, f"{change:+d} rao without an epoch: not earned")
-            await self._db.execute(
+                    _add_baseline(db, now.block, allowed, f"{change:+d} rao without an epoch: not earned")
+            db.execute(
                 """INSERT INTO epochs (epoch_block, observed_block, state) SELECT ?, ?, ?
                 WHERE ? > (SELECT COALESCE(MAX(epoch_block), -1) FROM epochs)""",
-                (now.epoch_block, now.block, new_state, now.epoch_block),
+                (now.epoch_block, now.block, state, now.epoch_block),
             )
-            await self._db.execute(
-                "INSERT OR REPLACE INTO seen VALUES (1, ?, ?, ?, ?)",
-                (now.block, now.epoch_block, now.next_epoch_block, None if in_flight else miner_rao),
-            )
+            comparable = None if in_flight else miner_rao
+            seen = now.block, now.epoch_block, now.next_epoch_block, comparable
+            db.execute("INSERT OR REPLACE INTO seen VALUES (1, ?, ?, ?, ?)", seen)
 
-    async def _add_baseline(self, block: int, rao: int, reason: str) -> None:
-        await self._db.execute("INSERT INTO baselines VALUES (NULL, ?, ?, ?)", (block, rao, reason))
-        log.warning("baseline: %d rao on the miner hotkey are not swept (%s)", rao, reason)
+        await self._db.write(work)
 
     async def baseline_rao(self) -> int | None:
         """Stake on the miner hotkey that is not swept; None before the first reading."""
-        async with transaction(self._db):
-            return await self._baseline()
-
-    async def _baseline(self) -> int | None:
-        row = await self._row("SELECT rao FROM baselines ORDER BY id DESC LIMIT 1")
-        return row["rao"] if row else None
+        return await self._db.read(_baseline)
 
     async def open_step(self) -> Step | None:
         """The next movement of the oldest sweep that is not finished."""
-        row = await self._row("SELECT * FROM steps WHERE state IN ('planned', 'sent') ORDER BY id LIMIT 1")
+        row = await self._db.row("SELECT * FROM steps WHERE state IN ('planned', 'sent') ORDER BY id LIMIT 1")
         return Step(**row) if row else None
 
     async def next_epoch(self) -> int | None:
         """The oldest epoch that was observed and not yet planned."""
-        row = await self._row("SELECT MIN(epoch_block) FROM epochs WHERE state = 'observed'")
-        return row[0]
+        return await self._db.value("SELECT MIN(epoch_block) FROM epochs WHERE state = 'observed'")
 
     async def write_plan(self, epoch_block: int, earned_rao: int, steps: Sequence[Wanted]) -> None:
         """The movements of an epoch's sweep; without any there was nothing to sweep."""
-        async with transaction(self._db):
-            await self._db.execute(
-                "UPDATE epochs SET state = ?, earned_rao = ? WHERE epoch_block = ? AND state = 'observed'",
-                ("open" if steps else "nothing", earned_rao, epoch_block),
-            )
-            await self._db.executemany(
-                """INSERT INTO steps (epoch_block, action, origin_hotkey, dest_hotkey, dest_coldkey, amount_rao, state)
-                VALUES (?, ?, ?, ?, ?, ?, 'planned')""",
-                [(epoch_block, s.action, s.origin_hotkey, s.dest_hotkey, s.dest_coldkey, s.amount_rao) for s in steps],
-            )
+
+        def work(db: sqlite3.Connection) -> None:
+            sql = "UPDATE epochs SET state = ?, earned_rao = ? WHERE epoch_block = ? AND state = 'observed'"
+            db.execute(sql, ("open" if steps else "nothing", earned_rao, epoch_block))
+            insert(db, "steps", [asdict(step) | {"epoch_block": epoch_block, "state": "planned"} for step in steps])
+
+        await self._db.write(work)
 
     async def sending(self, step: Step, amount_rao: int, before: Reading) -> Step:
         """Before anything is sent: how much, and what origin and destination had."""
-        async with transaction(self._db):
-            await self._db.execute(
+
+        def work(db: sqlite3.Connection) -> Step:
+            db.execute(
                 """UPDATE steps SET state = 'sent', attempts = attempts + 1, amount_rao = ?, sent_block = ?,
                 sent_epoch_block = ?, origin_before_rao = ?, dest_before_rao = ?, detail = '' WHERE id = ?""",
                 (amount_rao, before.block, before.epoch_block, *before.rao, step.id),
             )
-            await self._db.execute("UPDATE seen SET miner_rao = NULL")
-            return Step(**await self._row("SELECT * FROM steps WHERE id = ?", step.id))
+            db.execute("UPDATE seen SET miner_rao = NULL")
+            return Step(**db.execute("SELECT * FROM steps WHERE id = ?", (step.id,)).fetchone())
+
+        return await self._db.write(work)
 
     async def not_applied(self, step: Step, retry_block: int, detail: str) -> None:
         """The last attempt certainly did not happen; the next is made at `retry_block`."""
-        async with transaction(self._db):
-            await self._db.execute(
-                "UPDATE steps SET state = 'planned', retry_block = ?, detail = ? WHERE id = ?",
-                (retry_block, detail, step.id),
-            )
+        sql = "UPDATE steps SET state = 'planned', retry_block = ?, detail = ? WHERE id = ?"
+        await self._db.write(lambda db: db.execute(sql, (retry_block, detail, step.id)).rowcount)
 
     async def applied(self, step: Step, extrinsic: str | None, after: Reading, detail: str) -> bool:
-        """The chain shows the step.
+        """The chain shows the step. Returns whether it was the last of its epoch's sweep."""
 
-        Returns:
-            True when it was the last of its epoch's sweep.
-        """
-        async with transaction(self._db):
-            await self._db.execute(
+        def work(db: sqlite3.Connection) -> bool:
+            db.execute(
                 """UPDATE steps SET state = 'applied', extrinsic = ?, origin_after_rao = ?, dest_after_rao = ?,
                 detail = ? WHERE id = ?""",
                 (extrinsic, *after.rao, detail, step.id),
             )
-            return await self._close(step.epoch_block)
+            return _close(db, step.epoch_block)
+
+        return await self._db.write(work)
 
     async def drop(self, step: Step, detail: str) -> None:
         """What the step was to move is gone: it and the rest of its epoch's sweep will not be sent."""
-        async with transaction(self._db):
-            await self._db.execute(
-                "UPDATE steps SET state = 'dropped', detail = ? WHERE epoch_block = ? AND state = 'planned'",
-                (detail, step.epoch_block),
-            )
-            await self._close(step.epoch_block)
 
-    async def _close(self, epoch_block: int) -> bool:
-        done = await self._db.execute(
-            """UPDATE epochs SET state = 'swept' WHERE epoch_block = ? AND NOT EXISTS
-            (SELECT 1 FROM steps s WHERE s.epoch_block = epochs.epoch_block AND s.state IN ('planned', 'sent'))""",
-            (epoch_block,),
-        )
-        return bool(done.rowcount)
+        def work(db: sqlite3.Connection) -> None:
+            sql = "UPDATE steps SET state = 'dropped', detail = ? WHERE epoch_block = ? AND state = 'planned'"
+            db.execute(sql, (detail, step.epoch_block))
+            _close(db, step.epoch_block)
+
+        await self._db.write(work)
 
     async def extrinsics(self) -> set[str]:
         """The chain's records that belong to finished steps."""
-        rows = await self._db.execute_fetchall("SELECT extrinsic FROM steps WHERE extrinsic IS NOT NULL")
-        return {row[0] for row in rows}
+        return {row[0] for row in await self._db.rows("SELECT extrinsic FROM steps WHERE extrinsic IS NOT NULL")}
 
     async def check_addresses(self, aggregator_hotkey: str, destination_coldkey: str) -> None:
-        """See that a sweep that was begun goes to these addresses.
-
-        Raises:
-            UserError: it does not.
-        """
-        other = await self._row(
-            """SELECT * FROM steps WHERE state IN ('planned', 'sent')
-            AND (dest_hotkey != ? OR (action = 'transfer' AND dest_coldkey != ?))""",
-            aggregator_hotkey,
-            destination_coldkey,
-        )
-        if other:
+        """See that a sweep that was begun goes to these addresses; raises `UserError`."""
+        sql = """SELECT * FROM steps WHERE state IN ('planned', 'sent')
+            AND (dest_hotkey != ? OR (action = 'transfer' AND dest_coldkey != ?))"""
+        if other := await self._db.row(sql, aggregator_hotkey, destination_coldkey):
             raise UserError(
                 f"the sweep of epoch {other['epoch_block']} was begun to {other['dest_hotkey']} of"
                 f" {other['dest_coldkey']}; let it end with those addresses first"
@@ -326,78 +295,82 @@ class Journal:
 
     async def bind_target(self, uid: int, hotkey: str | None) -> str | None:
         """The hotkey that `uid` meant when it was first given; `hotkey`, who has it, if that is now."""
-        async with transaction(self._db):
+
+        def work(db: sqlite3.Connection) -> str | None:
             if hotkey is not None:
-                await self._db.execute("INSERT OR IGNORE INTO targets VALUES (?, ?)", (uid, hotkey))
-            row = await self._row("SELECT hotkey FROM targets WHERE uid = ?", uid)
+                insert(db, "targets", [{"uid": uid, "hotkey": hotkey}], "INSERT OR IGNORE")
+            row = db.execute("SELECT hotkey FROM targets WHERE uid = ?", (uid,)).fetchone()
             return row["hotkey"] if row else None
 
+        return await self._db.write(work)
+
     async def add_burn(self, uid: int, hotkey: str, outcome: WriteOutcome) -> None:
-        result = "set" if outcome.ok else outcome.name
-        async with transaction(self._db):
-            await self._db.execute(
-                "INSERT INTO burns VALUES (NULL, ?, ?, ?, ?, ?)", (outcome.block, uid, hotkey, result, outcome.detail)
-            )
+        whose = {"block": outcome.block, "uid": uid, "hotkey": hotkey}
+        row = whose | {"result": "set" if outcome.ok else outcome.name, "detail": outcome.detail}
+        await self._db.write(lambda db: insert(db, "burns", [row]))
 
     # -- for people
 
     async def lines(self) -> list[str]:
         """The newest rows, the oldest of them first."""
-        epochs = await self._db.execute_fetchall(
-            "SELECT * FROM (SELECT * FROM epochs ORDER BY epoch_block DESC LIMIT ?) ORDER BY epoch_block", (SHOWN_ROWS,)
-        )
+        newest = "SELECT * FROM (SELECT * FROM {0} ORDER BY {1} DESC LIMIT ?) ORDER BY {1}"
         lines = []
-        for epoch in epochs:
+        for epoch in await self._db.rows(newest.format("epochs", "epoch_block"), SHOWN_ROWS):
             lines.append(f"epoch {epoch['epoch_block']}: {epoch['state']}, earned {alpha(epoch['earned_rao'])}")
-            for row in await self._db.execute_fetchall(
-                "SELECT * FROM steps WHERE epoch_block = ? ORDER BY id", (epoch["epoch_block"],)
-            ):
+            sql = "SELECT * FROM steps WHERE epoch_block = ? ORDER BY id"
+            for step in [Step(**row) for row in await self._db.rows(sql, epoch["epoch_block"])]:
                 lines.append(
-                    f"  step {row['id']}: {row['action']} {alpha(row['amount_rao'])} to {row['dest_hotkey']} of"
-                    f" {row['dest_coldkey']}: {row['state']}, block {row['sent_block']}, extrinsic {row['extrinsic']},"
-                    f" origin {row['origin_before_rao']} -> {row['origin_after_rao']} rao"
-                    f"{', ' + row['detail'] if row['detail'] else ''}"
+                    f"  step {step.id}: {step.action} {alpha(step.amount_rao)} to {step.dest_hotkey} of"
+                    f" {step.dest_coldkey}: {step.state}, block {step.sent_block}, extrinsic {step.extrinsic},"
+                    f" origin {step.origin_before_rao} -> {step.origin_after_rao} rao"
+                    f"{', ' + step.detail if step.detail else ''}"
                 )
-        burns = await self._db.execute_fetchall(
-            "SELECT * FROM (SELECT * FROM burns ORDER BY id DESC LIMIT ?) ORDER BY id", (SHOWN_ROWS,)
-        )
+        burns = await self._db.rows(newest.format("burns", "id"), SHOWN_ROWS)
         lines += [f"block {b['block']}: weights on uid {b['uid']}: {b['result']} {b['detail']}".rstrip() for b in burns]
         return lines or ["empty"]
 
-    async def summary(self, first_day: str, due: Callable[[str], str | None]) -> str:
-        """The daily summary if it is due, else empty; what it tells is then told.
+    async def summary(self, now: float) -> str | None:
+        """The daily summary if it is due (`summary_due`); what it tells is then told."""
 
-        Args:
-            first_day: the day before the journal's first.
-            due: from the day of the last summary to the day of the one due, or None.
-        """
-        async with transaction(self._db):
-            await self._db.execute("INSERT OR IGNORE INTO summaries VALUES (1, ?, 0, 0)", (first_day,))
-            last = await self._row("SELECT * FROM summaries")
-            day = due(last["day"])
-            if day is None:
-                return ""
-            swept = await self._row(
+        def work(db: sqlite3.Connection) -> str | None:
+            db.execute("INSERT OR IGNORE INTO summaries VALUES (1, ?, 0, 0)", (day_before(now),))
+            last = db.execute("SELECT * FROM summaries").fetchone()
+            if (day := summary_due(now, last["day"])) is None:
+                return None
+            swept = db.execute(
                 """SELECT COUNT(*) AS steps, COALESCE(SUM(amount_rao), 0) AS rao, MAX(epoch_block) AS last FROM steps
                 WHERE state = 'applied' AND action = 'transfer' AND epoch_block > ?""",
-                last["epoch_block"],
-            )
-            burns = await self._row(
+                (last["epoch_block"],),
+            ).fetchone()
+            burns = db.execute(
                 """SELECT COUNT(*) AS tries, COALESCE(SUM(result = 'set'), 0) AS ok, MAX(id) AS last
                 FROM burns WHERE id > ?""",
-                last["burn_id"],
-            )
-            await self._db.execute(
-                "UPDATE summaries SET day = ?, epoch_block = ?, burn_id = ?",
-                (day, swept["last"] or last["epoch_block"], burns["last"] or last["burn_id"]),
-            )
+                (last["burn_id"],),
+            ).fetchone()
+            values = day, swept["last"] or last["epoch_block"], burns["last"] or last["burn_id"]
+            db.execute("UPDATE summaries SET day = ?, epoch_block = ?, burn_id = ?", values)
             return (
                 f"{day}, 00:00 UTC: {swept['steps']} transfers, {alpha(swept['rao'])};"
                 f" weights set {burns['ok']} times of {burns['tries']} tries"
             )
 
-    async def _row(self, sql: str, *values: object) -> sqlite3.Row | None:
-        return next(iter(await self._db.execute_fetchall(sql, values)), None)
+        return await self._db.write(work)
+
+
+def _baseline(db: sqlite3.Connection) -> int | None:
+    row = db.execute("SELECT rao FROM baselines ORDER BY id DESC LIMIT 1").fetchone()
+    return row["rao"] if row else None
+
+
+def _add_baseline(db: sqlite3.Connection, block: int, rao: int, reason: str) -> None:
+    insert(db, "baselines", [{"block": block, "rao": rao, "reason": reason}])
+    log.warning("baseline: %d rao on the miner hotkey are not swept (%s)", rao, reason)
+
+
+def _close(db: sqlite3.Connection, epoch_block: int) -> bool:
+    sql = """UPDATE epochs SET state = 'swept' WHERE epoch_block = ? AND NOT EXISTS
+        (SELECT 1 FROM steps s WHERE s.epoch_block = epochs.epoch_block AND s.state IN ('planned', 'sent'))"""
+    return bool(db.execute(sql, (epoch_block,)).rowcount)
 
 
 def alpha(rao: int) -> str:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chain.base import U16_MAX, ChainError, Neuron
+from chain.base import U16_MAX, ChainError, EpochInfo, Metagraph, Neuron, WeightParams
 
 MIGRATIONS = (
     """CREATE TABLE subnet (  -- one row: the head of the chain and the subnet's owner and rules
@@ -108,9 +108,8 @@ DEFAULT_RULES = Hyperparameters()
 
 def advance(db: sqlite3.Connection, subnet: sqlite3.Row, target: int, triggered: bool = False) -> None:
     """Run the epochs due up to `target` in memory, or one there at once, and write the end state."""
-    rules = rules_of(subnet)
-    (last,) = row_of(db, "SELECT MAX(block) FROM epochs")
-    due = next_epoch(rules.tempo, last, subnet["block"])
+    rules, epoch = rules_of(subnet), epoch_of(db, subnet)
+    last, due = epoch.last_epoch_block, epoch.next_epoch_block
     if triggered:
         due = target if target > last else None
     if due is not None and due <= target:
@@ -125,9 +124,8 @@ def advance(db: sqlite3.Connection, subnet: sqlite3.Row, target: int, triggered:
             paid = pay(rules, subnet, neurons, vectors, emitted)
             earned.update(paid)
             epochs.append((due, emitted, paid.total(), emitted - paid.total()))
-            neurons = with_permits(
-                rules, [dataclasses.replace(n, stake_rao=n.stake_rao + paid[n.uid]) for n in neurons]
-            )
+            richer = [dataclasses.replace(n, stake_rao=n.stake_rao + paid[n.uid]) for n in neurons]
+            neurons = with_permits(rules, richer)
             last, due = due, target + 1 if triggered else due + rules.tempo
         db.executemany("INSERT INTO epochs VALUES (?, ?, ?, ?)", epochs)
         for n in neurons:
@@ -149,23 +147,17 @@ def register(db: sqlite3.Connection, hotkey: str, coldkey: str, stake_rao: int) 
         add_stake(db, hotkey, coldkey, stake_rao)
     (uid,) = row_of(db, "SELECT COUNT(*) FROM neurons")
     if uid >= rules.max_uids:
-        pruned = row_of(
-            db,
-            """SELECT uid FROM neurons WHERE hotkey != ?
-            ORDER BY registered_block > ?, emission_rao, registered_block, uid LIMIT 1""",
-            subnet["owner_hotkey"],
-            block - rules.immunity_blocks,
-        )
+        sql = """SELECT uid FROM neurons WHERE hotkey != ?
+            ORDER BY registered_block > ?, emission_rao, registered_block, uid LIMIT 1"""
+        pruned = row_of(db, sql, subnet["owner_hotkey"], block - rules.immunity_blocks)
         if pruned is None:
             raise ChainError(f"NoNeuronIdAvailable: max_uids {rules.max_uids} leaves no uid to hotkey {hotkey}")
         uid = pruned["uid"]
         db.execute("DELETE FROM weights WHERE uid = ?", (uid,))
         db.execute("DELETE FROM neurons WHERE uid = ?", (uid,))
     db.execute("INSERT INTO neurons (uid, hotkey, registered_block) VALUES (?, ?, ?)", (uid, hotkey, block))
-    db.executemany(
-        "UPDATE neurons SET permit = ? WHERE uid = ?",
-        [(n.permit, n.uid) for n in with_permits(rules, neurons_of(db))],
-    )
+    permits = [(n.permit, n.uid) for n in with_permits(rules, neurons_of(db))]
+    db.executemany("UPDATE neurons SET permit = ? WHERE uid = ?", permits)
     return uid
 
 
@@ -178,13 +170,27 @@ def neurons_of(db: sqlite3.Connection) -> list[Neuron]:
     return [Neuron(**{**dict(row), "permit": bool(row["permit"])}) for row in rows]
 
 
+def metagraph_of(db: sqlite3.Connection, subnet: sqlite3.Row) -> Metagraph:
+    owner = subnet["owner_hotkey"], subnet["owner_coldkey"]
+    return Metagraph(subnet["netuid"], subnet["block"], rules_of(subnet).tempo, *owner, tuple(neurons_of(db)))
+
+
+def epoch_of(db: sqlite3.Connection, subnet: sqlite3.Row) -> EpochInfo:
+    tempo, (last,) = rules_of(subnet).tempo, row_of(db, "SELECT MAX(block) FROM epochs")
+    return EpochInfo(last, tempo, next_epoch(tempo, last, subnet["block"]))
+
+
+def weight_params_of(db: sqlite3.Connection, subnet: sqlite3.Row, hotkey: str, mechid: int) -> WeightParams:
+    rules, last = rules_of(subnet), None
+    if neuron := neuron_of(db, hotkey):
+        row = row_of(db, "SELECT block FROM weights WHERE mechid = ? AND uid = ?", mechid, neuron.uid)
+        last = row["block"] if row else neuron.registered_block
+    limits = rules.weights_rate_limit_blocks, rules.min_allowed_weights, rules.max_weight
+    return WeightParams(*limits, rules.version_key, commit_reveal=False, last_update_block=last)
+
+
 def neuron_of(db: sqlite3.Connection, hotkey: str) -> Neuron | None:
     return next((neuron for neuron in neurons_of(db) if neuron.hotkey == hotkey), None)
-
-
-def last_update(db: sqlite3.Connection, neuron: Neuron, mechid: int) -> int:
-    row = row_of(db, "SELECT block FROM weights WHERE mechid = ? AND uid = ?", mechid, neuron.uid)
-    return row["block"] if row else neuron.registered_block
 
 
 def stake_of(db: sqlite3.Connection, hotkey: str, coldkey: str) -> int:

@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import ipaddress
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from chain.base import (
     BLOCK_SECONDS,
-    U16_MAX,
     ChainError,
     EpochInfo,
     Metagraph,
     Next,
     Pool,
+    Refused,
     StakeMove,
     WeightParams,
     Weights,
     WriteCode,
     WriteOutcome,
-    u16_weights,
+    check_amount,
+    check_weights,
+    checked_vector,
+    done,
+    served_address,
 )
 from chain.ledger import (
     DEFAULT_RULES,
@@ -38,17 +41,16 @@ from chain.ledger import (
     Hyperparameters,
     add_stake,
     advance,
-    last_update,
-    neuron_of,
-    neurons_of,
-    next_epoch,
+    epoch_of,
+    metagraph_of,
     register,
     row_of,
     rules_of,
     stake_of,
     vector_of,
+    weight_params_of,
 )
-from runtime.db import Database, connect
+from runtime.db import Database, connect, insert
 
 T = TypeVar("T")
 
@@ -56,34 +58,10 @@ OWNER_HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"  # Substrate's
 OWNER_COLDKEY = "5GNJqTPyNqANBkUVMN1LPPrxXnFouWXoe2wNSmmEoLctxiZY"  # ... and //Alice//stash: nobody's real keys
 OWNER_STAKE_RAO = 10_000 * 10**9
 
-REFUSALS = {  # the chain's error names that LocalChain knows, and their kind in the SDK's error map
-    "SettingWeightsTooFast": WriteCode.RATE_LIMITED,
-    "HotKeyNotRegisteredInSubNet": WriteCode.NOT_REGISTERED,
-    "HotKeyNotRegisteredInNetwork": WriteCode.NOT_REGISTERED,
-    "HotKeyAccountNotExists": WriteCode.NOT_REGISTERED,
-    "NeuronNoValidatorPermit": WriteCode.NOT_AUTHORIZED,
-    "NotEnoughStakeToSetWeights": WriteCode.INSUFFICIENT_BALANCE,
-    "NotEnoughStakeToWithdraw": WriteCode.INSUFFICIENT_BALANCE,
-    "IncorrectWeightVersionKey": WriteCode.INVALID_ARGUMENT,
-    "UidVecContainInvalidOne": WriteCode.INVALID_ARGUMENT,
-    "WeightVecLengthIsLow": WriteCode.INVALID_ARGUMENT,
-    "SameNetuid": WriteCode.INVALID_ARGUMENT,
-    "InvalidIpAddress": WriteCode.INVALID_ARGUMENT,
-    "InvalidPort": WriteCode.INVALID_ARGUMENT,
-    "ValueError": WriteCode.INVALID_ARGUMENT,
-    "MaxWeightExceeded": WriteCode.LIMIT_EXCEEDED,
-    "AmountTooLow": WriteCode.LIMIT_EXCEEDED,
-    "MechanismDoesNotExist": WriteCode.SUBNET_NOT_EXISTS,
-}
-
 
 def block_at(seconds: float) -> int:
     """The number of the block of a unix time, for market time and wall clock alike: floor(seconds / 12 s)."""
     return int(seconds // BLOCK_SECONDS)
-
-
-class _Refused(Exception):
-    """Name of the chain's error, detail, and blocks to wait if waiting helps."""
 
 
 def _outcome(write: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[WriteOutcome]]:
@@ -93,19 +71,17 @@ def _outcome(write: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[W
     async def wrapper(self: LocalChain, *args, **kwargs) -> WriteOutcome:
         try:
             await write(self, *args, **kwargs)
-        except _Refused as refusal:
-            name, detail, *wait = refusal.args
-            following = Next.WAIT_BLOCKS if wait else Next.NOTHING
-            return WriteOutcome(False, REFUSALS[name], name, following, f"{name}: {detail}", self._head, *wait)
+        except Refused as refused:
+            return refused.outcome(self._head)
         except ChainError as error:  # perhaps the commit itself: nobody knows
             return WriteOutcome(False, WriteCode.UNKNOWN, "ChainError", Next.READ_STATE_FIRST, str(error), self._head)
-        return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", self._head)
+        return done(self._head)
 
     return wrapper
 
 
 class LocalChain:
-    """A subnet on this machine, in an SQLite file that several processes share at once. Follows `chain.Chain`.
+    """A subnet on this machine, in an SQLite file that several processes share at once. Follows `Chain`.
 
     Trust: there are no signatures. The ledger believes every process that can write the file; keys are only names (ss58
     strings given by the caller).
@@ -146,13 +122,11 @@ class LocalChain:
         """Open the ledger; make it if it is new: block `genesis_block`, owner as uid 0 with stake.
 
         Args:
-            path: the file.
             hotkey, coldkey: the wallet that this instance acts for, ss58.
             clock: unix seconds, for the one process that advances the blocks with the clock.
             genesis_block: the first block of a new ledger, default the clock's; ignored by an existing ledger, as are
-                `owner` and `hyperparameters`.
+                `owner` (hotkey and coldkey) and `hyperparameters`.
             netuid: must be the ledger's, when there is one.
-            owner: hotkey and coldkey of the subnet's owner.
 
         Raises:
             ChainError: no ledger, and neither clock nor genesis block to start one (only the validator does), or the
@@ -188,11 +162,8 @@ class LocalChain:
         """Let the chain reach `block`, running the epochs on the way; a lower one changes nothing.
 
         All or nothing: a crash in the middle leaves the block and the payments as they were before.
-
-        Returns:
-            The newest block.
+        Returns the newest block.
         """
-
         return await self._at_head(lambda db, subnet: subnet["block"], block)
 
     async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -218,68 +189,31 @@ class LocalChain:
     # -- reads
 
     async def metagraph(self, block: int | None = None) -> Metagraph:
-        """The subnet now: the ledger keeps no history, so `block`, if given, must be the newest.
-
-        Raises:
-            ChainError: another block was asked for.
-        """
-
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
-            if block not in (None, subnet["block"]):
-                raise ChainError(f"metagraph at block {block}: the ledger only knows its newest, {subnet['block']}")
-            return Metagraph(
-                netuid=subnet["netuid"],
-                block=subnet["block"],
-                tempo=rules_of(subnet).tempo,
-                owner_hotkey=subnet["owner_hotkey"],
-                owner_coldkey=subnet["owner_coldkey"],
-                neurons=tuple(neurons_of(db)),
-            )
-
-        return await self._at_head(work)
+        """The subnet now: the ledger keeps no history, so `block`, if given, must be the newest."""
+        graph = await self._at_head(metagraph_of)
+        if block not in (None, graph.block):
+            raise ChainError(f"metagraph at block {block}: the ledger only knows its newest, {graph.block}")
+        return graph
 
     async def epoch(self) -> EpochInfo:
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
-            tempo = rules_of(subnet).tempo
-            (last,) = row_of(db, "SELECT MAX(block) FROM epochs")
-            return EpochInfo(last, tempo, next_epoch(tempo, last, subnet["block"]))
-
-        return await self._at_head(work)
+        return await self._at_head(epoch_of)
 
     async def weight_params(self, hotkey: str, mechid: int = 0) -> WeightParams:
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
-            rules, neuron = rules_of(subnet), neuron_of(db, hotkey)
-            return WeightParams(
-                rate_limit_blocks=rules.weights_rate_limit_blocks,
-                min_allowed_weights=rules.min_allowed_weights,
-                max_weight=rules.max_weight,
-                version_key=rules.version_key,
-                commit_reveal=False,
-                last_update_block=last_update(db, neuron, mechid) if neuron else None,
-            )
-
-        return await self._at_head(work)
+        return await self._at_head(lambda db, subnet: weight_params_of(db, subnet, hotkey, mechid))
 
     async def weights_of(self, uid: int, mechid: int = 0) -> dict[int, int]:
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
-            row = row_of(db, "SELECT vector FROM weights WHERE mechid = ? AND uid = ?", mechid, uid)
-            return vector_of(row) if row else {}
-
-        return await self._at_head(work)
+        sql = "SELECT vector FROM weights WHERE mechid = ? AND uid = ?"
+        row = await self._at_head(lambda db, subnet: row_of(db, sql, mechid, uid))
+        return vector_of(row) if row else {}
 
     async def stake(self, hotkey: str, coldkey: str) -> int:
         return await self._at_head(lambda db, subnet: stake_of(db, hotkey, coldkey))
 
     async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
-            found = db.execute(
-                """SELECT block || '-' || id AS extrinsic, block, origin_hotkey, dest_hotkey, dest_coldkey FROM moves
-                WHERE coldkey = ? AND block BETWEEN ? AND ? ORDER BY id""",
-                (self.coldkey, from_block, to_block),
-            )
-            return [StakeMove(**row) for row in found]
-
-        return await self._at_head(work)
+        sql = """SELECT block || '-' || id AS extrinsic, block, origin_hotkey, dest_hotkey, dest_coldkey FROM moves
+            WHERE coldkey = ? AND block BETWEEN ? AND ? ORDER BY id"""
+        values = self.coldkey, from_block, to_block
+        return [StakeMove(**row) for row in await self._at_head(lambda db, subnet: db.execute(sql, values).fetchall())]
 
     async def free_balance(self) -> None:
         """None: there are no fees."""
@@ -292,109 +226,53 @@ class LocalChain:
 
     @_outcome
     async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> None:
-        """See `chain.Chain.set_weights`.
+        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> None:
+            rules, graph = rules_of(subnet), metagraph_of(db, subnet)
+            vector = checked_vector(weights, mechid, rules.mechanism_count)
+            params = weight_params_of(db, subnet, self.hotkey, mechid)
+            fewest = min(params.min_allowed_weights, len(graph.neurons))  # a young subnet has fewer
+            params = dataclasses.replace(params, min_allowed_weights=fewest)
+            own = check_weights(vector, version_key, params, graph, self.hotkey, rules.stake_threshold_rao)
+            row = {"mechid": mechid, "uid": own.uid, "block": graph.block, "vector": json.dumps(vector)}
+            insert(db, "weights", [row], "INSERT OR REPLACE")
 
-        Refused, in the chain's order: `ValueError` (numbers that make no vector), `MechanismDoesNotExist`,
-        `HotKeyNotRegisteredInSubNet`, `NotEnoughStakeToSetWeights`, `IncorrectWeightVersionKey`,
-        `SettingWeightsTooFast` (the first time counted from the registration), `NeuronNoValidatorPermit`,
-        `UidVecContainInvalidOne`, `WeightVecLengthIsLow`, `MaxWeightExceeded` (the SDK would clip instead).
-
-        Source: subtensor `do_set_weights`.
-        """
-
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
-            rules = rules_of(subnet)
-            try:
-                vector = u16_weights(weights)
-            except ValueError as error:
-                raise _Refused("ValueError", error) from None
-            if not 0 <= mechid < rules.mechanism_count:
-                raise _Refused("MechanismDoesNotExist", f"mechid {mechid}, the subnet has {rules.mechanism_count}")
-            neurons = {neuron.uid: neuron for neuron in neurons_of(db)}
-            own = next((neuron for neuron in neurons.values() if neuron.hotkey == self.hotkey), None)
-            if own is None:
-                raise _Refused("HotKeyNotRegisteredInSubNet", f"hotkey {self.hotkey} on netuid {subnet['netuid']}")
-            if own.stake_rao < (least := rules.stake_threshold_rao):
-                raise _Refused("NotEnoughStakeToSetWeights", f"stake {own.stake_rao} rao, at least {least}")
-            if version_key < rules.version_key:
-                raise _Refused("IncorrectWeightVersionKey", f"version key {version_key}, at least {rules.version_key}")
-            wait = last_update(db, own, mechid) + rules.weights_rate_limit_blocks - subnet["block"]
-            if wait > 0:
-                raise _Refused("SettingWeightsTooFast", f"again in {wait} blocks", wait)
-            only_itself = list(vector) == [own.uid]
-            if not own.permit and not only_itself:
-                raise _Refused("NeuronNoValidatorPermit", f"uid {own.uid} has no validator permit")
-            if unknown := vector.keys() - neurons.keys():
-                raise _Refused("UidVecContainInvalidOne", f"uid {min(unknown)}, the subnet has {len(neurons)} uids")
-            if len(vector) < (fewest := min(rules.min_allowed_weights, len(neurons))) and not only_itself:
-                raise _Refused("WeightVecLengthIsLow", f"{len(vector)} non-zero weights, at least {fewest}")
-            largest, total = max(vector.values()), sum(vector.values())
-            if largest * U16_MAX > rules.max_weight * total and not only_itself:
-                raise _Refused(
-                    "MaxWeightExceeded", f"a part of {largest}/{total}, at most {rules.max_weight}/{U16_MAX}"
-                )
-            db.execute(
-                "INSERT OR REPLACE INTO weights VALUES (?, ?, ?, ?)",
-                (mechid, own.uid, subnet["block"], json.dumps(vector)),
-            )
-
-        return await self._at_head(work)
+        await self._at_head(work)
 
     @_outcome
     async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> None:
-        """See `chain.Chain.move_stake`; refused as `transfer_stake`."""
         await self._move(origin_hotkey, dest_hotkey, self.coldkey, amount_rao)
 
     @_outcome
     async def transfer_stake(
         self, hotkey: str, dest_coldkey: str, amount_rao: int, dest_hotkey: str | None = None
     ) -> None:
-        """See `chain.Chain.transfer_stake`.
-
-        Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`,
-        `AmountTooLow`.
-
-        Source: subtensor `validate_stake_transition`; its minimum within a subnet is that of earlier runtimes.
-        """
         await self._move(hotkey, dest_hotkey or hotkey, dest_coldkey, amount_rao)
 
     async def _move(self, origin_hotkey: str, dest_hotkey: str, dest_coldkey: str, amount_rao: int) -> None:
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
+        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> None:
             if (origin_hotkey, self.coldkey) == (dest_hotkey, dest_coldkey):
-                raise _Refused("SameNetuid", f"origin and destination are both {dest_hotkey} of {dest_coldkey}")
+                raise Refused("SameNetuid", f"origin and destination are both {dest_hotkey} of {dest_coldkey}")
             for hotkey in (origin_hotkey, dest_hotkey):
                 if not row_of(db, "SELECT 1 FROM hotkeys WHERE hotkey = ?", hotkey):
-                    raise _Refused("HotKeyAccountNotExists", f"hotkey {hotkey} was never registered")
-            if amount_rao > (held := stake_of(db, origin_hotkey, self.coldkey)):
-                raise _Refused("NotEnoughStakeToWithdraw", f"{amount_rao} rao of {held} on {origin_hotkey}")
-            if amount_rao < (least := rules_of(subnet).min_stake_move_rao):
-                raise _Refused("AmountTooLow", f"{amount_rao} rao, at least {least}")
+                    raise Refused("HotKeyAccountNotExists", f"hotkey {hotkey} was never registered")
+            held = stake_of(db, origin_hotkey, self.coldkey)
+            check_amount(origin_hotkey, amount_rao, held, rules_of(subnet).min_stake_move_rao)
             add_stake(db, origin_hotkey, self.coldkey, -amount_rao)
             add_stake(db, dest_hotkey, dest_coldkey, amount_rao)
+            ends = origin_hotkey, dest_hotkey, dest_coldkey
             db.execute(
-                "INSERT INTO moves VALUES (NULL, ?, ?, ?, ?, ?, ?)",
-                (subnet["block"], self.coldkey, origin_hotkey, dest_hotkey, dest_coldkey, amount_rao),
+                "INSERT INTO moves VALUES (NULL, ?, ?, ?, ?, ?, ?)", (subnet["block"], self.coldkey, *ends, amount_rao)
             )
 
-        return await self._at_head(work)
+        await self._at_head(work)
 
     @_outcome
     async def serve(self, host: str, port: int) -> None:
-        """See `chain.Chain.serve`. Refused: `InvalidIpAddress`, `InvalidPort`, `HotKeyNotRegisteredInNetwork`."""
+        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> None:
+            address, _ = served_address(metagraph_of(db, subnet), self.hotkey, host, port)
+            db.execute("UPDATE neurons SET address = ? WHERE hotkey = ?", (address, self.hotkey))
 
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
-            try:
-                ip = ipaddress.ip_address(host)
-            except ValueError:
-                raise _Refused("InvalidIpAddress", f"{host!r} is not an IP address") from None
-            if not 1 <= port <= U16_MAX:
-                raise _Refused("InvalidPort", f"port {port}, 1 to {U16_MAX}")
-            address = f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
-            done = db.execute("UPDATE neurons SET address = ? WHERE hotkey = ?", (address, self.hotkey))
-            if not done.rowcount:
-                raise _Refused("HotKeyNotRegisteredInNetwork", f"hotkey {self.hotkey} is not registered")
-
-        return await self._at_head(work)
+        await self._at_head(work)
 
     # -- what only a local chain can do
 
@@ -405,7 +283,6 @@ class LocalChain:
         hotkey never), with its vectors. Its stake stays on its hotkey, as on the real chain.
 
         Args:
-            hotkey, coldkey: ss58.
             stake_rao: minted for the pair with the hotkey's first registration, the faucet of local mode.
 
         Returns:
@@ -414,17 +291,12 @@ class LocalChain:
         Raises:
             ChainError: the hotkey belongs to another coldkey, or no uid can be freed.
         """
-
         return await self._at_head(lambda db, subnet: register(db, hotkey, coldkey, stake_rao))
 
     async def set_hyperparameters(self, **changes: int) -> Hyperparameters:
-        """Change rules as the subnet's owner would; they hold from the newest block on.
+        """Change rules as the subnet's owner would; they hold from the newest block on."""
 
-        Raises:
-            TypeError: no such hyperparameter.
-        """
-
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
+        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Hyperparameters:
             rules = dataclasses.replace(rules_of(subnet), **changes)
             db.execute("UPDATE subnet SET hyperparameters = ?", (json.dumps(dataclasses.asdict(rules)),))
             return rules
@@ -432,13 +304,12 @@ class LocalChain:
         return await self._at_head(work)
 
     async def trigger_epoch(self) -> int:
-        """Run an epoch at the newest block as the subnet's owner can; the next comes `tempo` blocks later.
+        """Run an epoch at the newest block and return that, as the owner can; the next comes `tempo` blocks later.
 
-        Returns:
-            The newest block; it had its epoch already if it was the last one's.
+        Nothing happens where that block had one.
         """
 
-        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Any:
+        def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> int:
             advance(db, subnet, subnet["block"], triggered=True)
             return subnet["block"]
 

@@ -1,22 +1,19 @@
-"""The Bittensor seam: the one protocol through which everything else sees a chain, and the plain values that cross it.
+"""`BittensorChain`: a subnet of a real network through the SDK (bittensor 11); no type of the SDK's passes.
 
-`BittensorChain` follows it for the real networks, through the SDK (bittensor 11); `local.py` has the embedded chain.
-Amounts are integers in rao (1e-9 TAO or alpha), times are blocks, weights are exact numbers; no SDK type passes.
-A read either answers or raises `ChainError`; a write always ends in a `WriteOutcome`, which also says what may be done
-next. Nothing to run here: `python -m pytest tests/test_chain.py` shows the protocol at work on both chains.
-Read next: `local.py` (`LocalChain`, the embedded chain of local mode), `scoring.py` (where the weights come from).
+Nothing to run here: `python -m pytest tests/test_chain.py` shows the protocol at work on both chains.
+Read next: `lines.py` (the one client of all calls), `wallets.py`, `local.py` (the embedded chain).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any, TypeVar
 
 import bittensor as bt
@@ -33,15 +30,19 @@ from chain.base import (
     Next,
     NoSuchSubnet,
     Pool,
+    Refused,
     StakeMove,
     WeightParams,
     Weights,
     WriteCode,
     WriteOutcome,
-    u16_weights,
+    check_amount,
+    check_weights,
+    checked_vector,
+    done,
+    served_address,
 )
 from chain.lines import LOST, Lines
-from chain.moves import stake_move
 from chain.wallets import MAX_DETAIL_CHARS, Wallet, check_address, one_line
 
 MECHANISM_STRIDE = 4096  # a mechanism's weights are stored under mechid * 4096 + netuid (GLOBAL_MAX_SUBNET_COUNT)
@@ -51,17 +52,10 @@ MAX_FEE_TAO = "0.01"  # no write may cost more
 T = TypeVar("T")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# BittensorChain
-
 _SIGN_AGAIN = {"BadProof", "AncientBirthBlock", "Stale", "Future", "InvalidRevealRound"}
 """Refused at the door for what the signing adds (signature, era, nonce, reveal round): a new signature may do."""
 _FATE_UNKNOWN = {"Dropped", "Invalid", "Usurped", "Retracted", "FinalityTimeout", "AlreadyImported"}
 """The pool took it and lost sight of it; another node may still bring it into a block."""
-
-
-class _Refused(Exception):
-    """Name of the chain's error, detail, and blocks to wait if waiting helps."""
 
 
 class _Signer:
@@ -146,10 +140,7 @@ class BittensorChain:
     # -- reads
 
     async def block(self) -> int:
-        async def read(client: Any) -> int:
-            return await client.block()
-
-        self._head = max(self._head, block := await self._read("block", read))
+        self._head = max(self._head, block := await self._read("block", lambda client: client.block()))
         return block
 
     async def metagraph(self, block: int | None = None) -> Metagraph:
@@ -182,39 +173,27 @@ class BittensorChain:
         return await self._read("weight parameters", read)
 
     async def weights_of(self, uid: int, mechid: int = 0) -> dict[int, int]:
-        async def read(client: Any) -> dict[int, int]:
-            row = await client.query(bt.storage.SubtensorModule.Weights, [self._index(mechid), uid])
-            return {int(target): int(weight) for target, weight in sorted(row or []) if weight}
-
-        return await self._read("weights", read)
+        key = [self._index(mechid), uid]
+        row = await self._read("weights", lambda client: client.query(bt.storage.SubtensorModule.Weights, key))
+        return {int(target): int(weight) for target, weight in sorted(row or []) if weight}
 
     async def stake(self, hotkey: str, coldkey: str) -> int:
-        async def read(client: Any) -> int:
-            return (await client.staking.get(coldkey, hotkey, self.netuid)).rao
-
-        return await self._read("stake", read)
+        return (await self._read("stake", lambda client: client.staking.get(coldkey, hotkey, self.netuid))).rao
 
     async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
-        """See `chain.Chain.stake_moves`. Two requests a block; a node that prunes has the last 256, an archive has all.
+        """See `Chain.stake_moves`. Two requests a block; a node that prunes has the last 256, an archive has all.
 
         Source: subtensor's events; those of older runtimes name no second hotkey in a transfer.
         """
         found = []
         for number in range(from_block, to_block + 1):
-
-            async def read(client: Any, number: int = number) -> list:
-                return await client.query(bt.storage.System.Events, [], block=number)
-
-            for record in await self._read(f"events of block {number}", read) or ():
-                if move := stake_move(number, record, self.netuid, self.coldkey):
-                    found.append(move)
-        return found
+            asked = partial(_events, number=number)
+            records = await self._read(f"events of block {number}", asked) or ()
+            found += [stake_move(number, record, self.netuid, self.coldkey) for record in records]
+        return [move for move in found if move]
 
     async def free_balance(self) -> int:
-        async def read(client: Any) -> int:
-            return (await client.balances.get(self.coldkey)).rao
-
-        return await self._read("balance", read)
+        return (await self._read("balance", lambda client: client.balances.get(self.coldkey))).rao
 
     async def pools(self, block: int | None = None) -> dict[int, Pool]:
         async def read(client: Any) -> dict[int, Pool]:
@@ -244,51 +223,22 @@ class BittensorChain:
     # -- writes
 
     async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> WriteOutcome:
-        """See `chain.Chain.set_weights`. Refused before sending, with the chain's names, in the chain's order:
-
-        `ValueError` (numbers that make no vector), `MechanismDoesNotExist`, `HotKeyNotRegisteredInSubNet`,
-        `NotEnoughStakeToSetWeights`, `IncorrectWeightVersionKey`, `SettingWeightsTooFast` (`CommittingWeightsTooFast`),
-        `NeuronNoValidatorPermit`, `UidVecContainInvalidOne`, `WeightVecLengthIsLow`, `MaxWeightExceeded` (the SDK alone
-        would clip, and another vector than ours would be in force).
-
-        Source: subtensor `do_set_weights`, `do_commit_timelocked_weights`.
-        """
-
         async def prepare(client: Any) -> bt.SetWeights:
-            try:
-                vector = u16_weights(weights)
-            except ValueError as error:
-                raise _Refused("ValueError", error) from None
-            await self._check_weights(client, vector, version_key, mechid)
+            vector = await self._checked(client, weights, version_key, mechid)
             return bt.SetWeights(self.netuid, weights=vector, mechid=mechid, version_key=version_key)
 
         return await self._write(prepare)
 
     async def serve(self, host: str, port: int) -> WriteOutcome:
-        """See `chain.Chain.serve`. An address that is published already is not sent again: ok at once.
-
-        Refused before sending: `InvalidIpAddress`, `InvalidPort`, `HotKeyNotRegisteredInNetwork`.
-        """
+        """See `Chain.serve`. An address that is published already is not sent again: ok at once."""
 
         async def prepare(client: Any) -> bt.ServeAxon | None:
-            try:
-                ip = ipaddress.ip_address(host)
-            except ValueError:
-                raise _Refused("InvalidIpAddress", f"{host!r} is not an IP address") from None
-            if not 1 <= port <= U16_MAX:
-                raise _Refused("InvalidPort", f"port {port}, 1 to {U16_MAX}")
-            me = (await self._metagraph(await client.at())).by_hotkey(self.hotkey)
-            if me is None:
-                raise _Refused("HotKeyNotRegisteredInNetwork", f"hotkey {self.hotkey} is not registered")
-            if me.address == (f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"):
-                return None
-            return bt.ServeAxon(self.netuid, str(ip), port)
+            address, already = served_address(await self._metagraph(await client.at()), self.hotkey, host, port)
+            return None if already else bt.ServeAxon(self.netuid, address.rpartition(":")[0].strip("[]"), port)
 
         return await self._write(prepare, limit=bt.storage.SubtensorModule.ServingRateLimit)
 
     async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
-        """See `chain.Chain.move_stake`; refused before sending as `transfer_stake`."""
-
         async def prepare(client: Any) -> bt.MoveStake:
             amount = await self._amount(client, origin_hotkey, amount_rao)
             return bt.MoveStake(origin_hotkey, self.netuid, check_address(dest_hotkey), self.netuid, amount)
@@ -298,9 +248,6 @@ class BittensorChain:
     async def transfer_stake(
         self, hotkey: str, dest_coldkey: str, amount_rao: int, dest_hotkey: str | None = None
     ) -> WriteOutcome:
-        """See `chain.Chain.transfer_stake`. Refused before sending: `NotEnoughStakeToWithdraw`, `AmountTooLow` (not
-        above 0), no coldkey in the wallet, a wrong address."""
-
         async def prepare(client: Any) -> bt.TransferStake:
             amount = await self._amount(client, hotkey, amount_rao)
             landing = check_address(dest_hotkey) if dest_hotkey else None
@@ -361,46 +308,21 @@ class BittensorChain:
             last_update_block=None if uid is None else int(updates[int(uid)]),
         )
 
-    async def _check_weights(self, client: Any, vector: dict[int, int], version_key: int, mechid: int) -> None:
-        """Raise `_Refused` for what the chain would refuse, now or at the reveal."""
+    async def _checked(self, client: Any, weights: Weights, version_key: int, mechid: int) -> dict[int, int]:
         storage = bt.storage.SubtensorModule
         count, threshold, graph = await asyncio.gather(
             client.query(storage.MechanismCountCurrent, [self.netuid]),
             client.query(storage.StakeThreshold),
             self._metagraph(await client.at()),
         )
-        if not 0 <= mechid < (count := int(count or 1)):
-            raise _Refused("MechanismDoesNotExist", f"mechid {mechid}, the subnet has {count}")
-        params, me = await self._weight_params(client, self.hotkey, mechid), graph.by_hotkey(self.hotkey)
-        if me is None or params.last_update_block is None:
-            raise _Refused("HotKeyNotRegisteredInSubNet", f"hotkey {self.hotkey} on netuid {self.netuid}")
-        is_owner, only_itself = self.hotkey == graph.owner_hotkey, list(vector) == [me.uid]
-        if me.stake_rao < int(threshold or 0) and not is_owner:
-            raise _Refused("NotEnoughStakeToSetWeights", f"stake {me.stake_rao} rao, at least {threshold}")
-        if version_key < params.version_key:
-            raise _Refused("IncorrectWeightVersionKey", f"version key {version_key}, at least {params.version_key}")
-        wait = params.last_update_block + params.rate_limit_blocks - graph.block if params.last_update_block else 0
-        if wait > 0:
-            name = "CommittingWeightsTooFast" if params.commit_reveal else "SettingWeightsTooFast"
-            raise _Refused(name, f"again in {wait} blocks", wait)
-        if not me.permit and not only_itself and not is_owner:
-            raise _Refused("NeuronNoValidatorPermit", f"uid {me.uid} has no validator permit")
-        if unknown := vector.keys() - {neuron.uid for neuron in graph.neurons}:
-            raise _Refused("UidVecContainInvalidOne", f"uid {min(unknown)}, the subnet has {len(graph.neurons)} uids")
-        if len(vector) < params.min_allowed_weights and not only_itself:
-            detail = f"{len(vector)} non-zero weights, at least {params.min_allowed_weights}"
-            raise _Refused("WeightVecLengthIsLow", detail)
-        largest, total = max(vector.values()), sum(vector.values())
-        if largest * U16_MAX > params.max_weight * total and not only_itself:
-            detail = f"a part of {largest}/{total}, at most {params.max_weight}/{U16_MAX}"
-            raise _Refused("MaxWeightExceeded", detail)
+        vector = checked_vector(weights, mechid, int(count or 1))
+        params = await self._weight_params(client, self.hotkey, mechid)
+        check_weights(vector, version_key, params, graph, self.hotkey, int(threshold or 0))
+        return vector
 
     async def _amount(self, client: Any, hotkey: str, amount_rao: int) -> Any:
         held = (await client.staking.get(self.coldkey, check_address(hotkey), self.netuid)).rao
-        if amount_rao <= 0:
-            raise _Refused("AmountTooLow", f"{amount_rao} rao")
-        if amount_rao > held:
-            raise _Refused("NotEnoughStakeToWithdraw", f"{amount_rao} rao of {held} on {hotkey}")
+        check_amount(hotkey, amount_rao, held, least_rao=1)
         return bt.Balance.from_rao(amount_rao, self.netuid)
 
     async def _read(self, what: str, read: Callable[[Any], Awaitable[T]]) -> T:
@@ -428,20 +350,17 @@ class BittensorChain:
             async with asyncio.timeout(self._write_seconds), self._writing, self._lines.client() as client:
                 self._head = max(self._head, await client.block())
                 if coldkey and self._wallet.coldkey is None:
-                    raise _Refused("ColdkeyLocked", "the wallet was opened without its coldkey")
+                    raise Refused("ColdkeyLocked", "the wallet was opened without its coldkey")
                 intent = await prepare(client)
                 if intent is None:
-                    return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "already so", self._head)
+                    return done(self._head, "already so")
                 if limit:
                     wait = max(1, int(await client.query(limit, [self.netuid]) or 0))
                 signer = _Signer(self._wallet.coldkey if coldkey else self._wallet.hotkey)
                 policy = bt.Policy(max_fee_tao=MAX_FEE_TAO, allowed_netuids=[self.netuid])
                 result = await client.execute(intent, signer, policy=policy, period=ERA_BLOCKS)
-        except _Refused as refusal:
-            name, detail, *blocks = refusal.args
-            code = _OWN_REFUSALS.get(name) or _code(bt.ChainError("", name))
-            following = Next.WAIT_BLOCKS if blocks else Next.NOTHING
-            return WriteOutcome(False, code, name, following, f"{name}: {detail}", self._head, *blocks)
+        except Refused as refused:
+            return refused.outcome(self._head)
         except Exception as error:
             return self._failed(error, signer is None or not signer.signed, wait)
         if result.extrinsic_id:
@@ -449,10 +368,10 @@ class BittensorChain:
         if result.success:
             drand_round = result.data.get("reveal_round")
             detail = f"committed, to be revealed in drand round {drand_round}" if drand_round else ""
-            return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, detail, self._head)
+            return done(self._head, detail)
         error = result.error or bt.ChainError(result.message)
-        refused = error.name not in _FATE_UNKNOWN and error.code is not bt.ErrorCode.UNKNOWN
-        return self._failed(error, refused or result.block_hash is not None, wait)
+        at_the_door = error.name not in _FATE_UNKNOWN and error.code is not bt.ErrorCode.UNKNOWN
+        return self._failed(error, at_the_door or result.block_hash is not None, wait)
 
     def _failed(self, error: Exception, certain: bool, wait_blocks: int) -> WriteOutcome:
         """The outcome of a write that failed.
@@ -477,9 +396,6 @@ class BittensorChain:
         return WriteOutcome(False, code, name, following, detail, self._head, wait)
 
 
-_OWN_REFUSALS = {"ValueError": WriteCode.INVALID_ARGUMENT, "ColdkeyLocked": WriteCode.NOT_AUTHORIZED}
-
-
 def _code(error: Exception) -> WriteCode:
     """The kind of an exception: the SDK's code where it has one; an argument that it or we would not take."""
     if isinstance(error, bt.ChainError | bt.PolicyError):
@@ -492,3 +408,30 @@ def _blocks(retry_after: str | None) -> int:
     """How many blocks an endpoint asks to stay away; a minute when it does not say, an hour at most."""
     seconds = float(retry_after) if re.fullmatch(r"[0-9]{1,9}", retry_after or "") else 60.0
     return max(1, math.ceil(min(seconds, 3600.0) / BLOCK_SECONDS))
+
+
+async def _events(client: Any, number: int) -> list:
+    return await client.query(bt.storage.System.Events, [], block=number)
+
+
+def stake_move(block: int, record: Mapping[str, Any], netuid: int, coldkey: str) -> StakeMove | None:
+    """The move or transfer within the subnet by this coldkey that an event tells of, else None."""
+    event = record.get("event") or record
+    name, values = event.get("event_id"), event.get("attributes")
+    if event.get("module_id") != "SubtensorModule" or not values:
+        return None
+    if name == "StakeMoved":
+        owner, origin, origin_netuid, dest, dest_netuid, _ = values
+        new_owner = owner
+    elif name == "StakeTransferred":
+        owner, new_owner, origin, origin_netuid, dest_netuid, _ = values
+        dest = origin
+    elif name == "StakeAndHotkeyTransferred":
+        owner, new_owner = values["origin_coldkey"], values["destination_coldkey"]
+        origin, dest = values["origin_hotkey"], values["destination_hotkey"]
+        origin_netuid, dest_netuid = values["origin_netuid"], values["destination_netuid"]
+    else:
+        return None
+    if owner != coldkey or not int(origin_netuid) == int(dest_netuid) == netuid:
+        return None
+    return StakeMove(f"{block}-{record.get('extrinsic_idx')}", block, origin, dest, new_owner)

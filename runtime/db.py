@@ -12,7 +12,6 @@ Read next: `store.py`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 import time
@@ -250,29 +249,3 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not remaining:
                 raise
             time.sleep(0.05)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The old way, a call a statement; it goes when all have moved to `Database.write`
-
-
-def write_lock(db: aiosqlite.Connection) -> asyncio.Lock:
-    """The connection's lock: held during a transaction, and by whoever must not see half of one."""
-    return db.__dict__.setdefault("_write_lock", asyncio.Lock())
-
-
-@asynccontextmanager
-async def transaction(db: aiosqlite.Connection) -> AsyncIterator[None]:
-    """All of the block or none of it, also when the task is cancelled or the process dies in the middle.
-
-    The write lock is taken at the start. One connection serves one task at a time inside a transaction: a lock on the
-    connection keeps other tasks of this process waiting, `busy_timeout` other processes.
-    """
-    async with write_lock(db):
-        try:
-            await db.execute("BEGIN IMMEDIATE")  # inside: a cancelled wait for it still begins one in SQLite's thread
-            yield
-            await db.commit()  # inside: a commit that fails leaves the transaction open
-        except BaseException:
-            await asyncio.shield(db.rollback())
-            raise

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from chain.base import BLOCK_SECONDS, ChainError, Neuron, Next, WriteCode
+from chain.base import BLOCK_SECONDS, REFUSALS, ChainError, Neuron, Next, WriteCode
 from chain.ledger import Hyperparameters
-from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, OWNER_STAKE_RAO, REFUSALS, LocalChain, block_at
+from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, OWNER_STAKE_RAO, LocalChain, block_at
 
 TAO = 10**9
 GENESIS = 1000

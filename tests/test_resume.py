@@ -24,7 +24,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import aiosqlite
 import pytest
 from subnets import (
     Subnet,
@@ -126,7 +125,7 @@ def everything(folder: Path) -> dict[str, list]:
 
 def counted(folder: Path, kill_after: int | None = None, kill_seconds: float | None = None) -> None:
     """Play, and note how many commits it took; or die after so many, or after so long."""
-    transact, commit, done, counting = db_module.transact, aiosqlite.Connection.commit, 0, threading.Lock()
+    transact, done, counting = db_module.transact, 0, threading.Lock()
 
     def count():
         nonlocal done
@@ -140,11 +139,7 @@ def counted(folder: Path, kill_after: int | None = None, kill_seconds: float | N
         count()
         return result
 
-    async def old_commits(connection):
-        await commit(connection)
-        count()
-
-    db_module.transact, aiosqlite.Connection.commit = commits, old_commits
+    db_module.transact = commits
     if kill_seconds is not None:
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         signal.setitimer(signal.ITIMER_REAL, kill_seconds)

@@ -41,17 +41,14 @@ from stakes import (
 from substrate import LOST, Node
 
 import stake as stake_module
-from chain import alerts
 from chain.alerts import AlertRules
-from chain.allowed import read_allow_list
 from chain.base import ChainError, EpochInfo, Next, StakeMove, WriteCode, WriteOutcome
-from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, Burner
+from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, Burner, Result, follow
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
 from chain.ledger import Hyperparameters
 from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, LocalChain
-from chain.loop import Result, follow
 from chain.subtensor import BittensorChain
-from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, fate_by_balances, match, plan, read
+from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, fate_by_balances, match, plan, read, read_allow_list
 from chain.wallets import Wallet
 from runtime import process as process_module
 from stake import FINAL_BLOCKS, Sweeper
@@ -920,19 +917,17 @@ def test_the_daily_summary_comes_once_a_day_at_its_end_also_on_the_31st_and_afte
         async with sweeping(tmp_path) as (owner, _, sweeper, journal):
 
             async def said(now):
-                return await journal.summary(alerts.day_before(now), lambda last: alerts.summary_due(now, last))
+                return await journal.summary(now)
 
-            assert await said(at["30th"]) == ""
+            assert await said(at["30th"]) is None
             await advance(owner, sweeper, GENESIS + 250)
             text = await said(at["31st"])
             assert "2025-10-30" in text and "2 transfers" in text and alpha(2 * EPOCH_RAO) in text
-            assert await said(at["31st"] + 30) == ""
+            assert await said(at["31st"] + 30) is None
             async with Journal.open(tmp_path / "journal", 98, "miner", "cold") as again:  # a restart over midnight
-                text = await again.summary(
-                    alerts.day_before(at["1st"]), lambda last: alerts.summary_due(at["1st"], last)
-                )
+                text = await again.summary(at["1st"])
             assert "2025-10-31" in text and "0 transfers" in text
-            assert "2025-11-02" in await said(at["3rd"]) and await said(at["3rd"]) == ""
+            assert "2025-11-02" in await said(at["3rd"]) and await said(at["3rd"]) is None
 
     asyncio.run(main())
 
