@@ -278,6 +278,7 @@ REFUSALS = {  # the chain's names of its errors, and their kind in the SDK's err
     "MaxWeightExceeded": WriteCode.LIMIT_EXCEEDED,
     "AmountTooLow": WriteCode.LIMIT_EXCEEDED,
     "MechanismDoesNotExist": WriteCode.SUBNET_NOT_EXISTS,
+    "NoBurnUid": WriteCode.NOT_REGISTERED,  # our own
 }
 
 

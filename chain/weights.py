@@ -6,8 +6,7 @@
 An attempt ends in one row of the table `weights`: its code, the chain's name of the error, the block of the next try.
 What may pass by itself is tried again when `WriteOutcome.next` says; what only a person can mend as well, which costs
 nothing, for both chains refuse it before anything is signed. Under commit-reveal a vector is committed first, and read
-back once it should have been revealed. Who is told of all this is the caller's matter.
-Read next: `base.py` (`WriteOutcome`), `scoring.py` (`job_shares`, `weight_vector`), `notify.py`.
+back once it should have been revealed. Read next: `base.py`, `scoring.py` (`job_shares`, `weight_vector`).
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 import scoring
 from chain.alerts import day_before, summary_due
-from chain.base import Chain, Metagraph, Next, WriteCode, WriteOutcome, vector_in_force
+from chain.base import Chain, Metagraph, Next, Refused, WriteOutcome, done, vector_in_force
 from protocol import Code
 from runtime.db import insert
 from store import Store
@@ -33,6 +31,9 @@ INTERVAL_BLOCKS = 360  # one tempo of the subnet's chain
 RETRY_BLOCKS = 25
 VERSION_KEY = 1000  # of the code that makes the vector; the subnet's owner may demand a least one
 
+Vector = dict[str, Decimal]  # by hotkey
+Uids = dict[int, Decimal]
+
 log = logging.getLogger("weights")
 
 
@@ -42,7 +43,7 @@ class Attempt:
 
     block: int
     code: Code
-    uids: dict[int, Decimal]
+    uids: Uids
     next_block: int
 
 
@@ -70,27 +71,12 @@ async def weights_noted(store: Store) -> int:
 
 
 async def add_weights(
-    store: Store,
-    market_time: int,
-    block: int,
-    vector: Mapping[str, Decimal],
-    uids: Mapping[int, Decimal],
-    code: Code,
-    name: str,
-    detail: str,
-    next_block: int,
+    store: Store, now: int, block: int, vector: Vector, uids: Uids, code: Code, name: str, detail: str, next_block: int
 ) -> None:
     """An attempt to set weights and how it ended."""
-    row = {
-        "market_time": market_time,
-        "block": block,
-        "vector": canonical({key: str(value) for key, value in vector.items()}).decode(),
-        "uids": canonical({str(key): str(value) for key, value in uids.items()}).decode(),
-        "code": code,
-        "name": name,
-        "detail": detail,
-        "next_block": next_block,
-    }
+    row = {"market_time": now, "block": block, "code": code, "name": name, "detail": detail, "next_block": next_block}
+    for column, parts in (("vector", vector), ("uids", uids)):
+        row[column] = canonical({str(key): str(part) for key, part in parts.items()}).decode()
     await store.write(lambda db: insert(db, "weights", [row]))
 
 
@@ -143,18 +129,18 @@ class Weigher:
         if block < self.next_block or not scored:
             return None
         if last and last.code is Code.WEIGHTS_COMMITTED:
-            return await self._read_back(now, block, last)
+            outcome = await vector_in_force(self.chain, last.uids)  # revealed, not yet, or dropped by the chain
+            return await self._note_fate(now, block, last.block, {}, last.uids, outcome)
         metagraph = await self.chain.metagraph()
         vector = scoring.weight_vector(await self._shares(now, metagraph))
         burn_uid = metagraph.burn_uid()
         if burn_uid is None:
-            detail = "NoBurnUid: the owner has no neuron to burn to"
-            outcome = WriteOutcome(False, WriteCode.NOT_REGISTERED, "NoBurnUid", Next.NOTHING, detail, block)
+            outcome = Refused("NoBurnUid", "the owner has no neuron to burn to").outcome(block)
             return await self._note(now, block, vector, {}, Code.WEIGHTS_REJECTED, outcome, block + RETRY_BLOCKS)
         uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
         if self.dry_run:
-            done = WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, "", block)
-            return await self._note(now, block, vector, uids, Code.WEIGHTS_DRY_RUN, done, block + INTERVAL_BLOCKS)
+            due = block + INTERVAL_BLOCKS
+            return await self._note(now, block, vector, uids, Code.WEIGHTS_DRY_RUN, done(block), due)
         lost = last is not None and last.code is Code.WEIGHTS_UNKNOWN
         sent = ({}, last.uids) if lost else (vector, uids)
         if outcome := await self._landed(now, block, metagraph, *sent, lost):
@@ -175,14 +161,9 @@ class Weigher:
         earned: dict[str, list[tuple[Decimal, dict]]] = {name: [] for name in shares}
         for job in [job for job in await self.store.jobs() if job.active]:
             finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
-            reputations = await self.store.reputations(job.job_id)
+            reputations, rules = await self.store.reputations(job.job_id), job.settings.reputation
             candidates = [
-                scoring.Candidate(
-                    hotkey,
-                    reputations[hotkey].standing.combined(job.settings.reputation),
-                    rounds,
-                    neuron.registered_block,
-                )
+                scoring.Candidate(hotkey, reputations[hotkey].standing.combined(rules), rounds, neuron.registered_block)
                 for hotkey, rounds in ranked.items()
                 if (neuron := metagraph.by_hotkey(hotkey))
             ]
@@ -191,13 +172,7 @@ class Weigher:
         return [(shares[name], jobs) for name, jobs in earned.items()]
 
     async def _landed(
-        self,
-        now: int,
-        block: int,
-        metagraph: Metagraph,
-        vector: dict[str, Decimal],
-        uids: dict[int, Decimal],
-        lost: bool,
+        self, now: int, block: int, metagraph: Metagraph, vector: Vector, uids: Uids, lost: bool
     ) -> WriteOutcome | None:
         """Note this vector if the chain took it since the last one noted, and nobody knew; else None.
 
@@ -213,19 +188,8 @@ class Weigher:
             return None
         return await self._note_fate(now, block, own.last_update_block, vector, uids, outcome)
 
-    async def _read_back(self, now: int, block: int, commit: Attempt) -> WriteOutcome:
-        """What became of a commit: revealed, not yet, or dropped by the chain."""
-        outcome = await vector_in_force(self.chain, commit.uids)
-        return await self._note_fate(now, block, commit.block, {}, commit.uids, outcome)
-
     async def _note_fate(
-        self,
-        now: int,
-        block: int,
-        taken_block: int,
-        vector: dict[str, Decimal],
-        uids: dict[int, Decimal],
-        outcome: WriteOutcome,
+        self, now: int, block: int, taken_block: int, vector: Vector, uids: Uids, outcome: WriteOutcome
     ) -> WriteOutcome:
         """Note what `vector_in_force` says of a vector that the chain took at `taken_block`: the interval's start."""
         if outcome.ok:
@@ -237,29 +201,15 @@ class Weigher:
         return await self._note(now, block, {}, uids, Code.WEIGHTS_REJECTED, outcome, block + RETRY_BLOCKS)
 
     async def _note(
-        self,
-        now: int,
-        block: int,
-        vector: dict[str, Decimal],
-        uids: dict[int, Decimal],
-        code: Code,
-        outcome: WriteOutcome,
-        due: int,
+        self, now: int, block: int, vector: Vector, uids: Uids, code: Code, outcome: WriteOutcome, due: int
     ) -> WriteOutcome:
         await add_weights(self.store, now, block, vector, uids, code, outcome.name, outcome.detail, due)
         self.next_block = due
         bad = code in (Code.WEIGHTS_REJECTED, Code.WEIGHTS_UNKNOWN)
         shown = ", ".join(f"uid {uid} {float(weight):.3f}" for uid, weight in uids.items()) or "no weights"
         reason = f" ({outcome.detail})" if outcome.name else ""
-        log.log(
-            logging.WARNING if bad else logging.INFO,
-            "%s at block %d: %s%s; next try at block %d",
-            code,
-            block,
-            shown,
-            reason,
-            due,
-        )
+        level = logging.WARNING if bad else logging.INFO
+        log.log(level, "%s at block %d: %s%s; next try at block %d", code, block, shown, reason, due)
         return outcome
 
 
