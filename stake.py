@@ -21,23 +21,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from chain.alerts import AlertRules
+from chain import sweeping
 from chain.base import BLOCK_SECONDS, Chain, ChainError, Next, WriteOutcome, done, refusal
 from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, SET_WEIGHTS_INTERVAL_BLOCKS, Burner, Result, follow, teller
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, alpha
-from chain.notify import Notifier, add_notify_options
+from chain.notify import AlertRules, Notifier, add_notify_options
 from chain.opening import open_chain
-from chain.sweeping import (
-    FEE_RESERVE_RAO,
-    MINIMUM_RAO,
-    Policy,
-    available,
-    checked_addresses,
-    fate_by_balances,
-    match,
-    plan,
-    read,
-)
+from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy
 from chain.wallets import check_address
 from runtime.db import StoreError
 from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, parse_options, settings_lines
@@ -62,9 +52,7 @@ class Sweeper:
     """
 
     def __init__(self, chain: Chain, journal: Journal, policy: Policy, *, skip_first: bool = False):
-        """Args:
-        skip_first: do not sweep at once what an epoch brought while nobody was watching.
-        """
+        """With `skip_first`, what an epoch brought while nobody was watching is not swept at once."""
         self._chain, self._journal, self._policy = chain, journal, policy
         self._new_state = "skipped" if skip_first else "observed"
         self._news: dict[str, Any] = {}
@@ -72,11 +60,10 @@ class Sweeper:
     async def step(self) -> Result:
         """Do all that can be done now.
 
-        Raises:
-            ChainError: the chain could not be read; nothing is lost, call again.
+        Raises `ChainError` when the chain could not be read; nothing is lost, call again.
         """
         self._news = {}
-        now = await read(self._chain, (self._chain.hotkey, self._chain.coldkey))
+        now = await sweeping.read(self._chain, (self._chain.hotkey, self._chain.coldkey))
         first_state = "observed" if self._policy.take_all else "baseline"
         await self._journal.observe(now, self._new_state, first_state)
         self._new_state = "observed"
@@ -91,8 +78,9 @@ class Sweeper:
                 return Result(1, waiting, self._news)
 
     async def _plan(self, epoch_block: int) -> None:
-        earned_rao, aggregator_rao = await available(self._chain, self._policy, await self._journal.baseline_rao())
-        steps = plan(self._policy, self._chain.hotkey, self._chain.coldkey, earned_rao, aggregator_rao)
+        baseline_rao = await self._journal.baseline_rao()
+        earned_rao, aggregator_rao = await sweeping.available(self._chain, self._policy, baseline_rao)
+        steps = sweeping.plan(self._policy, self._chain.hotkey, self._chain.coldkey, earned_rao, aggregator_rao)
         self._news["registered"] = (await self._chain.metagraph()).by_hotkey(self._chain.hotkey) is not None
         await self._journal.write_plan(epoch_block, earned_rao, steps)
         if not steps:
@@ -106,7 +94,7 @@ class Sweeper:
         if free_rao is not None and free_rao < policy.fee_reserve_rao:
             detail = f"the coldkey's free TAO is {free_rao} rao, the fee reserve {policy.fee_reserve_rao}: send it some"
             return await self._again(step, block, refusal("FeeReserve", detail, block))
-        before = await read(self._chain, *self._ends(step))
+        before = await sweeping.read(self._chain, *self._ends(step))
         kept_rao = 0
         if step.origin_hotkey == self._chain.hotkey and not policy.take_all:
             kept_rao = await self._journal.baseline_rao()
@@ -145,14 +133,14 @@ class Sweeper:
             if not final:
                 raise
             log.warning("epoch %d: %s; judging by the balances", step.epoch_block, error)
-            fate = fate_by_balances(step, await read(self._chain, *self._ends(step)))
+            fate = sweeping.fate_by_balances(step, await sweeping.read(self._chain, *self._ends(step)))
             found = None
         else:
-            found = match(step, moves, await self._journal.extrinsics())
+            found = sweeping.match(step, moves, await self._journal.extrinsics())
             fate = "applied" if found else "expired" if final else "pending"
         if fate == "applied":
-            after = await read(self._chain, *self._ends(step))
-            await self._done(step, found.extrinsic if found else None, after)
+            after = await sweeping.read(self._chain, *self._ends(step))
+            await self._done(step, found and found.extrinsic, after)
             return ""
         if fate == "expired":
             detail = f"{step.action} of {step.amount_rao} rao of block {step.sent_block} did not happen"
@@ -161,10 +149,9 @@ class Sweeper:
             return ""
         if fate == "pending":
             return f"the fate of step {step.id}, sent at block {step.sent_block}: known after block {last_block}"
-        detail = (
-            f"step {step.id}: neither the chain's record nor the balances say whether {step.amount_rao} rao left"
-            f" {step.origin_hotkey} after block {step.sent_block}; look, then --settle applied or not-applied"
-        )
+        what = f"{step.amount_rao} rao left {step.origin_hotkey} after block {step.sent_block}"
+        fix = "look, then --settle applied or not-applied"
+        detail = f"step {step.id}: neither the chain's record nor the balances say whether {what}; {fix}"
         self._news["sweep"] = refusal("FateUnknown", detail, block)
         return detail
 
@@ -173,16 +160,12 @@ class Sweeper:
         return (step.origin_hotkey, self._chain.coldkey), (step.dest_hotkey, step.dest_coldkey)
 
     async def settle_by_hand(self, applied: bool) -> None:
-        """What a person found out about the step in flight.
-
-        Raises:
-            UserError: there is none.
-        """
+        """What a person found out about the step in flight; raises `UserError` if there is none."""
         step = await self._journal.open_step()
         if step is None or step.state != "sent":
             raise UserError("--settle: no step in the journal is in flight; leave the option out")
         if applied:
-            await self._done(step, None, await read(self._chain, *self._ends(step)))
+            await self._done(step, None, await sweeping.read(self._chain, *self._ends(step)))
         else:
             await self._journal.not_applied(step, 0, "said by hand not to have happened")
 
@@ -194,12 +177,9 @@ class Sweeper:
             log.warning("epoch %d: %s", step.epoch_block, detail)
         whole = await self._journal.applied(step, extrinsic, after, detail)
         self._news["sweep"] = done(after.block)
-        print(
-            f"epoch {step.epoch_block}: {step.action} {alpha(step.amount_rao)} from {step.origin_hotkey}"
-            f" to {step.dest_hotkey} of {step.dest_coldkey}, extrinsic {extrinsic or 'seen by balances'}"
-            f"{', swept' if whole else ''}",
-            flush=True,
-        )
+        moved = f"{step.action} {alpha(step.amount_rao)} from {step.origin_hotkey} to {step.dest_hotkey}"
+        how = f"extrinsic {extrinsic or 'seen by balances'}{', swept' if whole else ''}"
+        print(f"epoch {step.epoch_block}: {moved} of {step.dest_coldkey}, {how}", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,7 +250,7 @@ async def sweep(options: argparse.Namespace) -> int:
 
 def policy_of(options: argparse.Namespace, folder: Path) -> Policy:
     """The sweep's options, checked; raises `UserError`."""
-    aggregator, destination = checked_addresses(options, folder)
+    aggregator, destination = sweeping.checked_addresses(options, folder)
     return Policy(
         aggregator, destination, options.minimum_rao, options.fee_reserve_rao,
         take_all=options.all, two_calls=options.two_calls, wait_final=options.wait_finalization,
@@ -280,7 +260,7 @@ def policy_of(options: argparse.Namespace, folder: Path) -> Policy:
 async def what_all_includes(chain: Chain, policy: Policy) -> str:
     """One line about what `--all` takes beyond what was earned."""
     ours = (chain.hotkey, chain.coldkey), (policy.aggregator_hotkey, chain.coldkey)
-    miner_rao, aggregator_rao = (await read(chain, *ours)).rao
+    miner_rao, aggregator_rao = (await sweeping.read(chain, *ours)).rao
     return (
         f"--all takes everything of this coldkey, at once and after every epoch: {alpha(miner_rao)} on {chain.hotkey}"
         f" and {alpha(aggregator_rao)} on the aggregator {policy.aggregator_hotkey}, also what was never earned there"
@@ -296,7 +276,7 @@ async def status(options: argparse.Namespace) -> None:
 
 async def show(chain: Chain, netuid: int, path: Path, policy: Policy | None) -> None:
     """Print the next epoch, the journal, and what the next sweep would do (of `policy`, if there is one)."""
-    now = await read(chain, (chain.hotkey, chain.coldkey))
+    now = await sweeping.read(chain, (chain.hotkey, chain.coldkey))
     baseline_rao = None
     print(f"block {now.block}, last epoch {now.epoch_block}, next expected {now.next_epoch_block or 'never (tempo 0)'}")
     if path.exists():
@@ -312,7 +292,8 @@ async def show(chain: Chain, netuid: int, path: Path, policy: Policy | None) -> 
     if policy is not None:
         if policy.take_all:
             print(await what_all_includes(chain, policy))
-        steps = plan(policy, chain.hotkey, chain.coldkey, *await available(chain, policy, baseline_rao))
+        takes = await sweeping.available(chain, policy, baseline_rao)
+        steps = sweeping.plan(policy, chain.hotkey, chain.coldkey, *takes)
         print(f"plan, if an epoch came now:{'' if steps else ' nothing, it is below the minimum'}")
         for step in steps:
             to = f"{step.dest_hotkey} of {step.dest_coldkey}"

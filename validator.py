@@ -35,10 +35,9 @@ import scoring
 from audit import stored as on_record
 from audit.evidence import seal
 from audit.issuer import issuing
-from chain.alerts import AlertRules
 from chain.base import BLOCK_SECONDS, Chain, ChainError
 from chain.local import block_at
-from chain.notify import Notifier, add_notify_options
+from chain.notify import AlertRules, Notifier, add_notify_options
 from chain.weights import INTERVAL_BLOCKS, Weigher, daily_summary
 from doctor.machine import OK
 from doctor.network import check_executor, check_executor_key

@@ -28,30 +28,18 @@ class NoSuchSubnet(ChainError):
     """The network has no subnet with this netuid: no retry helps."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is read
-
-
 @dataclass(frozen=True, slots=True)
 class Neuron:
-    """One uid of the subnet as it is now. Uids are recycled: remember neurons by hotkey.
-
-    Attributes:
-        permit: may set weights for others (the subnet's validator permit).
-        stake_rao: all stake that counts for the hotkey in this subnet, whoever owns it (on Bittensor: its stake weight,
-            alpha and the counted part of its root TAO).
-        address: `host:port` or `[v6]:port` as published, None if never; chosen by the hotkey's holder: hostile input.
-        last_update_block: when its mechanism 0 weights were last set; the block of registration before that.
-    """
+    """One uid of the subnet as it is now. Uids are recycled: remember neurons by hotkey."""
 
     uid: int
     hotkey: str
     coldkey: str
-    permit: bool
-    stake_rao: int
-    address: str | None
+    permit: bool  # may set weights for others (the subnet's validator permit)
+    stake_rao: int  # all that counts for the hotkey, whoever owns it (on Bittensor: alpha and a part of its root TAO)
+    address: str | None  # `host:port` or `[v6]:port`, None if never published; its holder chose it: hostile input
     registered_block: int
-    last_update_block: int
+    last_update_block: int  # when its mechanism 0 weights were last set; the block of registration before that
 
 
 @dataclass(frozen=True)
@@ -76,9 +64,8 @@ class Metagraph:
     def burn_uid(self) -> int | None:
         """The uid whose weight nobody is paid for: the chain withholds what the owner's neurons earn as miners.
 
-        Returns:
-            The owner hotkey's uid, else the lowest uid of the owner's coldkey, else None: the owner is not registered,
-            no uid is safe to burn to. Ownership moves and uids are recycled, so ask a fresh metagraph each time.
+        The owner hotkey's, else the lowest of the owner's coldkey, else None: the owner is not registered, no uid is
+        safe to burn to. Ownership moves and uids are recycled, so ask a fresh metagraph each time.
         """
         if owner := self.by_hotkey(self.owner_hotkey):
             return owner.uid
@@ -97,61 +84,39 @@ class EpochInfo:
 
 @dataclass(frozen=True, slots=True)
 class WeightParams:
-    """What decides whether the chain takes a hotkey's weights.
+    """What decides whether the chain takes a hotkey's weights."""
 
-    Attributes:
-        rate_limit_blocks: weights are taken when `block - last_update_block >= rate_limit_blocks`.
-        min_allowed_weights: the fewest non-zero weights (a single weight on oneself is exempt).
-        max_weight: the largest part one uid may have, in units of 1/65535; 65535 is no limit.
-        version_key: ours must be at least this; 0 accepts any.
-        commit_reveal: weights are committed now and shown later.
-        last_update_block: of this hotkey on this mechanism; None if it is not registered.
-        unrevealed_commits: commits of this hotkey on this mechanism that are still to be shown.
-    """
-
-    rate_limit_blocks: int
-    min_allowed_weights: int
-    max_weight: int
-    version_key: int
-    commit_reveal: bool
-    last_update_block: int | None
-    unrevealed_commits: int = 0
+    rate_limit_blocks: int  # weights are taken when `block - last_update_block >= rate_limit_blocks`
+    min_allowed_weights: int  # the fewest non-zero weights (a single weight on oneself is exempt)
+    max_weight: int  # the largest part one uid may have, in units of 1/65535; 65535 is no limit
+    version_key: int  # ours must be at least this; 0 accepts any
+    commit_reveal: bool  # weights are committed now and shown later
+    last_update_block: int | None  # of this hotkey on this mechanism; None if it is not registered
+    unrevealed_commits: int = 0  # of this hotkey on this mechanism
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The pool in which a subnet's alpha is traded for TAO, at one block.
-
-    Attributes:
-        price_rao: spot price, rao of TAO for one whole alpha (1e9 rao of alpha).
-        moving_price: the chain's moving average of the price, TAO per alpha, exact; it lags and is hard to move.
-        tao_in_rao, alpha_in_rao: the pool's two sides.
-        alpha_out_rao: alpha outside the pool.
-    """
+    """The pool in which a subnet's alpha is traded for TAO, at one block."""
 
     netuid: int
     block: int
-    price_rao: int
-    moving_price: Fraction
+    price_rao: int  # spot: rao of TAO for one whole alpha (1e9 rao of alpha)
+    moving_price: Fraction  # the chain's moving average, TAO per alpha, exact; it lags and is hard to move
     tao_in_rao: int
     alpha_in_rao: int
-    alpha_out_rao: int
+    alpha_out_rao: int  # outside the pool
 
 
 @dataclass(frozen=True, slots=True)
 class StakeMove:
-    """One stake move or transfer by this coldkey that the chain applied, as its own events record it.
+    """One stake move or transfer by this coldkey that the chain applied, as its own events record it."""
 
-    Attributes:
-        extrinsic: `BLOCK-INDEX`, as explorers show it; no two moves have the same.
-        dest_coldkey: who owns the stake now; the mover itself when only the hotkey changed.
-    """
-
-    extrinsic: str
+    extrinsic: str  # `BLOCK-INDEX`, as explorers show it; no two moves have the same
     block: int
     origin_hotkey: str
     dest_hotkey: str
-    dest_coldkey: str
+    dest_coldkey: str  # who owns the stake now; the mover itself when only the hotkey changed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,23 +160,16 @@ class Next(StrEnum):
 class WriteOutcome:
     """How one write ended. Writes do not raise.
 
-    Attributes:
-        ok: applied (under commit-reveal: the commit was).
-        code: the kind of result.
-        name: the chain's name of the error, or the exception's type when it never reached the chain; empty when ok.
-        next: what may be done next.
-        detail: one line with the values, for people.
-        block: the chain's block when it ended, as far as it was seen.
-        wait_blocks: with `Next.WAIT_BLOCKS`, how many; with `Next.READ_STATE_FIRST`, after how many what the state
-            shows is final, because the write can no longer land; else 0.
+    `wait_blocks` are, with `Next.WAIT_BLOCKS`, how many; with `Next.READ_STATE_FIRST`, after how many what the state
+    shows is final, because the write can no longer land; else 0.
     """
 
-    ok: bool
+    ok: bool  # applied (under commit-reveal: the commit was)
     code: WriteCode
-    name: str
+    name: str  # the chain's name of the error, or the exception's type when it never reached the chain; empty when ok
     next: Next
-    detail: str
-    block: int
+    detail: str  # one line with the values, for people
+    block: int  # the chain's when it ended, as far as it was seen
     wait_blocks: int = 0
 
 
@@ -378,96 +336,66 @@ class Chain(Protocol):
 
     async def block(self) -> int:
         """The newest block's number."""
-        ...
 
     async def metagraph(self, block: int | None = None) -> Metagraph:
         """The whole subnet at one block, by default the newest."""
-        ...
 
     async def epoch(self) -> EpochInfo:
         """Last and next epoch, see `EpochInfo` for how to detect one."""
-        ...
 
     async def weight_params(self, hotkey: str, mechid: int = 0) -> WeightParams:
         """What decides whether weights of `hotkey` would be taken on this mechanism now."""
-        ...
 
     async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> WriteOutcome:
-        """Replace this hotkey's weight vector on a mechanism. Refused as `checked_vector` and `check_weights` say.
+        """Replace this hotkey's weight vector on a mechanism; `u16_weights` says what is stored of it.
 
-        Args:
-            weights: `u16_weights` says what is stored of them.
-            version_key: of the code that made them, 0 to 2**64 - 1.
+        Refused as `checked_vector` and `check_weights` say. `version_key`, 0 to 2**64 - 1, is of the code that made it.
         """
-        ...
 
     async def weights_of(self, uid: int, mechid: int = 0) -> dict[int, int]:
-        """The vector in force of the validator `uid`, as stored (under commit-reveal: as revealed).
-
-        Returns:
-            1 to 65535 by uid, empty if there is none. It may name uids that were recycled since.
-        """
-        ...
+        """The vector in force of the validator `uid`, as stored (under commit-reveal: as revealed): 1 to 65535 by uid,
+        empty if there is none. It may name uids that were recycled since."""
 
     async def stake(self, hotkey: str, coldkey: str) -> int:
         """Rao that `coldkey` has on `hotkey` in this subnet; on Bittensor, shares of a pool, rounded down: a move of n
         rao may show as n - 1 at its destination."""
-        ...
 
     async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
         """Move this coldkey's stake from one hotkey to another within the subnet; refused as `transfer_stake`."""
-        ...
 
     async def transfer_stake(
         self, hotkey: str, dest_coldkey: str, amount_rao: int, dest_hotkey: str | None = None
     ) -> WriteOutcome:
-        """Give this coldkey's stake on `hotkey` to another coldkey; cannot be undone.
+        """Give this coldkey's stake on `hotkey` to another coldkey, moved to `dest_hotkey` in the same step if there is
+        one; cannot be undone.
 
         Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`,
         `AmountTooLow`; on Bittensor also without the coldkey in the wallet, and for a wrong address.
 
-        Args:
-            dest_hotkey: where it lands, moved and given in one step; by default it stays on `hotkey`.
-
         Source: subtensor `validate_stake_transition`.
         """
-        ...
 
     async def free_balance(self) -> int | None:
         """Free TAO of this coldkey in rao, from which fees are paid; None on a chain without fees."""
-        ...
 
     async def pools(self, block: int | None = None) -> dict[int, Pool]:
         """The pools of all subnets by netuid, at one block; a chain without pools has none."""
-        ...
 
     async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
         """What this coldkey moved and transferred in these blocks, both included, in order: what became of a write
-        whose fate is unknown.
-
-        Raises:
-            ChainError: also when the node no longer has one of these blocks.
-        """
-        ...
+        whose fate is unknown. `ChainError` also when the node no longer has one of these blocks."""
 
     async def serve(self, host: str, port: int) -> WriteOutcome:
         """Publish where this hotkey's server is reached: an IPv4 or IPv6 address, not a name, and a port from 1."""
-        ...
 
 
 async def vector_in_force(chain: Chain, weights: Weights, mechid: int = 0) -> WriteOutcome:
     """What became of weights that were set: under commit-reveal an accepted commit may still be dropped at its reveal.
 
-    Args:
-        weights: as given to the last `set_weights` that was ok.
-
     Returns:
         ok when exactly these weights are in force for this hotkey; `WAIT_BLOCKS` while a commit is still to be
         revealed; else `NotInForce`: the commit failed at its reveal (stake, permit or version key changed, or it
         expired), or another vector replaced it.
-
-    Raises:
-        ChainError: the chain could not be read.
     """
     params = await chain.weight_params(chain.hotkey, mechid)  # before the weights: a reveal in between is then seen
     graph = await chain.metagraph()

@@ -13,12 +13,12 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from chain.alerts import AlertRules
 from chain.base import BLOCK_SECONDS, ERA_BLOCKS, U16_MAX, Chain, ChainError, Metagraph, Neuron, Next, refusal
 from chain.journal import Journal
-from chain.notify import Notifier
+from chain.notify import AlertRules, Notifier
 from runtime.db import StoreError
 from runtime.process import EXIT_FAILED, EXIT_OK
 
@@ -30,17 +30,11 @@ log = logging.getLogger("stake")
 
 
 class Result(NamedTuple):
-    """What one step of a loop came to.
+    """What one step of a loop came to."""
 
-    Attributes:
-        wait_blocks: before there is something to do again, as far as is known.
-        problem: what it waits for or what is wrong, in one line; empty if nothing.
-        news: for `AlertRules.observe`.
-    """
-
-    wait_blocks: int
-    problem: str
-    news: dict[str, Any]
+    wait_blocks: int  # before there is something to do again, as far as is known
+    problem: str  # what it waits for or what is wrong, in one line; empty if nothing
+    news: dict[str, Any]  # for `AlertRules.observe`
 
 
 async def follow(
@@ -50,15 +44,13 @@ async def follow(
     once: bool = False,
     longest_polls: int = 1,
 ) -> int:
-    """Step for ever, whatever fails outside, saying what is wrong when that changes.
+    """Step for ever, whatever fails outside, saying what is wrong when that changes; `tell` gets each step's news.
 
     Args:
-        tell: gets the news of each step.
-        once: one step only.
         longest_polls: sleep so many polls at most when a step knows that nothing is due.
 
     Returns:
-        With `once`: EXIT_FAILED if something was wrong or is still to come, else EXIT_OK.
+        With `once`, after one step: EXIT_FAILED if something was wrong or is still to come, else EXIT_OK.
     """
     said = ""
     while True:
@@ -94,32 +86,23 @@ def teller(notifier: Notifier, rules: AlertRules, journal: Journal) -> Callable[
     return tell
 
 
+@dataclass
 class Burner:
-    """Keeps a validator's whole weight on one target, once an interval, measured from the chain's last update."""
+    """Keeps a validator's whole weight on one target, once an interval, measured from the chain's last update.
 
-    def __init__(
-        self,
-        chain: Chain,
-        journal: Journal,
-        interval_blocks: int = SET_WEIGHTS_INTERVAL_BLOCKS,
-        target_uid: int | None = None,
-        target_hotkey: str | None = None,
-    ):
-        """Args:
-        target_uid: whom that uid meant when it was first given; None is the owner, looked up each time.
-        target_hotkey: this hotkey, whatever its uid.
-        """
-        self._chain, self._journal, self._interval_blocks = chain, journal, interval_blocks
-        self._target_uid, self._target_hotkey = target_uid, target_hotkey
-        self._fate_block = 0
+    The target is `target_hotkey`, else whom `target_uid` meant when it was first given, else the owner now.
+    """
+
+    chain: Chain
+    journal: Journal
+    interval_blocks: int = SET_WEIGHTS_INTERVAL_BLOCKS
+    target_uid: int | None = None
+    target_hotkey: str | None = None
+    _fate_block: int = field(default=0, init=False)
 
     async def step(self) -> Result:
-        """Set the weights if they are due and the chain would take them.
-
-        Raises:
-            ChainError: the chain could not be read.
-        """
-        chain, graph = self._chain, await self._chain.metagraph()
+        """Set the weights if they are due and the chain would take them; raises `ChainError` if it cannot be read."""
+        chain, graph = self.chain, await self.chain.metagraph()
         where = f"netuid {graph.netuid} at block {graph.block}"
         me = graph.by_hotkey(chain.hotkey)
         if me is None:
@@ -133,7 +116,7 @@ class Burner:
         target = await self._target(graph)
         params = await chain.weight_params(chain.hotkey)
         last = me.last_update_block if params.last_update_block is None else params.last_update_block
-        interval_blocks = max(self._interval_blocks, params.rate_limit_blocks)
+        interval_blocks = max(self.interval_blocks, params.rate_limit_blocks)
         due = last + (params.rate_limit_blocks if last == me.registered_block else interval_blocks)  # or never set yet
         if isinstance(target, Neuron) and (wait := max(due, self._fate_block) - graph.block) > 0:
             return Result(wait, "", standing)
@@ -147,7 +130,7 @@ class Burner:
             problem = f"no weights sent: {target}"
             return Result(RETRY_BLOCKS, problem, standing | {"weights": refusal("NotSent", problem, graph.block)})
         outcome = await chain.set_weights({target.uid: 1}, params.version_key)
-        await self._journal.add_burn(target.uid, target.hotkey, outcome)
+        await self.journal.add_burn(target.uid, target.hotkey, outcome)
         standing["weights"] = outcome
         if outcome.ok:
             note = " (the owner: burned)" if target.coldkey == graph.owner_coldkey else ""
@@ -164,14 +147,14 @@ class Burner:
 
     async def _target(self, graph: Metagraph) -> Neuron | str:
         """Whom to weigh, or why there is nobody."""
-        hotkey, uid = self._target_hotkey, self._target_uid
+        hotkey, uid = self.target_hotkey, self.target_uid
         if hotkey is None and uid is None:
-            if (uid := graph.burn_uid()) is None:
-                return f"the owner's hotkey {graph.owner_hotkey} is not registered, no uid burns; name a --target-uid"
-            return next(neuron for neuron in graph.neurons if neuron.uid == uid)
+            burn_uid = graph.burn_uid()
+            no_uid = f"the owner's hotkey {graph.owner_hotkey} is not registered, no uid burns; name a --target-uid"
+            return next((neuron for neuron in graph.neurons if neuron.uid == burn_uid), no_uid)
         if hotkey is None:
             now = next((neuron.hotkey for neuron in graph.neurons if neuron.uid == uid), None)
-            hotkey = await self._journal.bind_target(uid, now)
+            hotkey = await self.journal.bind_target(uid, now)
             if hotkey is None:
                 return f"the subnet has no uid {uid}: choose another --target-uid"
             if now not in (None, hotkey) and not graph.by_hotkey(hotkey):

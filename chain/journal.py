@@ -10,11 +10,11 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from chain.alerts import day_before, summary_due
 from chain.base import WriteOutcome
+from chain.notify import day_before, summary_due
 from runtime.db import Database, claim, connect, insert
 from runtime.process import UserError
 
@@ -27,19 +27,12 @@ log = logging.getLogger("journal")
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Stakes as they were together. Stake changes by epochs and by extrinsics only, so within one epoch it changes only
-    where somebody moved it.
+    where somebody moved it."""
 
-    Attributes:
-        block: not before which the values hold.
-        epoch_block: the last epoch's.
-        next_epoch_block: the present expectation, None if none is due.
-        rao: in the order they were asked for.
-    """
-
-    block: int
-    epoch_block: int
-    next_epoch_block: int | None
-    rao: tuple[int, ...]
+    block: int  # not before which the values hold
+    epoch_block: int  # the last epoch's
+    next_epoch_block: int | None  # the present expectation, None if none is due
+    rao: tuple[int, ...]  # in the order they were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +140,24 @@ CREATE TABLE summaries (  -- one row: the last daily summary, and what it covere
 class Journal:
     """What one wallet did and is about to do, in SQLite. Each method is a transaction."""
 
-    def __init__(self, db: Database, coldkey: str):
+    def __init__(self, db: Database):
         """Use `Journal.open`."""
-        self._db, self._coldkey = db, coldkey
+        self._db = db
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path, netuid: int, hotkey: str, coldkey: str) -> AsyncIterator[Journal]:
-        """Open the journal of a wallet on a subnet; make it if it is new.
+        """Open the journal of a wallet on a subnet, made if it is new.
 
-        Raises:
-            UserError: it is another wallet's or subnet's.
-            StoreError: the file cannot be used.
+        Raises `UserError` if it is another wallet's or subnet's, `StoreError` if the file cannot be used.
         """
         wallet = {"netuid": netuid, "hotkey": hotkey, "coldkey": coldkey}
         async with connect(path, MIGRATIONS) as db:
             whose = await db.write(lambda connection: claim(connection, "wallet", **wallet))
             if whose != wallet:
-                raise UserError(
-                    f"journal {path} is of netuid {whose['netuid']}, hotkey {whose['hotkey']};"
-                    " choose another with --journal"
-                )
-            yield cls(db, coldkey)
+                found = f"netuid {whose['netuid']}, hotkey {whose['hotkey']}"
+                raise UserError(f"journal {path} is of {found}; choose another with --journal")
+            yield cls(db)
 
     async def is_new(self) -> bool:
         """Nothing was ever done with it."""
@@ -201,13 +190,11 @@ class Journal:
                 moved = baseline + change if abs(change) > ROUNDING_RAO else baseline
                 if (allowed := max(0, min(moved, miner_rao))) != baseline:
                     _add_baseline(db, now.block, allowed, f"{change:+d} rao without an epoch: not earned")
-            db.execute(
-                """INSERT INTO epochs (epoch_block, observed_block, state) SELECT ?, ?, ?
-                WHERE ? > (SELECT COALESCE(MAX(epoch_block), -1) FROM epochs)""",
-                (now.epoch_block, now.block, state, now.epoch_block),
-            )
-            comparable = None if in_flight else miner_rao
-            seen = now.block, now.epoch_block, now.next_epoch_block, comparable
+            (newest,) = db.execute("SELECT COALESCE(MAX(epoch_block), -1) FROM epochs").fetchone()
+            if now.epoch_block > newest:
+                row = {"epoch_block": now.epoch_block, "observed_block": now.block, "state": state}
+                insert(db, "epochs", [row])
+            seen = now.block, now.epoch_block, now.next_epoch_block, None if in_flight else miner_rao
             db.execute("INSERT OR REPLACE INTO seen VALUES (1, ?, ?, ?, ?)", seen)
 
         await self._db.write(work)
@@ -237,32 +224,31 @@ class Journal:
 
     async def sending(self, step: Step, amount_rao: int, before: Reading) -> Step:
         """Before anything is sent: how much, and what origin and destination had."""
+        origin_rao, dest_rao = before.rao
+        sent = replace(step, state="sent", attempts=step.attempts + 1, amount_rao=amount_rao, detail="")
+        sent = replace(sent, sent_block=before.block, sent_epoch_block=before.epoch_block)
+        sent = replace(sent, origin_before_rao=origin_rao, dest_before_rao=dest_rao)
 
-        def work(db: sqlite3.Connection) -> Step:
-            db.execute(
-                """UPDATE steps SET state = 'sent', attempts = attempts + 1, amount_rao = ?, sent_block = ?,
-                sent_epoch_block = ?, origin_before_rao = ?, dest_before_rao = ?, detail = '' WHERE id = ?""",
-                (amount_rao, before.block, before.epoch_block, *before.rao, step.id),
-            )
+        def work(db: sqlite3.Connection) -> None:
+            _put(db, sent)
             db.execute("UPDATE seen SET miner_rao = NULL")
-            return Step(**db.execute("SELECT * FROM steps WHERE id = ?", (step.id,)).fetchone())
 
-        return await self._db.write(work)
+        await self._db.write(work)
+        return sent
 
     async def not_applied(self, step: Step, retry_block: int, detail: str) -> None:
         """The last attempt certainly did not happen; the next is made at `retry_block`."""
-        sql = "UPDATE steps SET state = 'planned', retry_block = ?, detail = ? WHERE id = ?"
-        await self._db.write(lambda db: db.execute(sql, (retry_block, detail, step.id)).rowcount)
+        planned = replace(step, state="planned", retry_block=retry_block, detail=detail)
+        await self._db.write(lambda db: _put(db, planned))
 
     async def applied(self, step: Step, extrinsic: str | None, after: Reading, detail: str) -> bool:
         """The chain shows the step. Returns whether it was the last of its epoch's sweep."""
+        origin_rao, dest_rao = after.rao
+        found = replace(step, state="applied", extrinsic=extrinsic, detail=detail)
+        found = replace(found, origin_after_rao=origin_rao, dest_after_rao=dest_rao)
 
         def work(db: sqlite3.Connection) -> bool:
-            db.execute(
-                """UPDATE steps SET state = 'applied', extrinsic = ?, origin_after_rao = ?, dest_after_rao = ?,
-                detail = ? WHERE id = ?""",
-                (extrinsic, *after.rao, detail, step.id),
-            )
+            _put(db, found)
             return _close(db, step.epoch_block)
 
         return await self._db.write(work)
@@ -286,10 +272,8 @@ class Journal:
         sql = """SELECT * FROM steps WHERE state IN ('planned', 'sent')
             AND (dest_hotkey != ? OR (action = 'transfer' AND dest_coldkey != ?))"""
         if other := await self._db.row(sql, aggregator_hotkey, destination_coldkey):
-            raise UserError(
-                f"the sweep of epoch {other['epoch_block']} was begun to {other['dest_hotkey']} of"
-                f" {other['dest_coldkey']}; let it end with those addresses first"
-            )
+            begun = f"epoch {other['epoch_block']} was begun to {other['dest_hotkey']} of {other['dest_coldkey']}"
+            raise UserError(f"the sweep of {begun}; let it end with those addresses first")
 
     # -- the burn
 
@@ -337,22 +321,16 @@ class Journal:
             last = db.execute("SELECT * FROM summaries").fetchone()
             if (day := summary_due(now, last["day"])) is None:
                 return None
-            swept = db.execute(
-                """SELECT COUNT(*) AS steps, COALESCE(SUM(amount_rao), 0) AS rao, MAX(epoch_block) AS last FROM steps
-                WHERE state = 'applied' AND action = 'transfer' AND epoch_block > ?""",
-                (last["epoch_block"],),
-            ).fetchone()
-            burns = db.execute(
-                """SELECT COUNT(*) AS tries, COALESCE(SUM(result = 'set'), 0) AS ok, MAX(id) AS last
-                FROM burns WHERE id > ?""",
-                (last["burn_id"],),
-            ).fetchone()
+            sql = """SELECT COUNT(*) AS steps, COALESCE(SUM(amount_rao), 0) AS rao, MAX(epoch_block) AS last FROM steps
+                WHERE state = 'applied' AND action = 'transfer' AND epoch_block > ?"""
+            swept = db.execute(sql, (last["epoch_block"],)).fetchone()
+            sql = """SELECT COUNT(*) AS tries, COALESCE(SUM(result = 'set'), 0) AS ok, MAX(id) AS last
+                FROM burns WHERE id > ?"""
+            burns = db.execute(sql, (last["burn_id"],)).fetchone()
             values = day, swept["last"] or last["epoch_block"], burns["last"] or last["burn_id"]
             db.execute("UPDATE summaries SET day = ?, epoch_block = ?, burn_id = ?", values)
-            return (
-                f"{day}, 00:00 UTC: {swept['steps']} transfers, {alpha(swept['rao'])};"
-                f" weights set {burns['ok']} times of {burns['tries']} tries"
-            )
+            weights = f"weights set {burns['ok']} times of {burns['tries']} tries"
+            return f"{day}, 00:00 UTC: {swept['steps']} transfers, {alpha(swept['rao'])}; {weights}"
 
         return await self._db.write(work)
 
@@ -365,6 +343,10 @@ def _baseline(db: sqlite3.Connection) -> int | None:
 def _add_baseline(db: sqlite3.Connection, block: int, rao: int, reason: str) -> None:
     insert(db, "baselines", [{"block": block, "rao": rao, "reason": reason}])
     log.warning("baseline: %d rao on the miner hotkey are not swept (%s)", rao, reason)
+
+
+def _put(db: sqlite3.Connection, step: Step) -> None:
+    insert(db, "steps", [step], update="id")
 
 
 def _close(db: sqlite3.Connection, epoch_block: int) -> bool:

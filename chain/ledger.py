@@ -75,32 +75,20 @@ ORDER BY n.uid"""
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """The subnet's rules; the defaults are the real chain's where it has one.
+    """The subnet's rules; the defaults are the real chain's where it has one. See also `WeightParams`."""
 
-    Attributes:
-        tempo: blocks between epochs; 0 stops them.
-        weights_rate_limit_blocks, min_allowed_weights, max_weight, version_key: see `chain.WeightParams`.
-        max_uids: neurons that fit; a further registration prunes one. At least 2: the owner is never pruned.
-        immunity_blocks: a neuron younger than this is pruned only when all are.
-        max_validators: permits, given to the highest stakes.
-        stake_threshold_rao: the least stake for a permit, for setting weights and for being heard in an epoch.
-        min_stake_move_rao: the least amount of a move or transfer.
-        mechanism_count: mechanisms, which share the emission equally.
-        emission_rao_per_block: minted per block, paid per epoch: half to miners, half to validators.
-    """
-
-    tempo: int = 360
+    tempo: int = 360  # blocks between epochs; 0 stops them
     weights_rate_limit_blocks: int = 100
     min_allowed_weights: int = 1
     max_weight: int = U16_MAX
     version_key: int = 0
-    max_uids: int = 256
-    immunity_blocks: int = 4096
-    max_validators: int = 64
-    stake_threshold_rao: int = 1_000 * 10**9
-    min_stake_move_rao: int = 2_000_000
-    mechanism_count: int = 1
-    emission_rao_per_block: int = 10**9
+    max_uids: int = 256  # a further registration prunes one. At least 2: the owner is never pruned
+    immunity_blocks: int = 4096  # a neuron younger than this is pruned only when all are
+    max_validators: int = 64  # permits, given to the highest stakes
+    stake_threshold_rao: int = 1_000 * 10**9  # the least for a permit, for setting weights, for being heard in an epoch
+    min_stake_move_rao: int = 2_000_000  # the least amount of a move or transfer
+    mechanism_count: int = 1  # they share the emission equally
+    emission_rao_per_block: int = 10**9  # paid per epoch: half to miners, half to validators
 
 
 DEFAULT_RULES = Hyperparameters()
@@ -226,17 +214,11 @@ def with_permits(rules: Hyperparameters, neurons: Sequence[Neuron]) -> list[Neur
 
 
 def pay(
-    rules: Hyperparameters,
-    subnet: sqlite3.Row,
-    neurons: Sequence[Neuron],
-    vectors: Sequence[tuple[int, int, int, dict[int, int]]],
-    emitted: int,
+    rules: Hyperparameters, subnet: sqlite3.Row, neurons: Sequence[Neuron], vectors: Sequence[tuple], emitted: int
 ) -> Counter[int]:
-    """What one epoch credits to each uid, rao; what is left of `emitted` is burned. The rules are `LocalChain`'s.
+    """What one epoch credits to each uid, rao; what is left of `emitted`, the rao minted since the last, is burned.
 
-    Args:
-        vectors: (mechid, uid, block, u16 by uid).
-        emitted: rao minted since the last epoch.
+    The rules are `LocalChain`'s. A vector is (mechid, uid, block, u16 by uid).
     """
     by_uid = {n.uid: n for n in neurons}
     paid: Counter[int] = Counter()

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from chain import ledger
 from chain.base import (
     BLOCK_SECONDS,
     ChainError,
@@ -35,21 +36,7 @@ from chain.base import (
     done,
     served_address,
 )
-from chain.ledger import (
-    DEFAULT_RULES,
-    MIGRATIONS,
-    Hyperparameters,
-    add_stake,
-    advance,
-    epoch_of,
-    metagraph_of,
-    register,
-    row_of,
-    rules_of,
-    stake_of,
-    vector_of,
-    weight_params_of,
-)
+from chain.ledger import DEFAULT_RULES, Hyperparameters
 from runtime.db import Database, connect, insert
 
 T = TypeVar("T")
@@ -122,24 +109,23 @@ class LocalChain:
         """Open the ledger; make it if it is new: block `genesis_block`, owner as uid 0 with stake.
 
         Args:
-            hotkey, coldkey: the wallet that this instance acts for, ss58.
             clock: unix seconds, for the one process that advances the blocks with the clock.
             genesis_block: the first block of a new ledger, default the clock's; ignored by an existing ledger, as are
                 `owner` (hotkey and coldkey) and `hyperparameters`.
             netuid: must be the ledger's, when there is one.
 
         Raises:
-            ChainError: no ledger, and neither clock nor genesis block to start one (only the validator does), or the
-                ledger is of another netuid.
+            ChainError: no ledger, and neither clock nor genesis block to start one (only the validator does), or one of
+                another netuid.
             StoreError: the file cannot be used.
         """
-        async with connect(path, MIGRATIONS) as db:
+        async with connect(path, ledger.MIGRATIONS) as db:
             chain = cls(db, Path(path), hotkey, coldkey, clock)
             if genesis_block is None and clock:
                 genesis_block = block_at(clock())
 
             def start(db: sqlite3.Connection) -> None:
-                found = row_of(db, "SELECT netuid FROM subnet")
+                found = ledger.row_of(db, "SELECT netuid FROM subnet")
                 if found is None and genesis_block is None:
                     raise ChainError(f"no local subnet in {path}: start `python validator.py` first")
                 if found and found["netuid"] != netuid:
@@ -148,7 +134,7 @@ class LocalChain:
                     rules = json.dumps(dataclasses.asdict(hyperparameters))
                     db.execute("INSERT INTO subnet VALUES (1, ?, ?, ?, ?, ?)", (netuid, genesis_block, *owner, rules))
                     db.execute("INSERT INTO epochs VALUES (?, 0, 0, 0)", (genesis_block,))
-                    register(db, *owner, OWNER_STAKE_RAO)
+                    ledger.register(db, *owner, OWNER_STAKE_RAO)
 
             await chain._transaction(start)
             yield chain
@@ -159,11 +145,8 @@ class LocalChain:
         return await self._at_head(lambda db, subnet: subnet["block"])
 
     async def advance_to(self, block: int) -> int:
-        """Let the chain reach `block`, running the epochs on the way; a lower one changes nothing.
-
-        All or nothing: a crash in the middle leaves the block and the payments as they were before.
-        Returns the newest block.
-        """
+        """Let the chain reach `block`, running the epochs on the way, all or nothing; a lower one changes nothing.
+        Returns the newest block."""
         return await self._at_head(lambda db, subnet: subnet["block"], block)
 
     async def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -177,10 +160,10 @@ class LocalChain:
         target = max(block, block_at(self._clock()) if self._clock else 0)
 
         def run(db: sqlite3.Connection) -> T:
-            subnet = row_of(db, "SELECT * FROM subnet")
+            subnet = ledger.row_of(db, "SELECT * FROM subnet")
             if subnet["block"] < target:
-                advance(db, subnet, target)
-                subnet = row_of(db, "SELECT * FROM subnet")
+                ledger.advance(db, subnet, target)
+                subnet = ledger.row_of(db, "SELECT * FROM subnet")
             self._head = subnet["block"]
             return work(db, subnet)
 
@@ -190,24 +173,24 @@ class LocalChain:
 
     async def metagraph(self, block: int | None = None) -> Metagraph:
         """The subnet now: the ledger keeps no history, so `block`, if given, must be the newest."""
-        graph = await self._at_head(metagraph_of)
+        graph = await self._at_head(ledger.metagraph_of)
         if block not in (None, graph.block):
             raise ChainError(f"metagraph at block {block}: the ledger only knows its newest, {graph.block}")
         return graph
 
     async def epoch(self) -> EpochInfo:
-        return await self._at_head(epoch_of)
+        return await self._at_head(ledger.epoch_of)
 
     async def weight_params(self, hotkey: str, mechid: int = 0) -> WeightParams:
-        return await self._at_head(lambda db, subnet: weight_params_of(db, subnet, hotkey, mechid))
+        return await self._at_head(lambda db, subnet: ledger.weight_params_of(db, subnet, hotkey, mechid))
 
     async def weights_of(self, uid: int, mechid: int = 0) -> dict[int, int]:
         sql = "SELECT vector FROM weights WHERE mechid = ? AND uid = ?"
-        row = await self._at_head(lambda db, subnet: row_of(db, sql, mechid, uid))
-        return vector_of(row) if row else {}
+        row = await self._at_head(lambda db, subnet: ledger.row_of(db, sql, mechid, uid))
+        return ledger.vector_of(row) if row else {}
 
     async def stake(self, hotkey: str, coldkey: str) -> int:
-        return await self._at_head(lambda db, subnet: stake_of(db, hotkey, coldkey))
+        return await self._at_head(lambda db, subnet: ledger.stake_of(db, hotkey, coldkey))
 
     async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
         sql = """SELECT block || '-' || id AS extrinsic, block, origin_hotkey, dest_hotkey, dest_coldkey FROM moves
@@ -227,9 +210,9 @@ class LocalChain:
     @_outcome
     async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> None:
         def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> None:
-            rules, graph = rules_of(subnet), metagraph_of(db, subnet)
+            rules, graph = ledger.rules_of(subnet), ledger.metagraph_of(db, subnet)
             vector = checked_vector(weights, mechid, rules.mechanism_count)
-            params = weight_params_of(db, subnet, self.hotkey, mechid)
+            params = ledger.weight_params_of(db, subnet, self.hotkey, mechid)
             fewest = min(params.min_allowed_weights, len(graph.neurons))  # a young subnet has fewer
             params = dataclasses.replace(params, min_allowed_weights=fewest)
             own = check_weights(vector, version_key, params, graph, self.hotkey, rules.stake_threshold_rao)
@@ -253,12 +236,12 @@ class LocalChain:
             if (origin_hotkey, self.coldkey) == (dest_hotkey, dest_coldkey):
                 raise Refused("SameNetuid", f"origin and destination are both {dest_hotkey} of {dest_coldkey}")
             for hotkey in (origin_hotkey, dest_hotkey):
-                if not row_of(db, "SELECT 1 FROM hotkeys WHERE hotkey = ?", hotkey):
+                if not ledger.row_of(db, "SELECT 1 FROM hotkeys WHERE hotkey = ?", hotkey):
                     raise Refused("HotKeyAccountNotExists", f"hotkey {hotkey} was never registered")
-            held = stake_of(db, origin_hotkey, self.coldkey)
-            check_amount(origin_hotkey, amount_rao, held, rules_of(subnet).min_stake_move_rao)
-            add_stake(db, origin_hotkey, self.coldkey, -amount_rao)
-            add_stake(db, dest_hotkey, dest_coldkey, amount_rao)
+            held = ledger.stake_of(db, origin_hotkey, self.coldkey)
+            check_amount(origin_hotkey, amount_rao, held, ledger.rules_of(subnet).min_stake_move_rao)
+            ledger.add_stake(db, origin_hotkey, self.coldkey, -amount_rao)
+            ledger.add_stake(db, dest_hotkey, dest_coldkey, amount_rao)
             ends = origin_hotkey, dest_hotkey, dest_coldkey
             db.execute(
                 "INSERT INTO moves VALUES (NULL, ?, ?, ?, ?, ?, ?)", (subnet["block"], self.coldkey, *ends, amount_rao)
@@ -269,7 +252,7 @@ class LocalChain:
     @_outcome
     async def serve(self, host: str, port: int) -> None:
         def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> None:
-            address, _ = served_address(metagraph_of(db, subnet), self.hotkey, host, port)
+            address, _ = served_address(ledger.metagraph_of(db, subnet), self.hotkey, host, port)
             db.execute("UPDATE neurons SET address = ? WHERE hotkey = ?", (address, self.hotkey))
 
         await self._at_head(work)
@@ -282,35 +265,26 @@ class LocalChain:
         In a full subnet the neuron with the lowest last emission goes (of equals the oldest; the immune last; the owner
         hotkey never), with its vectors. Its stake stays on its hotkey, as on the real chain.
 
-        Args:
-            stake_rao: minted for the pair with the hotkey's first registration, the faucet of local mode.
-
-        Returns:
-            The uid.
-
-        Raises:
-            ChainError: the hotkey belongs to another coldkey, or no uid can be freed.
+        `stake_rao` is minted for the pair with the hotkey's first registration, the faucet of local mode. Raises
+        `ChainError` if the hotkey belongs to another coldkey, or no uid can be freed.
         """
-        return await self._at_head(lambda db, subnet: register(db, hotkey, coldkey, stake_rao))
+        return await self._at_head(lambda db, subnet: ledger.register(db, hotkey, coldkey, stake_rao))
 
     async def set_hyperparameters(self, **changes: int) -> Hyperparameters:
         """Change rules as the subnet's owner would; they hold from the newest block on."""
 
         def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> Hyperparameters:
-            rules = dataclasses.replace(rules_of(subnet), **changes)
+            rules = dataclasses.replace(ledger.rules_of(subnet), **changes)
             db.execute("UPDATE subnet SET hyperparameters = ?", (json.dumps(dataclasses.asdict(rules)),))
             return rules
 
         return await self._at_head(work)
 
     async def trigger_epoch(self) -> int:
-        """Run an epoch at the newest block and return that, as the owner can; the next comes `tempo` blocks later.
-
-        Nothing happens where that block had one.
-        """
+        """Run an epoch at the newest block, if it had none, as the owner can; returns that block."""
 
         def work(db: sqlite3.Connection, subnet: sqlite3.Row) -> int:
-            advance(db, subnet, subnet["block"], triggered=True)
+            ledger.advance(db, subnet, subnet["block"], triggered=True)
             return subnet["block"]
 
         return await self._at_head(work)

@@ -44,9 +44,8 @@ def ledger_of(options: argparse.Namespace) -> Path:
     """The ledger of the local subnet in `options.dir`; raises `UserError` if there is none."""
     ledger = Path(options.dir) / "chain.sqlite3"
     if not ledger.exists():
-        raise UserError(
-            f"no local subnet in {ledger}: start `python validator.py` first, or name its folder with --dir"
-        )
+        fix = "start `python validator.py` first, or name its folder with --dir"
+        raise UserError(f"no local subnet in {ledger}: {fix}")
     return ledger
 
 
@@ -54,26 +53,17 @@ def ledger_of(options: argparse.Namespace) -> Path:
 async def network(
     options: argparse.Namespace, wallet: Wallet, retry_seconds: float | None = None
 ) -> AsyncIterator[tuple[BittensorChain, Metagraph]]:
-    """The subnet of a real network, and its metagraph when it was opened.
+    """The subnet of a real network, and its metagraph when it was opened; raises `ChainError`, `NoSuchSubnet`.
 
     Args:
         retry_seconds: how often a network that does not answer is dialed again; None: that is an error.
-
-    Raises:
-        ChainError: no answer.
-        NoSuchSubnet: it answered that there is no such subnet.
     """
     while True:
         async with AsyncExitStack() as stack:
             try:
-                chain = await stack.enter_async_context(
-                    BittensorChain.open(
-                        network=options.network or "",
-                        endpoint=options.chain_endpoint,
-                        netuid=options.netuid,
-                        wallet=wallet,
-                    )
-                )
+                where = {"network": options.network or "", "endpoint": options.chain_endpoint}
+                opening = BittensorChain.open(**where, netuid=options.netuid, wallet=wallet)
+                chain = await stack.enter_async_context(opening)
                 graph = await chain.metagraph()
             except ChainError as error:
                 if retry_seconds is None or isinstance(error, NoSuchSubnet):
@@ -99,9 +89,7 @@ async def registered(options: argparse.Namespace, wallet: Wallet) -> AsyncIterat
 async def joined(options: argparse.Namespace) -> AsyncIterator[tuple[Chain, Any]]:
     """A miner's chain and hotkey: of the local subnet in `options.dir`, or of a real network.
 
-    Raises:
-        UserError: there is no such subnet, or the hotkey is not registered on the real one.
-        ChainError: the wallet or the chain cannot be used.
+    Raises `UserError` (no such subnet, a hotkey that is not registered), `ChainError` (wallet or chain fail).
     """
     if is_local(options):
         ledger, (keypair, coldkey) = ledger_of(options), local_wallet(options.name)
@@ -123,8 +111,7 @@ async def open_chain(
         need_coldkey: unlock it.
         patient: wait for a network that does not answer; else that is an error.
 
-    Raises:
-        UserError, ChainError: the wallet, the network or the local subnet cannot be used as named.
+    Raises `UserError`, `ChainError`: the wallet, the network or the local subnet cannot be used as named.
     """
     folder = Path(options.dir)
     if is_local(options):

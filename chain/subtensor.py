@@ -1,7 +1,7 @@
 """`BittensorChain`: a subnet of a real network through the SDK (bittensor 11); no type of the SDK's passes.
 
 Nothing to run here: `python -m pytest tests/test_chain.py` shows the protocol at work on both chains.
-Read next: `lines.py` (the one client of all calls), `wallets.py`, `local.py` (the embedded chain).
+Read next: `wallets.py`, `local.py` (the embedded chain).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, TypeVar
@@ -42,12 +42,13 @@ from chain.base import (
     done,
     served_address,
 )
-from chain.lines import LOST, Lines
 from chain.wallets import MAX_DETAIL_CHARS, Wallet, check_address, one_line
 
 MECHANISM_STRIDE = 4096  # a mechanism's weights are stored under mechid * 4096 + netuid (GLOBAL_MAX_SUBNET_COUNT)
 READ_SECONDS, WRITE_SECONDS = 60.0, 180.0  # total deadlines; a write waits until it is final, three blocks or more
 MAX_FEE_TAO = "0.01"  # no write may cost more
+CLOSE_SECONDS = 5.0
+LOST = (bt.RpcConnectionError, bt.ConnectionNotReady, OSError, TimeoutError)
 
 T = TypeVar("T")
 
@@ -110,13 +111,9 @@ class BittensorChain:
         Args:
             network: `finney`, `test`, `local`; with the SDK's public endpoints and their fallbacks.
             endpoint: `ws://` or `wss://` of one node, instead of the network's.
-            netuid: the subnet.
             wallet: from `load_wallet`; without its coldkey, stake moves are refused.
             deadline_seconds, write_deadline_seconds: total, of one read and of one write.
             substrate: opens another backend of the SDK's `Substrate` protocol for each client: for tests.
-
-        Raises:
-            ChainError: no such network, or no answer.
         """
 
         def make_client() -> Any:
@@ -151,10 +148,10 @@ class BittensorChain:
 
     async def epoch(self) -> EpochInfo:
         async def read(client: Any) -> EpochInfo:
-            at = await client.at()
+            at, storage = await client.at(), bt.storage.SubtensorModule
             last, tempo, following = await asyncio.gather(
-                at.query(bt.storage.SubtensorModule.LastEpochBlock, [self.netuid]),
-                at.query(bt.storage.SubtensorModule.Tempo, [self.netuid]),
+                at.query(storage.LastEpochBlock, [self.netuid]),
+                at.query(storage.Tempo, [self.netuid]),
                 at.epochs.next_epoch_start_block(netuid=self.netuid),
             )
             return EpochInfo(int(last or 0), int(tempo or 0), following if tempo else None)
@@ -203,20 +200,13 @@ class BittensorChain:
                 at.runtime(bt.runtime_api.SwapRuntimeApi.current_alpha_price_all, []),
             )
             price_rao = {int(price["netuid"]): int(price["price"]) for price in prices}
-            pools = [
-                Pool(
-                    netuid=int(info["netuid"]),
-                    block=at.block,
-                    price_rao=price_rao[int(info["netuid"])],
-                    moving_price=Fraction(int(info["moving_price"]["bits"]), 2**32),  # I96F32
-                    tao_in_rao=int(info["tao_in"]),
-                    alpha_in_rao=int(info["alpha_in"]),
-                    alpha_out_rao=int(info["alpha_out"]),
-                )
-                for info in subnets
-                if info is not None and int(info["netuid"])  # netuid 0 is TAO itself
-            ]
-            return {pool.netuid: pool for pool in pools}
+            pools = {}
+            for info in subnets:
+                if info is not None and (netuid := int(info["netuid"])):  # netuid 0 is TAO itself
+                    moving = Fraction(int(info["moving_price"]["bits"]), 2**32)  # I96F32
+                    sides = [int(info[side]) for side in ("tao_in", "alpha_in", "alpha_out")]
+                    pools[netuid] = Pool(netuid, at.block, price_rao[netuid], moving, *sides)
+            return pools
 
         return await self._read("pools", read)
 
@@ -265,26 +255,13 @@ class BittensorChain:
         if graph is None:
             raise NoSuchSubnet(f"netuid {self.netuid} does not exist on this network")
         self._head = max(self._head, graph.block)
-        return Metagraph(
-            netuid=self.netuid,
-            block=graph.block,
-            tempo=graph.tempo,
-            owner_hotkey=graph.owner_hotkey,
-            owner_coldkey=graph.owner_coldkey,
-            neurons=tuple(
-                Neuron(
-                    uid=neuron.uid,
-                    hotkey=neuron.hotkey,
-                    coldkey=neuron.coldkey,
-                    permit=neuron.validator_permit,
-                    stake_rao=neuron.total_stake.rao,
-                    address=neuron.axon,
-                    registered_block=neuron.block_at_registration,
-                    last_update_block=neuron.last_update,
-                )
-                for neuron in graph.neurons
-            ),
-        )
+        neurons = [
+            Neuron(n.uid, n.hotkey, n.coldkey, n.validator_permit, n.total_stake.rao, n.axon, n.block_at_registration,
+                   n.last_update)
+            for n in graph.neurons
+        ]  # fmt: skip
+        owner = graph.owner_hotkey, graph.owner_coldkey
+        return Metagraph(self.netuid, graph.block, graph.tempo, *owner, tuple(neurons))
 
     async def _weight_params(self, client: Any, hotkey: str, mechid: int) -> WeightParams:
         storage, index = bt.storage.SubtensorModule, self._index(mechid)
@@ -341,9 +318,7 @@ class BittensorChain:
     ) -> WriteOutcome:
         """Prepare an intent (None: nothing to do), sign and submit it, and say how that ended.
 
-        Args:
-            coldkey: it signs, not the hotkey.
-            limit: the storage item whose blocks are to be waited after "too fast", 1 by default.
+        `limit` is the storage item whose blocks are to be waited after "too fast", 1 without it.
         """
         signer, wait = None, 1
         try:
@@ -374,12 +349,7 @@ class BittensorChain:
         return self._failed(error, at_the_door or result.block_hash is not None, wait)
 
     def _failed(self, error: Exception, certain: bool, wait_blocks: int) -> WriteOutcome:
-        """The outcome of a write that failed.
-
-        Args:
-            certain: it was certainly not applied: not signed, refused at the door, or failed inside a block.
-            wait_blocks: what "too fast" asks for.
-        """
+        """How it ended; `certain`: not applied, as it was not signed, refused at the door, or failed inside a block."""
         code, name = _code(error), (isinstance(error, bt.ChainError) and error.name) or type(error).__name__
         detail = f"no answer within {self._write_seconds:g} s" if isinstance(error, TimeoutError) else str(error)
         detail = " ".join(f"{name}: {detail}".split())[:MAX_DETAIL_CHARS]
@@ -435,3 +405,77 @@ def stake_move(block: int, record: Mapping[str, Any], netuid: int, coldkey: str)
     if owner != coldkey or not int(origin_netuid) == int(dest_netuid) == netuid:
         return None
     return StakeMove(f"{block}-{record.get('extrinsic_idx')}", block, origin, dest, new_owner)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The one client that all calls of a process share: dialed when needed, given up when it fails
+
+
+@dataclass(slots=True)
+class _Line:
+    """One client: the task that opens it, and how many calls are using it."""
+
+    dialing: asyncio.Task
+    users: int = 0
+    given_up: bool = False
+
+
+class Lines:
+    """One open client at a time; one that failed is closed after its last call, and the next call opens another."""
+
+    def __init__(self, make_client: Callable[[], Any]):
+        self._make_client = make_client
+        self._line: _Line | None = None
+        self._closing: set[asyncio.Task] = set()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Any]:
+        """The open client, or a new one; when it fails or does not answer in time, the next call dials anew."""
+        if self._line is None:
+            self._line = _Line(asyncio.create_task(self._dial()))
+            self._line.dialing.add_done_callback(lambda task: task.cancelled() or task.exception())  # it is seen here
+        line = self._line
+        line.users += 1
+        try:
+            yield await asyncio.shield(line.dialing)  # a deadline stops the call, not the dialing: the SDK ends that
+        except BaseException as error:
+            dialed = line.dialing.done() and not line.dialing.cancelled()
+            if dialed and (line.dialing.exception() or isinstance(error, (asyncio.CancelledError, *LOST))):
+                self._give_up(line)
+            raise
+        finally:
+            line.users -= 1
+            if line.given_up and not line.users:
+                self._hang_up(line)
+
+    async def _dial(self) -> Any:
+        client = self._make_client()
+        try:
+            return await client.connect()
+        except BaseException:
+            await client.close()
+            raise
+
+    def _give_up(self, line: _Line | None) -> None:
+        if line and not line.given_up:
+            line.given_up, self._line = True, None if self._line is line else self._line
+            if not line.users:
+                self._hang_up(line)
+
+    def _hang_up(self, line: _Line) -> None:
+        async def close() -> None:
+            with suppress(Exception):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    if line.dialing.done():
+                        await line.dialing.result().close()
+                    else:
+                        line.dialing.cancel()
+
+        task = asyncio.create_task(close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        self._give_up(self._line)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=2 * CLOSE_SECONDS)

@@ -29,30 +29,21 @@ ROLES = ("aggregator-hotkey", "destination-coldkey")  # the options, and the wor
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a sweep may do; the addresses are those of the allow-list.
-
-    Attributes:
-        minimum_rao: less is left to the next epoch.
-        fee_reserve_rao: free TAO below which nothing is sent.
-        take_all: also what was there before, on the miner hotkey and on the aggregator.
-        two_calls: move, then transfer; else one call does both.
-        wait_final: believe only blocks `FINAL_BLOCKS` deep.
-    """
+    """What a sweep may do; the addresses are those of the allow-list."""
 
     aggregator_hotkey: str
     destination_coldkey: str
-    minimum_rao: int = MINIMUM_RAO
-    fee_reserve_rao: int = FEE_RESERVE_RAO
-    take_all: bool = False
-    two_calls: bool = False
-    wait_final: bool = False
+    minimum_rao: int = MINIMUM_RAO  # less is left to the next epoch
+    fee_reserve_rao: int = FEE_RESERVE_RAO  # free TAO below which nothing is sent
+    take_all: bool = False  # also what was there before, on the miner hotkey and on the aggregator
+    two_calls: bool = False  # move, then transfer; else one call does both
+    wait_final: bool = False  # believe only blocks `FINAL_BLOCKS` deep
 
 
 def plan(policy: Policy, hotkey: str, coldkey: str, earned_rao: int, aggregator_rao: int) -> list[Wanted]:
     """The movements of one sweep, in order; none when there is less than the minimum.
 
     Args:
-        hotkey, coldkey: whose earnings are swept.
         earned_rao: on the miner hotkey, above the baseline.
         aggregator_rao: what `--all` takes from the aggregator besides; 0 without it.
     """
@@ -91,7 +82,7 @@ def fate_by_balances(step: Step, now: Reading) -> str:
     moved from, a destination that did not grow by the amount received nothing.
 
     Args:
-        now: with the stakes of origin and destination.
+        now: of origin and destination.
 
     Returns:
         `applied`, `expired` (it did not happen), or `unknown`: then a person has to look.
@@ -107,11 +98,7 @@ def fate_by_balances(step: Step, now: Reading) -> str:
 
 
 async def read(chain: Chain, *positions: tuple[str, str]) -> Reading:
-    """Read the stakes of (hotkey, coldkey) pairs between two looks at the epoch that agree.
-
-    Raises:
-        ChainError: the chain did not answer, or epochs followed each other faster than it can be read.
-    """
+    """The stakes of (hotkey, coldkey) pairs, read between two looks at the epoch that agree; raises `ChainError`."""
     for _ in range(READ_TRIES):
         before, block = await chain.epoch(), await chain.block()
         rao = tuple([await chain.stake(*position) for position in positions])
@@ -140,8 +127,7 @@ async def available(chain: Chain, policy: Policy, baseline_rao: int | None) -> t
 def read_allow_list(path: Path) -> set[tuple[str, str]]:
     """The pairs of an allow-list file: lines `aggregator-hotkey SS58` or `destination-coldkey SS58`, `#` begins a note.
 
-    Raises:
-        UserError: it is missing, others may write it, or a line is not one of the two.
+    Raises `UserError` if it is missing, others may write it, or a line is not one of the two.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -150,10 +136,8 @@ def read_allow_list(path: Path) -> set[tuple[str, str]]:
             text = file.read(MAX_ALLOW_LIST_CHARS)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(
-            f"allow-list {path}: {reason}; write the lines `aggregator-hotkey SS58` and `destination-coldkey SS58` into"
-            " it, or name another with --allow-list"
-        ) from None
+        fix = "write the lines `aggregator-hotkey SS58` and `destination-coldkey SS58` into it"
+        raise UserError(f"allow-list {path}: {reason}; {fix}, or name another with --allow-list") from None
     pairs = set()
     for at, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
@@ -169,11 +153,7 @@ def read_allow_list(path: Path) -> set[tuple[str, str]]:
 
 
 def checked_addresses(options: argparse.Namespace, folder: Path) -> tuple[str, str]:
-    """Aggregator and destination, as given and allowed.
-
-    Raises:
-        UserError: one is no address, or not in the allow-list.
-    """
+    """Aggregator and destination; raises `UserError` for one that is no address, or not in the allow-list."""
     given = dict(zip(ROLES, (options.aggregator_hotkey, options.destination_coldkey), strict=True))
     for role, address in given.items():
         try:

@@ -18,23 +18,13 @@ from chain.base import ChainError
 MAX_DETAIL_CHARS = 300
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Keys
-
-
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """A participant's keys, unlocked.
+    """A participant's keys, unlocked."""
 
-    Attributes:
-        hotkey: sr25519 `Keypair`; signs requests, answers, weights and serving.
-        coldkey_address: ss58 of the coldkey.
-        coldkey: `Keypair` that moves stake; None unless it was asked for.
-    """
-
-    hotkey: Any = field(repr=False)
-    coldkey_address: str
-    coldkey: Any = field(default=None, repr=False)
+    hotkey: Any = field(repr=False)  # sr25519 `Keypair`; signs requests, answers, weights and serving
+    coldkey_address: str  # ss58
+    coldkey: Any = field(default=None, repr=False)  # `Keypair` that moves stake; None unless it was asked for
 
 
 def load_wallet(name: str, hotkey: str, path: str, password: str | None = None, need_coldkey: bool = False) -> Wallet:
@@ -43,7 +33,7 @@ def load_wallet(name: str, hotkey: str, path: str, password: str | None = None, 
     Decrypting takes a second or more for each key, by design: call it before the event loop's work begins.
 
     Args:
-        name, hotkey: of the wallet and of its hotkey, as `btcli wallet list` shows them.
+        name, hotkey: as `btcli wallet list` shows them.
         path: the folder of all wallets.
         password: for those of the needed keys that are encrypted.
         need_coldkey: unlock the coldkey too; without it only its public file is read.
@@ -78,11 +68,7 @@ def _keypair(file: Keyfile, password: str | None) -> Any:
 
 
 def check_address(text: str) -> str:
-    """The text itself if it is an ss58 address as Bittensor writes them (format 42, right checksum).
-
-    Raises:
-        ChainError: it is not; the message says why.
-    """
+    """The text itself if it is an ss58 address of Bittensor's (format 42, right checksum); else raises `ChainError`."""
     try:
         if not re.fullmatch("[1-9A-HJ-NP-Za-km-z]{48}", text):  # decoding longer ones costs time squared
             raise ValueError("48 characters of base 58 are expected")

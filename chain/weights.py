@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import scoring
-from chain.alerts import day_before, summary_due
 from chain.base import Chain, Metagraph, Next, Refused, WriteOutcome, done, vector_in_force
+from chain.notify import day_before, summary_due
 from protocol import Code
 from runtime.db import insert
 from store import Store

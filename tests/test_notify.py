@@ -17,10 +17,9 @@ import pytest
 from aiohttp import web
 from subnets import command
 
-from chain import alerts, notify
-from chain.alerts import Alert, AlertRules, day_before, summary_due
+from chain import notify
 from chain.base import Next, WriteCode, WriteOutcome
-from chain.notify import Notifier, Reply, post
+from chain.notify import Alert, AlertRules, Notifier, Reply, day_before, post, summary_due
 from runtime.passwords import Secret
 
 HOUR = 3600
@@ -363,7 +362,7 @@ def told(rules: AlertRules, *steps: tuple[float, dict]) -> list[str]:
     ],
 )
 def test_each_trouble_is_told_once_when_it_begins_again_while_it_lasts_and_once_when_it_ends(kind, bad, good, said):
-    rules, repeat = AlertRules(0), alerts.REPEAT_SECONDS
+    rules, repeat = AlertRules(0), notify.REPEAT_SECONDS
     assert rules.observe(0, **good) == []
     (begins,) = rules.observe(60, **bad)
     assert begins.kind == kind and begins.text.startswith("ALERT: ") and said in begins.text
@@ -388,7 +387,7 @@ def test_a_failure_that_may_pass_is_trouble_at_the_second_time_in_a_row_and_too_
 
 
 def test_weights_are_overdue_an_hour_after_their_time_whatever_kept_them():
-    late = 4320 + alerts.WEIGHTS_LATE_SECONDS
+    late = 4320 + notify.WEIGHTS_LATE_SECONDS
     for facts in ({}, {"weights": failed(Next.WAIT_BLOCKS)}, {"chain": False}):
         rules = AlertRules(1000, weights_seconds=4320)
         assert not [alert for alert in rules.observe(1000 + late - 1, **facts) if alert.kind == "weights"]

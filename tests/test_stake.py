@@ -41,12 +41,12 @@ from stakes import (
 from substrate import LOST, Node
 
 import stake as stake_module
-from chain.alerts import AlertRules
 from chain.base import ChainError, EpochInfo, Next, StakeMove, WriteCode, WriteOutcome
 from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, Burner, Result, follow
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
 from chain.ledger import Hyperparameters
 from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, LocalChain
+from chain.notify import AlertRules
 from chain.subtensor import BittensorChain
 from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, fate_by_balances, match, plan, read, read_allow_list
 from chain.wallets import Wallet

@@ -22,8 +22,8 @@ from test_store import a_round
 
 import validator as validator_module
 from chain import weights as weights_module
-from chain.alerts import CHAIN_SILENT_SECONDS, WEIGHTS_LATE_SECONDS
 from chain.base import BLOCK_SECONDS, Chain, Next, u16_weights
+from chain.notify import CHAIN_SILENT_SECONDS, WEIGHTS_LATE_SECONDS
 from chain.weights import INTERVAL_BLOCKS, RETRY_BLOCKS
 from protocol import Code
 from store import Store
