@@ -189,14 +189,7 @@ Weights = Mapping[int, int | Fraction | Decimal]
 def u16_weights(weights: Weights) -> dict[int, int]:
     """Weights as the chain stores them: the largest becomes 65535, the rest in proportion, half to even, zeros dropped.
 
-    Args:
-        weights: not floats, and not all zero.
-
-    Returns:
-        1 to 65535 by uid, in the order of the uids.
-
-    Raises:
-        ValueError: a weight is negative or not finite, or none is above zero.
+    In the order of the uids. Raises `ValueError` if a weight is negative or not finite, or none is above zero.
 
     Source: the SDK's `intents.weights.normalize`, here without floats.
     """
@@ -216,28 +209,18 @@ def u16_weights(weights: Weights) -> dict[int, int]:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a chain refuses, said before anything is signed
 
-REFUSALS = {  # the chain's names of its errors, and their kind in the SDK's error map
-    "SettingWeightsTooFast": WriteCode.RATE_LIMITED,
-    "CommittingWeightsTooFast": WriteCode.RATE_LIMITED,
-    "HotKeyNotRegisteredInSubNet": WriteCode.NOT_REGISTERED,
-    "HotKeyNotRegisteredInNetwork": WriteCode.NOT_REGISTERED,
-    "HotKeyAccountNotExists": WriteCode.NOT_REGISTERED,
-    "NeuronNoValidatorPermit": WriteCode.NOT_AUTHORIZED,
-    "ColdkeyLocked": WriteCode.NOT_AUTHORIZED,
-    "NotEnoughStakeToSetWeights": WriteCode.INSUFFICIENT_BALANCE,
-    "NotEnoughStakeToWithdraw": WriteCode.INSUFFICIENT_BALANCE,
-    "IncorrectWeightVersionKey": WriteCode.INVALID_ARGUMENT,
-    "UidVecContainInvalidOne": WriteCode.INVALID_ARGUMENT,
-    "WeightVecLengthIsLow": WriteCode.INVALID_ARGUMENT,
-    "SameNetuid": WriteCode.INVALID_ARGUMENT,
-    "InvalidIpAddress": WriteCode.INVALID_ARGUMENT,
-    "InvalidPort": WriteCode.INVALID_ARGUMENT,
-    "ValueError": WriteCode.INVALID_ARGUMENT,
-    "MaxWeightExceeded": WriteCode.LIMIT_EXCEEDED,
-    "AmountTooLow": WriteCode.LIMIT_EXCEEDED,
-    "MechanismDoesNotExist": WriteCode.SUBNET_NOT_EXISTS,
-    "NoBurnUid": WriteCode.NOT_REGISTERED,  # our own
+_REFUSALS = {  # the chain's names of its errors by their kind in the SDK's error map; `NoBurnUid` is our own
+    WriteCode.RATE_LIMITED: "SettingWeightsTooFast CommittingWeightsTooFast",
+    WriteCode.NOT_REGISTERED: "HotKeyNotRegisteredInSubNet HotKeyNotRegisteredInNetwork HotKeyAccountNotExists"
+    " NoBurnUid",
+    WriteCode.NOT_AUTHORIZED: "NeuronNoValidatorPermit ColdkeyLocked",
+    WriteCode.INSUFFICIENT_BALANCE: "NotEnoughStakeToSetWeights NotEnoughStakeToWithdraw",
+    WriteCode.INVALID_ARGUMENT: "IncorrectWeightVersionKey UidVecContainInvalidOne WeightVecLengthIsLow"
+    " SameNetuid InvalidIpAddress InvalidPort ValueError",
+    WriteCode.LIMIT_EXCEEDED: "MaxWeightExceeded AmountTooLow",
+    WriteCode.SUBNET_NOT_EXISTS: "MechanismDoesNotExist",
 }
+REFUSALS = {name: kind for kind, names in _REFUSALS.items() for name in names.split()}
 
 
 class Refused(Exception):

@@ -72,16 +72,10 @@ class Step:
 
 MIGRATIONS = (
     """CREATE TABLE wallet (  -- one row: whose journal this is
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    netuid INTEGER NOT NULL,
-    hotkey TEXT NOT NULL,
-    coldkey TEXT NOT NULL
+    id INTEGER PRIMARY KEY CHECK (id = 1), netuid INTEGER NOT NULL, hotkey TEXT NOT NULL, coldkey TEXT NOT NULL
 );
 CREATE TABLE baselines (  -- stake on the miner hotkey that is not swept; the last row counts
-    id INTEGER PRIMARY KEY,
-    block INTEGER NOT NULL,
-    rao INTEGER NOT NULL,
-    reason TEXT NOT NULL
+    id INTEGER PRIMARY KEY, block INTEGER NOT NULL, rao INTEGER NOT NULL, reason TEXT NOT NULL
 );
 CREATE TABLE epochs (  -- the key is what sweeps an epoch once
     epoch_block INTEGER PRIMARY KEY,
@@ -117,22 +111,14 @@ CREATE TABLE seen (  -- one row: the last reading
     miner_rao INTEGER  -- NULL when it cannot be compared with the next
 );
 CREATE TABLE targets (  -- the hotkey that a --target-uid meant when it was first given: uids are recycled
-    uid INTEGER PRIMARY KEY,
-    hotkey TEXT NOT NULL
+    uid INTEGER PRIMARY KEY, hotkey TEXT NOT NULL
 );
 CREATE TABLE burns (  -- every attempt to set weights
-    id INTEGER PRIMARY KEY,
-    block INTEGER NOT NULL,
-    uid INTEGER NOT NULL,
-    hotkey TEXT NOT NULL,
-    result TEXT NOT NULL,
-    detail TEXT NOT NULL
+    id INTEGER PRIMARY KEY, block INTEGER NOT NULL, uid INTEGER NOT NULL, hotkey TEXT NOT NULL,
+    result TEXT NOT NULL, detail TEXT NOT NULL
 );
 CREATE TABLE summaries (  -- one row: the last daily summary, and what it covered
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    day TEXT NOT NULL,
-    epoch_block INTEGER NOT NULL,
-    burn_id INTEGER NOT NULL
+    id INTEGER PRIMARY KEY CHECK (id = 1), day TEXT NOT NULL, epoch_block INTEGER NOT NULL, burn_id INTEGER NOT NULL
 )""",
 )
 

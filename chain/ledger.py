@@ -25,8 +25,7 @@ MIGRATIONS = (
     hyperparameters TEXT NOT NULL  -- JSON object; a version key may exceed SQLite's integers
 );
 CREATE TABLE hotkeys (  -- every hotkey ever registered
-    hotkey TEXT PRIMARY KEY,
-    coldkey TEXT NOT NULL
+    hotkey TEXT PRIMARY KEY, coldkey TEXT NOT NULL
 );
 CREATE TABLE neurons (
     uid INTEGER PRIMARY KEY,
@@ -37,9 +36,7 @@ CREATE TABLE neurons (
     emission_rao INTEGER NOT NULL DEFAULT 0  -- earned in the last epoch; the lowest is pruned
 );
 CREATE TABLE stakes (
-    hotkey TEXT NOT NULL REFERENCES hotkeys,
-    coldkey TEXT NOT NULL,
-    rao INTEGER NOT NULL CHECK (rao >= 0),
+    hotkey TEXT NOT NULL REFERENCES hotkeys, coldkey TEXT NOT NULL, rao INTEGER NOT NULL CHECK (rao >= 0),
     PRIMARY KEY (hotkey, coldkey)
 );
 CREATE TABLE weights (
@@ -50,19 +47,11 @@ CREATE TABLE weights (
     PRIMARY KEY (mechid, uid)
 );
 CREATE TABLE epochs (  -- the key is what runs an epoch once
-    block INTEGER PRIMARY KEY,
-    emitted_rao INTEGER NOT NULL,
-    credited_rao INTEGER NOT NULL,
-    burned_rao INTEGER NOT NULL
+    block INTEGER PRIMARY KEY, emitted_rao INTEGER NOT NULL, credited_rao INTEGER NOT NULL, burned_rao INTEGER NOT NULL
 )""",
     """CREATE TABLE moves (  -- every stake move and transfer that was applied, as the real chain's events
-    id INTEGER PRIMARY KEY,
-    block INTEGER NOT NULL,
-    coldkey TEXT NOT NULL,
-    origin_hotkey TEXT NOT NULL,
-    dest_hotkey TEXT NOT NULL,
-    dest_coldkey TEXT NOT NULL,
-    rao INTEGER NOT NULL
+    id INTEGER PRIMARY KEY, block INTEGER NOT NULL, coldkey TEXT NOT NULL,
+    origin_hotkey TEXT NOT NULL, dest_hotkey TEXT NOT NULL, dest_coldkey TEXT NOT NULL, rao INTEGER NOT NULL
 )""",
 )
 
@@ -102,10 +91,8 @@ def advance(db: sqlite3.Connection, subnet: sqlite3.Row, target: int, triggered:
         due = target if target > last else None
     if due is not None and due <= target:
         neurons = neurons_of(db)
-        vectors = [
-            (row["mechid"], row["uid"], row["block"], vector_of(row))
-            for row in db.execute("SELECT * FROM weights ORDER BY mechid, uid")
-        ]
+        rows = db.execute("SELECT * FROM weights ORDER BY mechid, uid")
+        vectors = [(row["mechid"], row["uid"], row["block"], vector_of(row)) for row in rows]
         epochs, earned, paid = [], Counter(), Counter()
         while due <= target:
             emitted = rules.emission_rao_per_block * (due - last)

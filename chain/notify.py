@@ -37,15 +37,10 @@ MAX_PENDING, MAX_TEXT, MAX_REPLY_BYTES = 100, 3000, 200
 
 NOTIFY_SETTINGS = (
     Setting(
-        "slack_webhook_url",
-        ("--slack-webhook-url", "--slack_webhook_url"),
-        "where alerts and the daily summary go",
-        ("SLACK_WEBHOOK_URL",),
-        type=url("http", "https"),
-        metavar="URL",
-        secret=True,
+        "slack_webhook_url", ("--slack-webhook-url", "--slack_webhook_url"), "where alerts and the daily summary go",
+        ("SLACK_WEBHOOK_URL",), type=url("http", "https"), metavar="URL", secret=True,
     ),
-)
+)  # fmt: skip
 
 log = logging.getLogger("notify")
 
