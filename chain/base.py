@@ -246,14 +246,9 @@ def checked_vector(weights: Weights, mechid: int, mechanisms: int) -> dict[int, 
 def check_weights(
     vector: Mapping[int, int], version_key: int, params: WeightParams, graph: Metagraph, hotkey: str, least_rao: int
 ) -> Neuron:
-    """What the chain holds against a vector, in its order; raises `Refused`.
+    """What the chain holds against a vector, in its order, raising `Refused`; returns the hotkey's neuron.
 
-    Args:
-        params: of this hotkey.
-        least_rao: the stake that setting weights needs; the subnet's owner needs neither it nor a permit.
-
-    Returns:
-        The hotkey's neuron.
+    `least_rao` is the stake that setting weights needs; the subnet's owner needs neither it nor a permit.
 
     Source: subtensor `do_set_weights`, `do_commit_timelocked_weights`; and `MaxWeightExceeded`, where the SDK alone
         would clip and another vector than ours would be in force.

@@ -72,7 +72,7 @@ class _Signer:
 
 
 class BittensorChain:
-    """A subnet of a Bittensor network through the SDK's `Client`. Follows `chain.Chain`.
+    """A subnet of a Bittensor network through the SDK's `Client`. Follows `Chain`.
 
     One client: all calls of a process share it (make one `BittensorChain` a process). The SDK itself reconnects for
     plain reads; when it gives up, or a deadline passes, the client is closed after its last call and the next call

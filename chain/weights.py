@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 import scoring
@@ -94,19 +94,14 @@ async def daily_summary(store: Store, now: float) -> str | None:
     return text
 
 
+@dataclass
 class Weigher:
-    """Sets one hotkey's weights from one store.
+    """Sets one hotkey's weights from one store."""
 
-    Args:
-        dry_run: compute and note the vector, and send nothing.
-
-    Attributes:
-        next_block: of the subnet's chain; before it nothing is due, and nobody needs to look.
-    """
-
-    def __init__(self, store: Store, chain: Chain, dry_run: bool):
-        self.store, self.chain, self.dry_run = store, chain, dry_run
-        self.next_block = 0
+    store: Store
+    chain: Chain
+    dry_run: bool  # compute and note the vector, and send nothing
+    next_block: int = field(default=0, init=False)  # of the subnet's chain; before it nobody needs to look
 
     async def weigh(self, now: int, block: int) -> WriteOutcome | None:
         """Turn reputations into weights if they are due, and note how it went.
@@ -117,10 +112,7 @@ class Weigher:
 
         Returns:
             How the attempt, or the reading back of an earlier one, ended; None if nothing was due, or if it was
-            committed: what becomes of it is known when it is read back.
-
-        Raises:
-            ChainError: the chain could not be read; nothing was sent or noted.
+            committed: what becomes of it is known when it is read back. After a `ChainError` nothing was sent or noted.
         """
         if block < self.next_block:
             return None
@@ -176,9 +168,8 @@ class Weigher:
     ) -> WriteOutcome | None:
         """Note this vector if the chain took it since the last one noted, and nobody knew; else None.
 
-        Args:
-            lost: it was sent and its fate is unknown. Else a crash may have come between sending and noting: then only
-                a vector in force is believed, for of a commit nobody can see what is in it.
+        `lost`: it was sent and its fate is unknown. Else a crash may have come between sending and noting: then only a
+        vector in force is believed, for of a commit nobody can see what is in it.
         """
         own = metagraph.by_hotkey(self.chain.hotkey)
         if own is None or own.last_update_block <= await weights_noted(self.store):
