@@ -214,9 +214,13 @@ async def opened(
         if (await chain.metagraph()).by_hotkey(chain.hotkey) is None and await journal.is_new():
             fix = "name the right wallet, or register it"
             raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {netuid}: {fix}")
-        for line in settings_lines(options):
-            log.info("%s", line)
         yield chain, journal, teller(notifier, AlertRules(time.monotonic(), weights_seconds), journal)
+
+
+async def loop(options: argparse.Namespace, step: Callable, tell: Callable, longest_polls: int = 1) -> int:
+    for line in settings_lines(options):
+        log.info("%s", line)
+    return await follow(step, options.poll_interval, tell, options.once, longest_polls)
 
 
 async def burn(options: argparse.Namespace) -> int:
@@ -226,7 +230,7 @@ async def burn(options: argparse.Namespace) -> int:
     interval_blocks = options.set_weights_interval
     async with opened(options, False, interval_blocks * BLOCK_SECONDS) as (chain, journal, tell):
         burner = Burner(chain, journal, interval_blocks, options.target_uid, options.target_hotkey)
-        return await follow(burner.step, options.poll_interval, tell, options.once, MAX_SLEEP_POLLS)
+        return await loop(options, burner.step, tell, MAX_SLEEP_POLLS)
 
 
 async def sweep(options: argparse.Namespace) -> int:
@@ -245,7 +249,7 @@ async def sweep(options: argparse.Namespace) -> int:
         sweeper = Sweeper(chain, journal, policy, skip_first=options.no_initial_transfer)
         if options.settle:
             await sweeper.settle_by_hand(options.settle == "applied")
-        return await follow(sweeper.step, options.poll_interval, tell, options.once)
+        return await loop(options, sweeper.step, tell)
 
 
 def policy_of(options: argparse.Namespace, folder: Path) -> Policy:
