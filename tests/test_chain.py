@@ -1,7 +1,7 @@
 """One suite for both chains, through `chain.Chain` alone; then what only a real network can do to us.
 
 `BittensorChain` runs through the SDK's real `bittensor.Client` over the fake node of `substrate.py`.
-Run with `python -m pytest tests/test_chain.py`. Read next: `chain.py`.
+Run with `python -m pytest tests/test_chain.py`. Read next: `chain/base.py`.
 """
 
 from __future__ import annotations
