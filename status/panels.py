@@ -31,7 +31,7 @@ from protocol import (
     human_price,
 )
 from sim import PoolError, sqrt_ratio_at_tick
-from status.reader import NotShown, Reader, Replayable
+from status.reader import NotShown, Reader
 from wire.codec import decode, from_plain
 from wire.text import quoted
 
@@ -95,12 +95,13 @@ def _drawable(line: Mapping[str, Any]) -> bool:
 
 
 def panels(
-    rows: Replayable, lines: Mapping[str, dict], shown: Sequence[str], miner: str, pair: Mapping | None
+    rows: Mapping, lines: Mapping[str, dict], shown: Sequence[str], miner: str, pair: Mapping | None
 ) -> dict[str, Any]:
     """What liquidity providers look at, from playing the round again: the ranges of all that are `shown`, value, score
     and inventory of one of them, the `miner`. Raises `NotShown` where the events contradict the replay.
 
     Args:
+        rows: as `Reader.replayable` gives them.
         lines: the round's stored lines by name, the baselines' too.
         pair: the tokens; None shows prices of base units.
 
@@ -111,11 +112,11 @@ def panels(
         `inventory`: at the same blocks both amounts, without this round's fees, and token0's share of the value.
         `apart`: see there. Prices are token1 per token0 in human units.
     """
-    settings = from_plain(JobSettings, json.loads(rows.settings))
-    plain = json.loads(rows.vault_state) | {"ticks": json.loads(zlib.decompress(rows.pool))["ticks"]}
+    settings = from_plain(JobSettings, json.loads(rows["settings"]))
+    plain = json.loads(rows["vault_state"]) | {"ticks": json.loads(zlib.decompress(rows["pool"]))["ticks"]}
     snapshot = from_plain(Snapshot, plain)
-    tape, close = Tape(snapshot), rows.close_block
-    events = (dict(row) | {"args": event_args(row["kind"], json.loads(row["args"]))} for row in rows.events)
+    tape, close = Tape(snapshot), rows["close_block"]
+    events = (dict(row) | {"args": event_args(row["kind"], json.loads(row["args"]))} for row in rows["events"])
     try:
         tape.feed(Event(e["block"], e["log_index"], e["time"], e["kind"], e["args"]) for e in events)
     except (ReplayError, PoolError) as error:
@@ -130,7 +131,7 @@ def panels(
     books, sampled = {}, []
     for name in shown:
         book = books[name] = Book(tape)
-        acts = _decisions(name, rows.asks, lines, snapshot)
+        acts = _decisions(name, rows["asks"], lines, snapshot)
         for until in (*sorted({act.block for act in acts}), close + 1):
             if name == miner:  # before the next decision acts
                 done = sampled[-1]["block"] if sampled else -1

@@ -14,11 +14,11 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from decimal import Decimal, localcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import scoring
 from audit import stored
@@ -210,9 +210,10 @@ class Reader(Store):
                     return None
         return None
 
-    async def replayable(self, round_id: str, names: Iterable[str]) -> Replayable:
-        """What a round can be played again from, for some of its miners. Raises `NotShown` where it has not finished,
-        never opened, or its evidence is gone."""
+    async def replayable(self, round_id: str, names: Iterable[str]) -> dict[str, Any]:
+        """What a round can be played again from, for some of its miners: its columns, `pool` (the snapshot's `body`),
+        rows of `events` and `asks`. Raises `NotShown` where it has not finished, never opened, or its evidence is gone.
+        """
         rows = await self.rows("SELECT * FROM rounds WHERE round_id = ?", round_id)
         if not rows:
             raise NotShown(f"round '{quoted(round_id)}': not in this database")
@@ -236,7 +237,7 @@ class Reader(Store):
         )
         if row["round_type"] == "live":
             asks = await self._carried_out(round_id, asks)
-        return Replayable(row["settings"], row["vault_state"], body, blocks[1], events, asks)
+        return dict(row) | {"pool": body, "events": events, "asks": asks}
 
     async def _carried_out(self, round_id: str, asks: Iterable[sqlite3.Row]) -> list[dict[str, Any]]:
         """A live round's answers without those that were not carried out, the others at the blocks where they were."""
@@ -249,23 +250,13 @@ class Reader(Store):
         ]
 
 
-class Replayable(NamedTuple):
-    """Rows from which a round's market and some of its books can be made again."""
-
-    settings: str
-    vault_state: str
-    pool: bytes
-    close_block: int
-    events: Sequence[sqlite3.Row]
-    asks: Sequence[Mapping[str, Any]]
-
-
 def _round(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
     found = db.execute("SELECT * FROM rounds WHERE round_id = ?", (round_id,)).fetchone()
     if not found:
         raise NotShown(f"round '{quoted(round_id)}': not in this database")
     row, settled = stored.round_row(found)
-    summary, _, _ = json.loads(row.pop("summary") or '{"swaps":0}'), row.pop("vault_state"), row.pop("seal")
+    summary = json.loads(row.pop("summary") or '{"swaps":0}')
+    del row["vault_state"], row["seal"]
     pruned = db.execute("SELECT before FROM pruned WHERE round_id = ?", (round_id,)).fetchone()
     asks = f"SELECT hotkey, {ASK} FROM predictions WHERE round_id = ? ORDER BY due_block, hotkey"
     return {

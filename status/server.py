@@ -68,11 +68,11 @@ class Status:
     A child adds to `routes`: by path what gives a response, or what JSON is made of. All are for GET and HEAD, at most
     MAX_AT_ONCE at a time, for this machine's names; every answer has the same headers. And a child has
 
-        prefix              of its metrics' names
-        port                its usual one
-        now()               `/status`; with `version`, `hotkey`, and `health`: `ok` and `problems`
-        measured(now)       metrics beyond these: name, help, and a value or values by `labels`; None is left out
-        page(request)       `/`
+        prefix         of its metrics' names
+        port           its usual one
+        now()          `/status`; with `version`, `hotkey`, and `health`: `ok` and `problems`
+        measured(now)  metrics beyond `info` and `healthy`: name, help, and a value or values by `labels`; None is left out
+        page(request)  `/`
     """
 
     def __init__(self):
