@@ -71,7 +71,7 @@ class Status:
         prefix         of its metrics' names
         port           its usual one
         now()          `/status`; with `version`, `hotkey`, and `health`: `ok` and `problems`
-        measured(now)  metrics beyond `info` and `healthy`: name, help, and a value or values by `labels`; None is left out
+        measured(now)  metrics beyond `info` and `healthy`: name, help, and values by `labels` or one; None is left out
         page(request)  `/`
     """
 
