@@ -36,7 +36,7 @@ MIGRATIONS = (
 CREATE TABLE started (  -- one row: how the bot was started last
     id INTEGER PRIMARY KEY CHECK (id = 1),
     live INTEGER NOT NULL,
-    limits TEXT NOT NULL  -- limits.Limits, JSON
+    limits TEXT NOT NULL  -- drafting.Limits, JSON
 );
 CREATE TABLE orders (
     id INTEGER PRIMARY KEY,
