@@ -5,19 +5,17 @@ One exchange, as it travels (canonical JSON inside signed HTTP, see `wire/codec.
     validator -> miner   POST /rebalance   RebalanceQuery   "this is the market, these are your positions and tokens"
     miner -> validator   200               RebalanceAnswer  "accepted; these positions, please"    or a refusal
 
-`RebalanceQuery` and `RebalanceAnswer` are the two halves of the seeds' single synapse: the request fields the validator
-fills and the response fields the miner fills. Amounts are integers of token base units; in JSON they are decimal
-strings, because JSON numbers lose digits above 2**53. Ticks, blocks and times are plain JSON integers. There are no
-floats.
+Amounts are integers of token base units; in JSON they are decimal strings, because JSON numbers lose digits above
+2**53. Ticks, blocks and times are plain JSON integers. There are no floats.
 
-Pure: standard library only, no clock, no I/O. `python -m pytest tests/test_protocol.py` shows each rule at work.
+Pure: no clock, no I/O. `python -m pytest tests/test_protocol.py` shows each rule at work.
 Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), `liquidity/rounds.py` (both together).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Context, Decimal
 from enum import StrEnum
@@ -27,7 +25,7 @@ from typing import Annotated, Any
 PROTOCOL_VERSION = "alm/1"
 MIN_TICK, MAX_TICK = -887272, 887272  # Uniswap v3-core TickMath: sqrt(1.0001**tick) fits a Q64.96
 UINT128_MAX = 2**128 - 1
-ASK_SECONDS = 60  # total deadline of one ask (seed 000, "Timeout: 60 seconds")
+ASK_SECONDS = 60  # total deadline of one ask
 FIRST_ASK_LEAD_SECONDS = 75  # the first ask leaves at the first head at or after t0 - 75 s ...
 FIRST_ASK_DEADLINE_SECONDS = 15  # ... and must be answered by t0 - 15 s
 PACE_BLOCKS = 1000  # a query's expected blocks go by the pace of so many blocks before it
@@ -35,6 +33,11 @@ MAX_QUERY_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 32 * 1024
 MAX_POSITIONS = 64  # the most that any job may allow in `max_positions`
 MAX_TEXT_CHARS = 300  # refusal reason, model info
+TARGETS = ("PoL", "MaxFees", "MinIL", "Balanced")
+REPUTATIONS = ("excess", "seed")
+ROUND_TYPES = ("evaluation", "live")
+DECIMAL_TEXT = re.compile(r"(0|[1-9][0-9]{0,38})(\.[0-9]{1,40})?", re.ASCII)
+LEFT_OUT = {"left_out": True}  # metadata of a dataclass's field that is not written at all while it is None
 
 
 class Code(StrEnum):
@@ -130,24 +133,27 @@ class ProtocolError(ValueError):
         self.code, self.detail = code, detail
 
 
+def _require(what: str, rules: Iterable[tuple[bool, str]]) -> None:
+    for kept, problem in rules:
+        if not kept:
+            raise ProtocolError(Code.MALFORMED, f"{what} {problem}")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Messages
 
-Amount = Annotated[int, "decimal string", 128]
-"""Token base units or liquidity, 0 to 2**128 - 1; a decimal string in JSON."""
-SqrtPrice = Annotated[int, "decimal string", 160]
-"""Square root of the price, Q64.96, 0 to 2**160 - 1; a decimal string in JSON."""
-Word = Annotated[int, "decimal string", 256]
-"""A 256-bit word of the pool (fee growth, X128, modulo 2**256); a decimal string in JSON."""
+# what is a decimal string in JSON, and its bits
+Amount = Annotated[int, "decimal string", 128]  # token base units or liquidity
+SqrtPrice = Annotated[int, "decimal string", 160]  # square root of the price, Q64.96
+Word = Annotated[int, "decimal string", 256]  # of the pool: fee growth, X128, modulo 2**256
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A price range and the tokens in it (or meant for it).
+    """A price range, and the tokens that closing it would release now, without fees.
 
-    In a query the allocations are what closing the position would release now, without fees. In an answer they are what
-    the miner puts in at most: the contract takes both tokens in the ratio of price and range, the rest goes back to
-        idle.
+    In an answer the allocations are what the miner puts in at most: the contract takes both tokens in the ratio of
+    price and range, the rest goes back to idle.
     """
 
     tick_lower: int
@@ -183,16 +189,16 @@ class MinerMetadata:
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """The rules of one job (DESIGN section 3, "Job settings"), the same for all its miners.
+    """The rules of one job, the same for all its miners.
 
     Attributes:
-        target: `PoL` (the seed's formula), `MaxFees`, `MinIL` or `Balanced`.
+        target: of `TARGETS`; see `scoring.score_outcome`.
         checkpoint_blocks: blocks between two asks of a round, > 0.
         min_in_range: block-weighted share of value in range below which a round counts as at most *keep*'s, 0 to 1.
         rebalance_cost: token1 base units taken from the final amount for each answer that changed something.
         max_positions: the most positions an answer may hold, 1 to `MAX_POSITIONS`.
         weight: this job's part of its mechanism's weights, relative to the other jobs.
-        reputation: `excess` over *keep*, or the `seed`'s plain score, ranks the miners.
+        reputation: `excess` over *keep*, or the plain score (`seed`), ranks the miners.
         shares: fractions of the job's weight by place; they sum to at most 1, the rest burns.
     """
 
@@ -214,7 +220,7 @@ class JobSettings:
         for value in (self.min_in_range, self.weight, *self.shares):
             if not DECIMAL_TEXT.fullmatch(format(value, "f")):
                 raise ProtocolError(Code.MALFORMED, f"job setting {value}: a number like 0.5, at most 40 decimals")
-        problems = (
+        rules = (
             (self.target in TARGETS, f"target {self.target!r}: one of {', '.join(TARGETS)}"),
             (self.checkpoint_blocks > 0, f"checkpoint_blocks {self.checkpoint_blocks}: at least 1"),
             (0 <= self.min_in_range <= 1, f"min_in_range {self.min_in_range}: 0 to 1"),
@@ -223,40 +229,25 @@ class JobSettings:
             (self.reputation in REPUTATIONS, f"reputation {self.reputation!r}: one of {', '.join(REPUTATIONS)}"),
             (sum(map(Fraction, self.shares)) <= 1, f"shares {self.shares}: their sum is at most 1"),
         )
-        for fine, problem in problems:
-            if not fine:
-                raise ProtocolError(Code.MALFORMED, f"job setting {problem}")
-
-
-TARGETS = ("PoL", "MaxFees", "MinIL", "Balanced")
-REPUTATIONS = ("excess", "seed")
-ROUND_TYPES = ("evaluation", "live")
+        _require("job setting", rules)
 
 
 @dataclass(frozen=True, slots=True)
 class RebalanceQuery:
     """What one miner is asked at one checkpoint: the market, and *its own* positions and tokens.
 
-    Attributes (the seeds' first, then what they leave open):
-        job_id, sn_liquidity_manager_address, pair_address, chain_id, round_id: whose money, which pool, which round.
+    Attributes:
+        sn_liquidity_manager_address, pair_address: the vault, and the pool.
         round_type: `evaluation` (simulated) or `live` (executed).
         block_number: the head this query describes; an answer acts later, see `rounds.py`.
-        current_price: token1 per token0 in human units (decimals applied), as a decimal string of 18 significant
-            digits.
-        current_positions: this miner's positions, allocations being what closing each would release, without fees.
-        inventory_remaining: this miner's idle tokens.
+        current_price: see `human_price`.
+        current_positions, inventory_remaining: this miner's positions and idle tokens.
         rebalances_so_far: answers of this round that changed something.
-        uncollected_fees: fees earned by the positions and not yet collected; spendable in the answer.
-        block_hash, block_time: of `block_number`; time in unix seconds.
-        sqrt_price_x96, tick, liquidity: the pool's state at `block_number`.
-        fee, tick_spacing: the pool's, fee in pips (1e-6).
-        token0, token1: address, symbol and decimals.
-        window_start_time, window_end_time: the round's nominal start and end, unix seconds.
+        uncollected_fees: earned by the positions and not yet collected; spendable in the answer.
+        block_time, deadline, window_start_time, window_end_time: unix seconds; the window is the round's nominal one.
         window_start_block, window_end_block: the same in blocks, as expected at `block_number`: on a chain the opening
             is only known once it is mined.
-        deadline: unix seconds by which the answer must be here.
-        settings: the job's rules.
-        version: of this protocol.
+        fee: in pips (1e-6).
     """
 
     job_id: str
@@ -290,22 +281,18 @@ class RebalanceQuery:
 
     def __post_init__(self):
         """A miner divides by the spacing and raises ten to the decimals: whoever asks is not trusted with that."""
-        problems = (
+        rules = (
             (0 < self.tick_spacing <= MAX_TICK, f"tick_spacing {self.tick_spacing}: 1 to {MAX_TICK}"),
             (MIN_TICK <= self.tick <= MAX_TICK, f"tick {self.tick}: {MIN_TICK} to {MAX_TICK}"),
             *((0 <= n <= 255, f"decimals {n}: 0 to 255") for n in (self.token0.decimals, self.token1.decimals)),
         )
-        for fine, problem in problems:
-            if not fine:
-                raise ProtocolError(Code.MALFORMED, f"query {problem}")
+        _require("query", rules)
 
     def holdings(self) -> tuple[int, int]:
         """All that an answer may spend: idle tokens, uncollected fees, and what closing every position releases."""
         idle, fees, held = self.inventory_remaining, self.uncollected_fees, self.current_positions
-        return (
-            idle.amount0 + fees.amount0 + sum(p.allocation0 for p in held),
-            idle.amount1 + fees.amount1 + sum(p.allocation1 for p in held),
-        )
+        held0, held1 = sum(p.allocation0 for p in held), sum(p.allocation1 for p in held)
+        return idle.amount0 + fees.amount0 + held0, idle.amount1 + fees.amount1 + held1
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,67 +310,46 @@ class RebalanceAnswer:
 
 
 def check_answer(answer: RebalanceAnswer, query: RebalanceQuery) -> None:
-    """Hold an answer against the rules of its query; a refusal needs no further check.
-
-    Args:
-        answer: decoded, so of the right shape.
-        query: what the miner was asked.
+    """Hold a decoded answer against the rules of its query; a refusal needs no further check.
 
     Raises:
         ProtocolError: one code a rule, with the offending values: `TOO_MANY_POSITIONS`, `TICK_RANGE`, `TICK_ORDER`,
             `TICK_SPACING`, `AMOUNT_RANGE`, `OVER_ALLOCATED`. The sum that is checked is what was *declared*, not what
             the contract would use at today's price: a token that is not there must not wait in a range for the price to
             come.
-
-    Source: DESIGN section 3, "Validity"; SN98's faults 4, 4b, 6 and 13, which these rules exclude.
     """
     if not answer.accepted:
         return
-    spacing, positions = query.tick_spacing, answer.desired_positions
-    if len(positions) > query.settings.max_positions:
-        raise ProtocolError(
-            Code.TOO_MANY_POSITIONS, f"{len(positions)} positions, at most {query.settings.max_positions}"
-        )
+    spacing, positions, most = query.tick_spacing, answer.desired_positions, query.settings.max_positions
+    if len(positions) > most:
+        raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{len(positions)} positions, at most {most}")
     for n, p in enumerate(positions):
-        if not (MIN_TICK <= p.tick_lower <= MAX_TICK and MIN_TICK <= p.tick_upper <= MAX_TICK):
-            raise ProtocolError(
-                Code.TICK_RANGE, f"position {n}: ticks {p.tick_lower}, {p.tick_upper}; bounds {MIN_TICK}, {MAX_TICK}"
-            )
-        if p.tick_lower >= p.tick_upper:
-            raise ProtocolError(
-                Code.TICK_ORDER, f"position {n}: tick_lower {p.tick_lower} >= tick_upper {p.tick_upper}"
-            )
-        if p.tick_lower % spacing or p.tick_upper % spacing:
-            raise ProtocolError(
-                Code.TICK_SPACING, f"position {n}: ticks {p.tick_lower}, {p.tick_upper} are not multiples of {spacing}"
-            )
+        lower, upper, ticks = p.tick_lower, p.tick_upper, f"position {n}: ticks {p.tick_lower}, {p.tick_upper}"
+        if not (MIN_TICK <= lower <= MAX_TICK and MIN_TICK <= upper <= MAX_TICK):
+            raise ProtocolError(Code.TICK_RANGE, f"{ticks}; bounds {MIN_TICK}, {MAX_TICK}")
+        if lower >= upper:
+            raise ProtocolError(Code.TICK_ORDER, f"position {n}: tick_lower {lower} >= tick_upper {upper}")
+        if lower % spacing or upper % spacing:
+            raise ProtocolError(Code.TICK_SPACING, f"{ticks} are not multiples of {spacing}")
         if not (0 <= p.allocation0 <= UINT128_MAX and 0 <= p.allocation1 <= UINT128_MAX):
             raise ProtocolError(Code.AMOUNT_RANGE, f"position {n}: allocations {p.allocation0}, {p.allocation1}")
     held0, held1 = query.holdings()
     sum0, sum1 = sum(p.allocation0 for p in positions), sum(p.allocation1 for p in positions)
     if sum0 > held0 or sum1 > held1:
-        raise ProtocolError(
-            Code.OVER_ALLOCATED, f"declared {sum0} / {sum1} of token0 / token1, holdings {held0} / {held1}"
-        )
+        text = f"declared {sum0} / {sum1} of token0 / token1, holdings {held0} / {held1}"
+        raise ProtocolError(Code.OVER_ALLOCATED, text)
 
 
 def human_price(sqrt_price_x96: int, decimals0: int, decimals1: int) -> str:
-    """Token1 per token0 in human units as a decimal string of 18 significant digits, rounded down, without exponent.
-
-    Args:
-        sqrt_price_x96: square root of token1 base units per token0 base unit, Q64.96.
-        decimals0, decimals1: the tokens' decimals.
-    """
+    """Token1 per token0 in human units as a decimal string of 18 significant digits, rounded down, without exponent."""
     numerator, denominator = sqrt_price_x96**2 * 10**decimals0, 10**decimals1 << 192
     price = Context(prec=18, rounding=ROUND_DOWN).divide(Decimal(numerator), Decimal(denominator))
     text = format(price, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-DECIMAL_TEXT = re.compile(r"(0|[1-9][0-9]{0,38})(\.[0-9]{1,40})?", re.ASCII)
-
-
-LEFT_OUT = {"left_out": True}  # metadata of a dataclass's field that is not written at all while it is None
+# ---------------------------------------------------------------------------------------------------------------------
+# A round: what every mechanism's rounds share, see `spine/mechanism.py`
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,17 +386,12 @@ class Job:
     mechanism: str = "liquidity"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A round: what every mechanism's rounds share, see `spine/mechanism.py`
-
-
 @dataclass(frozen=True, slots=True)
 class Moment:
     """When and for what a miner is asked.
 
     Attributes:
-        job, pair: whose round, and what is traded.
-        round_id, round_type, start: the round, and its nominal start in unix seconds.
+        start: of the round, nominal, unix seconds.
         head, past: the last complete block, and one `PACE_BLOCKS` before it or the market's first: blocks to come are
             expected at this pace.
     """
@@ -455,7 +416,6 @@ class Entrant:
     """A miner that accepted the first ask.
 
     Attributes:
-        hotkey: whose.
         registered_block: on the subnet's chain; the older of two equal books keeps its score.
         combined: reputation before this round, which breaks ties.
     """

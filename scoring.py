@@ -12,38 +12,26 @@ The same inputs give the same digits on every platform: amounts are integers, ev
 module's own context (120 digits, half even), whatever context the caller has set, and of the functions that are not
 plain arithmetic only `exp` and `ln` are used, which `decimal` rounds correctly. There are no floats.
 
-Pure: standard library only, no clock, no I/O. `python -m pytest tests/test_scoring.py` shows each rule at work, the
-seed's worked examples first. Read next: `liquidity/rounds.py`, which makes the outcomes.
+Pure: no clock, no I/O. `python -m pytest tests/test_scoring.py` shows each rule at work, worked examples first.
+Read next: `liquidity/rounds.py`, which makes the outcomes.
 """
 
 from __future__ import annotations
 
+import decimal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import (
-    ROUND_DOWN,
-    ROUND_HALF_EVEN,
-    Context,
-    Decimal,
-    DivisionByZero,
-    InvalidOperation,
-    Overflow,
-    localcontext,
-)
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
+
+from protocol import REPUTATIONS, TARGETS
 
 RULES_VERSION = 1  # part of a round's evidence: any change below that can change a digit needs the next number
+_TRAPS = [decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow]
 CONTEXT = Context(  # every field is named, so that a caller's decimal.DefaultContext changes nothing here
-    prec=120,
-    rounding=ROUND_HALF_EVEN,
-    Emin=-999_999,
-    Emax=999_999,
-    capitals=1,
-    clamp=0,
-    flags=[],
-    traps=[InvalidOperation, DivisionByZero, Overflow],
+    prec=120, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[], traps=_TRAPS
 )
 
-# Score (DESIGN section 3; penalty and targets from seed 001, "Understanding Scoring")
+# Score
 PENALTY_RATE = 10  # penalty = exp(-10 * loss)
 SMOOTH_MAX_BETA = 100  # the larger it is, the closer smooth_max comes to max
 DUST = Decimal("1e-6")  # an initial amount worth less than this part of the initial value counts as none
@@ -51,31 +39,21 @@ MIN_IL_TOLERANCE = Decimal("1e-5")  # MinIL forgives a loss against holding up t
 VALUE_DECIMALS = 40  # a value below 2**257 (78 digits) and 40 decimals fit 120 digits: adding values is exact
 WEIGHT_QUANTUM = Decimal("1e-40")  # weights are multiples of it, so that they sum to exactly 1
 
-# Reputation (seed 000, "Dual-Mode Operation")
+# Reputation
 EVAL_KEEP = Decimal("0.9")  # eval = 0.9 * old + 0.1 * new
 LIVE_KEEP = Decimal("0.7")  # live = 0.7 * old + 0.3 * new
 EVAL_SHARE, LIVE_SHARE = Decimal("0.6"), Decimal("0.4")  # combined = 0.6 * eval + 0.4 * live
 LIVE_MIN_DAYS, LIVE_WINDOW_DAYS = 7, 14  # participation days needed, out of how many
 
-TARGETS = ("PoL", "MaxFees", "MinIL", "Balanced")
-REPUTATIONS = ("excess", "seed")
 BURN = "burn"  # stands among hotkeys for what nobody earned; no hotkey can be spelt so
 
 
 class UnknownTarget(ValueError):
     """The target is none of `TARGETS`."""
 
-    def __init__(self, target: str):
-        super().__init__(f"target {target!r}: one of {', '.join(TARGETS)}")
-        self.target = target
-
 
 class UnknownReputation(ValueError):
     """The kind of reputation is none of `REPUTATIONS`."""
-
-    def __init__(self, kind: str):
-        super().__init__(f"reputation {kind!r}: one of {', '.join(REPUTATIONS)}")
-        self.kind = kind
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,11 +98,8 @@ class Terms:
         costs: `rebalance_cost` times the answers that changed something, and a live round's gas.
         value_gain: `drift + fees + divergence - costs`.
         loss0, loss1: part of each initial amount that is gone, after costs, 0 to 1.
-        loss: both in one by `smooth_max`, 0 to 1 + ln(2) / 100.
-        penalty: `exp(-10 * loss)`, 1 at no loss.
-        score: what the job's target makes of it.
+        loss, penalty: both in one by `smooth_max`, 0 to 1 + ln(2) / 100; `penalty_factor` of it.
         tie_fees: what orders equal scores first: `fees` for MinIL, where most scores are 0; else 0.
-        in_range: as in the outcome.
     """
 
     initial_value: Decimal
@@ -143,13 +118,9 @@ class Terms:
 
 
 def value(amount0: int, amount1: int, sqrt_price_x96: int) -> Decimal:
-    """What two amounts are worth in token1 base units, rounded down to 1e-40 of one.
+    """What two amounts, up to 2**128, are worth in token1 base units, rounded down to 1e-40 of one.
 
     Rounding here, once, to a fixed number of decimals is what makes every later sum and difference exact.
-
-    Args:
-        amount0, amount1: base units, magnitude up to 2**128.
-        sqrt_price_x96: square root of token1 base units per token0 base unit, Q64.96, below 2**160.
     """
     scale = 10**VALUE_DECIMALS
     scaled = (amount0 * sqrt_price_x96**2 * scale >> 192) + amount1 * scale
@@ -161,13 +132,8 @@ def smooth_max(loss0: Decimal, loss1: Decimal) -> Decimal:
     """`ln(e^(b*loss0) + e^(b*loss1) - 1) / b` with `b = SMOOTH_MAX_BETA`: the larger loss, and a little of the smaller.
 
     It is 0 at no loss, exactly `x` for a single loss `x`, and between the maximum and the maximum + ln(2) / b: the "-1"
-    is what plain log-sum-exp lacks to meet the seed's own examples. Computed with the larger loss `m` taken out of the
-    logarithm, so that no power of e exceeds 1.
-
-    Args:
-        loss0, loss1: 0 to 1.
-
-    Source: DESIGN section 3, "Score"; seed 001, "Aggregate Losses with Smooth-Max".
+    is what plain log-sum-exp lacks for that. Computed with the larger loss `m` taken out of the
+    logarithm, so that no power of e exceeds 1. The losses are 0 to 1.
     """
     b, m, n = SMOOTH_MAX_BETA, max(loss0, loss1), min(loss0, loss1)
     if n == 0:  # the usual case; the line below gives the same digits, three times as slowly
@@ -177,24 +143,19 @@ def smooth_max(loss0: Decimal, loss1: Decimal) -> Decimal:
 
 
 def penalty_factor(loss: Decimal) -> Decimal:
-    """`exp(-10 * loss)`: 1 at no loss, 0.368 at 10 %, 0.007 at 50 % (seed 001, "Apply Exponential Penalty")."""
+    """`exp(-10 * loss)`: 1 at no loss, 0.368 at 10 %, 0.007 at 50 %."""
     with localcontext(CONTEXT):
         return (-PENALTY_RATE * loss).exp()
 
 
 def pol_score(value_gain: Decimal, penalty: Decimal) -> Decimal:
-    """A gain shrinks by the penalty, a loss grows by it (seed 001, "Symmetric Penalty Application")."""
+    """A gain shrinks by the penalty, a loss grows by it."""
     with localcontext(CONTEXT):
         return value_gain * penalty if value_gain >= 0 else value_gain / penalty
 
 
 def gas_cost(gas0: int, gas1: int, sqrt_price_x96: int) -> int:
-    """What gas is worth in token1 base units, rounded up.
-
-    Args:
-        gas0, gas1: spent, in base units of the token that is the chain's wrapped native one; 0 of the other.
-        sqrt_price_x96: at the close.
-    """
+    """What gas is worth at the close in token1 base units, rounded up; only the wrapped native token's is not 0."""
     return gas1 - (-gas0 * sqrt_price_x96**2 >> 192)
 
 
@@ -205,7 +166,6 @@ def score_outcome(outcome: Outcome, target: str, rebalance_cost: int, gas: int =
     alone, so there they are taken from the fees' value instead: the score may be below 0.
 
     Args:
-        outcome: of the book; the baselines *keep*, *hold* and best range are scored by this function too.
         target: `PoL`: `value_gain` times or divided by the penalty; `MaxFees`: fees less costs; `MinIL`: value without
             fees less holding, plus 1e-5 of the initial value, at most 0; `Balanced`: final value less holding.
         rebalance_cost: token1 base units for each answer that changed something, >= 0.
@@ -213,8 +173,6 @@ def score_outcome(outcome: Outcome, target: str, rebalance_cost: int, gas: int =
 
     Raises:
         UnknownTarget: `target` is none of the four.
-
-    Source: DESIGN section 3, "Score"; seed 001, "The Scoring Function".
     """
     o = outcome
     with localcontext(CONTEXT):
@@ -243,22 +201,10 @@ def score_outcome(outcome: Outcome, target: str, rebalance_cost: int, gas: int =
             case "Balanced":
                 score = fees + divergence - costs
             case _:
-                raise UnknownTarget(target)
-    return Terms(
-        initial_value=initial_value,
-        drift=drift,
-        fees=fees,
-        divergence=divergence,
-        costs=costs,
-        value_gain=value_gain,
-        loss0=loss0,
-        loss1=loss1,
-        loss=loss,
-        penalty=penalty,
-        score=score,
-        tie_fees=fees if target == "MinIL" else Decimal(0),
-        in_range=o.in_range,
-    )
+                raise UnknownTarget(f"target {target!r}: one of {', '.join(TARGETS)}")
+    tie_fees = fees if target == "MinIL" else Decimal(0)
+    made_of = initial_value, drift, fees, divergence, costs, value_gain, loss0, loss1, loss, penalty
+    return Terms(*made_of, score, tie_fees, o.in_range)
 
 
 def _loss(initial: int, final: int, is_dust: bool) -> Decimal:
@@ -274,14 +220,7 @@ def _loss(initial: int, final: int, is_dust: bool) -> Decimal:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One miner in a round's ranking: its counted score and what breaks ties.
-
-    Attributes:
-        hotkey: SS58.
-        score, tie_fees: from `counted`.
-        combined: its combined reputation as it was before this round, of the kind that ranks in this job.
-        registered_block: at which the hotkey was registered.
-    """
+    """One miner in a round's ranking: its score and fees by `counted`, and its reputation before this round."""
 
     hotkey: str
     score: Decimal
@@ -299,27 +238,15 @@ def counted(terms: Terms, keep_terms: Terms, min_in_range: Decimal, duplicate: b
     smaller of it and itself is itself.
 
     Args:
-        terms: of the book.
-        keep_terms: of the book that keeps the vault's positions, same round and target.
         min_in_range: the job's setting, 0 to 1; 0 disables the rule.
         duplicate: an older registration's book was identical at every block.
-
-    Source: DESIGN section 3, "Job settings" and "Books identical".
     """
     own, keep = (terms.score, terms.tie_fees), (keep_terms.score, keep_terms.tie_fees)
     return min(own, keep) if duplicate or terms.in_range < min_in_range else own
 
 
-def counted_score(terms: Terms, keep_terms: Terms, min_in_range: Decimal, duplicate: bool) -> Decimal:
-    """The score alone of `counted`: what the reputation learns."""
-    return counted(terms, keep_terms, min_in_range, duplicate)[0]
-
-
 def rank(entries: Iterable[Entry]) -> list[Entry]:
-    """Best first: higher score, then (MinIL) higher fees, then higher reputation, then older registration, then hotkey.
-
-    Source: DESIGN section 3, "Score": only miners that accepted and were simulated to the end may be among `entries`.
-    """
+    """Best first: higher score, then (MinIL) higher fees, higher reputation, older registration, then hotkey."""
     oldest_first = sorted(entries, key=lambda entry: (entry.registered_block, entry.hotkey))
     return sorted(oldest_first, key=lambda entry: (entry.score, entry.tie_fees, entry.combined), reverse=True)
 
@@ -332,11 +259,8 @@ def rank(entries: Iterable[Entry]) -> list[Entry]:
 class Standing:
     """A miner's reputation in one job: moving averages from 0, never rounded to fewer than 120 digits.
 
-    `str` of each number reads back as the same number; that is how they are stored.
-
-    Attributes:
-        eval_seed, live_seed: of the scores themselves, as the seed has it.
-        eval_excess, live_excess: of the scores less *keep*'s: abstaining is worth 0.
+    `str` of each number reads back as the same number; that is how they are stored. `_seed` is of the scores
+    themselves, `_excess` of the scores less *keep*'s: abstaining is worth 0.
     """
 
     eval_seed: Decimal = Decimal(0)
@@ -345,65 +269,42 @@ class Standing:
     live_excess: Decimal = Decimal(0)
 
     def combined(self, kind: str) -> Decimal:
-        """`0.6 * eval + 0.4 * live` of one kind.
-
-        Args:
-            kind: `excess` or `seed`.
-
-        Raises:
-            UnknownReputation: `kind` is neither.
-        """
+        """`0.6 * eval + 0.4 * live` of one kind. Raises `UnknownReputation`."""
         if kind not in REPUTATIONS:
-            raise UnknownReputation(kind)
-        evaluation, live = (
-            (self.eval_excess, self.live_excess) if kind == "excess" else (self.eval_seed, self.live_seed)
-        )
+            raise UnknownReputation(f"reputation {kind!r}: one of {', '.join(REPUTATIONS)}")
+        excess = kind == "excess"
+        evaluation, live = (self.eval_excess, self.live_excess) if excess else (self.eval_seed, self.live_seed)
         with localcontext(CONTEXT):
             return EVAL_SHARE * evaluation + LIVE_SHARE * live
 
 
 def update_eval(standing: Standing, score: Decimal, keep_score: Decimal) -> Standing:
-    """The standing after a ranked evaluation round; a miner that was not ranked keeps its standing as it is.
-
-    Args:
-        standing: before the round.
-        score: the miner's counted score.
-        keep_score: *keep*'s score in the same round.
-    """
-    with localcontext(CONTEXT):
-        return replace(
-            standing,
-            eval_seed=_moving_average(standing.eval_seed, score, EVAL_KEEP),
-            eval_excess=_moving_average(standing.eval_excess, score - keep_score, EVAL_KEEP),
-        )
+    """The standing after an evaluation round that ranked the miner, from its counted score and *keep*'s score."""
+    seed, excess = _moved(EVAL_KEEP, (standing.eval_seed, standing.eval_excess), score, keep_score)
+    return replace(standing, eval_seed=seed, eval_excess=excess)
 
 
 def update_live(standing: Standing, score: Decimal, keep_score: Decimal) -> Standing:
-    """The standing after a live round that the miner managed; arguments as in `update_eval`."""
+    """The standing after a live round that the miner managed."""
+    seed, excess = _moved(LIVE_KEEP, (standing.live_seed, standing.live_excess), score, keep_score)
+    return replace(standing, live_seed=seed, live_excess=excess)
+
+
+def _moved(keep: Decimal, old: tuple[Decimal, Decimal], score: Decimal, keep_score: Decimal) -> tuple[Decimal, Decimal]:
+    """Both moving averages, of the score and of its excess."""
     with localcontext(CONTEXT):
-        return replace(
-            standing,
-            live_seed=_moving_average(standing.live_seed, score, LIVE_KEEP),
-            live_excess=_moving_average(standing.live_excess, score - keep_score, LIVE_KEEP),
-        )
-
-
-def _moving_average(old: Decimal, new: Decimal, keep: Decimal) -> Decimal:
-    return keep * old + (1 - keep) * new
+        return keep * old[0] + (1 - keep) * score, keep * old[1] + (1 - keep) * (score - keep_score)
 
 
 def live_eligible(days: Collection[int], today: int) -> tuple[bool, int]:
-    """Whether a miner took part long enough to manage the vault: on 7 or more of the last 14 UTC days.
+    """Whether a miner took part long enough to manage the vault, and on how many of the last 14 UTC days; 7 are enough.
 
     Today is the last of the 14 and counts once it has a ranked round, as what happened today has happened; so a miner
     ranked every day can manage the vault on its seventh day.
 
     Args:
         days: UTC day ordinals (unix seconds of block time // 86400) with a ranked round in this job, in any order.
-        today: the UTC day ordinal of the block at which the live ask leaves.
-
-    Returns:
-        Whether it may, and how many of the last 14 days count.
+        today: that of the block at which the live ask leaves.
     """
     count = len({day for day in days if today - LIVE_WINDOW_DAYS < day <= today})
     return count >= LIVE_MIN_DAYS, count
@@ -418,10 +319,8 @@ class Candidate:
     """One miner of one job when weights are set.
 
     Attributes:
-        hotkey: SS58.
         reputation: combined, of the kind that ranks in this job.
         rounds_ranked: of the job's finished, non-void evaluation rounds of the last 24 h, those that ranked it.
-        registered_block: at which the hotkey was registered.
     """
 
     hotkey: str
@@ -439,13 +338,9 @@ def job_shares(shares: Sequence[Decimal], candidates: Iterable[Candidate], round
 
     Args:
         shares: fractions by place, each >= 0, their sum at most 1.
-        candidates: the job's miners.
         rounds_finished: the job's finished, non-void evaluation rounds of the last 24 h of block time.
 
-    Returns:
-        Fractions by hotkey, and the rest under `BURN`; they sum to exactly 1.
-
-    Source: DESIGN section 3, "Weigh".
+    Returns fractions by hotkey, and the rest under `BURN`; they sum to exactly 1.
     """
     present = [c for c in candidates if 0 < rounds_finished <= 2 * c.rounds_ranked and c.reputation > 0]
     oldest_first = sorted(present, key=lambda c: (c.registered_block, c.hotkey))
@@ -466,11 +361,8 @@ def weight_vector(
     Args:
         mechanisms: for each its share, >= 0, and its active jobs, each as its weight, >= 0, and its `job_shares`.
 
-    Returns:
-        Fractions by hotkey in order of hotkey, rounded down to `WEIGHT_QUANTUM`, and the rest under `BURN`; they sum to
-        exactly 1.
-
-    Source: DESIGN section 3, "Weigh".
+    Returns fractions by hotkey, in its order, rounded down to `WEIGHT_QUANTUM`, and the rest under `BURN`; they sum to
+    exactly 1.
     """
     earned: dict[str, Decimal] = {}
     share_sum = Decimal(0)
@@ -495,15 +387,9 @@ def weight_vector(
 
 
 def to_uids(vector: Mapping[str, Decimal], uid_of: Mapping[str, int], burn_uid: int) -> dict[int, Decimal]:
-    """The vector by uid, as the metagraph of this very block has them; what has no uid any more burns.
+    """Weights above 0 by uid, in its order, as the metagraph of this very block has them; their sum is exactly 1.
 
-    Args:
-        vector: from `weight_vector`.
-        uid_of: the registered hotkeys' uids.
-        burn_uid: receives what nobody earned and what unregistered hotkeys earned.
-
-    Returns:
-        Weights above 0 by uid, in order of uid; they sum to exactly 1.
+    What has no uid any more burns.
     """
     weights: dict[int, Decimal] = {}
     with localcontext(CONTEXT):

@@ -10,9 +10,8 @@ Not simulated: gas, the price oracle, tokens that charge for transfers, ticks' `
     python -m markets replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01   # five days of swaps
 
 Written from the formulas and judged by the real contracts' outputs (`tests/test_sim.py`); the contracts' source is GPL.
-Pure: standard library only, no clock, no I/O, floats only to guess what integers then prove.
-Read next: `liquidity/fast.py` (the same pool made fast, which all programs use), `liquidity/books.py` (what a position
-earns in it), `scoring.py`.
+Pure: no clock, no I/O, floats only to guess what integers then prove. Read next: `liquidity/fast.py` (the same pool
+made fast, which all programs use), `liquidity/books.py` (what a position earns in it), `scoring.py`.
 """
 
 from __future__ import annotations
@@ -25,10 +24,12 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import lru_cache
 
+from protocol import MAX_TICK, MIN_TICK
+
 Q96, Q128, Q256 = 1 << 96, 1 << 128, 1 << 256
 MASK_128, MASK_256 = Q128 - 1, Q256 - 1
 PIPS = 1_000_000  # fees are in millionths
-MIN_TICK, MAX_TICK = -887272, 887272
+
 WORD_TICKS = 256  # a swap step looks no further than one 256-bit word of the tick bitmap
 BURN_ALL = MASK_128
 
@@ -56,10 +57,7 @@ class PoolError(Exception):
 def sqrt_ratio_at_tick(tick: int) -> int:
     """Square root of 1.0001**tick as a Q64.96, rounded up, so that `tick_at_sqrt_ratio` finds the same tick again.
 
-    Raises:
-        PoolError: `T` beyond `MIN_TICK`, `MAX_TICK`.
-
-    Source: v3-core TickMath.getSqrtRatioAtTick; the factors are derived above.
+    Raises `T` beyond `MIN_TICK`, `MAX_TICK`. Source: v3-core TickMath.getSqrtRatioAtTick, factors as above.
     """
     if not MIN_TICK <= tick <= MAX_TICK:
         raise PoolError("T")
@@ -81,15 +79,12 @@ _LOG_Q96 = math.log(Q96)
 def tick_at_sqrt_ratio(sqrt_price_x96: int) -> int:
     """The greatest tick whose ratio is at most `sqrt_price_x96`: a guess by logarithm, proved by the two exact ratios.
 
-    Raises:
-        PoolError: `R` outside `MIN_SQRT_RATIO` (included) to `MAX_SQRT_RATIO` (excluded).
-
+    Raises `R` outside `MIN_SQRT_RATIO` (included) to `MAX_SQRT_RATIO` (excluded).
     Source: v3-core TickMath.getTickAtSqrtRatio.
     """
     if not MIN_SQRT_RATIO <= sqrt_price_x96 < MAX_SQRT_RATIO:
         raise PoolError("R")
-    tick = math.floor((math.log(sqrt_price_x96) - _LOG_Q96) * _TICKS_PER_LOG)
-    tick = min(max(tick, MIN_TICK), MAX_TICK - 1)
+    tick = min(max(math.floor((math.log(sqrt_price_x96) - _LOG_Q96) * _TICKS_PER_LOG), MIN_TICK), MAX_TICK - 1)
     while sqrt_ratio_at_tick(tick) > sqrt_price_x96:
         tick -= 1
     while sqrt_ratio_at_tick(tick + 1) <= sqrt_price_x96:
@@ -98,18 +93,10 @@ def tick_at_sqrt_ratio(sqrt_price_x96: int) -> int:
 
 
 def amounts_of(liquidity: int, sqrt_price_x96: int, lower_x96: int, upper_x96: int, round_up: bool) -> tuple[int, int]:
-    """Tokens behind `liquidity` in the price range lower to upper at a price.
+    """Amounts of token0 and token1, in base units, behind `liquidity` in the price range lower to upper at a price.
 
     Rounded up for what a mint pays and down for what a burn gets: the pool never loses. The contract's nested divisions
     are one: floor(floor(a/b)/c) = floor(a/(bc)), and so for ceilings.
-
-    Args:
-        liquidity: of the position, >= 0.
-        sqrt_price_x96, lower_x96, upper_x96: Q64.96, lower < upper.
-
-    Returns:
-        Amounts of token0 and token1 in base units.
-
     Source: v3-core SqrtPriceMath.getAmount0Delta, getAmount1Delta.
     """
     price = lower_x96 if sqrt_price_x96 < lower_x96 else upper_x96 if sqrt_price_x96 > upper_x96 else sqrt_price_x96
@@ -123,9 +110,7 @@ def liquidity_for(amount0: int, amount1: int, sqrt_price_x96: int, lower_x96: in
     """The most liquidity that the amounts can mint in a range, as the position manager computes it.
 
     Its rounding (a product of square roots cut to Q96, then a quotient rounded down) never asks for more than was
-    given.
-
-    Source: v3-periphery LiquidityAmounts.getLiquidityForAmounts.
+    given. Source: v3-periphery LiquidityAmounts.getLiquidityForAmounts.
     """
     price = min(max(sqrt_price_x96, lower_x96), upper_x96)
     of_0 = amount0 * (price * upper_x96 >> 96) // (upper_x96 - price) if price < upper_x96 else None
@@ -142,11 +127,9 @@ class Tick:
     """An initialised tick: where positions begin or end.
 
     Attributes:
-        index: the tick.
         liquidity_gross: liquidity of all positions that begin or end here; the tick exists while it is > 0.
         liquidity_net: what is added to the liquidity in range when the price crosses upwards.
-        fee_growth_outside0_x128, fee_growth_outside1_x128: fee growth on the other side of the tick, seen from the
-            price.
+        fee_growth_outside0_x128, fee_growth_outside1_x128: on the other side of the tick, seen from the price.
     """
 
     index: int
@@ -177,20 +160,15 @@ class PositionState:
 
 
 class Pool:
-    """A Uniswap V3 pool: same results to the last digit, same refusals by name.
-
-    Args:
-        fee: in pips, 0 to 999,999.
-        tick_spacing: of the usable ticks, >= 1.
+    """A Uniswap V3 pool: same results to the last digit, same refusals by name, each a `PoolError`.
 
     Attributes (public, read only):
+        fee, tick_spacing: in pips, 0 to 999,999; of the usable ticks, >= 1.
         sqrt_price_x96, liquidity: price and liquidity in range.
         tick: the contract's `slot0.tick`; one below the price's own tick after a downward crossing that stopped there.
         fee_growth_global0_x128, fee_growth_global1_x128: fees per unit of liquidity since the start, modulo 2**256.
-        fee_protocol: (n0, n1): the protocol takes 1/n of each token's fees, 0 for nothing.
-        protocol_fees: (token0, token1) that `collect_protocol` may take.
-        ticks: initialised ticks by index.
-        positions: by (owner, tick_lower, tick_upper).
+        fee_protocol, protocol_fees: see `set_fee_protocol`; what `collect_protocol` may take of each token.
+        ticks, positions: initialised ticks by index; positions by (owner, tick_lower, tick_upper).
 
     Source: v3-core UniswapV3Pool and its libraries; judged by traces of the bytecode.
     """
@@ -224,10 +202,8 @@ class Pool:
         return self.positions.get((owner, tick_lower, tick_upper)) or PositionState()
 
     def fee_growth_inside(self, tick_lower: int, tick_upper: int) -> tuple[int, int]:
-        """Fees per unit of liquidity earned inside a range, modulo 2**256: only differences over time mean anything.
-
-        Source: v3-core Tick.getFeeGrowthInside.
-        """
+        """Fees per unit of liquidity earned inside a range, X128, modulo 2**256: only differences over time mean
+        anything. Source: v3-core Tick.getFeeGrowthInside."""
         lower = self.ticks.get(tick_lower) or Tick(tick_lower)
         upper = self.ticks.get(tick_upper) or Tick(tick_upper)
         below0, below1 = lower.fee_growth_outside0_x128, lower.fee_growth_outside1_x128
@@ -271,9 +247,8 @@ class Pool:
     def mint(self, owner, tick_lower: int, tick_upper: int, amount: int) -> tuple[int, int]:
         """Add `amount` of liquidity (1 to 2**127 - 1); returns the tokens paid in, rounded up.
 
-        Raises:
-            PoolError: `LOK` before `initialize`; `TLU`, `TLM`, `TUM` for ticks out of order or bounds; `LO` above the
-                most liquidity a tick may hold; bare for an amount out of range or a tick off the spacing.
+        Raises `LOK` before `initialize`; `TLU`, `TLM`, `TUM` for ticks out of order or bounds; `LO` above the most
+        liquidity a tick may hold; bare for an amount out of range or a tick off the spacing.
         """
         self._unlocked()
         if not 0 < amount < Q128 >> 1:
@@ -295,8 +270,7 @@ class Pool:
     def burn(self, owner, tick_lower: int, tick_upper: int, amount: int) -> tuple[int, int]:
         """Remove `amount` of liquidity (0 only settles fees); the tokens, rounded down, are owed to the position.
 
-        Raises:
-            PoolError: as `mint`; `LS` for more than there is; `NP` for settling a position without liquidity.
+        Raises as `mint`, `LS` for more than there is, `NP` for settling a position without liquidity.
         """
         self._unlocked()
         if not 0 <= amount < Q128 >> 1:
@@ -318,13 +292,11 @@ class Pool:
         state.tokens_owed1 = state.tokens_owed1 - amount1 & MASK_128
         return -amount0, -amount1
 
-    def collect(
-        self, owner, tick_lower: int, tick_upper: int, amount0_requested: int, amount1_requested: int
-    ) -> tuple[int, int]:
-        """Pay out what is owed to a position, up to the requested amounts; fees not settled yet stay."""
+    def collect(self, owner, tick_lower: int, tick_upper: int, amount0: int, amount1: int) -> tuple[int, int]:
+        """Pay out what is owed to a position, up to these amounts; fees not settled yet stay."""
         self._unlocked()
         state = self.position(owner, tick_lower, tick_upper)
-        amount0, amount1 = min(amount0_requested, state.tokens_owed0), min(amount1_requested, state.tokens_owed1)
+        amount0, amount1 = min(amount0, state.tokens_owed0), min(amount1, state.tokens_owed1)
         state.tokens_owed0 -= amount0
         state.tokens_owed1 -= amount1
         return amount0, amount1
@@ -337,13 +309,8 @@ class Pool:
             amount_specified: exact input if positive, exact output if negative, in base units.
             sqrt_price_limit_x96: the price never goes past it; the swap then ends with less than specified.
 
-        Returns:
-            (amount0, amount1) as the pool emits them: positive into the pool, negative out of it.
-
-        Raises:
-            PoolError: `AS` for amount 0, `LOK` before `initialize`, `SPL` for a limit on the wrong side or out of
-                range.
-
+        Returns (amount0, amount1) as the pool emits them: positive into the pool, negative out of it. Raises `AS` for
+        amount 0, `LOK` before `initialize`, `SPL` for a limit on the wrong side or out of range.
         Source: v3-core UniswapV3Pool.swap, SwapMath.computeSwapStep.
         """
         self._check_swap(zero_for_one, amount_specified, limit := sqrt_price_limit_x96)
@@ -377,12 +344,8 @@ class Pool:
     def flash(self, amount0: int, amount1: int, tip0: int = 0, tip1: int = 0) -> tuple[int, int]:
         """Lend tokens for one call. The fee, and whatever comes back above it (`tip`), goes to the liquidity in range.
 
-        Returns:
-            What was paid above the loan, both tokens, in base units (the event's paid0, paid1).
-
-        Raises:
-            PoolError: `L` without liquidity in range; `F0`, `F1` for less than the fee (a negative tip); bare if the
-                payment would overflow the fee growth.
+        Returns what was paid above the loan, both tokens (the event's paid0, paid1). Raises `L` without liquidity in
+        range; `F0`, `F1` for less than the fee (a negative tip); bare if the payment would overflow the fee growth.
         """
         self._unlocked()
         if not self.liquidity:
@@ -404,12 +367,12 @@ class Pool:
             raise PoolError
         self.fee_protocol = (fee_protocol0, fee_protocol1)
 
-    def collect_protocol(self, amount0_requested: int, amount1_requested: int) -> tuple[int, int]:
+    def collect_protocol(self, amount0: int, amount1: int) -> tuple[int, int]:
         """Pay out protocol fees; of all there is one unit stays behind, as the contract never clears the slot."""
         self._unlocked()
-        (have0, have1), want0, want1 = self.protocol_fees, amount0_requested, amount1_requested
-        paid0 = want0 if want0 < have0 else max(have0 - 1, 0)
-        paid1 = want1 if want1 < have1 else max(have1 - 1, 0)
+        have0, have1 = self.protocol_fees
+        paid0 = amount0 if amount0 < have0 else max(have0 - 1, 0)
+        paid1 = amount1 if amount1 < have1 else max(have1 - 1, 0)
         self.protocol_fees = (have0 - paid0, have1 - paid1)
         return paid0, paid1
 
@@ -423,7 +386,7 @@ class Pool:
         self.sqrt_price_x96, self.tick, self.liquidity = sqrt_price_x96, tick, liquidity
 
     def load(self, tick: int, liquidity: int, growth0_x128: int, growth1_x128: int, ticks: Iterable[Tick]) -> None:
-        """Take a recorded state over: the current tick, the liquidity in range, both fee growths, and all ticks."""
+        """Take a recorded state over."""
         self.tick, self.liquidity = tick, liquidity
         self.fee_growth_global0_x128, self.fee_growth_global1_x128 = growth0_x128, growth1_x128
         self.ticks = {mark.index: mark for mark in ticks}
@@ -432,18 +395,9 @@ class Pool:
     def change_liquidity(self, tick_lower: int, tick_upper: int, delta: int) -> tuple[int, int]:
         """Add liquidity to a range or take it out, whoever owns it: what mint and burn have in common.
 
-        Args:
-            tick_lower, tick_upper: already checked.
-            delta: liquidity, signed.
-
-        Returns:
-            Signed token amounts, positive into the pool, each rounded up: a payment grows, a release (being negative)
-            shrinks, so the pool never loses.
-
-        Raises:
-            PoolError: `LS` if more is taken out than begins or ends at one of the ticks.
-
-        Source: v3-core UniswapV3Pool._modifyPosition, Tick.update.
+        Returns signed token amounts, positive into the pool, each rounded up: a payment grows, a release (being
+        negative) shrinks, so the pool never loses. Raises `LS` if more is taken out than begins or ends at one of the
+        ticks, which are not checked otherwise. Source: v3-core UniswapV3Pool._modifyPosition, Tick.update.
         """
         lower, upper = self.ticks.get(tick_lower), self.ticks.get(tick_upper)
         if delta < 0 and not (lower and upper and min(lower.liquidity_gross, upper.liquidity_gross) + delta >= 0):
@@ -512,10 +466,7 @@ class Pool:
         """What else happens when a swap crosses a tick: nothing here."""
 
     def _next_stop(self, zero_for_one: bool) -> int:
-        """Where the next step ends: at the next initialised tick, but no further than its word of the bitmap reaches.
-
-        Source: v3-core TickBitmap.nextInitializedTickWithinOneWord.
-        """
+        """At the next initialised tick, or where its word of the bitmap ends (v3-core TickBitmap)."""
         spacing, at = self.tick_spacing, bisect_right(self._indices, self.tick)
         place = self.tick // spacing
         if zero_for_one:
@@ -578,7 +529,7 @@ def _step_amounts(liquidity: int, start: int, stop: int, zero_for_one: bool) -> 
 def _price_after_input(price: int, liquidity: int, net_in: int, zero_for_one: bool) -> int:
     """Where an input ends, rounded towards the start: the pool must not give more than it was paid for.
 
-    Source: v3-core SqrtPriceMath.getNextSqrtPriceFromInput, with its less exact form where uint256 would overflow.
+    As v3-core SqrtPriceMath.getNextSqrtPriceFromInput, with its less exact form where uint256 would overflow.
     """
     if not zero_for_one:
         return price + (net_in << 96) // liquidity
@@ -590,10 +541,7 @@ def _price_after_input(price: int, liquidity: int, net_in: int, zero_for_one: bo
 
 
 def _price_after_output(price: int, liquidity: int, amount_out: int, zero_for_one: bool) -> int:
-    """Where an output is reached, rounded away from the start: the pool must be paid for all of it.
-
-    Source: v3-core SqrtPriceMath.getNextSqrtPriceFromOutput.
-    """
+    """Where an output is reached, rounded away from the start: the pool must be paid for all of it."""
     if zero_for_one:
         return price - -((-amount_out << 96) // liquidity)
     liquidity_x96 = liquidity << 96

@@ -21,8 +21,7 @@ from liquidity.books import Book
 from liquidity.rounds import Round
 from markets.base import MarketEnded
 from markets.model import ModelMarket
-from markets.recorded import RecordedMarket
-from markets.recordings import read_recording
+from markets.recordings import RecordedMarket, read_recording
 from protocol import JobSettings, Position
 from scoring import score_outcome
 

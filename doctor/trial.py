@@ -23,8 +23,7 @@ from liquidity.mechanism import MECHANISM
 from liquidity.rounds import Decision, Round
 from markets.base import Market, MarketEnded
 from markets.model import ModelMarket
-from markets.recorded import RecordedMarket
-from markets.recordings import read_recording
+from markets.recordings import RecordedMarket, read_recording
 from protocol import (
     ASK_SECONDS,
     FIRST_ASK_DEADLINE_SECONDS,

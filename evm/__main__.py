@@ -24,9 +24,7 @@ from evm.market import Web3Market
 from evm.rpc import RpcError
 from liquidity.replay import Snapshot
 from markets.base import MarketError
-from markets.completing import CALLS, complete, write_recording
-from markets.recorded import CHAIN_IDS
-from markets.recordings import RecordingError, read_recording
+from markets.recordings import CALLS, CHAIN_IDS, RecordingError, complete, read_recording, write_recording
 from runtime.db import StoreError
 from runtime.process import EXIT_OK, Parser, UserError, clear_progress, number, only_one, progress, run
 from sim import MASK_256, tick_at_sqrt_ratio

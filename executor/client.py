@@ -59,7 +59,7 @@ async def place(bot: Bot, order: Order, seconds: float) -> Report:
                 raise ProtocolError(Code(report.code), f"{report.code}: {report.detail}")  # refused at the door
             if report.decision != order.decision or report.code not in set(Code):
                 raise ProtocolError(Code.MALFORMED, f"a report of {report.decision[:60]}")
-            if report.final:
+            if report.code != Code.EXECUTION_PENDING:
                 return report
             said = report.detail
         except TimeoutError:

@@ -16,8 +16,8 @@ the sum of what each leg alone would give, rounded down. That sum is the rule, a
 `RULES_VERSION`. Where `L_book = L_vault` the pool's own growth is used, so that a book which keeps what the vault has
 earns what the vault earned, to the last unit.
 
-Pure. The independent check, which mints into a copy of the pool and makes the calls again, is in `tests/test_books.py`.
-Read first: `tape.py`. Read next: `scoring.py`, then `rounds.py`, which puts both together.
+The independent check, which mints into a copy of the pool and makes the calls again, is in `tests/test_books.py`.
+Pure. Read first: `tape.py`. Read next: `scoring.py`, then `rounds.py`, which puts both together.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from liquidity.events import Event
-from liquidity.tape import SHARE_QUANTUM, Holding, Tape, worth
+from liquidity.events import Event, idle_after
+from liquidity.tape import SHARE_QUANTUM, Holding, Tape, holding_of, worth
 from protocol import Position
-from sim import MASK_256, amounts_of, liquidity_for, sqrt_ratio_at_tick
+from sim import amounts_of, liquidity_for, sqrt_ratio_at_tick
 
 
 class Book:
     """One miner's positions and tokens on a tape.
 
     Attributes:
-        idle0, idle1: tokens outside positions.
         holdings: the positions, in the order in which they are shown.
         changes: how often an answer changed something.
+        in_range: block-weighted share of value in range, summed over the blocks walked, in `SHARE_QUANTUM`.
         history: (block, idle0, idle1, sorted ranges and liquidities) at the start and at each change: books with the
             same history are identical at every block.
     """
@@ -47,17 +47,12 @@ class Book:
         """A book that holds what the vault holds at the tape's start."""
         snapshot, self.tape = tape.snapshot, tape
         self.idle0, self.idle1 = snapshot.idle0, snapshot.idle1
-        self.holdings: list[Holding] = []
-        for position, (inside0, inside1) in zip(snapshot.vault, tape.vault_growth, strict=True):
-            holding = Holding(position.tick_lower, position.tick_upper, position.liquidity, position.key)
-            holding.owed0, holding.owed1 = position.tokens_owed0, position.tokens_owed1
-            holding.growth0 = inside0 - position.fee_growth_inside0_last_x128 & MASK_256
-            holding.growth1 = inside1 - position.fee_growth_inside1_last_x128 & MASK_256
-            self.holdings.append(holding)
+        vault = zip(snapshot.vault, tape.vault_growth, strict=True)
+        self.holdings = [holding_of(position.key, position, inside) for position, inside in vault]
         self.changes = 0
         self._leg, self._block = 0, snapshot.block  # how far fees and blocks are counted
         self._collected0 = self._collected1 = 0
-        self._quanta = 0  # in-range share of value times blocks, in SHARE_QUANTUM
+        self.in_range = 0
         self._before = self.fees()  # earned before the start: part of the initial amounts
         self.initial = self.amounts(snapshot.sqrt_price_x96)
         self.initial = self.initial[0] + self._before[0], self.initial[1] + self._before[1]
@@ -89,10 +84,6 @@ class Book:
         """The positions as a query shows them."""
         return [Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in self.holdings]
 
-    def in_range(self) -> int:
-        """Block-weighted share of value in range, summed over the blocks walked, in `SHARE_QUANTUM`."""
-        return self._quanta
-
     def at(self, block: int) -> Book:
         """A copy walked to the block's first event: what a query shows. The book's own sums stay uncut."""
         twin = copy.copy(self)
@@ -119,7 +110,7 @@ class Book:
 
     def _earn(self, last: int) -> None:
         holdings = [holding for holding in self.holdings if holding.liquidity]
-        bounds = sorted({bound for h in holdings for bound in (h.lower_x96, h.upper_x96)})
+        bounds = _bounds(holdings)
         for n in range(1, len(bounds)):
             inside = [h for h in holdings if h.lower_x96 <= bounds[n - 1] and bounds[n] <= h.upper_x96]
             if inside:
@@ -135,37 +126,28 @@ class Book:
         price = self.tape.price_before(self._block)
         total = worth(self.amounts(price), price)
         if total and self.holdings:
-            bounds = sorted({bound for h in self.holdings for bound in (h.lower_x96, h.upper_x96)})
+            bounds = _bounds(self.holdings)
             blocks = self.tape.blocks_inside(bounds, self._block, block)
             weighted = 0
             for holding in self.holdings:
                 first, last = bisect_right(bounds, holding.lower_x96), bisect_right(bounds, holding.upper_x96)
                 weighted += worth(holding.amounts(price), price) * sum(blocks[first:last])
-            self._quanta += weighted * SHARE_QUANTUM // total
+            self.in_range += weighted * SHARE_QUANTUM // total
         self._block = block
 
     def rebalance(self, block: int, desired: Sequence[Position], shown: Sequence[Position]) -> bool:
         """Let an answer act before a block's first event.
 
-        Args:
-            block: at which it acts.
-            desired: the positions that the answer asks for, already checked.
-            shown: the positions that its query showed; each stands for the book's holding with the same ticks, in
-                order.
-
-        A desired position equal to a shown one keeps that holding untouched. The other holdings are closed; their
-        tokens and fees go to idle. Then the remaining desired positions are minted in order, each with at most its
-        allocation and at most what is then idle. A position that would get no liquidity, or more than a tick may hold,
-        is skipped.
-
-        Returns:
-            Whether anything changed.
+        Each position that its query showed stands for the book's holding with the same ticks, in order. A desired
+        position, already checked, that is equal to a shown one keeps that holding untouched. The other holdings are
+        closed; their tokens and fees go to idle. Then the remaining desired positions are minted in order, each with at
+        most its allocation and at most what is then idle. A position that would get no liquidity, or more than a tick
+        may hold, is skipped. Returns whether anything changed.
         """
         price, free, waiting = self.tape.price_before(block), self.holdings.copy(), []
         for position in shown:
             ticks = position.tick_lower, position.tick_upper
-            holding = next((h for h in free if (h.tick_lower, h.tick_upper) == ticks), None)
-            if holding:
+            if holding := next((h for h in free if (h.tick_lower, h.tick_upper) == ticks), None):
                 free.remove(holding)
                 waiting.append((position, holding))
         kept: list[Holding | None] = []
@@ -202,13 +184,10 @@ class Book:
                 continue
             if self._block < event.block and any(event.args[3:]):
                 self._count_blocks(event.block)
-            key, (amount0, amount1) = event.args[:3], event.args[-2:]
-            if event.kind == "mint":
-                self.idle0, self.idle1 = max(0, self.idle0 - amount0), max(0, self.idle1 - amount1)
-            else:
-                self.idle0, self.idle1 = self.idle0 + amount0, self.idle1 + amount1
+            self.idle0, self.idle1 = idle_after((self.idle0, self.idle1), event)
             if event.kind != "collect":
-                held[key] = held.get(key, 0) + (event.args[3] if event.kind == "mint" else -event.args[3])
+                key, liquidity = event.args[:3], event.args[3] if event.kind == "mint" else -event.args[3]
+                held[key] = held.get(key, 0) + liquidity
             self.holdings = [Holding(*key[1:], liquidity, key) for key, liquidity in held.items() if liquidity]
         self._count_blocks(block)
 
@@ -232,3 +211,8 @@ class Book:
     def _signature(self, block: int) -> tuple:
         held = sorted((h.tick_lower, h.tick_upper, h.liquidity) for h in self.holdings)
         return block, self.idle0, self.idle1, tuple(held)
+
+
+def _bounds(holdings: Iterable[Holding]) -> list[int]:
+    """The prices at which the liquidity of these changes."""
+    return sorted({bound for holding in holdings for bound in (holding.lower_x96, holding.upper_x96)})

@@ -15,6 +15,8 @@ from liquidity.events import Event, ReplayError, swap_call
 from liquidity.slipstream import SlipstreamPool
 from sim import PIPS, Pool, PoolError
 
+CALLS = ("in", "out", "limit")
+
 
 class _CopiedOnRead(dict):
     """Ticks for a trial swap: whatever it looks at, and may cross, is a copy from then on."""
@@ -27,13 +29,11 @@ class _CopiedOnRead(dict):
 def find_call(pool: Pool, event: Event) -> str:
     """Which call a swap event came from, found by trying each; the pool stays as it is.
 
-    Exact output comes before a price limit: a limit at the right price explains every exact output too.
-
-    Raises:
-        ReplayError: none of them gives the event's digits.
+    Exact output comes before a price limit: a limit at the right price explains every exact output too. Raises
+    `ReplayError` where none of them gives the event's digits.
     """
     found = "refused"
-    for how in ("in", "out", "limit"):
+    for how in CALLS:
         tried = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96))
         if _is_result(event, *tried):
             return how
@@ -57,7 +57,6 @@ def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] 
 
     Args:
         pool: in the state before the event; it stays as it is.
-        event: a swap.
         likely: fees in pips, the likeliest first.
 
     Raises:
@@ -65,27 +64,29 @@ def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] 
     """
     amount0, amount1, sqrt_price_x96 = event.args[1:4]
     side = 0 if amount0 > 0 or amount1 < 0 else 1
-    paid = event.args[1 + side]
-    fees, calls = [pool.fee, *likely], ("in", "out", "limit")
-    _, free = _try_swap(pool, *swap_call(event, "limit", pool.sqrt_price_x96), fee=0)
-    if free and paid:
-        read_off = (paid - free[side]) * PIPS // paid
-        fees += [read_off, read_off - 1, read_off + 1]
-    for fee in dict.fromkeys(fee for fee in fees if 0 <= fee < PIPS):
-        for how in calls:
-            if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
-                return how, fee
+    paid, fees = event.args[1 + side], [pool.fee, *likely]
+
+    def tried(how: str, fee: int) -> tuple[Pool, tuple[int, int] | None]:
+        return _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)
 
     def too_high(fee: int, how: str) -> bool:
         """Or just right."""
-        fork, amounts = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)
+        fork, amounts = tried(how, fee)
         if how != "in" or not amounts:
             return not amounts or amounts[side] >= paid
         return fork.sqrt_price_x96 >= sqrt_price_x96 if side == 0 else fork.sqrt_price_x96 <= sqrt_price_x96
 
-    for how in calls:
+    _, free = tried("limit", 0)
+    if free and paid:
+        read_off = (paid - free[side]) * PIPS // paid
+        fees += [read_off, read_off - 1, read_off + 1]
+    for fee in dict.fromkeys(fee for fee in fees if 0 <= fee < PIPS):
+        for how in CALLS:
+            if _is_result(event, *tried(how, fee)):
+                return how, fee
+    for how in CALLS:
         fee = bisect_left(range(PIPS - 1), True, key=lambda fee, how=how: too_high(fee, how))
-        if _is_result(event, *_try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)):
+        if _is_result(event, *tried(how, fee)):
             return how, fee
     raise ReplayError(event, "(by any call at any fee)", event.args[1:6], "another")
 

@@ -17,9 +17,8 @@ class ReplayError(Exception):
     """An event contradicts the replay: the stream has a gap, or is not this pool's. Names the block and the digits."""
 
     def __init__(self, event: Event, what: str, expected, found):
-        super().__init__(
-            f"block {event.block} log {event.log_index}: {event.kind} {what} is {found}, the event says {expected}"
-        )
+        where = f"block {event.block} log {event.log_index}"
+        super().__init__(f"{where}: {event.kind} {what} is {found}, the event says {expected}")
         self.event, self.what, self.expected, self.found = event, what, expected, found
 
 
@@ -62,6 +61,13 @@ def swap_call(event: Event, how: str, before_x96: int = 0) -> tuple[bool, int, i
         return zero_for_one, 2 * (amount0 if zero_for_one else amount1) + 1, sqrt_price_x96
     amount = amount0 if zero_for_one == (how == "in") else amount1
     return zero_for_one, amount, MIN_SQRT_RATIO + 1 if zero_for_one else MAX_SQRT_RATIO - 1
+
+
+def idle_after(idle: tuple[int, int], event: Event) -> tuple[int, int]:
+    """A vault's idle tokens after its own event: what a burn or collect gives goes in; a mint is paid from it as far as
+    it reaches, the rest came from outside."""
+    sign = -1 if event.kind == "mint" else 1
+    return tuple(max(0, have + sign * amount) for have, amount in zip(idle, event.args[-2:], strict=True))
 
 
 def event_args(kind: str, args: list[str]) -> tuple:

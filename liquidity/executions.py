@@ -17,7 +17,6 @@ class Sent:
 
     Attributes:
         code: `EXECUTED`, or why nothing of the plan is on the chain; `EXECUTION_UNKNOWN` if nobody said in time.
-        detail: in words.
         transaction: hash of the one that did it; empty if there is none.
         gas_used: of all transactions that were mined for it, also reverted ones.
         gas_wei: paid for that in the chain's native token, a layer 2's fee for data included.
@@ -41,7 +40,6 @@ class Execution:
 
     Attributes:
         block: the plan acted before this block's other events.
-        vault: its name.
         keep, close: ranges (tick_lower, tick_upper) left untouched, and closed.
         mint: (tick_lower, tick_upper, amount0_max, amount1_max) as asked for.
         before, after: idle tokens.
@@ -95,9 +93,8 @@ class Order:
 
     Attributes:
         decision: its name; what was carried out under a name is never carried out again.
-        chain_id, pool, vault: where; addresses in lower case.
-        shown: the vault's positions as the miner was shown them.
-        desired: those that it wants; one that is equal to a shown one is left untouched, see `rounds.plan`.
+        pool, vault: addresses in lower case.
+        shown, desired: the vault's positions as the miner was shown them, and those that it wants; see `rounds.plan`.
         block_number, sqrt_price_x96, tick: the block that the miner was shown, and the pool's state after it.
         deadline: unix seconds of chain time; nothing happens in a later block.
     """
@@ -128,16 +125,10 @@ class Report:
     """What became of an order.
 
     Attributes:
-        decision: whose report this is.
         code: `EXECUTED`, `EXECUTION_PENDING` while it is on its way, or why nothing was or will be done.
-        detail: in words, one line.
         block, transaction: where it was done, and by which; 0 and empty if it was not.
-        gas_used, gas_wei, gas0, gas1: see `market.Sent`.
-        before, after: the vault's idle tokens before and after the transaction.
-        released, fees, paid: what closing gave back, and paid in fees, and what the new positions took.
-        minted: the liquidity that was added.
 
-    Always `before + released + fees - paid == after` of an executed one.
+    The others are as of `Sent` and `Execution`; before and after are those of the transaction.
     """
 
     decision: str
@@ -155,8 +146,3 @@ class Report:
     fees: Inventory = NOTHING
     paid: Inventory = NOTHING
     minted: tuple[Minted, ...] = ()
-
-    @property
-    def final(self) -> bool:
-        """Whether it will not change any more."""
-        return self.code != Code.EXECUTION_PENDING

@@ -46,28 +46,9 @@ class FastPool(Pool):
 
     # slots: a swap reads a dozen attributes; without them each read takes a fifth longer once a pool has been copied
     __slots__ = (
-        "_below",
-        "_epoch",
-        "_hi",
-        "_indices",
-        "_keep",
-        "_liquidity_x96",
-        "_lo",
-        "_lo_squared",
-        "_plain",
-        "_ratios",
-        "_tick",
-        "_word",
-        "fee",
-        "fee_growth_global0_x128",
-        "fee_growth_global1_x128",
-        "fee_protocol",
-        "legs",
-        "liquidity",
-        "protocol_fees",
-        "sqrt_price_x96",
-        "tick_spacing",
-        "ticks",
+        *("_below", "_epoch", "_hi", "_indices", "_keep", "_liquidity_x96", "_lo", "_lo_squared", "_plain", "_ratios"),
+        *("_tick", "_word", "fee", "fee_growth_global0_x128", "fee_growth_global1_x128", "fee_protocol", "legs"),
+        *("liquidity", "protocol_fees", "sqrt_price_x96", "tick_spacing", "ticks"),
     )
     tick_class = FastTick
     _crosses = False  # whether `_crossed` has anything to do
@@ -219,10 +200,9 @@ class FastPool(Pool):
                     if self._plain:
                         growth = (amount_specified - net << 128) // liquidity
                         self.fee_growth_global0_x128 = self.fee_growth_global0_x128 + growth & MASK_256
-                        self.sqrt_price_x96, self._tick = end, None
                     else:
                         self._share_out(amount_specified - net, True, end)
-                        self.sqrt_price_x96, self._tick = end, None
+                    self.sqrt_price_x96, self._tick = end, None
                     return amount_specified, -(liquidity * move >> 96)
             else:
                 move = (net << 96) // liquidity
@@ -238,10 +218,9 @@ class FastPool(Pool):
                     if self._plain:
                         growth = (amount_specified - net << 128) // liquidity
                         self.fee_growth_global1_x128 = self.fee_growth_global1_x128 + growth & MASK_256
-                        self.sqrt_price_x96, self._tick = end, None
                     else:
                         self._share_out(amount_specified - net, False, end)
-                        self.sqrt_price_x96, self._tick = end, None
+                    self.sqrt_price_x96, self._tick = end, None
                     return -(self._liquidity_x96 * move // (end * price)), amount_specified
         elif amount_specified < 0 and liquidity and (done := self._exact_output(zero_for_one, amount_specified, limit)):
             return done
@@ -249,33 +228,29 @@ class FastPool(Pool):
 
     def _exact_output(self, zero_for_one: bool, amount_specified: int, limit: int) -> tuple[int, int] | None:
         """Exact output, where there is more of it up to the cell's end and the limit, by the contract's own trial."""
-        price, liquidity = self.sqrt_price_x96, self.liquidity
-        liquidity_x96 = self._liquidity_x96
+        price, liquidity, liquidity_x96 = self.sqrt_price_x96, self.liquidity, self._liquidity_x96
         if zero_for_one:
             stop = max(self._lo, limit)
-            if MIN_SQRT_RATIO < limit < price and -amount_specified < liquidity * (price - stop) >> 96:
-                end = price + (amount_specified << 96) // liquidity
-                if stop < end:
-                    net = -(liquidity_x96 * (end - price) // (price * end))
-                    fee = -(-net * self.fee // self._keep)
-                    self._share_out(fee, True, end)
-                    self.sqrt_price_x96, self._tick = end, None
-                    return net + fee, amount_specified
+            if not MIN_SQRT_RATIO < limit < price or -amount_specified >= liquidity * (price - stop) >> 96:
+                return None
+            end = price + (amount_specified << 96) // liquidity
+            if not stop < end:
+                return None
+            net = -(liquidity_x96 * (end - price) // (price * end))
         else:
             stop = min(self._hi, limit)
-            if (
-                price < limit < MAX_SQRT_RATIO
-                and price < stop
-                and -amount_specified < liquidity_x96 * (stop - price) // (stop * price)
-            ):
-                end = -(-liquidity_x96 * price // (liquidity_x96 + amount_specified * price))
-                if end < stop:
-                    net = -(liquidity * (price - end) >> 96)
-                    fee = -(-net * self.fee // self._keep)
-                    self._share_out(fee, False, end)
-                    self.sqrt_price_x96, self._tick = end, None
-                    return amount_specified, net + fee
-        return None
+            if not price < limit < MAX_SQRT_RATIO or price >= stop:
+                return None
+            if -amount_specified >= liquidity_x96 * (stop - price) // (stop * price):
+                return None
+            end = -(-liquidity_x96 * price // (liquidity_x96 + amount_specified * price))
+            if not end < stop:
+                return None
+            net = -(liquidity * (price - end) >> 96)
+        fee = -(-net * self.fee // self._keep)
+        self._share_out(fee, zero_for_one, end)
+        self.sqrt_price_x96, self._tick = end, None
+        return (net + fee, amount_specified) if zero_for_one else (amount_specified, net + fee)
 
     def _walk(self, zero_for_one: bool, amount_specified: int, limit: int) -> tuple[int, int]:
         """A swap step by step.

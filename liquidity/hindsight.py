@@ -7,6 +7,7 @@ Pure. Read first: `rounds.py`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from decimal import Decimal
 from operator import add, sub
 
@@ -29,7 +30,6 @@ def best_fixed_range(
     tried: put in order by integers that bound their scores from above, and scored until no better one can come.
 
     Args:
-        tape, settings: of the round; the target decides what is best.
         tokens: the holdings at the opening, base units.
         close_block, price: the end.
 
@@ -69,8 +69,8 @@ def best_fixed_range(
     for bound, n, m, liquidity, final in found:
         if best and bound < best:
             break
-        growth0, growth1 = tape.growth((prices[n], prices[m]), 1, liquidity, 0, last)
-        fees = growth0 * liquidity >> 128, growth1 * liquidity >> 128
+        growth = tape.growth((prices[n], prices[m]), 1, liquidity, 0, last)
+        fees = (grown * liquidity >> 128 for grown in growth)
         outcome = Outcome(*tokens, *final, *fees, start, price, 1, Decimal(0))
         terms = score_outcome(outcome, settings.target, settings.rebalance_cost)
         score = tuple(CONTEXT.multiply(x, Decimal(1 << 192)) for x in (terms.score, terms.tie_fees))
@@ -81,7 +81,8 @@ def best_fixed_range(
 
 def _grid(tape: Tape, close_block: int) -> range:
     """The ticks at which a range may begin or end."""
-    visited, spacing = [tape.snapshot.sqrt_price_x96, *tape.prices_until(close_block)], tape.snapshot.tick_spacing
+    until, spacing = bisect_left(tape.stop_blocks, close_block), tape.snapshot.tick_spacing
+    visited = [tape.snapshot.sqrt_price_x96, *tape.stop_prices[:until]]
     margin = HINDSIGHT_SPACINGS * spacing
     lowest = max(tick_at_sqrt_ratio(min(visited)) // spacing * spacing - margin, -(-MIN_TICK // spacing) * spacing)
     highest = min(-(-tick_at_sqrt_ratio(max(visited)) // spacing) * spacing + margin, MAX_TICK // spacing * spacing)
@@ -101,9 +102,9 @@ class _FeeCeiling:
         self.vault = max((run.vault for run in tape.runs), default=0)
         rows = []
         for run in tape.runs:
-            for leg in range(run.first, min(run.last, last)):
-                sums = tape.fee[leg], -(-(tape.fee[leg] << 128) // run.liquidity)
-                rows.append((tape.lo[leg], tape.hi[leg], (*sums, 0, 0) if tape.zero_for_one[leg] else (0, 0, *sums)))
+            for zero_for_one, lo, hi, fee, _ in tape.legs[run.first : min(run.last, last)]:
+                sums = fee, -(-(fee << 128) // run.liquidity)
+                rows.append((lo, hi, (*sums, 0, 0) if zero_for_one else (0, 0, *sums)))
         self.begun, self.ended = [], []  # by price: sums over the legs that begin, and that end, below it
         for by_price, end in ((self.begun, 0), (self.ended, 1)):
             rows.sort(key=lambda row, end=end: row[end])

@@ -7,6 +7,7 @@ Pure. Read first: `rounds.py`. Read next: `audit/checks.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import add
@@ -27,12 +28,11 @@ MAX_DETAIL_CHARS = 500
 
 @dataclass(frozen=True, slots=True)
 class LiveInputs:
-    """All that a live round's score depends on.
+    """All that a live round's score depends on; see `RoundInputs`. The events have the vault's own transactions.
 
     Attributes:
-        settings, snapshot, close_block, events: as for `RoundInputs`; the events have the vault's own transactions.
         hotkey: of the miner that managed the vault.
-        executions: what became of its decisions that change something: each a `Execution`.
+        executions: what became of its decisions that change something.
         closing: what the chain itself shows before the close's first event; None where nobody can touch the vault.
     """
 
@@ -48,9 +48,8 @@ class LiveInputs:
 def play_live(inputs: LiveInputs) -> RoundResult:
     """Score a live round from what the vault really held from the opening to the close.
 
-    Amounts, fees and the share of value in range follow from the vault's own events, wherever in their blocks they
-    stand; gas from the executions, also of those that failed. The round is void where executions do not explain the
-    vault.
+    All but gas follows from the vault's own events, wherever in their blocks they stand; gas from the executions, also
+    of those that failed. The round is void where executions do not explain the vault.
     """
     game, close = Round(inputs.settings, inputs.snapshot), inputs.close_block
     events = [event for event in inputs.events if event.block < close]
@@ -83,12 +82,12 @@ def play_live(inputs: LiveInputs) -> RoundResult:
 
 
 def was_carried_out(execution: Execution) -> bool:
-    """Whether a `Execution` took place: on the model always."""
+    """On the model always."""
     return execution.sent is None or execution.sent.code == Code.EXECUTED
 
 
 def acted(execution: Execution) -> bool:
-    """Whether a `Execution` was carried out and changed the vault."""
+    """Whether it was carried out and changed the vault."""
     return was_carried_out(execution) and bool(execution.close or execution.minted)
 
 
@@ -134,22 +133,18 @@ def _flows(amounts: Iterable[tuple[int, int]], minted: Iterable[tuple]) -> str:
 
 def _transferred(tape: Tape, closing: Snapshot) -> str:
     """What the chain shows at the close and the vault's own events do not explain; empty if nothing."""
-    mine, theirs = {}, {}
-    for key in sorted(tape.vault_keys):
-        mine[key[1:]] = mine.get(key[1:], 0) + tape.pool.position(*key).liquidity
+    mine, theirs = Counter(), Counter()  # liquidity by range
+    for key in tape.vault_keys:
+        mine[key[1:]] += tape.pool.position(*key).liquidity
     for position in closing.vault:
-        ticks = position.key[1:]
-        theirs[ticks] = theirs.get(ticks, 0) + position.liquidity
+        theirs[position.key[1:]] += position.liquidity
     for ticks in sorted(mine.keys() | theirs.keys()):
-        if (expected := mine.get(ticks, 0)) != (found := theirs.get(ticks, 0)):
-            return (
-                f"at the close the vault has liquidity {found} from {ticks[0]} to {ticks[1]}, {expected} by its events"
-            )
+        if (expected := mine[ticks]) != (found := theirs[ticks]):
+            range_ = f"from {ticks[0]} to {ticks[1]}"
+            return f"at the close the vault has liquidity {found} {range_}, {expected} by its events"
     expected = tuple(map(add, *tape.vault_holds()))
     found = Book(Tape(closing)).initial  # what burns released and what fees paid may be told apart differently
     if found != expected:
-        more = ", ".join(
-            f"{a - b:+d} of token{n}" for n, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b
-        )
-        return f"at the close the vault has {more} that nothing in the round explains"
+        more = [f"{found[n] - expected[n]:+d} of token{n}" for n in (0, 1) if found[n] != expected[n]]
+        return f"at the close the vault has {', '.join(more)} that nothing in the round explains"
     return ""

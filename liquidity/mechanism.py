@@ -6,12 +6,12 @@ Pure: markets come as arguments. Read first: `rounds.py`, `live.py`. Read next: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from liquidity import recheck, showing
 from liquidity.events import Event
-from liquidity.executions import EXECUTION_SECONDS, Execution, Order
+from liquidity.executions import EXECUTION_SECONDS, Order
 from liquidity.live import LiveInputs, play_live
 from liquidity.replay import Snapshot
 from liquidity.rounds import Decision, Round, RoundInputs, plan, play
@@ -20,7 +20,6 @@ from protocol import (
     MAX_TEXT_CHARS,
     Block,
     Code,
-    Entrant,
     Job,
     JobSettings,
     ProtocolError,
@@ -70,16 +69,7 @@ class Liquidity:
     def decision(self, hotkey: str, block: int, query: RebalanceQuery, answer: RebalanceAnswer) -> Decision:
         return Decision(hotkey, block, query.current_positions, answer.desired_positions)
 
-    def play(
-        self,
-        settings: JobSettings,
-        snapshot: Snapshot,
-        close_block: int,
-        events: Iterable[Event],
-        entrants: Iterable[Entrant],
-        decisions: Iterable[Decision],
-        settlement: None = None,
-    ) -> RoundResult:
+    def play(self, settings, snapshot, close_block, events, entrants, decisions, settlement=None) -> RoundResult:
         return play(RoundInputs(settings, snapshot, close_block, tuple(events), tuple(entrants), tuple(decisions)))
 
     # -- live rounds, see `spine/live.py`
@@ -89,29 +79,13 @@ class Liquidity:
         _, close, mint = plan(query.current_positions, answer.desired_positions)
         if not (close or mint):
             return None
-        return Order(
-            decision=f"{round_id}:{query.block_number}",
-            chain_id=query.chain_id,
-            pool=query.pair_address,
-            vault=query.sn_liquidity_manager_address,
-            shown=query.current_positions,
-            desired=answer.desired_positions,
-            block_number=query.block_number,
-            sqrt_price_x96=query.sqrt_price_x96,
-            tick=query.tick,
-            deadline=max(query.deadline, query.window_start_time) + EXECUTION_SECONDS,
-        )
+        decision, deadline = f"{round_id}:{query.block_number}", max(query.deadline, query.window_start_time)
+        where = query.chain_id, query.pair_address, query.sn_liquidity_manager_address
+        asked = query.current_positions, answer.desired_positions
+        seen = query.block_number, query.sqrt_price_x96, query.tick
+        return Order(decision, *where, *asked, *seen, deadline + EXECUTION_SECONDS)
 
-    def play_live(
-        self,
-        settings: JobSettings,
-        snapshot: Snapshot,
-        close_block: int,
-        events: Iterable[Event],
-        hotkey: str,
-        executions: Iterable[Execution],
-        closing: Snapshot | None,
-    ) -> RoundResult:
+    def play_live(self, settings, snapshot, close_block, events, hotkey, executions, closing) -> RoundResult:
         """The score of who managed the vault; arguments as of `LiveInputs`."""
         inputs = LiveInputs(settings, snapshot, close_block, tuple(events), hotkey, tuple(executions), closing)
         return play_live(inputs)

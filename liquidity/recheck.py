@@ -88,6 +88,8 @@ def check_events(parts: Any) -> Iterator[str]:
 def check_queries(parts: Any) -> Iterator[str]:
     """Every query is of this round, and says what the others of the round, and of its block, say."""
     row, at_head = parts.row, {}
+    of_round = "sn_liquidity_manager_address", "chain_id", "token0", "token1", "tick_spacing"
+    of_head = "block_hash", "block_time", "window_start_block", "window_end_block"
     for ask in parts.asks:
         query, other = ask.query, parts.asks[0].query
         same = at_head.setdefault(query.block_number, query)
@@ -96,19 +98,10 @@ def check_queries(parts: Any) -> Iterator[str]:
         deadline = query.block_time + ASK_SECONDS
         again = replace(
             query,
-            job_id=row["job_id"],
-            round_id=row["round_id"],
-            round_type=row["round_type"],
+            **{name: row[name] for name in ("job_id", "round_id", "round_type")},
+            **{name: getattr(other, name) for name in of_round},
+            **{name: getattr(same, name) for name in of_head},
             pair_address=parts.evidence["pool"],
-            sn_liquidity_manager_address=other.sn_liquidity_manager_address,
-            chain_id=other.chain_id,
-            token0=other.token0,
-            token1=other.token1,
-            tick_spacing=other.tick_spacing,
-            block_hash=same.block_hash,
-            block_time=same.block_time,
-            window_start_block=same.window_start_block,
-            window_end_block=same.window_end_block,
             window_start_time=row["start_time"],
             window_end_time=row["end_time"],
             deadline=min(deadline, row["start_time"] - FIRST_ASK_DEADLINE_SECONDS) if ask.first else deadline,
@@ -149,13 +142,9 @@ def check_shown(parts: Any) -> Iterator[str]:
             again = replace(again, **vault, rebalances_so_far=done)
         elif ask.hotkey in game.books:
             book = game.books[ask.hotkey].at(head + 1)
-            again = replace(
-                again,
-                current_positions=tuple(book.shown(price)),
-                inventory_remaining=Inventory(book.idle0, book.idle1),
-                uncollected_fees=Inventory(*book.fees()),
-                rebalances_so_far=book.changes,
-            )
+            own = {"current_positions": tuple(book.shown(price)), "uncollected_fees": Inventory(*book.fees())}
+            idle = Inventory(book.idle0, book.idle1)
+            again = replace(again, **own, inventory_remaining=idle, rebalances_so_far=book.changes)
         if again != query:
             yield from differences(f"{ask.path}.query", to_plain(query), to_plain(again))
 
@@ -167,12 +156,8 @@ def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
     shown = tuple(Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in held if h.liquidity)
     if sorted(map(astuple, shown)) == sorted(map(astuple, query.current_positions)):
         shown = query.current_positions
-    fees = tape.vault_holds()[1]
-    return {
-        "current_positions": shown,
-        "inventory_remaining": Inventory(*tape.idle),
-        "uncollected_fees": Inventory(*fees),
-    }
+    idle, fees = Inventory(*tape.idle), Inventory(*tape.vault_holds()[1])
+    return {"current_positions": shown, "inventory_remaining": idle, "uncollected_fees": fees}
 
 
 def check_executions(parts: Any) -> Iterator[str]:
@@ -206,9 +191,8 @@ def check_executions(parts: Any) -> Iterator[str]:
                 yield f"{path}.execution.block: {said.block}, the query shows block {ask.query.block_number}"
         else:
             again = replace(again, block=ask.query.block_number + 1)
-        if (on_chain and void) or (
-            said.sent and said.sent.code == Code.EXECUTION_DRY_RUN
-        ):  # whose word the amounts are
+        dry_run = said.sent and said.sent.code == Code.EXECUTION_DRY_RUN
+        if dry_run or (on_chain and void):  # whose word the amounts are
             flows = zip(said.before, said.released, said.fees, said.paid, strict=True)
             after = tuple(had + out + fee - paid for had, out, fee, paid in flows)
             again = replace(again, **{name: getattr(said, name) for name in (*FLOWS, "minted")}, after=after)

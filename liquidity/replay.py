@@ -4,8 +4,7 @@
     apply_event(pool, event)                            # ReplayError: the first digit that differs
 
 An event tells what happened, not what was asked for. `apply_event` makes the call again, so a missing, doubled or
-foreign event is found where it matters.
-Pure. Read first: `events.py`. Read next: `tape.py`.
+foreign event is found where it matters. Pure. Read first: `events.py`. Read next: `tape.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
     """Advance a pool by one event and hold every digit of the result against it.
 
     Args:
-        pool: in the state before the event.
-        event: the next one.
         accounts: the positions (owner, tick_lower, tick_upper) that the pool knows; None for all. Of others only the
             liquidity is followed: a snapshot of a chain has every tick but not every position.
 
@@ -44,7 +41,7 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
             return
         if not how:
             raise ReplayError(event, "call", "one this program knows", "not known yet: complete the events first")
-        if how == "in" and amount0 > 0:
+        if how == "in" and amount0 > 0:  # most are of this kind, and need not look for the direction
             found = pool.swap(True, amount0, MIN_SQRT_RATIO + 1)
         elif how == "in":
             found = pool.swap(False, amount1, MAX_SQRT_RATIO - 1)
@@ -168,7 +165,6 @@ class SlipstreamState:
     Attributes:
         manager, gauge: the owners of those positions that have tokens, and of those that are staked.
         unstaked_fee: pips, as the factory answers at the snapshot.
-        staked_liquidity, gauge_fees0, gauge_fees1: the pool's.
     """
 
     manager: str
@@ -185,8 +181,6 @@ class Snapshot:
 
     Attributes:
         block, block_time, block_hash: the block that comes next; the hash is synthetic for recordings.
-        fee, tick_spacing, fee_protocol0, fee_protocol1, sqrt_price_x96, tick, liquidity,
-            fee_growth_global0_x128, fee_growth_global1_x128, ticks: the pool.
         vault: the vault's positions, in the order in which miners are shown them.
         idle0, idle1: the vault's tokens outside the pool, base units.
         vault_owner: whose positions are the vault's, also those opened later; empty if only the listed ones are.
@@ -222,46 +216,29 @@ class Snapshot:
     def of(
         cls,
         pool: Pool,
-        vault_keys: Iterable[tuple],
-        idle: tuple[int, int],
+        vault_keys: Iterable,
+        idle: tuple,
         block: int,
         block_time: int,
         block_hash: str,
-        vault_owner: str = "",
+        owner: str = "",
     ) -> Snapshot:
         """Take a pool's state; `vault_keys` are the vault's positions in it, those without liquidity are left out."""
-        slipstream, gauge = isinstance(pool, SlipstreamPool), None
-        if slipstream:
+        gauge, ticks, vault = None, [], []
+        if slipstream := isinstance(pool, SlipstreamPool):
             gauge = _same(SlipstreamState, pool, manager=str(pool.nft), gauge=str(pool.gauge))
-        ticks = (pool.ticks[index] for index in sorted(pool.ticks))
-        held = ((key, pool.positions[key]) for key in vault_keys if key in pool.positions)
-        return _same(
-            cls,
-            pool,
-            block=block,
-            block_time=block_time,
-            block_hash=block_hash,
-            fee_protocol0=pool.fee_protocol[0],
-            fee_protocol1=pool.fee_protocol[1],
-            ticks=tuple(
-                _same(
-                    TickState,
-                    mark,
-                    liquidity_net=str(mark.liquidity_net),
-                    staked_liquidity_net=str(mark.staked_liquidity_net) if slipstream else None,
-                )
-                for mark in ticks
-            ),
-            vault=tuple(
-                _same(VaultPosition, state, owner=str(key[0]), tick_lower=key[1], tick_upper=key[2], staked=None)
-                for key, state in held
-                if state.liquidity
-            ),
-            idle0=idle[0],
-            idle1=idle[1],
-            vault_owner=vault_owner,
-            slipstream=gauge,
-        )
+        for index in sorted(pool.ticks):
+            mark = pool.ticks[index]
+            staked = str(mark.staked_liquidity_net) if slipstream else None
+            ticks.append(_same(TickState, mark, liquidity_net=str(mark.liquidity_net), staked_liquidity_net=staked))
+        for who, lower, upper in vault_keys:
+            if (state := pool.position(who, lower, upper)).liquidity:
+                held = _same(VaultPosition, state, owner=str(who), tick_lower=lower, tick_upper=upper, staked=None)
+                vault.append(held)
+        at = {"block": block, "block_time": block_time, "block_hash": block_hash}
+        cuts = {"fee_protocol0": pool.fee_protocol[0], "fee_protocol1": pool.fee_protocol[1]}
+        whose = {"vault": tuple(vault), "idle0": idle[0], "idle1": idle[1], "vault_owner": owner}
+        return _same(cls, pool, **at, **cuts, **whose, ticks=tuple(ticks), slipstream=gauge)
 
     def open(self) -> Pool:
         """A pool in this state, which knows the vault's positions and no others."""

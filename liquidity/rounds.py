@@ -22,31 +22,14 @@ from liquidity.events import Event, ReplayError
 from liquidity.hindsight import best_fixed_range
 from liquidity.replay import Snapshot
 from liquidity.tape import SHARE_QUANTUM, Tape
-from protocol import (
-    Code,
-    Entrant,
-    Inventory,
-    JobSettings,
-    Moment,
-    Position,
-    RebalanceQuery,
-    RoundResult,
-    human_price,
-)
+from protocol import Code, Entrant, Inventory, JobSettings, Moment, Position, RebalanceQuery, RoundResult, human_price
 from scoring import CONTEXT, Entry, Outcome, Terms, counted, rank, score_outcome
 from sim import PoolError
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An accepted, valid answer and when it acts.
-
-    Attributes:
-        hotkey: whose.
-        block: it acts before this block's first event.
-        shown: the positions its query showed.
-        desired: the positions it asks for.
-    """
+    """An accepted, valid answer: it acts before the first event of `block`; `shown` is what its query showed."""
 
     hotkey: str
     block: int
@@ -59,12 +42,10 @@ class RoundInputs:
     """All that a round's scores depend on.
 
     Attributes:
-        settings: the job's rules.
         snapshot: market and vault before the first event of the opening block, `snapshot.block`.
         close_block: the first block of the next round.
         events: of the blocks from the opening to before the close, in order.
-        entrants: the miners that are scored.
-        decisions: theirs, in any order; of one miner at most one a block.
+        decisions: in any order; of one miner at most one a block.
     """
 
     settings: JobSettings
@@ -81,7 +62,6 @@ class Line:
 
     Attributes:
         name: hotkey, or `keep`, `hold`, `best`.
-        outcome, terms: amounts, and what they are worth; see `scoring.py`.
         score: what counts for rank and reputation: `terms.score`, or less for an idler's or a copier's book.
         rank: 1 is best; 0 for the baselines.
         copy_of: hotkey of the older registration whose book was the same at every block, else empty.
@@ -212,9 +192,8 @@ class Round:
             entries.append(Entry(entrant.hotkey, score, tie_fees, entrant.combined, entrant.registered_block))
         ranked = tuple(replace(lines[entry.hotkey], rank=place) for place, entry in enumerate(rank(entries), 1))
         baselines = {"keep": keep, "hold": hold} | ({"best": best} if best else {})
-        return RoundResult(
-            Code.SCORED if ranked else Code.NOBODY_RANKED, "", ranked, baselines, "keep", self.tape.swaps
-        )
+        code = Code.SCORED if ranked else Code.NOBODY_RANKED
+        return RoundResult(code, "", ranked, baselines, "keep", self.tape.swaps)
 
     def keep(self, close_block: int) -> Line:
         """The book that keeps the vault's positions untouched."""
@@ -229,25 +208,20 @@ class Round:
     def line(self, name: str, book: Book, close_block: int) -> Line:
         """Walk a book to the close and score it."""
         book.walk(close_block)
-        price, share = self.tape.price_before(close_block), self.share(book, close_block)
-        outcome = Outcome(
-            *book.initial, *book.final(price), *book.earned(), self.snapshot.sqrt_price_x96, price, book.changes, share
-        )
+        start, price = self.snapshot.sqrt_price_x96, self.tape.price_before(close_block)
+        amounts, share = (*book.initial, *book.final(price), *book.earned()), self.share(book, close_block)
+        outcome = Outcome(*amounts, start, price, book.changes, share)
         terms = score_outcome(outcome, self.settings.target, self.settings.rebalance_cost)
         return Line(name, outcome, terms, terms.score)
 
     def share(self, book: Book, close_block: int) -> Decimal:
         """The block-weighted share of a book's value that was in range, once it has been walked to the close."""
         blocks = close_block - self.snapshot.block
-        return CONTEXT.divide(Decimal(book.in_range()), Decimal(SHARE_QUANTUM * blocks)) if blocks else Decimal(0)
+        return CONTEXT.divide(Decimal(book.in_range), Decimal(SHARE_QUANTUM * blocks)) if blocks else Decimal(0)
 
 
 def play(inputs: RoundInputs) -> RoundResult:
-    """Score a round from its inputs: the whole rule, in one call.
-
-    Returns:
-        The result; a stream of events with a gap or a contradiction gives a void one, never an exception.
-    """
+    """Score a round from its inputs; events that contradict themselves give a void result, never an exception."""
     game = Round(inputs.settings, inputs.snapshot)
     try:
         game.feed(event for event in inputs.events if event.block < inputs.close_block)

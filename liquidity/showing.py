@@ -50,9 +50,8 @@ def about(job: Job, result: RoundResult) -> tuple[str, str]:
 def remarks(result: RoundResult) -> list[str]:
     """Lines below a round's table."""
     best = result.baselines.get("best")
-    if best and best.range_:
-        return [f"best fixed range in hindsight: ticks {best.range_[0]} to {best.range_[1]}"]
-    return []
+    found = best and best.range_
+    return [f"best fixed range in hindsight: ticks {found[0]} to {found[1]}"] if found else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -60,17 +59,11 @@ def remarks(result: RoundResult) -> list[str]:
 
 SIZE = "terms/initial_value"  # amounts get their digits from it
 _AMOUNTS = tuple((f"terms/{name}", name, "base") for name in ("fees", "drift", "divergence", "costs"))
-_LOSS = ("terms/loss", "loss", "percent", "3")
+_LOSS, _INVENTORY_LOSS = (("terms/loss", head, "percent", "3") for head in ("loss", "inventory loss"))
 _PENALTY = ("terms/penalty", "penalty", "plain", "4")
 _IN_RANGE = ("terms/in_range", "in range", "percent", "1")
 TABLES = {
-    "round": (
-        *_AMOUNTS,
-        ("terms/loss", "inventory loss", "percent", "3"),
-        _PENALTY,
-        _IN_RANGE,
-        ("outcome/changes", "changes", "int"),
-    ),
+    "round": (*_AMOUNTS, _INVENTORY_LOSS, _PENALTY, _IN_RANGE, ("outcome/changes", "changes", "int")),
     "miner": (*_AMOUNTS, _LOSS, _PENALTY, _IN_RANGE),
     "receipts": (*_AMOUNTS, _IN_RANGE),
     "job": (_AMOUNTS[0], _IN_RANGE),

@@ -25,20 +25,15 @@ class SlipstreamTick(FastTick):
 class SlipstreamPool(FastPool):
     """Aerodrome's CLPool: a Uniswap V3 pool whose staked liquidity trades its swap fees for rewards.
 
-    Args:
-        fee: swap fee in pips; may change at any time (`set_fees`), it is asked for once a swap.
-        tick_spacing: as `Pool`.
-        unstaked_fee: part of the unstaked positions' fees that goes to the gauge, in pips.
-        nft, gauge: the owners that stand for the position manager and the gauge. Positions of the gauge earn no fees.
-
-    Attributes besides `Pool`'s:
+    Attributes besides `Pool`'s; there is no protocol fee:
+        fee, unstaked_fee: of swaps, and the part of the unstaked positions' fees that goes to the gauge, in pips; asked
+            for once a swap, see `set_fees`.
+        nft, gauge: the owners that stand for the position manager and the gauge, whose positions earn no fees.
         timestamp: block time in unix seconds, set by the caller before each call: rewards grow with it.
         gauge_fees0, gauge_fees1: fees of staked liquidity and cuts of unstaked fees, for `collect_fees`.
         staked_liquidity: the part of `liquidity` that is staked.
-        reward_growth_global_x128, reward_rate, reward_reserve, period_finish, rollover, last_updated: the reward
-            stream.
 
-    There is no protocol fee. Source: Aerodrome Slipstream CLPool; judged by traces of the bytecode.
+    Source: Aerodrome Slipstream CLPool; judged by traces of the bytecode.
     """
 
     tick_class = SlipstreamTick
@@ -61,27 +56,25 @@ class SlipstreamPool(FastPool):
     def stake(self, liquidity_delta: int, tick_lower: int, tick_upper: int, position_update: bool) -> None:
         """The gauge stakes liquidity of a range, or takes it back (negative).
 
-        Args:
-            liquidity_delta: signed.
-            tick_lower, tick_upper: the range.
-            position_update: also move the liquidity between the position manager's position and the gauge's.
-
-        Raises:
-            PoolError: `LS` where more leaves than there is, `LA` above 2**128, `NP` for a delta of 0 without liquidity.
+        With `position_update` it also moves from the position manager's position to the gauge's. Raises `LS` where more
+        leaves than there is, `NP` for a delta of 0 without liquidity.
         """
         in_range = tick_lower <= self.tick < tick_upper
         if in_range and self.staked_liquidity + liquidity_delta < 0:
             raise PoolError("LS")
         if position_update:
-            keys = [(owner, tick_lower, tick_upper) for owner in (self.nft, self.gauge)]
-            for key, delta in zip(keys, (-liquidity_delta, liquidity_delta), strict=True):
+            moves = [
+                ((owner, tick_lower, tick_upper), delta)
+                for owner, delta in ((self.nft, -liquidity_delta), (self.gauge, liquidity_delta))
+            ]
+            for key, delta in moves:
                 held = self.position(*key).liquidity
                 if held + delta < 0:
                     raise PoolError("LS")
                 if held == delta == 0:
                     raise PoolError("NP")
             inside = self.fee_growth_inside(tick_lower, tick_upper)
-            for key, delta in zip(keys, (-liquidity_delta, liquidity_delta), strict=True):
+            for key, delta in moves:
                 state = self.positions.setdefault(key, PositionState())
                 state.settle(*inside, self._earns(key[0]))
                 state.liquidity += delta

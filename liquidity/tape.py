@@ -10,34 +10,30 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, repeat
 from operator import add, attrgetter, floordiv, sub
 
-from liquidity.events import Event
-from liquidity.replay import Snapshot, apply_event
+from liquidity.events import Event, idle_after
+from liquidity.replay import Snapshot, VaultPosition, apply_event
 from liquidity.slipstream import SlipstreamPool
-from sim import MASK_256, MAX_SQRT_RATIO, PIPS, amounts_of, sqrt_ratio_at_tick
+from sim import MASK_256, MAX_SQRT_RATIO, PIPS, PositionState, amounts_of, sqrt_ratio_at_tick
 
 SHARE_QUANTUM = 10**18  # the in-range share of a stretch is rounded down to this fraction
 CHUNK = 16  # runs, or stops, that are looked at together
-
-
 _NO_CELL = (1, 0, 0, True)  # price interval, the vault's liquidity in it, whether none of it is staked
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """Consecutive legs at the same liquidity, vault liquidity and fees.
+    """Consecutive legs, `last` excluded, at the same liquidity, vault liquidity and fees.
 
     Attributes:
-        first, last: leg indices, `last` excluded.
         lo, hi: the price span of all legs, Q64.96.
         liquidity, vault: L_leg and L_vault.
         unstaked_fee: Slipstream's cut of unstaked fees, pips; 0 on Uniswap.
         exact: whether the pool's own growth is what the vault earns; not so where some of it is staked.
-        fee0_x128, fee1_x128, own0, own1, legs0, legs1: sums over the legs by input token: fees << 128, the pool's own
-            growth per unit of liquidity, number of legs.
+        sums: over the legs by input token: fees << 128, the pool's own growth per unit of liquidity, number of legs.
     """
 
     first: int
@@ -48,30 +44,25 @@ class Run:
     exact: bool
     lo: int = MAX_SQRT_RATIO
     hi: int = 0
-    fee0_x128: int = 0
-    fee1_x128: int = 0
-    own0: int = 0
-    own1: int = 0
-    legs0: int = 0
-    legs1: int = 0
+    sums: tuple[list[int], list[int]] = field(default_factory=lambda: ([0, 0, 0], [0, 0, 0]))
 
-    def growth(self, liquidity: int) -> tuple[int, int]:
-        """Growth per unit of a book that has `liquidity` in range during the whole run, X128."""
-        return _growth(
-            self, liquidity, (self.fee0_x128, self.own0, self.legs0), (self.fee1_x128, self.own1, self.legs1)
-        )
+    def growth(self, liquidity: int, sums: tuple[list[int], list[int]]) -> tuple[int, ...]:
+        """Growth per unit, X128, of a book with `liquidity` in range, on legs of these sums: the rule of `books.py`."""
+        if liquidity == self.vault and self.exact:
+            return tuple(own for _, own, _ in sums)
+        denominator = self.liquidity if liquidity <= self.vault else self.liquidity - self.vault + liquidity
+        grown = []
+        for fees_x128, _, legs in sums:
+            growth = max(0, fees_x128 // denominator - legs)
+            grown.append(growth - -(-growth * self.unstaked_fee // PIPS))
+        return tuple(grown)
 
 
-def _growth(run: Run, liquidity: int, *sums: tuple[int, int, int]) -> tuple[int, ...]:
-    """The rule at the top of `books.py`, for (fees << 128, own growth, number of legs) of each token."""
-    if liquidity == run.vault and run.exact:
-        return tuple(own for _, own, _ in sums)
-    denominator = run.liquidity if liquidity <= run.vault else run.liquidity - run.vault + liquidity
-    grown = []
-    for fees_x128, _, legs in sums:
-        growth = max(0, fees_x128 // denominator - legs)
-        grown.append(growth - -(-growth * run.unstaked_fee // PIPS))
-    return tuple(grown)
+def _add_leg(sums: tuple[list[int], list[int]], zero_for_one: bool, fee: int, own: int) -> None:
+    into = sums[not zero_for_one]
+    into[0] += fee << 128
+    into[1] += own
+    into[2] += 1
 
 
 class Holding:
@@ -79,8 +70,6 @@ class Holding:
 
     Attributes:
         key: the vault's key of a position taken over from the vault, else None.
-        tick_lower, tick_upper, lower_x96, upper_x96: the range.
-        liquidity: fixed at mint.
         owed0, owed1: settled fees, not collected.
         growth0, growth1: growth per unit of liquidity not settled yet, X128.
     """
@@ -102,21 +91,26 @@ class Holding:
         (self.owed0, self.owed1), self.growth0, self.growth1 = self.fees(), 0, 0
 
 
+def holding_of(key: tuple, state: PositionState | VaultPosition, inside_x128: tuple[int, int]) -> Holding:
+    """A position of the vault, as the contract has it, with the fees it has not settled yet."""
+    holding = Holding(*key[1:], state.liquidity, key)
+    holding.owed0, holding.owed1 = state.tokens_owed0, state.tokens_owed1
+    holding.growth0 = inside_x128[0] - state.fee_growth_inside0_last_x128 & MASK_256
+    holding.growth1 = inside_x128[1] - state.fee_growth_inside1_last_x128 & MASK_256
+    return holding
+
+
 class Tape:
     """All legs of a stretch of market, and where the price stood at the end of each block.
 
     Attributes:
-        blocks, zero_for_one, lo, hi, fee, own: by leg: its block, direction, price span, fee of the input token (net of
-            the protocol's part), the pool's own growth. A leg without movement has a span of one unit, at its
-            tick's side.
-        runs: the legs in groups.
+        blocks, legs: by leg: its block; its direction, lower and upper price, fee of the input token (net of the
+            protocol's part), the pool's own growth. A leg without movement has a span of one unit, at its tick's side.
         stop_blocks, stop_prices, stop_spots: by block in which the price was touched: its number, the price after it,
-            and the spot, which is the price lowered by one where the pool stands one below its price's tick, so that a
-            range holds the spot if and only if it holds the tick.
+            and `Pool.spot`: a range holds the spot if and only if it holds the tick.
         touches: (leg index, vault key) whenever the vault's position was touched and its fees settled.
         idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
-            there.
-        collected: fees that the vault has collected since the start, a part of `idle`.
+            there. `collected` of it are fees since the start.
         staked: keys of the vault's positions that Slipstream's gauge holds now: they earn no fees.
         vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
     """
@@ -127,14 +121,15 @@ class Tape:
         self.vault_keys = {position.key for position in snapshot.vault}
         self.staked = {position.key for position in snapshot.vault if position.staked}
         self.vault_growth = [self.pool.fee_growth_inside(p.tick_lower, p.tick_upper) for p in snapshot.vault]
-        self.blocks, self.zero_for_one, self.lo, self.hi, self.fee, self.own = [], [], [], [], [], []
+        self.blocks: list[int] = []
+        self.legs: list[tuple[bool, int, int, int, int]] = []
         self.runs: list[Run] = []
         self.stop_blocks, self.stop_prices, self.stop_spots = [], [], []
         self.touches: list[tuple[int, tuple]] = []
         self.swaps = self.unknown_swaps = 0
         self.start_spot = self.pool.spot
         self.idle, self.collected = (snapshot.idle0, snapshot.idle1), (0, 0)
-        self._legs = self.pool.record()
+        self._news = self.pool.record()
         self._slipstream = isinstance(self.pool, SlipstreamPool)
         self._cell = _NO_CELL
         self._chunks: list[_Chunk] = []
@@ -145,8 +140,7 @@ class Tape:
     def feed(self, events: Iterable[Event]) -> None:
         """Advance the pool by events, hold it against them, and write their legs down.
 
-        Raises:
-            ReplayError, PoolError: the events are not this pool's, or some are missing.
+        Raises `ReplayError` or `PoolError` where the events are not this pool's, or some are missing.
         """
         for event in events:
             if event.kind == "mint" and self.is_vaults(event.args[0]):
@@ -161,10 +155,10 @@ class Tape:
             elif event.kind in ("stake", "unstake") and event.args[:3] in self.vault_keys:
                 (self.staked.add if event.kind == "stake" else self.staked.discard)(event.args[:3])
                 self._cell = _NO_CELL
-            if self._legs:
-                for leg in self._legs:
+            if self._news:
+                for leg in self._news:
                     self._write(event.block, *leg)
-                self._legs.clear()
+                self._news.clear()
             if event.kind == "swap":
                 self._stop(event.block)
 
@@ -173,39 +167,29 @@ class Tape:
         return bool(self.snapshot.vault_owner) and owner.partition("#")[0] == self.snapshot.vault_owner
 
     def _follow_vault(self, event: Event) -> None:
-        key, (amount0, amount1) = event.args[:3], event.args[-2:]
-        if event.kind == "mint":
-            self.idle = max(0, self.idle[0] - amount0), max(0, self.idle[1] - amount1)
-        else:
-            self.idle = self.idle[0] + amount0, self.idle[1] + amount1
+        key, amounts = event.args[:3], event.args[-2:]
+        self.idle = idle_after(self.idle, event)
         if event.kind == "collect":
-            self.collected = self.collected[0] + amount0, self.collected[1] + amount1
+            self.collected = tuple(map(add, self.collected, amounts))
             return
         self.touches.append((len(self.blocks), key))
         self._cell = _NO_CELL
         if event.kind == "burn":  # what a burn releases leaves the pool with it: only fees stay owed
-            self.pool.collect(*key, amount0, amount1)
+            self.pool.collect(*key, *amounts)
 
     def vault_holds(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """What the vault really has after the last event: (all tokens without uncollected fees, uncollected fees)."""
         tokens, fees = self.idle, (0, 0)
         for key in sorted(self.vault_keys):
-            state = self.pool.position(*key)
-            holding, inside = Holding(*key[1:], state.liquidity), self.pool.fee_growth_inside(*key[1:])
-            last = state.fee_growth_inside0_last_x128, state.fee_growth_inside1_last_x128
-            holding.owed0, holding.owed1 = state.tokens_owed0, state.tokens_owed1
-            if key not in self.staked:
-                holding.growth0, holding.growth1 = (a - b & MASK_256 for a, b in zip(inside, last, strict=True))
+            holding = holding_of(key, self.pool.position(*key), self.pool.fee_growth_inside(*key[1:]))
+            if key in self.staked:
+                holding.growth0 = holding.growth1 = 0
             tokens = tuple(map(add, tokens, holding.amounts(self.pool.sqrt_price_x96)))
             fees = tuple(map(add, fees, holding.fees()))
         return tokens, fees
 
     def _write(self, block: int, zero_for_one: bool, start: int, end: int, liquidity: int, fee: int, own: int) -> None:
-        if start == end:
-            lo = self.pool.spot
-            hi = lo + 1
-        else:
-            lo, hi = (end, start) if end < start else (start, end)
+        lo, hi = (self.pool.spot, self.pool.spot + 1) if start == end else (min(start, end), max(start, end))
         vault, exact = self._vault_on(lo, hi)
         unstaked_fee = self.pool.unstaked_fee if self._slipstream else 0
         run = self.runs[-1] if self.runs else None
@@ -215,20 +199,9 @@ class Tape:
             self.runs.append(run)
         run.last += 1
         run.lo, run.hi = min(run.lo, lo), max(run.hi, hi)
-        if zero_for_one:
-            run.fee0_x128 += fee << 128
-            run.own0 += own
-            run.legs0 += 1
-        else:
-            run.fee1_x128 += fee << 128
-            run.own1 += own
-            run.legs1 += 1
+        _add_leg(run.sums, zero_for_one, fee, own)
         self.blocks.append(block)
-        self.zero_for_one.append(zero_for_one)
-        self.lo.append(lo)
-        self.hi.append(hi)
-        self.fee.append(fee)
-        self.own.append(own)
+        self.legs.append((zero_for_one, lo, hi, fee, own))
 
     def _vault_on(self, lo: int, hi: int) -> tuple[int, bool]:
         """The vault's liquidity on a leg, and whether none of it is staked: no leg crosses an initialised tick."""
@@ -267,21 +240,14 @@ class Tape:
         at = bisect_left(self.stop_blocks, block) - 1
         return self.stop_prices[at] if at >= 0 else self.snapshot.sqrt_price_x96
 
-    def prices_until(self, block: int) -> list[int]:
-        """The prices at which the blocks before this one ended."""
-        return self.stop_prices[: bisect_left(self.stop_blocks, block)]
-
     def growth(self, bounds: Sequence[int], n: int, liquidity: int, first: int, last: int) -> tuple[int, int]:
-        """Growth per unit of liquidity that a book earns in one of its intervals.
+        """Growth of token0 and token1 per unit of liquidity that a book earns in one of its intervals, X128.
 
         Args:
             bounds: the prices at which the book's liquidity changes, in order, Q64.96.
             n: the interval from `bounds[n - 1]` to `bounds[n]`.
             liquidity: the book's liquidity there, > 0.
             first, last: legs of the stretch, `last` excluded.
-
-        Returns:
-            Growth of token0 and token1, X128.
         """
         lower, upper, runs = bounds[n - 1], bounds[n], self.runs
         total0 = total1 = 0
@@ -299,7 +265,7 @@ class Tape:
             if run.hi <= lower or run.lo >= upper:
                 continue
             if lower <= run.lo and run.hi <= upper and first <= run.first and run.last <= last:
-                more0, more1 = run.growth(liquidity)
+                more0, more1 = run.growth(liquidity, run.sums)
             else:
                 more0, more1 = self._part(run, bounds, n, liquidity, max(first, run.first), min(last, run.last))
             total0, total1 = total0 + more0, total1 + more1
@@ -309,21 +275,16 @@ class Tape:
         """As `Run.growth`, for some of its legs, those that cross the book's bounds cut there."""
         lower, upper = bounds[n - 1], bounds[n]
         sums = ([0, 0, 0], [0, 0, 0])
-        for leg in range(first, last):
-            lo, hi = self.lo[leg], self.hi[leg]
+        for zero_for_one, lo, hi, fee, own in self.legs[first:last]:
             if hi <= lower or lo >= upper:
                 continue
-            fee, own, zero_for_one = self.fee[leg], self.own[leg], self.zero_for_one[leg]
             if lo < lower or hi > upper:
                 cuts = bounds[bisect_right(bounds, lo) : bisect_left(bounds, hi)]
                 parts = split_fee(fee, run.liquidity, zero_for_one, (lo, *cuts, hi))
                 part = parts[bisect_right(cuts, lower)]
                 own, fee = own * part // fee, part
-            into = sums[not zero_for_one]
-            into[0] += fee << 128
-            into[1] += own
-            into[2] += 1
-        return _growth(run, liquidity, *sums)
+            _add_leg(sums, zero_for_one, fee, own)
+        return run.growth(liquidity, sums)
 
     def _chunk(self, at: int) -> _Chunk | None:
         """The runs `at` to `at + CHUNK`, all of them finished; `at` is a multiple of `CHUNK`."""
@@ -335,15 +296,10 @@ class Tape:
         return self._chunks[at // CHUNK]
 
     def blocks_inside(self, bounds: Sequence[int], first_block: int, last_block: int) -> list[int]:
-        """For how many blocks the price stood in each interval.
+        """For how many blocks of a stretch, `last_block` excluded, the price stood in each interval.
 
-        Args:
-            bounds: prices in order; interval n reaches from `bounds[n - 1]` (included) to `bounds[n]` (excluded), the
-                first from 0 and the last without end.
-            first_block, last_block: the stretch, `last_block` excluded. A block counts with the price at its end.
-
-        Returns:
-            Blocks by interval, `len(bounds) + 1` of them; they add up to the stretch.
+        Interval n reaches from `bounds[n - 1]` (included) to `bounds[n]` (excluded), the first from 0 and the last
+        without end. A block counts with the price at its end.
         """
         counts, blocks, spots = [0] * (len(bounds) + 1), self.stop_blocks, self.stop_spots
         at, end = bisect_left(blocks, first_block), bisect_left(blocks, last_block)
@@ -378,10 +334,7 @@ class _Chunk:
         self.lo, self.hi = min(run.lo for run in runs), max(run.hi for run in runs)
         self.uniform = all(run.vault == self.vault and not run.unstaked_fee for run in runs)
         self.liquidity = [run.liquidity for run in runs]
-        self.sums = (
-            ([run.fee0_x128 for run in runs], [run.legs0 for run in runs]),
-            ([run.fee1_x128 for run in runs], [run.legs1 for run in runs]),
-        )
+        self.sums = [([run.sums[n][0] for run in runs], [run.sums[n][2] for run in runs]) for n in (0, 1)]
 
     def growth(self, liquidity: int) -> tuple[int, ...]:
         """The sum of `Run.growth` where the runs are `uniform` and `liquidity` is not the vault's."""
@@ -402,9 +355,6 @@ def split_fee(fee: int, liquidity: int, zero_for_one: bool, prices: Sequence[int
     rest. The parts' inputs are rounded down and the leg's, as it was paid, up: the rest is never negative.
 
     Args:
-        fee: of the leg, base units of its input token.
-        liquidity: of the leg.
-        zero_for_one: its direction.
         prices: the leg's lower end, the cuts, its upper end, ascending, Q64.96.
 
     Returns:
@@ -416,8 +366,7 @@ def split_fee(fee: int, liquidity: int, zero_for_one: bool, prices: Sequence[int
         fee * amounts_of(liquidity, low if side == 0 else high, low, high, round_up=False)[side] // whole
         for low, high in pairwise(prices)
     ]
-    ends_at = 0 if zero_for_one else -1
-    parts[ends_at] += fee - sum(parts)
+    parts[0 if zero_for_one else -1] += fee - sum(parts)
     return parts
 
 

@@ -3,7 +3,7 @@
     python -m markets replay PATH                  exit code 0 when every digit agrees, 1 when one does not
     python -m markets import PATH --out FOLDER     find the call behind each swap that lacks it, and check every digit
 
-Exit code 2 when the recording cannot be read. Read next: `recordings.py`, `completing.py`.
+Exit code 2 when the recording cannot be read. Read next: `recordings.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from pathlib import Path
 
 from liquidity.events import ReplayError
 from markets.base import MarketError
-from markets.completing import CALLS, complete, write_recording
-from markets.recordings import RecordingError, read_recording, replay
+from markets.recordings import CALLS, RecordingError, complete, read_recording, replay, write_recording
 from runtime.process import Parser, clear_progress, progress
 from sim import PoolError
 
@@ -24,23 +23,20 @@ from sim import PoolError
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m markets", description="Recorded markets.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser(
-        "replay", help="exit 0 when every digit of the recording agrees, else 1 with the first that does not"
-    )
-    verb.add_argument("path", help="path of a recording, without its endings")
-    verb = verbs.add_parser("import", help="find the call behind each swap that lacks it, and check every digit")
-    verb.add_argument("path", help="path of a recording, without its endings")
+    helps = {
+        "replay": "exit 0 when every digit of the recording agrees, else 1 with the first that does not",
+        "import": "find the call behind each swap that lacks it, and check every digit",
+    }
+    for name, text in helps.items():
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("path", help="path of a recording, without its endings")
     verb.add_argument("-o", "--out", required=True, type=Path, metavar="FOLDER", help="where the completed one goes")
     return parser
 
 
 def replay_command(options: argparse.Namespace) -> int:
     """Replay a recording and compare how it ends."""
-    try:
-        recording = read_recording(options.path)
-    except RecordingError as error:
-        print(error, file=sys.stderr)
-        return 2
+    recording = read_recording(options.path)
     try:
         pool = replay(recording, progress)
     except (ReplayError, PoolError) as error:
@@ -54,27 +50,22 @@ def replay_command(options: argparse.Namespace) -> int:
         return 1
     kinds = Counter(event.kind for event in recording.events)
     unknown = sum(event.kind == "swap" and event.args[0] == "?" for event in recording.events)
-    print(
-        f"{recording.name}: {kinds['swap']} swaps ({unknown} of unknown call, taken over),"
-        f" {kinds['mint']} mints, {kinds['burn']} burns"
-    )
-    print(
-        "every price, tick, liquidity and amount equals the recorded one; final state: "
-        + ", ".join(f"{k} {v}" for k, v in recording.final.items())
-    )
+    swaps = f"{kinds['swap']} swaps ({unknown} of unknown call, taken over)"
+    print(f"{recording.name}: {swaps}, {kinds['mint']} mints, {kinds['burn']} burns")
+    final = ", ".join(f"{name} {value}" for name, value in recording.final.items())
+    print(f"every price, tick, liquidity and amount equals the recorded one; final state: {final}")
     return 0
 
 
 def import_command(options: argparse.Namespace) -> int:
     """Complete a recording; 1: it contradicts itself."""
-    events = []
+    events, recording = [], read_recording(options.path)
+    source, target = Path(options.path).parent / recording.name, options.out / recording.name
+    if not options.out.is_dir():
+        raise RecordingError(f"--out {options.out}: no such folder; create it or choose another")
+    if source.parent.resolve() == options.out.resolve():
+        raise RecordingError(f"--out {options.out}: the recording itself is there; choose another folder")
     try:
-        recording = read_recording(options.path)
-        source, target = Path(options.path).parent / recording.name, options.out / recording.name
-        if not options.out.is_dir():
-            raise RecordingError(f"--out {options.out}: no such folder; create it or choose another")
-        if source.parent.resolve() == options.out.resolve():
-            raise RecordingError(f"--out {options.out}: the recording itself is there; choose another folder")
         for event in complete(recording):
             events.append(event)
             progress(len(events), len(recording.events), "events")
@@ -83,9 +74,6 @@ def import_command(options: argparse.Namespace) -> int:
         clear_progress()
         print(f"{recording.name}: {error}", file=sys.stderr)
         return 1
-    except RecordingError as error:
-        print(error, file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"{target}: {error.strerror}; choose another --out", file=sys.stderr)
         return 2
@@ -99,7 +87,11 @@ def import_command(options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    return (replay_command if options.verb == "replay" else import_command)(options)
+    try:
+        return (replay_command if options.verb == "replay" else import_command)(options)
+    except RecordingError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a market is: the one protocol through which everything else sees a pool and its blocks, and its errors.
 
 A market answers in plain values (`Block`, `Snapshot`, `Event`); amounts are integers of token base units.
-Read next: `clocks.py`, `memory.py`.
+Read next: `memory.py`.
 """
 
 from __future__ import annotations

@@ -1,37 +1,109 @@
 """What markets in memory share: a history that is replayed on the exact pool, vaults' purses, and a clock.
 
-Read first: `base.py`. Read next: `recorded.py`, `model.py`.
+Read first: `base.py`. Read next: `recordings.py`, `model.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
-from liquidity.events import Event, ReplayError
+from liquidity.events import Event, ReplayError, idle_after
 from liquidity.executions import Execution, Order
 from liquidity.replay import Snapshot, apply_event
 from markets.base import MarketEnded, MarketError
-from markets.clocks import Lockstep, Paced
 from protocol import Block, Pair
 from sim import Pool, PoolError
+from wire.codec import digest
 
 KEEP_EVERY_EVENTS = 10_000  # between two kept copies of a replayed pool: what a backward request costs at most
+
+
+class Lockstep:
+    """Market time at full speed: it stands still while anybody is busy.
+
+    A task inside `participant()` is busy; while it waits in `reach()` it is not. When nobody is busy, the head advances
+    to the smallest block that is waited for, and those who wait for it wake in the order in which they came. So no
+    network wait lets market time run on. A wait that is cancelled makes its task busy again until it leaves.
+
+    One task is one participant: a task inside must not wait for other participants, or nothing would ever move; rounds
+    that run side by side are tasks of their own. Tasks that start together have their first turn before the head moves.
+    """
+
+    def __init__(self, head: int):
+        self.head = head
+        self._inside: set[asyncio.Task] = set()
+        self._waiting: list[tuple[int, asyncio.Future]] = []
+
+    @asynccontextmanager
+    async def participant(self) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        if task in self._inside:
+            raise MarketError("participant() inside participant(): one task is one participant; start another task")
+        self._inside.add(task)
+        try:
+            yield
+        finally:
+            self._inside.remove(task)
+            self._settle()
+
+    async def reach(self, number: int) -> None:
+        """Wait until the head is at least `number`."""
+        if asyncio.current_task() not in self._inside:
+            raise MarketError("reach() outside of participant(): market time would not wait; enter participant() first")
+        if number > self.head:
+            woken = asyncio.get_running_loop().create_future()
+            self._waiting.append((number, woken))
+            self._settle()
+            await woken
+
+    def _settle(self) -> None:
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def _advance(self) -> None:
+        # whoever was woken or cancelled is busy again at once, even before it runs
+        self._waiting = [(number, woken) for number, woken in self._waiting if not woken.done()]
+        if self._waiting and len(self._waiting) == len(self._inside):
+            self.head = min(number for number, _ in self._waiting)
+            for number, woken in self._waiting:
+                if number == self.head:
+                    woken.set_result(None)
+
+
+class Paced:
+    """A market's time that follows a clock, from the block `first` on; see `InMemoryMarket`."""
+
+    def __init__(self, market: InMemoryMarket, first: int, pace: float, clock: Callable[[], float]):
+        self._market, self._pace, self._clock = market, pace, clock
+        self._origin = clock() - market.time_of(first) / pace
+
+    def now(self) -> float:
+        return (self._clock() - self._origin) * self._pace
+
+    @property
+    def head(self) -> int:
+        return self._market.last_block_by(int(self.now()))
+
+    @asynccontextmanager
+    async def participant(self) -> AsyncIterator[None]:
+        yield
+
+    async def reach(self, number: int) -> None:
+        while self.head < number:
+            await asyncio.sleep(max(0.0, self._market.time_of(number) - self.now()) / self._pace)
 
 
 class Purse:
     """A vault's tokens outside the pool, after each of its own events.
 
-    What a burn or collect gives goes in; a mint is paid from it as far as it reaches, the rest came from outside.
-
     Args:
         owns: whether (owner, tick_lower, tick_upper) is the vault's.
         idle: before the first event.
-        owner: whose positions are the vault's, also those opened later; empty if the vault is just one position.
+        owner: see `Snapshot.vault_owner`.
     """
 
     def __init__(self, owns: Callable[[tuple], bool], idle: tuple[int, int], owner: str = ""):
@@ -41,10 +113,8 @@ class Purse:
     def read(self, index: int, event: Event) -> None:
         """Take note of the next event."""
         if event.kind in ("mint", "burn", "collect") and self.owns(event.args[:3]):
-            sign = -1 if event.kind == "mint" else 1
-            idle = zip(self._amounts[-1], event.args[-2:], strict=True)
             self._indices.append(index)
-            self._amounts.append(tuple(max(0, have + sign * amount) for have, amount in idle))
+            self._amounts.append(idle_after(self._amounts[-1], event))
 
     @property
     def newest(self) -> tuple[int, int]:
@@ -96,8 +166,7 @@ class History:
     def pool_before(self, index: int) -> Pool:
         """The pool before an event, to read only. Later requests go on from here, earlier ones from a kept copy.
 
-        Raises:
-            MarketError: an event contradicts the replay.
+        Raises `MarketError` where an event contradicts the replay.
         """
         at, kept = self._kept[bisect_right(self._kept, index, key=lambda pair: pair[0]) - 1]
         if not at <= self._index <= index:
@@ -156,7 +225,6 @@ class InMemoryMarket(ABC):
     """What the recorded market and the model share: a history, vaults' purses, and a clock. Implements `Market`.
 
     Args:
-        label, pair: see `Market`.
         pool: before the first event.
         first, last: the blocks there are; `last` is None where the market goes on for ever.
         head: the last complete block at the start; None for `first`.
@@ -191,7 +259,7 @@ class InMemoryMarket(ABC):
         self._history = History(pool, most_events)
         self._purses: dict[str, Purse] = {}
         self._hash_key = hash_key
-        self._clock = Lockstep(head) if pace is None else Paced(self.time_of, self.last_block_by, head, pace, clock)
+        self._clock = Lockstep(head) if pace is None else Paced(self, head, pace, clock)
 
     @abstractmethod
     def time_of(self, number: int) -> int:
@@ -227,9 +295,7 @@ class InMemoryMarket(ABC):
             raise MarketEnded(f"block {number}: {self.label} ends with block {self.last}")
         if number < self.first:
             raise MarketError(f"block {number}: {self.label} begins with block {self.first}")
-        return Block(
-            number, self.time_of(number), "0x" + hashlib.sha256(f"{self._hash_key}:{number}".encode()).hexdigest()
-        )
+        return Block(number, self.time_of(number), "0x" + digest(f"{self._hash_key}:{number}".encode()))
 
     async def first_block_at(self, time_seconds: int) -> Block:
         return await self.block(self.number_at(time_seconds))

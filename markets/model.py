@@ -21,20 +21,12 @@ from random import Random
 from liquidity.events import Event
 from liquidity.executions import Execution, Order
 from liquidity.fast import FastPool
+from liquidity.live import sums_of
 from liquidity.rounds import plan
 from markets.base import MarketError
 from markets.memory import InMemoryMarket, Purse
 from protocol import Pair, Token
-from sim import (
-    BURN_ALL,
-    MAX_SQRT_RATIO,
-    MAX_TICK,
-    MIN_SQRT_RATIO,
-    PIPS,
-    PoolError,
-    liquidity_for,
-    sqrt_ratio_at_tick,
-)
+from sim import BURN_ALL, MAX_SQRT_RATIO, MAX_TICK, MIN_SQRT_RATIO, PIPS, PoolError, liquidity_for, sqrt_ratio_at_tick
 
 CHAIN_ID = 8453  # Base's, for miners that look at it; the pool's address says that this is a model
 FEE, SPACING = 500, 10
@@ -71,21 +63,15 @@ class ModelMarket(InMemoryMarket):
     """A seeded model of a WETH/USDC pool; its first block fills the pool.
 
     Args:
-        seed: of all chance.
         vaults: capital by name, in token1 base units; half of it is held in token0, most of it in one position.
         executions: what `execute` returned in an earlier run, in order (block, vault, keep, close and mint suffice):
-            the market takes the same course again.
+            the market takes the same course again. The attribute has what was executed so far.
         options: see `InMemoryMarket`.
-
-    Attributes:
-        executions: what was executed so far, in order.
     """
 
     read_only = ""
 
-    def __init__(
-        self, seed: int, vaults: Mapping[str, int] | None = None, executions: Iterable[Execution] = (), **options
-    ):
+    def __init__(self, seed: int, vaults: Mapping[str, int] | None = None, executions=(), **options):
         self._chance, self._vaults = Random(seed).random, dict(vaults or {})
         self._planned, self.executions = deque(sorted(executions, key=lambda plan: plan.block)), []
         self._pool = FastPool(FEE, SPACING)
@@ -125,14 +111,8 @@ class ModelMarket(InMemoryMarket):
     async def execute(self, order: Order) -> Execution:
         return await self.rebalance(order.vault, *plan(order.shown, order.desired))
 
-    async def rebalance(
-        self,
-        vault: str,
-        keep: Iterable[tuple[int, int]],
-        close: Iterable[tuple[int, int]],
-        mint: Iterable[tuple[int, int, int, int]],
-    ) -> Execution:
-        """A plan: ranges to keep, to close, and to mint with the most of each token. Raises `MarketError`."""
+    async def rebalance(self, vault: str, keep: Iterable, close: Iterable, mint: Iterable) -> Execution:
+        """Carry out what `plan` gives. Raises `MarketError`."""
         self._grow(self._clock.head)
         self._begin(self._made + 1)
         return self._run(Execution(self._begun, vault, tuple(keep), tuple(close), tuple(mint)))
@@ -142,9 +122,8 @@ class ModelMarket(InMemoryMarket):
         purse = self._purse(vault)
         before, held = purse.newest, {key[1:] for key in self._pool.positions if key[0] == vault}
         if sorted(map(tuple, (*plan.keep, *plan.close))) != sorted(held):
-            raise MarketError(
-                f"vault {vault!r} holds {held}: keep {plan.keep} and close {plan.close} must add up to it"
-            )
+            both = f"keep {plan.keep} and close {plan.close}"
+            raise MarketError(f"vault {vault!r} holds {held}: {both} must add up to it")
         for lower, upper, *most in plan.mint:
             usable = -LAST_TICK <= lower < upper <= LAST_TICK and lower % SPACING == upper % SPACING == 0
             if not usable or min(most) < 0:
@@ -153,12 +132,7 @@ class ModelMarket(InMemoryMarket):
             self._burn((vault, *ticks), self._pool.position(vault, *ticks).liquidity)
         for lower, upper, *most in plan.mint:
             self._mint((vault, lower, upper), map(min, most, purse.newest))
-        events = self._history.between(plan.block, plan.block)[first_log:]
-        released, fees, paid = (
-            tuple(sum(event.args[side] for event in events if event.kind == kind) for side in (-2, -1))
-            for kind in ("burn", "collect", "mint")
-        )
-        minted = tuple(event.args[1:4] for event in events if event.kind == "mint")
+        released, fees, paid, minted = sums_of(self._history.between(plan.block, plan.block)[first_log:])
         done = replace(plan, before=before, released=released, fees=fees, paid=paid, after=purse.newest, minted=minted)
         self.executions.append(done)
         return done
@@ -168,10 +142,7 @@ class ModelMarket(InMemoryMarket):
     def _grow(self, last: int) -> None:
         while self._made < last:
             self._begin(self._made + 1)
-            if self._begun == FIRST_BLOCK:
-                self._fill()
-            else:
-                self._trade()
+            (self._fill if self._begun == FIRST_BLOCK else self._trade)()
             self._made += 1
 
     def _begin(self, block: int) -> None:

@@ -1,8 +1,8 @@
-"""Recordings of real pools: two files of public facts, read strictly, replayed to the last digit.
+"""Recordings of real pools: two files of public facts, read strictly, replayed to the last digit; and as a market.
 
     python -m markets replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01
 
-Read next: `recorded.py` (a recording as a market).
+Read first: `memory.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import lzma
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +22,11 @@ from liquidity.calls import with_call
 from liquidity.events import Event, ReplayError
 from liquidity.fast import FastPool
 from liquidity.replay import apply_event
-from sim import MAX_TICK, PIPS, Pool, PoolError
+from liquidity.tape import worth
+from markets.base import MarketEnded, MarketError
+from markets.memory import InMemoryMarket, Purse, advance, contradiction, place_of
+from protocol import Pair, Token
+from sim import MAX_TICK, PIPS, Pool, PoolError, amounts_of, sqrt_ratio_at_tick
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,10 @@ class Recording:
     """A stretch of a real pool's life: the state before it, the events, and the state after it.
 
     Attributes:
-        name, chain, pool_address: where it is from.
         token0, token1: (symbol, decimals).
-        fee, tick_spacing: the pool's.
         start_block, start_time, sqrt_price_x96, fee_protocol: the state before the first event.
         positions: (owner, tick_lower, tick_upper, liquidity) to mint before the first event. `BACKGROUND` owns what
             nobody touches while the recording lasts. Fee growth starts at 0.
-        events: in order.
         final: attribute name to value after the last event; may be empty.
         digest: sha256 of both files.
     """
@@ -75,6 +77,11 @@ MAX_DESCRIPTION_BYTES, MAX_LINE_BYTES = 16 * 2**20, 1024
 MAX_TABLE_BYTES = 256 * 2**20  # decompressed: twenty busy days; a file that somebody sends shall not fill the memory
 MAX_EXPANSION = 32  # how many times longer than its file a table is; real ones four times
 BACKGROUND = "background"
+CALLS = ("in", "out", "limit", "?")  # what a complete recording says of a swap
+CSV_HEADER = (
+    "block,log_index,time,kind,how_or_owner,amount0_or_tickLower,amount1_or_tickUpper,"
+    "sqrtPriceX96_or_liquidityDelta,liquidity_or_amount0,tick_or_amount1"
+)
 _EVENT_LENGTHS = {"swap": 6, "mint": 6, "burn": 6, "flash": 4, "set_fee_protocol": 2}  # args of what is recorded
 _FINAL_KEYS = {
     "sqrtPriceX96": "sqrt_price_x96",
@@ -89,7 +96,6 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
     """Parse a recording's two files (format: the README beside the recordings).
 
     Args:
-        name: for messages.
         description: `NAME.json`.
         table: the lines of `NAME.events.csv`, decompressed; read one by one, a whole day of them is large.
 
@@ -104,10 +110,7 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
         fee, tick_spacing = int(meta["fee"]), int(meta["tickSpacing"])
         if not (0 <= fee < PIPS and 0 < tick_spacing <= MAX_TICK):
             raise ValueError(f"fee {fee} and tickSpacing {tick_spacing} are no pool's")
-        tokens = [
-            (symbol, int(decimals.rstrip(")")))
-            for symbol, decimals in (meta[t].split(" (") for t in ("token0", "token1"))
-        ]
+        tokens = [_token(meta[name]) for name in ("token0", "token1")]
         hasher, share, found = hashlib.sha256(description), {}, []
         for number, line in enumerate(table, 1):
             if len(line) > MAX_LINE_BYTES:
@@ -116,12 +119,11 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
             text = line.decode("ascii")
             if number > 1:
                 found.append(_parse_event(name, number, text, share))
-        events = tuple(found)
-        for number, (one, two) in enumerate(pairwise(events), 3):
-            if (one.block, one.log_index) >= (two.block, two.log_index):
-                raise RecordingError(
-                    f"recording {name} line {number}: block {two.block} log {two.log_index} is out of order"
-                )
+        for number, (one, two) in enumerate(pairwise(found), 3):
+            if one[:2] >= two[:2]:
+                where = f"block {two.block} log {two.log_index}"
+                raise RecordingError(f"recording {name} line {number}: {where} is out of order")
+        final = meta.get("final", {})
         return Recording(
             name=name,
             chain=meta["chain"],
@@ -134,17 +136,20 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
             start_time=int(start["time"]),
             sqrt_price_x96=int(start["sqrtPriceX96"]),
             positions=tuple(positions),
-            events=events,
-            final={
-                ours: meta["final"][theirs] for theirs, ours in _FINAL_KEYS.items() if theirs in meta.get("final", {})
-            },
+            events=tuple(found),
+            final={ours: final[theirs] for theirs, ours in _FINAL_KEYS.items() if theirs in final},
             digest=hasher.hexdigest(),
             fee_protocol=tuple(map(int, start.get("feeProtocol", (0, 0)))),
         )
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise RecordingError(
-            f"recording {name}: {type(error).__name__} {error}; is {name}.json of the documented format?"
-        ) from error
+        problem = f"{type(error).__name__} {error}; is {name}.json of the documented format?"
+        raise RecordingError(f"recording {name}: {problem}") from error
+
+
+def _token(text: str) -> tuple[str, int]:
+    """`WETH (18)` as (symbol, decimals)."""
+    symbol, decimals = text.split(" (")
+    return symbol, int(decimals.rstrip(")"))
 
 
 def _parse_event(name: str, number: int, line: str, share: dict[int, int]) -> Event:
@@ -160,17 +165,12 @@ def _parse_event(name: str, number: int, line: str, share: dict[int, int]) -> Ev
         time = share.setdefault(int(time), int(time))
         return Event(int(block), int(log_index), time, sys.intern(kind), args)
     except ValueError as error:
-        raise RecordingError(
-            f"recording {name} line {number}: {error}; fix the line or fetch the file again"
-        ) from error
+        fix = "fix the line or fetch the file again"
+        raise RecordingError(f"recording {name} line {number}: {error}; {fix}") from error
 
 
 def read_recording(path: str | Path) -> Recording:
-    """Read `PATH.json` and `PATH.events.csv.xz` (or `.csv`); the path may also name either file.
-
-    Raises:
-        RecordingError: a file is missing, damaged, not of the format, or longer than any real one.
-    """
+    """Read `PATH.json` and `PATH.events.csv.xz` (or `.csv`); the path may also name either file."""
     stem = Path(path)
     for suffix in (".json", ".xz", ".csv", ".events"):
         stem = stem.with_suffix("") if stem.suffix == suffix else stem
@@ -186,9 +186,8 @@ def read_recording(path: str | Path) -> Recording:
         with lzma.open(packed) if packed.exists() else plain.open("rb") as table:
             return parse_recording(stem.name, told, _lines(stem.name, table, most))
     except FileNotFoundError as error:
-        raise RecordingError(
-            f"recording {path}: {error.filename} does not exist; name a recording without its endings"
-        ) from error
+        problem = f"{error.filename} does not exist; name a recording without its endings"
+        raise RecordingError(f"recording {path}: {problem}") from error
     except (OSError, lzma.LZMAError, EOFError) as error:
         raise RecordingError(f"recording {path}: {error}; fetch the file again") from error
 
@@ -202,13 +201,10 @@ def _lines(name: str, table: BinaryIO, most: int) -> Iterator[bytes]:
 
 
 def replay(recording: Recording, progress: Callable[[int, int, str], None] = lambda *_: None) -> Pool:
-    """Replay a recording; every resulting price, tick, liquidity and amount must be the recorded one.
+    """The pool after a recording's last event; every price, tick, liquidity and amount must be the recorded one.
 
     Args:
         progress: called after each event, as `runtime.progress` is.
-
-    Returns:
-        The pool after the last event.
 
     Raises:
         ReplayError: the first digit that differs, or the first call that the contract would have refused.
@@ -222,3 +218,161 @@ def replay(recording: Recording, progress: Callable[[int, int, str], None] = lam
             raise ReplayError(event, "call", "accepted", f"refused ({error})") from error
         progress(number, len(recording.events), "events")
     return pool
+
+
+def write_recording(stem: Path, description: bytes, events: Iterable[Event]) -> None:
+    """Write `STEM.json` and `STEM.events.csv.xz`, each whole or not at all."""
+    lines = (",".join(map(str, (*event[:4], *event.args))) for event in events)
+    table = "\n".join((CSV_HEADER, *lines, "")).encode("ascii")
+    for ending, data in ((".events.csv.xz", lzma.compress(table)), (".json", description)):
+        part = Path(f"{stem}{ending}.part")
+        part.write_bytes(data)
+        part.replace(f"{stem}{ending}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A recording as a market
+
+UNCHANGED = 0.8  # part of a recording for which the default vault's position must stay as it is
+CHAIN_IDS = {"ethereum": 1, "polygon": 137, "base": 8453, "arbitrum": 42161}  # by a recording's `chain`; others 0
+
+
+class RecordedMarket(InMemoryMarket):
+    """A recording, block by block.
+
+    It has no vault and no block hashes of its own. A vault is one recorded position, named `OWNER:LOWER:UPPER`; others
+    than `vault` may be asked for as well. Block times are interpolated between the blocks that have events, rounded
+    down.
+
+    Args:
+        recording: with the call of every swap.
+        vault: its name; None for the most valuable position that is in range at the start and unchanged for at least
+            `UNCHANGED` of the recording's time.
+        idle: every vault's tokens outside the pool at the start, base units.
+        options: see `InMemoryMarket`.
+
+    Raises:
+        MarketError: the replay contradicts the events or the final state, a swap's call is not known, or there is no
+            such vault.
+    """
+
+    def __init__(self, recording: Recording, vault: str | None = None, idle: tuple[int, int] = (0, 0), **options):
+        if min(idle) < 0:
+            raise MarketError(f"idle {idle[0]},{idle[1]}: token amounts in base units, 0 or more")
+        for event in recording.events:
+            if event.kind == "swap" and not event.args[0]:
+                fix = "complete the recording: python -m markets import PATH --out FOLDER"
+                raise MarketError(f"{place_of(event)}: the call of this swap is not known; {fix}")
+        self._recording, self._idle = recording, idle
+        self._blocks, self._times = block_times(recording)
+        token0, token1 = (Token("", *token) for token in (recording.token0, recording.token1))
+        chain_id = CHAIN_IDS.get(recording.chain, 0)
+        super().__init__(
+            label=f"recording {recording.name} ({recording.chain}); its block hashes are synthetic",
+            pair=Pair(chain_id, recording.pool_address, token0, token1, recording.fee, recording.tick_spacing),
+            pool=open_pool(recording),
+            first=recording.start_block,
+            last=self._blocks[-1],
+            hash_key=recording.digest,
+            **options,
+        )
+        for event in recording.events:
+            self._history.append(event)
+        check_final(recording, self._history.pool_before(len(recording.events)))
+        self.vault = vault or self._choose_vault()
+        self._purse(self.vault)
+
+    def time_of(self, number: int) -> int:
+        at = bisect_right(self._blocks, number) - 1
+        block, time_ = self._blocks[at], self._times[at]
+        if number == block:
+            return time_
+        return time_ + (number - block) * (self._times[at + 1] - time_) // (self._blocks[at + 1] - block)
+
+    def number_at(self, time_seconds: int) -> int:
+        if time_seconds > self._times[-1]:
+            raise MarketEnded(f"time {time_seconds}: {self.label} ends at {self._times[-1]}")
+        return self.first + bisect_left(range(self.first, self.last + 1), time_seconds, key=self.time_of)
+
+    def _grow(self, last: int) -> None:
+        """All events are there from the start."""
+
+    def _new_purse(self, vault: str) -> Purse:
+        try:
+            owner, lower, upper = vault.rsplit(":", 2)
+            key = owner, int(lower), int(upper)
+        except ValueError:
+            raise MarketError(f"vault {vault!r}: OWNER:LOWER:UPPER is expected, like 0:-199760:-196890") from None
+        known = {position[:3] for position in self._recording.positions}
+        known |= {event.args[:3] for event in self._recording.events if event.kind == "mint"}
+        if key not in known or owner == BACKGROUND:
+            fix = "leave the vault out for the default, or record from before it was minted"
+            raise MarketError(f"vault {vault!r}: recording {self._recording.name} shows no such position; {fix}")
+        return Purse(lambda args: args == key, self._idle)
+
+    def _choose_vault(self) -> str:
+        recording, pool = self._recording, open_pool(self._recording)
+        until = recording.start_time + UNCHANGED * (self._times[-1] - recording.start_time)
+        changed = {
+            event.args[:3]
+            for event in recording.events
+            if event.kind in ("mint", "burn") and event.args[3] and event.time < until
+        }
+
+        def value(key: tuple) -> int:
+            bounds = (sqrt_ratio_at_tick(tick) for tick in key[1:])
+            held = amounts_of(pool.positions[key].liquidity, pool.sqrt_price_x96, *bounds, round_up=False)
+            return worth(held, pool.sqrt_price_x96)
+
+        fit = [k for k in pool.positions if k[0] != BACKGROUND and k not in changed and k[1] <= pool.tick < k[2]]
+        if not fit:
+            fix = "name one that comes later with --vault OWNER:LOWER:UPPER, or record a longer stretch"
+            raise MarketError(f"recording {recording.name}: no position in it is in range and stays; {fix}")
+        return ":".join(map(str, max(fit, key=value)))
+
+
+def block_times(recording: Recording) -> tuple[list[int], list[int]]:
+    """The blocks whose times a recording knows, and those times; both ascending, else `MarketError`."""
+    blocks, times = [recording.start_block], [recording.start_time]
+    for event in recording.events:
+        backwards = event.block < blocks[-1] or event.time < times[-1]
+        if backwards or (event.block == blocks[-1] and event.time != times[-1]):
+            before = f"block {blocks[-1]} was at time {times[-1]}"
+            raise MarketError(f"{place_of(event)}: time {event.time}, but {before}; fetch the recording again")
+        if event.block > blocks[-1]:
+            blocks.append(event.block)
+            times.append(event.time)
+    return blocks, times
+
+
+def open_pool(recording: Recording) -> Pool:
+    """`Recording.open_pool`; raises `MarketError` where the contract would have refused its start."""
+    try:
+        return recording.open_pool()
+    except PoolError as error:
+        raise MarketError(f"the start of recording {recording.name}: {error}; fetch the recording again") from error
+
+
+def check_final(recording: Recording, pool: Pool) -> None:
+    """Raises `MarketError` where the pool after the last event is not what the recording says."""
+    for name, expected in recording.final.items():
+        if (found := getattr(pool, name)) != expected:
+            where = f"after block {recording.events[-1].block}" if recording.events else "without events"
+            raise MarketError(f"{where}: final {name} is {found}, the recording says {expected}; fetch it again")
+
+
+def complete(recording: Recording) -> Iterator[Event]:
+    """A recording's events, each with the call behind it, each digit held against the replay, to the final state.
+
+    Raises `MarketError`, which names the block, where the stream contradicts itself.
+    """
+    block_times(recording)
+    pool = open_pool(recording)
+    for event in recording.events:
+        try:
+            event = with_call(pool, event)
+            advance(pool, event)
+        except (ReplayError, PoolError) as error:
+            raise MarketError(contradiction(event, error)) from error
+        yield event
+    check_final(recording, pool)

@@ -29,8 +29,7 @@ from executor.client import Bot, place
 from liquidity.executions import execution_of
 from markets.base import Market
 from markets.model import ModelMarket
-from markets.recorded import RecordedMarket
-from markets.recordings import read_recording
+from markets.recordings import RecordedMarket, read_recording
 from protocol import FIRST_ASK_LEAD_SECONDS, Job, JobSettings
 from runtime.options import RealMarket, is_local, real_market, settings_lines
 from runtime.process import UserError, only_one

@@ -27,8 +27,7 @@ from doctor.trial import backtest, problem
 from liquidity.events import Event
 from markets.memory import InMemoryMarket, Purse
 from markets.model import ModelMarket
-from markets.recorded import RecordedMarket
-from markets.recordings import read_recording
+from markets.recordings import RecordedMarket, read_recording
 from protocol import Code, Job, JobSettings, Pair, Position, RebalanceAnswer, RebalanceQuery, Token
 from sim import MAX_SQRT_RATIO, Pool, sqrt_ratio_at_tick
 from spine import ground

@@ -413,7 +413,7 @@ def test_worlds_are_as_unpleasant_as_they_should_be(played):
         seen["vault is the pool"] += any(run.vault == run.liquidity for run in tape.runs)
         seen["no vault"] += not world.snapshot.vault
         seen["stands below its tick"] += any(p != s for p, s in zip(tape.stop_prices, tape.stop_spots, strict=True))
-        seen["no movement"] += any(hi - lo == 1 for lo, hi in zip(tape.lo, tape.hi, strict=True))
+        seen["no movement"] += any(hi - lo == 1 for _, lo, hi, *_ in tape.legs)
         seen["tiny liquidity"] += any(run.liquidity < 100 for run in tape.runs)
         seen["several in a block"] += len(set(tape.blocks)) < len(tape.blocks)
         seen["book above vault"] += any(h.liquidity > r.vault for h in book.holdings for r in tape.runs)
@@ -436,7 +436,7 @@ def test_a_book_is_what_the_slow_book_says_to_the_last_unit(played):
         assert book.initial == slow.initial, seed
         assert book.earned() == slow.earned(), seed
         assert tuple(f + e for f, e in zip(book.final(price), book.earned(), strict=True)) == slow.tokens(price), seed
-        assert book.in_range() == slow.quanta and book.changes == slow.changes == len(book.history) - 1, seed
+        assert book.in_range == slow.quanta and book.changes == slow.changes == len(book.history) - 1, seed
 
 
 def test_conservation_fees_of_book_and_rest_of_the_pool_never_exceed_the_recorded_ones(played):
@@ -585,10 +585,7 @@ def test_a_tape_fed_in_pieces_is_the_tape_fed_at_once():
             at += step
         for name in (
             "blocks",
-            "lo",
-            "hi",
-            "fee",
-            "own",
+            "legs",
             "stop_blocks",
             "stop_prices",
             "stop_spots",
@@ -1025,8 +1022,8 @@ def test_the_cut_of_unstaked_fees_is_taken_from_a_books_growth():
     """f = floor(fee * share), the book gets f - ceil(f * u / 1e6): of 1,000 at 10 % 900, of 1,001 as well."""
     for per_unit, kept in ((1000, 900), (1001, 900), (1, 0), (0, 0)):
         run = tape_module.Run(0, 0, 10, 0, 100_000, True)
-        run.fee0_x128, run.legs0 = per_unit * 20, 0
-        assert run.growth(10) == (kept, 0)
+        run.sums[0][0] = per_unit * 20
+        assert run.growth(10, run.sums) == (kept, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1173,13 +1170,13 @@ def test_looking_at_a_book_leaves_its_sums_uncut():
         for book in (looked, alone):
             book.rebalance(world.snapshot.block, desired, ())
         for block in range(world.snapshot.block, world.close_block):
-            before = looked.history.copy(), looked.fees(), looked.in_range()
+            before = looked.history.copy(), looked.fees(), looked.in_range
             twin = looked.at(block)
             twin.rebalance(block, (), twin.shown(tape.price_before(block)))
-            assert (looked.history, looked.fees(), looked.in_range()) == before
+            assert (looked.history, looked.fees(), looked.in_range) == before
         for book in (looked, alone):
             book.walk(world.close_block)
-        assert looked.earned() == alone.earned() and looked.in_range() == alone.in_range()
+        assert looked.earned() == alone.earned() and looked.in_range == alone.in_range
 
 
 def test_books_with_the_same_history_hold_and_earn_the_same():

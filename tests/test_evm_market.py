@@ -36,8 +36,7 @@ from liquidity.live import LiveInputs, play_live
 from liquidity.replay import Snapshot, apply_event
 from liquidity.rounds import Round
 from markets.base import MarketError
-from markets.recorded import RecordedMarket
-from markets.recordings import read_recording, replay
+from markets.recordings import RecordedMarket, read_recording, replay
 from protocol import Code, JobSettings
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
 from wire.codec import canonical, to_json, to_plain

@@ -1528,7 +1528,7 @@ def test_an_order_is_placed_waited_for_and_looked_up(world, tmp_path):
 
     order = world.order("job/7 live: 1", WIDE)
     pending, report, found, again, health = asyncio.run(work())
-    assert pending.code == Code.EXECUTION_PENDING and not pending.final
+    assert pending.code == Code.EXECUTION_PENDING
     assert report.code == Code.EXECUTED and found == again == (200, report)
     assert health["live"] and not health["paused"] and health["vault"] == world.vault
 

@@ -41,7 +41,7 @@ FILE_LINES, FUNCTION_LINES = 500, 60
 LONGER_FILES = {"sim.py": 600}  # one idea, the pool
 LONGER_FUNCTIONS = {"Pool.swap", "FastPool.swap", "FastPool._walk"}  # the loop of the contract, in its order
 # What is too long today. These tables may only shrink, until they are empty.
-STILL_LONG_FILES: dict[str, int] = {"scoring.py": 520}
+STILL_LONG_FILES: dict[str, int] = {}
 STILL_LONG_FUNCTIONS: dict[str, int] = {"opened": 70}
 
 

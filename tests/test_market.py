@@ -22,11 +22,8 @@ from liquidity.events import Event
 from markets import memory
 from markets.__main__ import main
 from markets.base import MarketEnded, MarketError
-from markets.clocks import Lockstep
-from markets.completing import CSV_HEADER, complete
-from markets.memory import advance
-from markets.recorded import RecordedMarket
-from markets.recordings import BACKGROUND, Recording, read_recording
+from markets.memory import Lockstep, advance
+from markets.recordings import BACKGROUND, CSV_HEADER, RecordedMarket, Recording, complete, read_recording
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO, Pool, amounts_of, sqrt_ratio_at_tick
 
 ARBITRUM = "arbitrum_weth_usdt_500_2025-06-27_07-01"

@@ -30,7 +30,6 @@ from scoring import (
     Outcome,
     Standing,
     counted,
-    counted_score,
     job_shares,
     live_eligible,
     rank,
@@ -368,9 +367,9 @@ def test_a_book_out_of_range_for_too_long_counts_as_keep_at_best():
     keep = score_outcome(outcome(fees1=10, in_range=D("0.2")), "PoL", 0)
     better, worse = replace(keep, score=D(50)), replace(keep, score=D(-50))
     for terms, expected in ((better, 10), (worse, -50), (keep, 10)):  # keep itself is below 0.5 too: exempt
-        assert counted_score(terms, keep, D("0.5"), False) == expected
-    assert counted_score(better, keep, D("0.2"), False) == 50  # exactly the minimum is enough
-    assert counted_score(better, keep, D(0), False) == 50  # the seed: no minimum
+        assert counted(terms, keep, D("0.5"), False)[0] == expected
+    assert counted(better, keep, D("0.2"), False)[0] == 50  # exactly the minimum is enough
+    assert counted(better, keep, D(0), False)[0] == 50  # the seed: no minimum
 
 
 def test_a_duplicate_counts_as_keep_at_best_also_in_the_fees_of_the_tie_break():
@@ -613,7 +612,7 @@ def digits(module=scoring, decimal_type=Decimal, rounds: int = 60) -> list[str]:
             terms = module.score_outcome(module.Outcome(**plain), target, rng.getrandbits(20))
             numbers += astuple(terms)
         keep = keep or terms
-        score = module.counted_score(terms, keep, decimal_type("0.5"), rng.random() < 0.2)
+        score = module.counted(terms, keep, decimal_type("0.5"), rng.random() < 0.2)[0]
         standing = rng.choice((module.update_eval, module.update_live))(standing, score, keep.score)
         numbers += [*astuple(standing), standing.combined("seed"), standing.combined("excess")]
     thirds = [(decimal_type(1), {hotkey: decimal_type(1)}) for hotkey in "abc"]
@@ -662,10 +661,10 @@ def test_a_float_among_the_amounts_scores_or_weights_is_refused():
         weight_vector([(D(1), [(0.5, {"a": D(1), BURN: D(0)})])])
 
 
-def test_the_source_has_no_float_and_imports_only_the_standard_library():
+def test_the_source_has_no_float_and_imports_only_the_standard_library_and_the_protocol():
     nodes = list(ast.walk(ast.parse(Path(scoring.__file__).read_text())))
     assert not [n.lineno for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, float)]
     assert not [n.lineno for n in nodes if isinstance(n, ast.Name) and n.id in ("float", "round")]
     imported = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
-    assert imported == {"__future__", "collections.abc", "dataclasses", "decimal"}
-    assert not [n for n in nodes if isinstance(n, ast.Import)]
+    assert imported == {"__future__", "collections.abc", "dataclasses", "decimal", "protocol"}
+    assert [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names] == ["decimal"]

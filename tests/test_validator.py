@@ -53,8 +53,7 @@ from subnets import (
 import validator
 from chain.local import OWNER_HOTKEY, block_at
 from markets.model import FIRST_BLOCK, FIRST_TIME, ModelMarket
-from markets.recorded import RecordedMarket
-from markets.recordings import read_recording
+from markets.recordings import RecordedMarket, read_recording
 from protocol import JobSettings, Position, RebalanceQuery
 from spine import asking
 from wire.codec import encode, to_json
