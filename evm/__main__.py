@@ -6,7 +6,7 @@ What was fetched stays in `FOLDER/NAME.sqlite3`: the same command again goes on 
 must still have the state of the first block (an archive endpoint). What is written has been replayed: every swap's call
 is found, and the pool at the end is the contract's, fee growth and all. Uniswap V3 pools only.
 Exit codes: 1 where some events cannot be had, 2: cannot be had as asked.
-Read next: `markets/recorded.py` (a recording as a market).
+Read next: `markets/recordings.py` (a recording as a market).
 """
 
 from __future__ import annotations
