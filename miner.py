@@ -25,7 +25,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from audit import book_command, receipt_book
+from audit import receipt_book
 from chain.base import ChainError
 from chain.opening import joined
 from doctor import backtest
@@ -261,14 +261,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_logging_options(parser)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="receipts")
     help_ = "fetch, verify and list what validators signed about your scores; exit 1 if any is wrong"
-    book_command.add_options(commands.add_parser("receipts", help=help_, description=help_))
+    receipt_book.add_options(commands.add_parser("receipts", help=help_, description=help_))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(build_parser(), argv)
     if options.command == "receipts":
-        return book_command.command(options)
+        return receipt_book.command(options)
     if options.check or options.backtest is not None:
         return backtest.main(options, STRATEGIES, respond, MIN_CALLER_STAKE_RAO)
     problems = (ChainError, StoreError, WireError)

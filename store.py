@@ -1,8 +1,7 @@
-"""The validator's memory: a jobs database and a pool-events database in SQLite, and the one way to open either.
+"""The validator's memory: a jobs database and a pool-events database in SQLite.
 
 What is written follows one rule: a method is a transaction. A round's result, the reputations, and the days that follow
-from it are one such method, so they are applied exactly once, whatever crashes. Everything is keyed by hotkey: uids are
-recycled.
+from it are one such method: applied exactly once, whatever crashes. Everything is keyed by hotkey: uids are recycled.
 
     sqlite3 validator.sqlite3 'SELECT hotkey, rank, score FROM scores ORDER BY round_id, rank'    # every score given
 
@@ -33,7 +32,9 @@ from scoring import Standing
 from wire.codec import canonical, decode, encode, to_json
 
 T = TypeVar("T")
+KEPT = "round_id NOT IN (SELECT round_id FROM pruned)"
 LIQUIDITY = {"liquidity": JobSettings}  # by mechanism, what its jobs are set up with
+EVALUATED = "job_id = ? AND round_type = 'evaluation' AND code IN ('scored', 'nobody_ranked')"
 _settings = lru_cache(decode)  # jobs are looked at every minute, and hardly ever change
 
 
@@ -64,7 +65,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A round that began and has not ended; the columns of `rounds`."""
+    """A round that began; the columns of `rounds`."""
 
     round_id: str
     job_id: str
@@ -78,11 +79,10 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What is stored of a round that runs: its asks by due block and hotkey, who takes part, what was carried out."""
+    """What is stored of a round that runs: its asks by due block and hotkey, and who takes part."""
 
     predictions: dict[int, dict[str, Prediction]]
     entrants: list[Entrant]
-    executions: list[Execution]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,7 @@ class Reputation:
 
 
 class Store:
-    """The validator's memory. Every method is one transaction, or two where it says so, in one call into the database's
-    thread: applied as a whole or not at all, whatever crashes."""
+    """Every method is one transaction, or two where it says so, in one call into the database's thread."""
 
     def __init__(self, db: Database, path: Path, settings: Mapping[str, type] = LIQUIDITY):
         self._db, self._path, self._settings = db, path, settings
@@ -171,7 +170,7 @@ class Store:
         def work(db: sqlite3.Connection) -> Opened | None:
             insert(db, "rounds", [row], "INSERT OR IGNORE")
             running = db.execute("SELECT 1 FROM rounds WHERE round_id = ? AND code IS NULL", (round_id,)).fetchone()
-            return Opened(*(read(db, round_id) for read in (_predictions, _entrants, _executions))) if running else None
+            return Opened(_predictions(db, round_id), _entrants(db, round_id)) if running else None
 
         return await self.write(work)
 
@@ -180,11 +179,7 @@ class Store:
         await self.write(_adding_predictions(predictions, entrants))
 
     async def open_window(self, round_id: str, pool: str, state: Any) -> None:
-        """The opening: what was observed before its first event, a pool's ticks once for all jobs. Two transactions.
-
-        Raises:
-            MarketGap: as `add_events`.
-        """
+        """The opening, a pool's ticks once for all jobs. Two transactions. Raises `MarketGap` as `add_events`."""
         pools = isinstance(state, Snapshot)
         body = encode(replace(state, vault=(), idle0=0, idle1=0, vault_owner="")) if pools else b""
         own = encode(replace(state, ticks=()) if pools else state).decode()
@@ -207,12 +202,8 @@ class Store:
     async def add_events(self, pool: str, first: int, last: int, events: Iterable[Event]) -> None:
         """The events of blocks `first` to `last`, in place of any others there: rounds of several jobs share them.
 
-        What a reorganisation took back after it was believed must not stand beside what came instead. But a finished
-        round stays what it was scored from: it must not be given another's past, so then it is the caller's round that
-        cannot go on.
-
-        Raises:
-            MarketGap: a finished round's evidence would change; nothing was stored.
+        What a reorganisation took back must not stand beside what came instead. But a finished round stays what it was
+        scored from: then it is the caller's that cannot go on. Raises `MarketGap`, and nothing was stored.
         """
         await self.write(_adding_events(pool, first, last, events))
 
@@ -234,22 +225,17 @@ class Store:
         day: int,
         settlement: Any = None,
     ) -> dict[str, Reputation]:
-        """A round's result with all that follows from it, exactly once.
+        """A round's result with all that follows from it, exactly once; the job's reputations after it.
 
         Args:
-            round_id, job_id: which.
-            result: from `rounds.play`, or a void or skipped round's.
             close_block: None if it never got there.
             asked: how many miners were asked first.
             standings: the new reputations of the ranked miners.
             day: UTC day of market time at the close; the ranked miners took part on it.
             settlement: plain JSON, what the mechanism settled by after the close; None if it needs nothing.
 
-        Returns:
-            The job's reputations after it.
-
         Raises:
-            StoreError: it was finished before.
+            AlreadyFinished: its result was stored before.
         """
         summary = {name: to_json(line) for name, line in result.baselines.items()}
         row = {
@@ -301,11 +287,8 @@ class Store:
 
     async def finished(self, unsealed_only: bool = False) -> list[str]:
         """Ids of finished rounds whose evidence is there, oldest first."""
-        which = " AND seal IS NULL" if unsealed_only else ""
-        rows = await self.rows(
-            f"SELECT round_id FROM rounds WHERE code IS NOT NULL{which} AND round_id NOT IN"
-            " (SELECT round_id FROM pruned) ORDER BY start_time, round_id"
-        )
+        which = f"code IS NOT NULL{' AND seal IS NULL' if unsealed_only else ''} AND {KEPT}"
+        rows = await self.rows(f"SELECT round_id FROM rounds WHERE {which} ORDER BY start_time, round_id")
         return [row["round_id"] for row in rows]
 
     async def interrupted(self) -> list[Begun]:
@@ -340,8 +323,7 @@ class Store:
         """By hotkey, of one job."""
         return await self.read(lambda db: _reputations(db, job_id))
 
-    # the next three take the time for which they are asked: a round that is played again after a crash must not see
-    # what followed it
+    # the next three take the time they are asked for: a round played again after a crash must not see what followed it
 
     async def days(self, job_id: str, hotkey: str, by: int) -> list[int]:
         """UTC days on which a miner was ranked in a job, in rounds that ended by then."""
@@ -350,19 +332,12 @@ class Store:
 
     async def last_winner(self, job_id: str, by: int) -> str | None:
         """Hotkey of the winner of the newest non-void evaluation that ended by then; None if it had none."""
-        return await self.value(
-            "SELECT winner FROM rounds WHERE job_id = ? AND round_type = 'evaluation' AND end_time <= ?"
-            " AND code IN ('scored', 'nobody_ranked') ORDER BY end_time DESC LIMIT 1",
-            job_id,
-            by,
-        )
+        sql = f"SELECT winner FROM rounds WHERE {EVALUATED} AND end_time <= ? ORDER BY end_time DESC LIMIT 1"
+        return await self.value(sql, job_id, by)
 
     async def ranked_since(self, job_id: str, since: int, by: int) -> tuple[int, dict[str, int]]:
         """How many non-void evaluations of a job ended after `since`, and in how many of them each miner ranked."""
-        ended = (
-            "job_id = ? AND round_type = 'evaluation' AND end_time > ? AND end_time <= ?"
-            " AND code IN ('scored', 'nobody_ranked')"
-        )
+        ended = f"{EVALUATED} AND end_time > ? AND end_time <= ?"
         ranked = f"SELECT hotkey, count(*) FROM scores JOIN rounds USING (round_id) WHERE {ended} GROUP BY hotkey"
 
         def work(db: sqlite3.Connection) -> tuple[int, dict[str, int]]:
@@ -372,7 +347,7 @@ class Store:
         return await self.read(work)
 
     async def counts(self, since: int = 0) -> dict[str, int]:
-        """How many rounds that end after a time ended with which code, for summaries."""
+        """How many rounds that end after a time ended with which code."""
         sql = "SELECT round_type || ' ' || coalesce(code, 'running'), count(*) FROM rounds WHERE end_time > ?"
         return dict(map(tuple, await self.rows(f"{sql} GROUP BY 1 ORDER BY 1", since)))
 
@@ -417,9 +392,10 @@ def _adding_predictions(predictions: Sequence[Prediction], entrants: Iterable[En
 
 
 def _adding_events(pool: str, first: int, last: int, events: Iterable[Event]) -> Callable:
-    rows = {
-        (pool, e.block, e.log_index, e.time, e.kind, canonical([str(arg) for arg in e.args]).decode()) for e in events
-    }
+    def columns(e: Event) -> tuple:
+        return pool, e.block, e.log_index, e.time, e.kind, canonical([str(arg) for arg in e.args]).decode()
+
+    rows = set(map(columns, events))
 
     def work(db: sqlite3.Connection) -> None:
         sql = "SELECT * FROM events WHERE pool = ? AND block BETWEEN ? AND ?"
@@ -436,12 +412,9 @@ def _adding_events(pool: str, first: int, last: int, events: Iterable[Event]) ->
 
 def _keep_evidence(db: sqlite3.Connection, blocks: set[int]) -> None:
     """Raises `MarketGap` where what is known of these blocks is evidence of a finished round."""
-    rounds = db.execute(
-        "SELECT round_id, opening_block, close_block FROM rounds WHERE code IS NOT NULL AND close_block > ?"
-        " AND opening_block <= ? AND round_id NOT IN (SELECT round_id FROM pruned) ORDER BY start_time, round_id",
-        (min(blocks), max(blocks)),
-    )
-    for round_id, opening, close in rounds:
+    which = f"code IS NOT NULL AND close_block > ? AND opening_block <= ? AND {KEPT} ORDER BY start_time, round_id"
+    sql = f"SELECT round_id, opening_block, close_block FROM rounds WHERE {which}"
+    for round_id, opening, close in db.execute(sql, (min(blocks), max(blocks))):
         if changed := sorted(block for block in blocks if opening <= block < close):
             raise MarketGap(
                 f"block {changed[0]} is not what round {round_id} was scored from: the chain was reorganised"
@@ -452,23 +425,17 @@ def _keep_evidence(db: sqlite3.Connection, blocks: set[int]) -> None:
 def _put_lines(db: sqlite3.Connection, round_id: str, lines: Sequence[Any], day: int) -> None:
     scores = [(round_id, line.name, line.rank, str(line.score), canonical(to_json(line)).decode()) for line in lines]
     db.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?)", scores)
-    db.executemany(
-        "INSERT OR IGNORE INTO miner_participation SELECT job_id, ?, ?, end_time FROM rounds WHERE round_id = ?",
-        [(line.name, day, round_id) for line in lines],
-    )
+    sql = "INSERT OR IGNORE INTO miner_participation SELECT job_id, ?, ?, end_time FROM rounds WHERE round_id = ?"
+    db.executemany(sql, [(line.name, day, round_id) for line in lines])
 
 
 def _put_standings(db: sqlite3.Connection, job_id: str, standings: Mapping[str, Standing], evaluation: bool) -> None:
-    db.executemany(
-        "INSERT INTO miner_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " eval_seed = excluded.eval_seed, live_seed = excluded.live_seed, eval_excess = excluded.eval_excess,"
-        " live_excess = excluded.live_excess, evaluations = evaluations + excluded.evaluations,"
-        " lives = lives + excluded.lives",
-        [
-            (job_id, hotkey, *map(str, astuple(standing)), int(evaluation), int(not evaluation))
-            for hotkey, standing in standings.items()
-        ],
-    )
+    changed = [f"{field.name} = excluded.{field.name}" for field in fields(Standing)]
+    changed += [f"{count} = {count} + excluded.{count}" for count in ("evaluations", "lives")]
+    sql = f"INSERT INTO miner_scores VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {', '.join(changed)}"
+    rounds = int(evaluation), int(not evaluation)
+    rows = [(job_id, hotkey, *map(str, astuple(standing)), *rounds) for hotkey, standing in standings.items()]
+    db.executemany(sql, rows)
 
 
 def _predictions(db: sqlite3.Connection, round_id: str) -> dict[int, dict[str, Prediction]]:

@@ -8,12 +8,10 @@
     python validator.py doctor                              what is needed to run, each with its fix
 
 Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh; what they
-mean is its mechanism's (`spine/mechanism.py`). Rounds of all jobs run side by side (`spine/schedule.py`); each is one
+mean is its mechanism's (`spine/mechanism.py`). Rounds of all jobs run side by side (`spine/schedule.py`), each one
 coroutine that reads from top to bottom. After a crash it runs again, with what the database has of it in place of
-asking: a market in memory goes back to the first ask of the oldest round that was open, a market that did not wait
-finds the round where it now is.
-Read first: `protocol.py`, `scoring.py`, `liquidity/rounds.py`. Read next: `store.py` (what is kept), `miner.py` (the
-other end of the wire).
+asking: a market in memory goes back to the first ask of the oldest open round, another finds the round under way.
+Read first: `protocol.py`, `scoring.py`, `liquidity/rounds.py`. Read next: `store.py`, `miner.py`.
 """
 
 from __future__ import annotations
@@ -29,13 +27,13 @@ from typing import Any
 
 import aiohttp
 
-import audit.command as auditing
+import audit.__main__ as auditing
 import doctor.__main__ as doctor
 import scoring
 from audit import stored as on_record
 from audit.evidence import seal
 from audit.issuer import issuing
-from chain.base import BLOCK_SECONDS, Chain, ChainError
+from chain.base import BLOCK_SECONDS, Chain, ChainError, Neuron
 from chain.local import block_at
 from chain.notify import AlertRules, Notifier, add_notify_options
 from chain.weights import INTERVAL_BLOCKS, Weigher, daily_summary
@@ -50,12 +48,10 @@ from runtime.options import add_chain_options, add_logging_options, add_market_o
 from runtime.process import Parser, raise_file_limit, run
 from scoring import Standing
 from sim import PoolError
-from spine import options as own_options
-from spine.asking import Asker, Peer, Playing, Said, accepted, decision_of
-from spine.ground import opened, receipts_door
+from spine.asking import Asker, Playing, Said, accepted, decision_of
+from spine.ground import LOCAL_HOST, add_local_options, add_memory_options, add_round_options, opened, receipts_door
 from spine.live import Live, Skipped
 from spine.mechanism import Mechanism, World, load
-from spine.options import LOCAL_HOST
 from spine.schedule import DAY_SECONDS, Schedule
 from status import reporting
 from status.board import Board, farewell
@@ -77,8 +73,9 @@ class _Contradiction(Exception):
 class Validator:
     """The orchestrator: what it talks to, and the phases of a round.
 
-    With `public_only`, as on a real network, no miner is asked at an address that is not public. A `notifier`, if there
-    is one, is told of what is wrong.
+    Args:
+        names: of miners, by hotkey, for leaderboards.
+        public_only: as on a real network: no miner is asked at an address that is not public.
     """
 
     def __init__(
@@ -98,14 +95,12 @@ class Validator:
         self.asker = Asker(market, chain, session, keypair, options, public_only)
         self.world = World(market, chain, self.asker.exchange)
         self.live = Live(store, self.world, self.asker)
-        self.notifier: Notifier | None = None
+        self.notifier: Notifier | None = None  # told of what is wrong
         self.alerts = AlertRules(time.monotonic(), INTERVAL_BLOCKS * BLOCK_SECONDS)
         self.weigher = Weigher(store, chain, options.dry_run)
         self.pool = market.pair.pool_address
         self.board = Board(market.label, market.pair, names, options.all_leaderboards)
-        self.on_sealed: Callable[[dict], None] = lambda evidence: (
-            None
-        )  # told of each round's evidence once it is sealed
+        self.on_sealed: Callable[[dict], None] = lambda evidence: None  # told of each round once it is sealed
         self.schedule = Schedule(store, market, options, self.mechanisms, self._guarded, self._void, self._look)
         self._skips: set[tuple[str, Code]] = set()
         self._pruned = 0
@@ -172,9 +167,8 @@ class Validator:
         # simulate
         entered = {entrant.hotkey for entrant in entrants}
         playing = Playing(mechanism, job, round_id, start, peers, entered)
-        close, settlement = await self._simulate(
-            playing, opening, [first[hotkey] for hotkey in sorted(entered)], stored
-        )
+        taking_part = [first[hotkey] for hotkey in sorted(entered)]
+        close, settlement = await self._simulate(playing, opening, taking_part, stored)
 
         # score
         result = await asyncio.to_thread(playing.game.finish, close.number, entrants)
@@ -192,18 +186,15 @@ class Validator:
         self._show(job, round_id, result, reputations, asked, playing.missed)
 
     async def _enter(
-        self, job: Job, round_id: str, opening: int, said: Sequence, peers: Mapping[str, Peer]
+        self, job: Job, round_id: str, opening: int, said: Sequence, peers: Mapping[str, Neuron]
     ) -> tuple[dict[int, dict[str, Prediction]], list[Entrant]]:
         """Store the first asks, and who takes part: all first answers act at the opening."""
         reputations = await self.store.reputations(job.job_id)
         asks = [one.row(round_id, opening, opening, first=True) for one in sorted(said, key=lambda one: one.hotkey)]
+        standings = {ask.hotkey: _standing(reputations, ask.hotkey) for ask in accepted(asks)}
         entrants = [
-            Entrant(
-                ask.hotkey,
-                peers[ask.hotkey].registered_block,
-                _standing(reputations, ask.hotkey).combined(job.settings.reputation),
-            )
-            for ask in accepted(asks)
+            Entrant(hotkey, peers[hotkey].registered_block, standing.combined(job.settings.reputation))
+            for hotkey, standing in standings.items()
         ]
         await self.store.add_predictions(asks, entrants)
         return {opening: {ask.hotkey: ask for ask in asks}}, sorted(entrants, key=lambda entrant: entrant.hotkey)
@@ -325,19 +316,16 @@ class Validator:
         # store
         await self.schedule.open.turn(self.schedule.key(job, "live", start))
         standing = _standing(await self.store.reputations(job.job_id), hotkey)
-        standings = {
-            line.name: scoring.update_live(standing, line.score, result.benchmark_score) for line in result.lines
-        }
+        benchmark = result.benchmark_score
+        standings = {line.name: scoring.update_live(standing, line.score, benchmark) for line in result.lines}
         day = (await self.market.block(close_block)).time // DAY_SECONDS
         reputations = await self._finish(round_id, result, close_block, 1, standings, day)
         self._show(job, round_id, result, reputations, {}, {hotkey: missed} if missed else {})
 
     # -- what comes of it
 
-    async def _void(
-        self, round_id: str, code: Code, detail: str, asked: int = 0, close_block: int | None = None
-    ) -> None:
-        await self._finish(round_id, RoundResult(code, detail), close_block, asked, {})
+    async def _void(self, round_id: str, code: Code, detail: str, asked=0, close_block: int | None = None) -> None:
+        await self._finish(round_id, RoundResult(code, detail), close_block, asked, {}, 0)
         skip = round_id.rsplit(":", 2)[0], code
         skipped, known = code.startswith("live"), skip in self._skips
         self._skips.add(skip)
@@ -345,19 +333,9 @@ class Validator:
         more = "; further rounds that are skipped for this are noted in the database only" if skipped else ""
         log.log(level, "%s: %s, %s%s", round_id, code, detail, more)
 
-    async def _finish(
-        self,
-        round_id: str,
-        result: RoundResult,
-        close_block: int | None,
-        asked: int,
-        standings: dict[str, Standing],
-        day: int = 0,
-        settlement: Any = None,
-    ) -> dict[str, Reputation]:
-        """Store and seal a result; the job's reputations after it."""
-        what = round_id, round_id.rsplit(":", 2)[0], result, close_block, asked, standings, day, settlement
-        reputations = await self.store.finish_round(*what)
+    async def _finish(self, round_id: str, result: RoundResult, *more: Any) -> dict[str, Reputation]:
+        """Store and seal a result, with what `Store.finish_round` takes more; the job's reputations after it."""
+        reputations = await self.store.finish_round(round_id, round_id.rsplit(":", 2)[0], result, *more)
         await self._seal(round_id)
         return reputations
 
@@ -372,20 +350,15 @@ class Validator:
         job: Job,
         round_id: str,
         result: RoundResult,
-        reputations: Mapping[str, Reputation],
-        asked: dict[str, tuple[Code, str]],
-        missed: dict[str, list[str]],
+        reputations: dict[str, Reputation],
+        asked: dict,
+        missed: dict,
     ) -> None:
-        """A line for every round in the log, and its leaderboard."""
-        log.info(
-            "%s: %s, %d of %d ranked, %d swaps%s",
-            round_id,
-            result.code,
-            len(result.lines),
-            max(len(asked), len(result.lines)),
-            result.swaps,
-            f", winner {result.lines[0].name}" if result.lines else f" {result.detail}",
-        )
+        """A line for every round in the log, and its leaderboard; `asked` and `missed` as `status.board` takes them."""
+        ranked = len(result.lines)
+        what = f", winner {result.lines[0].name}" if ranked else f" {result.detail}"
+        counts = ranked, max(len(asked), ranked), result.swaps
+        log.info("%s: %s, %d of %d ranked, %d swaps%s", round_id, result.code, *counts, what)
         if result.lines or result.baselines:
             self.board.show(self.mechanisms[job.mechanism].showing, job, round_id, result, reputations, asked, missed)
 
@@ -433,9 +406,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="validator.py",
         description="Without options: a local subnet on this machine, with three reference miners and a market model.",
     )
-    own_options.add_market_options(parser)
-    own_options.add_round_options(parser)
-    add_options(own_options.add_local_options(parser).add_argument, VALIDATOR_PORT)
+    add_memory_options(parser)
+    add_round_options(parser)
+    add_options(add_local_options(parser), VALIDATOR_PORT)
     add_market_options(parser)
     add_chain_options(parser)
     add_notify_options(parser)

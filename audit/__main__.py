@@ -1,27 +1,50 @@
-"""The commands of evidence and receipts, for anybody, offline.
+"""The commands of evidence and receipts, for anybody.
 
     python -m audit export ROUND > round.json                   one stored round's evidence; without ROUND: lists them
     python -m audit verify receipt.json --evidence round.json   exit 0 only if each receipt is right
+    python validator.py audit ROUND|FILE|all [--rpc URL]        rounds recomputed: exit 0 only if every digit agrees
 
-The audit itself is `python validator.py audit`. Exit code 2: no such round, database or file.
-Read next: `evidence.py`, `receipts.py`.
+Exit code 2: no such round, database or file. Read next: `evidence.py`, `receipts.py`, `checks.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import re
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-from audit import stored
+from audit import evidence, stored
+from audit.checks import audit
 from audit.receipts import MAX_PAGE_BYTES, problems, read
+from markets.base import MarketError
 from protocol import ProtocolError
 from runtime.db import StoreError
+from runtime.options import evm_address, url
 from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, run
+from spine.mechanism import load
 from store import Store
 from wire.codec import canonical, parse_json
 from wire.text import one_line
+
+HELP = "recompute rounds; exit 0 only if every digit agrees, else 1 and what differs or is refused"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `validator.py audit`; one that the program has too is only set when given."""
+    add = parser.add_argument
+    add("rounds_or_files", nargs="+", metavar="ROUND|FILE", help="stored rounds, exported files, or all")
+    add("--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds")
+    rpc = "compare with the chain too, as this node tells it; it must have the old state (archive); give several"
+    add("--rpc", dest="audit_rpc", action="append", type=url("http", "https"), metavar="URL", help=rpc)
+    manager = "the position manager's address, where it is not the chain's usual one"
+    add("--manager", dest="audit_manager", type=evm_address, metavar="0x...", help=manager)
+    also = "also audit rounds of the mechanism of this Python module"
+    add("--mechanism", action="append", metavar="MODULE", default=argparse.SUPPRESS, help=also)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,10 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 async def _verify(options: argparse.Namespace) -> int:
-    evidence = None
+    of_round = None
     if options.evidence:
         try:
-            evidence = json.loads(_bytes_of(options.evidence))
+            of_round = json.loads(_bytes_of(options.evidence))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{options.evidence}: {error}; is it what `python -m audit export ROUND` wrote?") from error
     failed = False
@@ -48,7 +71,7 @@ async def _verify(options: argparse.Namespace) -> int:
         for text in _bytes_of(path).splitlines():
             try:
                 said = read(parse_json(text, MAX_PAGE_BYTES))
-                wrong = list(problems(said, evidence))
+                wrong = list(problems(said, of_round))
                 line, row = said["line"], said["round"]
                 rank = f"rank {line['rank']} of {said['ranked']}, score {line['score']}" if line else "not ranked"
                 who = f"{said['validator']} of {said['hotkey']}"
@@ -76,7 +99,53 @@ async def _export(options: argparse.Namespace) -> int:
             print("\n".join(await store.finished()))
         else:
             sys.stdout.write(canonical(await stored.evidence(store, options.round)).decode() + "\n")
-    return 0
+    return EXIT_OK
+
+
+async def run_audit(options: argparse.Namespace) -> int:
+    """Audit stored rounds and exported files, one line each; those that agree also on the chain, if one is named."""
+    wrong, refused, mechanisms = 0, 0, load(options.mechanism)
+    async with AsyncExitStack() as stack:
+        store, names = None, []
+        for name in options.rounds_or_files:
+            if Path(name).is_file():
+                names.append(name)
+                continue
+            if store is None:
+                if not Path(options.audit_db).exists():
+                    raise UserError(f"{name}: no such file, and no database {options.audit_db}; name it with --db")
+                store = await stack.enter_async_context(Store.open(options.audit_db))
+            names.extend(await store.finished() if name == "all" else [name])
+        for name in names:
+            try:
+                if Path(name).is_file():
+                    found = await asyncio.to_thread(evidence.read, Path(name))
+                else:
+                    found = await stored.evidence(store, name)
+                differ, on_chain = await asyncio.to_thread(audit, found, mechanisms), ""
+                if options.audit_rpc and not differ:
+                    differ, on_chain = await _audit_on_chain(found, options)
+            except (evidence.EvidenceError, stored.Pruned, MarketError) as error:
+                refused += 1
+                print(f"{name}: cannot be audited: {error}")
+                continue
+            wrong += bool(differ)
+            print(f"{name}: {f'{len(differ)} differences' if differ else 'every digit agrees'}{on_chain}")
+            for problem in differ:
+                print(f"  {problem}")
+    print(f"{len(names) - refused} rounds audited, {wrong} differ" + (f", {refused} not audited" if refused else ""))
+    return EXIT_FAILED if wrong or refused else EXIT_OK
+
+
+async def _audit_on_chain(found: dict[str, Any], options: argparse.Namespace) -> tuple[list[str], str]:
+    """What differs, and what to say of the chain."""
+    vault = (found["snapshot"] or {}).get("vault_owner", "")
+    if not re.fullmatch("0x[0-9a-f]{40}", vault, re.ASCII):
+        return [], "; nothing of a chain is in this round to compare with"
+    from evm.audit import audit_chain  # it needs web3, which takes seconds to import
+
+    wrong = await audit_chain(found, options.audit_rpc, options.audit_manager or options.manager)
+    return wrong, " with the chain" if wrong else ", also with the chain"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,47 +2,40 @@
 
     problems = audit(evidence)                          # empty: every digit agrees
 
-What it can and cannot find is at the top of `evidence.py`. Read first: `evidence.py`.
+Read first: `evidence.py`, whose top says what it can and cannot find.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from typing import Any
 
 from audit.evidence import FORMAT, SEAL_SCHEME, EvidenceError, digests_of
-from audit.parts import MALFORMED, Ask, Parts, parts_of, said
 from audit.shape import each, misshapen
-from protocol import ROUND_TYPES, Code, Entrant, RoundResult
+from liquidity.events import Event, ReplayError, event_args
+from liquidity.executions import Execution, execution_of
+from protocol import MAX_ANSWER_BYTES, MAX_QUERY_BYTES, ROUND_TYPES, Code, Entrant, ProtocolError, RoundResult
+from sim import PoolError
 from spine.asking import judged, kept
 from spine.mechanism import Mechanism, load
-from wire.codec import canonical, digest, to_json, to_plain
+from wire.codec import canonical, decode, digest, from_plain, to_json, to_plain
 from wire.signing import verify_answer, verify_statement
 from wire.text import differences, ordered, quoted, quoted_name
 
 MAX_MALFORMED = 100  # so many malformed parts are named; the rest adds nothing
 BROKEN = (Code.VOID_INTERRUPTED, Code.VOID_CONTRADICTION, Code.VOID_GAP)  # a round that may have no close
-PLAYED = (  # these ends are recomputed, the last one as far as the table above says
-    Code.SCORED,
-    Code.NOBODY_RANKED,
-    Code.VOID_UNKNOWN_SWAP,
-    Code.EMPTY_VAULT,
-    Code.LIVE_FOREIGN_TRANSFER,
+PLAYED = (  # these ends are recomputed, the last one as far as the table of `evidence.py` says
+    *(Code.SCORED, Code.NOBODY_RANKED, Code.VOID_UNKNOWN_SWAP, Code.EMPTY_VAULT, Code.LIVE_FOREIGN_TRANSFER),
 )
 SKIPPED = (Code.LIVE_NO_WINNER, Code.LIVE_NOT_ELIGIBLE, Code.LIVE_WINNER_GONE, Code.LIVE_READ_ONLY_MARKET)
 SILENT = (  # what an ask without an answer may have ended with; of a committed miner it is KEPT for one of these
-    Code.TIMEOUT,
-    Code.UNREACHABLE,
-    Code.NO_ENDPOINT,
-    Code.ADDRESS_REFUSED,
-    Code.HTTP_STATUS,
-    Code.REDIRECT,
-    Code.CONTENT_TYPE,
-    Code.REPLY_TOO_LARGE,
-    Code.REPLY_SIGNATURE,
+    *(Code.TIMEOUT, Code.UNREACHABLE, Code.NO_ENDPOINT, Code.ADDRESS_REFUSED, Code.HTTP_STATUS, Code.REDIRECT),
+    *(Code.CONTENT_TYPE, Code.REPLY_TOO_LARGE, Code.REPLY_SIGNATURE),
 )
 
 SHAPE = {
@@ -73,29 +66,108 @@ SHAPE = {
     "seal": {"digests": "object", "signature": "text"},
 }
 
+MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, ReplayError, PoolError)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One ask."""
+
+    path: str  # names it in messages
+    stored: dict[str, Any]
+    first: bool  # whether it came before the opening
+    query: Any
+    body: bytes
+    answer: Any  # that was accepted
+
+    @property
+    def hotkey(self) -> str:
+        return self.stored["hotkey"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Evidence of the right shape, as objects."""
+
+    evidence: dict[str, Any]
+    mechanism: Mechanism
+    row: dict[str, Any]
+    settings: Any
+    snapshot: Any
+    events: tuple[Event, ...]
+    asks: list[Ask]
+    executions: list[Execution]
+
+    @property
+    def live(self) -> bool:
+        return self.row["round_type"] == "live"
+
+    @property
+    def played(self) -> bool:
+        """Whether it came to its close, so that there is something to compute."""
+        return self.row["close_block"] is not None
+
+    @property
+    def decisions(self) -> tuple[Any, ...]:
+        read, answered = self.mechanism.decision, (ask for ask in self.asks if ask.answer)
+        return tuple(read(ask.hotkey, ask.stored["effective_block"], ask.query, ask.answer) for ask in answered)
+
+
+def parts_of(evidence: dict[str, Any], mechanism: Mechanism) -> Parts:
+    """Raises one of `MALFORMED`, naming the part."""
+    snapshot, events, asks, opening = None, [], [], evidence["round"]["opening_block"]
+    if evidence["snapshot"] is None and evidence["round"]["close_block"] is not None:
+        raise ValueError("snapshot: null, and the round has a close_block")
+    if evidence["snapshot"] is not None:
+        snapshot = from_plain(mechanism.state, evidence["snapshot"], "snapshot")
+    for n, (block, log_index, time, kind, args) in enumerate(evidence["events"]):
+        with _named(f"events[{n}]"):
+            events.append(Event(int(block), int(log_index), int(time), kind, event_args(kind, args)))
+    for n, ask in enumerate(evidence["asks"]):
+        body, answer = base64.b64decode(ask["answer"]), None
+        with _named(f"asks[{n}].query"):
+            query = decode(mechanism.query, base64.b64decode(ask["query"]), MAX_QUERY_BYTES)
+        if ask["effective_block"] is not None:
+            with _named(f"asks[{n}].answer"):
+                answer = decode(mechanism.answer, body, MAX_ANSWER_BYTES)
+        first = opening is None or query.block_number < opening
+        asks.append(Ask(f"asks[{n}]", ask, first, query, body, answer))
+    executions = []
+    for n, stored in enumerate(evidence["executions"]):
+        with _named(f"executions[{n}].execution"):
+            executions.append(execution_of(stored["execution"]))
+    settings = from_plain(mechanism.settings, evidence["round"]["settings"], "round.settings")
+    return Parts(evidence, mechanism, evidence["round"], settings, snapshot, tuple(events), asks, executions)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Errors inside begin with the path."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise ValueError(f"{path}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """An error as part of a message."""
+    return error.detail if isinstance(error, ProtocolError) else f"{quoted(str(error) or type(error).__name__)}"
+
 
 def audit(evidence: Any, mechanisms: Mapping[str, Mechanism] | None = None) -> list[str]:
-    """Recompute a round from its evidence.
+    """Recompute a round from its evidence, parsed JSON from anywhere; what differs, each as `path: what`.
 
-    Args:
-        evidence: parsed JSON of the format above, from anywhere.
-        mechanisms: those that there are, by name; None for those that come with the program.
-
-    Returns:
-        What differs, each as `path: what`; empty when everything agrees to the last digit.
-
-    Raises:
-        EvidenceError: another format, or rules that this version does not have.
+    Empty: everything agrees to the last digit. Raises `EvidenceError` for another format, or rules or mechanisms that
+    this program does not have.
     """
     if not isinstance(evidence, dict):
         raise EvidenceError(f"not an object, this program audits {FORMAT}")
     if evidence.get("format") != FORMAT:
         raise EvidenceError(f"format {quoted(evidence.get('format'))}, this program audits {FORMAT}")
     mechanism = _mechanism_of(evidence, mechanisms or load())
-    rules_version, known = evidence.get("rules_version"), mechanism.rules_version
-    if type(rules_version) is not int or rules_version != known:
-        found = quoted(rules_version)
-        raise EvidenceError(f"rules version {found}, this program has {known}: use the release that has them")
+    version, known = evidence.get("rules_version"), mechanism.rules_version
+    if type(version) is not int or version != known:
+        raise EvidenceError(f"rules version {quoted(version)}, this program has {known}: use the release that has them")
     if problems := list(islice(misshapen(evidence, SHAPE, ""), MAX_MALFORMED)):
         return problems
     problems = []
@@ -106,7 +178,7 @@ def audit(evidence: Any, mechanisms: Mapping[str, Mechanism] | None = None) -> l
         return [*problems, said(error)]
     for check in checks_of(mechanism):
         try:
-            for problem in check(parts):
+            for problem in check(parts):  # one by one: what was found before it broke stays
                 problems.append(problem)
         except MALFORMED as error:
             problems.append(f"{check.__name__.removeprefix('check_')}: cannot be recomputed: {said(error)}")
@@ -256,9 +328,8 @@ def check_result(parts: Parts) -> Iterator[str]:
         if on_a_chain and result.code is Code.SCORED and row["code"] == Code.LIVE_FOREIGN_TRANSFER:
             result = RoundResult(Code.LIVE_FOREIGN_TRANSFER, row["detail"])  # which only the chain's close shows
     else:
-        entrants = [
-            Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in parts.evidence["entrants"]
-        ]
+        taking_part = parts.evidence["entrants"]
+        entrants = [Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in taking_part]
         result = parts.mechanism.play(*played, entrants, parts.decisions, parts.evidence.get("settlement"))
     ended = {
         "code": str(result.code),
@@ -268,10 +339,7 @@ def check_result(parts: Parts) -> Iterator[str]:
         "swaps": result.swaps,
     }
     yield from differences("round", {name: row[name] for name in ended}, ended)
-    scores = [
-        {"hotkey": line.name, "rank": line.rank, "score": str(line.score), "line": to_json(line)}
-        for line in result.lines
-    ]
+    scores = [{"hotkey": o.name, "rank": o.rank, "score": str(o.score), "line": to_json(o)} for o in result.lines]
     yield from differences("scores", parts.evidence["scores"], scores)
     baselines = {name: to_json(line) for name, line in result.baselines.items()}
     yield from differences("baselines", parts.evidence["baselines"], baselines)

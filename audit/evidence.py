@@ -94,11 +94,7 @@ def digests_of(evidence: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def read(path: Path) -> Any:
-    """An exported round: strict JSON, of limited size; what it says is for `audit` to check.
-
-    Raises:
-        EvidenceError: the file cannot be read, or is not what `python -m audit export ROUND` writes.
-    """
+    """An exported round: strict JSON, of limited size; what it says is for `audit` to check. Raises `EvidenceError`."""
     try:
         size = path.stat().st_size
         if size > MAX_EVIDENCE_BYTES:

@@ -55,16 +55,15 @@ def _fitting(items: Iterable[Any], most: int) -> list[Any]:
 class Issuer:
     """Posts the receipts of each sealed round to its miners, and serves every miner its own.
 
-    Posting is best effort: a miner that is dead, slow or hostile costs one attempt with a short deadline at a time, and
-    what could not be posted can be fetched. Served receipts are made anew from the database, on a connection of their
-    own, so that nobody's fetching keeps a round waiting.
+    Posting is best effort: a miner that is dead, slow or hostile costs one short attempt at a time, and what was not
+    posted can be fetched. Served receipts are made anew from the database, on a connection of their own, so that
+    nobody's fetching keeps a round waiting.
     """
 
     def __init__(self, store: Store, chain: Chain, keypair: Any, session: aiohttp.ClientSession, public_only=False):
         """Use `issuing`."""
         self.store, self.chain, self.keypair, self.session = store, chain, keypair, session
-        self.public_only = public_only
-        self.unposted = 0
+        self.public_only, self.unposted = public_only, 0
         self.callers: dict[str, tuple[bool, int]] = {}  # who may fetch: `wire.Callers`
         self._addresses: dict[str, str] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -128,17 +127,11 @@ class Issuer:
                 if len(body) > PAGE_BYTES:  # one long receipt
                     self.unposted, page = self.unposted + 1, []
                     continue
+                url = f"http://{self._addresses.get(hotkey, '')}/receipt"
+                limits = {"total_seconds": POST_SECONDS, "max_reply_bytes": MAX_POST_REPLY_BYTES}
+                limits["public_only"] = self.public_only
                 async with self._slots:
-                    reply = await ask(
-                        self.session,
-                        f"http://{self._addresses.get(hotkey, '')}/receipt",
-                        body,
-                        keypair=self.keypair,
-                        receiver=hotkey,
-                        total_seconds=POST_SECONDS,
-                        max_reply_bytes=MAX_POST_REPLY_BYTES,
-                        public_only=self.public_only,
-                    )
+                    reply = await ask(self.session, url, body, keypair=self.keypair, receiver=hotkey, **limits)
                 if reply.code is not Code.ACCEPTED:
                     log.debug("receipts for %s: %s %s", hotkey, reply.code, reply.detail)
                     return
@@ -165,15 +158,12 @@ class Issuer:
             log.info("%d receipts did not reach their miners, who can fetch them", self.unposted)
 
     async def answer(self, caller: str, body: bytes) -> bytes:
-        """Handle a signed request of one miner about itself.
+        """Handle a signed request of one miner about itself. Raises `ProtocolError` of code `MALFORMED`.
 
         `{"after": N}` lists sealed rounds in which it was asked, from the first with N = 0:
         `{"rounds": [ids], "after": next N, null at the end}`. `{"rounds": [ids]}` gives their receipts in this order,
         of the first `PAGE_RECEIPTS` as many as fit a page, at least one if there is one: `{"receipts": [...]}`. Rounds
         in which the caller was not asked are passed over.
-
-        Raises:
-            ProtocolError: `MALFORMED`.
         """
         asked = parse_json(body, MAX_QUERY_BYTES)
         if isinstance(asked, dict) and "after" in asked:
@@ -200,8 +190,7 @@ class Issuer:
         page, size = [], 0
         for round_id in ids:
             if about := await stored.evidence_about(self.store, round_id, caller):
-                evidence, seal = about
-                page.append(issue(evidence, caller, seal, self.keypair))
+                page.append(issue(about[0], caller, about[1], self.keypair))
                 size += len(canonical(page[-1]))
                 if size > PAGE_BYTES:
                     break
@@ -221,14 +210,10 @@ async def issuing(
     """Post receipts inside the block, and serve them to their miners; at its end wait a little for posts.
 
     Args:
-        path: the validator's jobs database.
         host: to listen on; None serves nobody.
-        port: to listen on, 0 any free one; None is `DEFAULT_PORT`, or any free one if that is taken.
+        port: to listen on, 0 any free one; None is `DEFAULT_PORT`, or any free one if it is taken. Raises `WireError`.
         published: the IP address at which others reach this port, which the chain is told; None tells it nothing.
         public_only: as `wire.client.ask`, of the addresses that are posted to.
-
-    Raises:
-        WireError: the port cannot be listened on.
     """
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -236,7 +221,7 @@ async def issuing(
         issuer = Issuer(store, chain, keypair, session, public_only)
         issuer.callers |= dict.fromkeys(await store.ranked_ever(), (True, 0))
         if host is not None:
-            listening = await enter(_serving(issuer, host, port))
+            listening = await _serve(issuer, stack, host, port)
             if published is not None:
                 await _publish(chain, published, listening)
         with suppress(ChainError):
@@ -247,24 +232,20 @@ async def issuing(
             await issuer.drain()
 
 
-@asynccontextmanager
-async def _serving(issuer: Issuer, host: str, port: int | None) -> AsyncIterator[int]:
-    """The server, and the port that it has got."""
-    gate = Gate(lambda: (issuer.callers, 0.0), min_stake_rao=0)
-    choices = [DEFAULT_PORT, 0] if port is None else [port]
-    async with AsyncExitStack() as stack:
-        for choice in choices:
-            routes = {"/receipts": issuer.answer}
-            app = build_app(keypair=issuer.keypair, gate=gate, routes=routes, limits=SERVER_LIMITS)
-            try:
-                listening = await stack.enter_async_context(serve(app, host, choice))
-                break
-            except WireError as error:
-                if choice == choices[-1]:
-                    raise
-                log.info("%s; receipts are served on a free one", error)
-        log.info("receipts are served to their miners at http://%s:%d/receipts", host, listening)
-        yield listening
+async def _serve(issuer: Issuer, stack: AsyncExitStack, host: str, port: int | None) -> int:
+    """Serve until the stack ends; returns the port that it has got."""
+    gate, routes = Gate(lambda: (issuer.callers, 0.0), min_stake_rao=0), {"/receipts": issuer.answer}
+    for choice in (DEFAULT_PORT, 0) if port is None else (port,):
+        app = build_app(keypair=issuer.keypair, gate=gate, routes=routes, limits=SERVER_LIMITS)
+        try:
+            listening = await stack.enter_async_context(serve(app, host, choice))
+            break
+        except WireError as error:
+            if port is not None or choice == 0:
+                raise
+            log.info("%s; receipts are served on a free one", error)
+    log.info("receipts are served to their miners at http://%s:%d/receipts", host, listening)
+    return listening
 
 
 async def _publish(chain: Chain, address: str, port: int) -> None:

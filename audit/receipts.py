@@ -1,8 +1,7 @@
 """Receipts: what a validator signs about a miner's own score, so that the miner can prove it to anyone.
 
-    python miner.py receipts                        fetch what is missing, verify all, print the newest: exit 0 or 1
-    python miner.py receipts --export ROUND         one receipt as JSON, to hand to somebody else
-    python -m audit verify FILE [--evidence ROUND.json] verify receipts offline, also against the round's evidence
+    python miner.py receipts                             fetch, verify and show a miner's own
+    python -m audit verify FILE [--evidence ROUND.json]  verify receipts offline, also against the round's evidence
 
 A receipt is `{"statement": {...}, "signature": ...}`: the validator's sr25519 signature over the statement's canonical
 JSON (`wire.signing.sign_statement`). Every miner that was asked in a round gets one, ranked or not, of void rounds too:
@@ -48,21 +47,16 @@ ROUND = {
     **{"opening_block": "number?", "close_block": "number?", "opening_hash": "text?", "settings": "object"},
 }
 ENTRANT = {"registered_block": "number", "combined": "decimal"}
-ASK = each("text", "code", "detail") | {
-    "nonce": "digits",
-    "response_seconds": "seconds",
-    "due_block": "number",
-    "effective_block": "number?",
-}
+ASK = each("text", "code", "detail") | {"nonce": "digits", "response_seconds": "seconds"}
+ASK |= {"due_block": "number", "effective_block": "number?"}
 LINE = {
     **each("text", "name", "copy_of"),
     **{"score": "decimal", "rank": "digits"},
     **{name: each("decimal", *(f.name for f in fields(cls))) for name, cls in (("outcome", Outcome), ("terms", Terms))},
     **{"range_": "null", "gas?": ["digits"]},
 }
-OTHER_LINE = {name: LINE[name] for name in ("name", "copy_of", "score", "rank")} | {
-    "terms": "object"
-}  # of other mechanisms
+OTHER_LINE = {name: LINE[name] for name in ("name", "copy_of", "score", "rank")}  # of other mechanisms
+OTHER_LINE |= {"terms": "object"}
 STATEMENT = {
     **each("text", "format", "market", "pool", "validator", "hotkey", "seal"),
     **each("number", "rules_version", "ranked"),
@@ -82,12 +76,10 @@ def seal_digest(evidence: dict[str, Any]) -> str:
 
 
 def statement(evidence: dict[str, Any], hotkey: str, seal: str) -> dict[str, Any]:
-    """What the validator says about one miner in one round; the same evidence gives the same statement.
+    """What the validator says about one miner that was asked; the same evidence gives the same statement.
 
     Args:
-        evidence: of the round, see `evidence.py`; what is read of it is `market`, `pool`, `validator`, `rules_version`,
-            `round`, `baselines`, and of `asks`, `entrants` and `scores` the miner's own and the number of scores.
-        hotkey: of a miner that was asked.
+        evidence: the round's, or as `stored.evidence_about` gives it: of others' scores only their number is read.
         seal: `seal_digest` of the evidence.
     """
     row, baselines = evidence["round"], evidence["baselines"]
@@ -123,10 +115,8 @@ def issue(evidence: dict[str, Any], hotkey: str, seal: str, keypair: Any) -> dic
 def read(receipt: Any) -> dict[str, Any]:
     """The statement of a receipt from anywhere, once its shape and its signature are right.
 
-    What it says may still be wrong: that is `problems`, and then the signature is what proves it.
-
-    Raises:
-        ProtocolError: `MALFORMED`, or `RECEIPT_SIGNATURE` when it is not signed by the validator it names.
+    What it says may still be wrong: that is `problems`, and then the signature is what proves it. Raises
+    `ProtocolError`: `MALFORMED`, or `RECEIPT_SIGNATURE` when it is not signed by the validator it names.
     """
     check_shape(receipt, {"statement": "object", "signature": "text"}, "receipt")
     said = receipt["statement"]
@@ -147,9 +137,7 @@ def _mechanism_of(said: dict[str, Any]) -> str:
 
 
 def problems(
-    said: dict[str, Any],
-    evidence: dict[str, Any] | None = None,
-    mechanisms: Mapping[str, Mechanism] | None = None,
+    said: dict[str, Any], evidence: dict[str, Any] | None = None, mechanisms: Mapping[str, Mechanism] | None = None
 ) -> Iterator[str]:
     """What a statement of the right shape gets wrong, by itself and against the round's evidence.
 
@@ -167,10 +155,8 @@ def problems(
             yield f"asks[{n}]: {asked['code']}, but an answer acts if and only if it came and was accepted"
     entered = nobody_asked or asks[0]["code"] == Code.ACCEPTED
     if (line is not None) != (entered and row["code"] in (Code.SCORED, Code.NOBODY_RANKED)):
-        yield (
-            f"line: {'none' if line is None else 'a score'} in a round that ended with {row['code']},"
-            f" the first answer being {asks[0]['code']}"
-        )
+        what = f"{'none' if line is None else 'a score'} in a round that ended with {row['code']}"
+        yield f"line: {what}, the first answer being {asks[0]['code']}"
     if (said["entrant"] is not None) != (entered and bool(asks) and row["round_type"] == "evaluation"):
         yield f"entrant: {said['entrant']}, the first answer being {asks[0]['code']}"
     try:

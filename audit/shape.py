@@ -50,9 +50,7 @@ KINDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {  # the type, which 
 
 
 class Maybe(NamedTuple):
-    """A shape, or null."""
-
-    shape: Any
+    shape: Any  # or null
 
 
 def each(shape: Any, *names: str) -> dict[str, Any]:

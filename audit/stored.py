@@ -18,7 +18,7 @@ from typing import Any
 
 from audit.evidence import FORMAT
 from runtime.db import StoreError, as_json, inflated, insert
-from store import Store
+from store import KEPT, Store
 from wire.codec import digest
 
 
@@ -29,9 +29,7 @@ class Pruned(StoreError):
 async def evidence(store: Store, round_id: str) -> dict[str, Any]:
     """A finished round as `evidence.py` describes it; damaged columns come as they are, for the audit to name.
 
-    Raises:
-        Pruned: its evidence was dropped.
-        StoreError: there is no such round, or it has not finished.
+    Raises `Pruned`, or `StoreError`: there is no such round, or it has not finished.
     """
     return await store.read(lambda db: _evidence(db, round_id))
 
@@ -39,9 +37,8 @@ async def evidence(store: Store, round_id: str) -> dict[str, Any]:
 def _evidence(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
     found = db.execute("SELECT * FROM rounds WHERE round_id = ? AND code IS NOT NULL", (round_id,)).fetchone()
     if not found:
-        raise StoreError(
-            f"round {round_id}: not in this database, or not finished; `export` without a round lists them"
-        )
+        fix = "`export` without a round lists them"
+        raise StoreError(f"round {round_id}: not in this database, or not finished; {fix}")
     for (before,) in db.execute("SELECT before FROM pruned WHERE round_id = ?", (round_id,)):
         day = datetime.fromtimestamp(before, UTC)
         raise Pruned(f"round {round_id}: was pruned with all that ended by {day:%Y-%m-%d %H:%M} UTC; scores remain")
@@ -57,14 +54,10 @@ def _evidence(db: sqlite3.Connection, round_id: str) -> dict[str, Any]:
         known = as_json(inflated(body[0])) if body else None
         snapshot |= {"ticks": known.get("ticks") if isinstance(known, dict) else known}
     if row["close_block"] and (pools or not isinstance(snapshot, dict)):
-        sql = (
-            "SELECT block, log_index, time, kind, args FROM events WHERE pool = ? AND block >= ? AND block < ?"
-            " ORDER BY block, log_index"
-        )
-        events = [
-            [*map(str, place), kind, as_json(args)]
-            for *place, kind, args in db.execute(sql, (pool, row["opening_block"], row["close_block"]))
-        ]
+        which = "pool = ? AND block >= ? AND block < ? ORDER BY block, log_index"
+        sql = f"SELECT block, log_index, time, kind, args FROM events WHERE {which}"
+        rows = db.execute(sql, (pool, row["opening_block"], row["close_block"]))
+        events = [[*map(str, place), kind, as_json(args)] for *place, kind, args in rows]
     entrants = db.execute("SELECT * FROM entrants WHERE round_id = ? ORDER BY hotkey", (round_id,))
     return {
         "format": FORMAT,
@@ -108,19 +101,13 @@ def _meta(db: sqlite3.Connection) -> dict[str, str | None]:
     return {name: meta.get(name) for name in ("validator", "market", "pool")}
 
 
-def _asks(
-    db: sqlite3.Connection, which: str, values: Iterable[str], inflate: Callable[[bytes], bytes]
-) -> list[dict[str, Any]]:
-    return [
-        dict(ask)
-        | {
-            "query": base64.b64encode(inflate(ask["query"])).decode(),
-            "answer": base64.b64encode(ask["answer"]).decode(),
-            "nonce": str(ask["nonce"]),
-            "response_seconds": f"{ask['response_seconds']:.6f}",
-        }
-        for ask in db.execute(f"SELECT * FROM predictions WHERE {which}", values)
-    ]
+def _asks(db: sqlite3.Connection, which: str, values: Iterable[str], inflate: Callable[[bytes], bytes]) -> list[dict]:
+    asks = [dict(ask) for ask in db.execute(f"SELECT * FROM predictions WHERE {which}", values)]
+    for ask in asks:
+        ask["query"] = base64.b64encode(inflate(ask["query"])).decode()
+        ask["answer"] = base64.b64encode(ask["answer"]).decode()
+        ask["nonce"], ask["response_seconds"] = str(ask["nonce"]), f"{ask['response_seconds']:.6f}"
+    return asks
 
 
 async def prune(store: Store, before: int) -> int:
@@ -129,31 +116,20 @@ async def prune(store: Store, before: int) -> int:
     Dropped: queries, answers and signatures, entrants, vault, settlement, and the events and snapshots that no other
     round needs. Kept: rounds with seals, every score with its terms, the codes of all asks, reputations, days,
     executions and weights. Each round is one transaction, so a crash leaves whole rounds. Freed space is used again: a
-    file stops growing but for what is kept, it does not shrink.
-
-    Args:
-        before: market time, unix seconds.
-
-    Returns:
-        How many rounds were pruned.
+    file stops growing but for what is kept, it does not shrink. Returns how many rounds were pruned by `before`, unix
+    seconds of market time.
     """
-    waiting = "NOT EXISTS (SELECT 1 FROM pruned WHERE pruned.round_id = rounds.round_id)"
-    sql = (
-        f"SELECT round_id FROM rounds WHERE end_time <= ? AND {waiting} AND code IS NOT NULL AND seal IS NOT NULL"
-        " ORDER BY start_time, round_id"
-    )
+    which = f"end_time <= ? AND {KEPT} AND code IS NOT NULL AND seal IS NOT NULL"
+    sql = f"SELECT round_id FROM rounds WHERE {which} ORDER BY start_time, round_id"
 
     def prune_round(db: sqlite3.Connection, round_id: str) -> None:
-        for statement in (
-            "UPDATE predictions SET query = x'', answer = x'', signature = '' WHERE round_id = ?",
-            "DELETE FROM entrants WHERE round_id = ?",
-            "UPDATE rounds SET vault_state = NULL, settlement = NULL WHERE round_id = ?",
-        ):
-            db.execute(statement, (round_id,))
+        asks = "UPDATE predictions SET query = x'', answer = x'', signature = ''"
+        for change in (asks, "DELETE FROM entrants", "UPDATE rounds SET vault_state = NULL, settlement = NULL"):
+            db.execute(f"{change} WHERE round_id = ?", (round_id,))
         insert(db, "pruned", [{"round_id": round_id, "before": before}])
 
     def prune_pools(db: sqlite3.Connection) -> None:
-        (oldest,) = db.execute(f"SELECT min(opening_block) FROM rounds WHERE {waiting}").fetchone()
+        (oldest,) = db.execute(f"SELECT min(opening_block) FROM rounds WHERE {KEPT}").fetchone()
         for table in ("events", "snapshots") if oldest else ():
             db.execute(f"DELETE FROM {table} WHERE block < ?", (oldest,))
 
@@ -167,20 +143,13 @@ async def prune(store: Store, before: int) -> int:
 async def asked_rounds(store: Store, hotkey: str, after: int, scan: int) -> tuple[list[tuple[int, str]], int | None]:
     """Sealed rounds, not pruned, in which a miner was asked or scored, in the order of their beginning, in parts.
 
-    Args:
-        after: 0, or where the part before ended.
-        scan: rounds to look through.
-
-    Returns:
-        (position, round_id) of each, and where this part ends; None when nothing comes after it.
+    A part looks through `scan` rounds `after` where the part before ended, first 0. Returns (position, round_id) of
+    each, and where this part ends; None when nothing comes after it.
     """
-    sql = (
-        "SELECT rowid AS position, round_id, seal IS NOT NULL AND (EXISTS (SELECT 1 FROM predictions p"
-        " WHERE p.round_id = rounds.round_id AND hotkey = ?1) OR EXISTS (SELECT 1 FROM scores s"
-        " WHERE s.round_id = rounds.round_id AND hotkey = ?1))"
-        " AND round_id NOT IN (SELECT round_id FROM pruned) AS asked"
-        " FROM rounds WHERE rowid > ?2 ORDER BY rowid LIMIT ?3"
-    )
+    there = "EXISTS (SELECT 1 FROM {0} WHERE {0}.round_id = rounds.round_id AND hotkey = ?1)"
+    asked = f"({there.format('predictions')} OR {there.format('scores')}) AND {KEPT}"
+    sql = f"SELECT rowid AS position, round_id, seal IS NOT NULL AND {asked} AS asked FROM rounds"
+    sql += " WHERE rowid > ?2 ORDER BY rowid LIMIT ?3"
     rows = await store.read(lambda db: db.execute(sql, (hotkey, after, scan)).fetchall())
     found = [(row["position"], row["round_id"]) for row in rows if row["asked"]]
     return found, rows[-1]["position"] if len(rows) == scan else None
@@ -189,28 +158,23 @@ async def asked_rounds(store: Store, hotkey: str, after: int, scan: int) -> tupl
 async def evidence_about(store: Store, round_id: str, hotkey: str) -> tuple[dict[str, Any], str] | None:
     """What a sealed round's evidence says of one miner that was asked or scored, without reading the rest.
 
-    Returns:
-        The evidence with this miner's asks, entrant and score; of other scores only their number; without snapshot,
-        events and seal. And the sha256 of the sealed digests. None if there is nothing of it, or it was pruned.
+    Returns this miner's asks, entrant and score, of other scores only their number, without snapshot, events and seal;
+    and the sha256 of the sealed digests. None if there is nothing of it, or it was pruned.
     """
     return await store.read(lambda db: _evidence_about(db, round_id, hotkey))
 
 
 def _evidence_about(db: sqlite3.Connection, round_id: str, hotkey: str) -> tuple[dict[str, Any], str] | None:
     """Strict where `_evidence` is not: of what is damaged no receipt is signed."""
-    found = db.execute(
-        "SELECT *, json_extract(seal, '$.digests') AS digests FROM rounds WHERE round_id = ? AND seal IS NOT NULL"
-        " AND round_id NOT IN (SELECT round_id FROM pruned)",
-        (round_id,),
-    ).fetchone()
+    sql = "SELECT *, json_extract(seal, '$.digests') AS digests FROM rounds WHERE round_id = ? AND seal IS NOT NULL"
+    found = db.execute(f"{sql} AND {KEPT}", (round_id,)).fetchone()
     which, mine = "round_id = ? AND hotkey = ?", (round_id, hotkey)
     asks = _asks(db, f"{which} ORDER BY due_block", mine, zlib.decompress) if found else []
     if not found or not (asks or db.execute(f"SELECT 1 FROM scores WHERE {which}", mine).fetchone()):
         return None
     row, settled = round_row(found)
-    scores = db.execute(
-        "SELECT hotkey, CASE hotkey WHEN ? THEN line END AS line FROM scores WHERE round_id = ?", (hotkey, round_id)
-    )
+    sql = "SELECT hotkey, CASE hotkey WHEN ? THEN line END AS line FROM scores WHERE round_id = ?"
+    scores = db.execute(sql, (hotkey, round_id))
     about = {
         **_meta(db),
         "rules_version": row["rules_version"],

@@ -3,7 +3,7 @@
     for check in CHECKS:
         for problem in check(parts): ...                # each as `path: what`
 
-`audit/checks.py` calls them with a round's evidence as objects (`audit.parts.Parts`). Pure.
+`audit/checks.py` calls them with a round's evidence as objects (`audit.checks.Parts`). Pure.
 Read first: `rounds.py`, `live.py`. Read next: `mechanism.py`.
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from chain.base import Chain
+from chain.base import Chain, Neuron
 from markets.base import Market, MarketEnded
 from protocol import (
     ASK_SECONDS,
@@ -32,15 +32,6 @@ from spine.mechanism import Game, Mechanism
 from store import Prediction
 from wire.client import Reply, ask
 from wire.codec import decode, encode
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A miner as the subnet's chain shows it."""
-
-    hotkey: str
-    address: str
-    registered_block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +80,18 @@ def decision_of(mechanism: Mechanism, row: Prediction, heard: tuple[Any, Any] | 
 
 @dataclass(slots=True)
 class Playing:
-    """An evaluation round in progress.
-
-    `busy` miners have an open ask, `waiting` answers do not act yet, `missed` says why later asks meant *keep*.
-    """
+    """An evaluation round in progress."""
 
     mechanism: Mechanism
     job: Job
     round_id: str
     start: int
-    peers: dict[str, Peer]
+    peers: dict[str, Neuron]
     entered: set[str]
     game: Game | None = None
-    busy: set[str] = field(default_factory=set)
-    waiting: dict[str, Any] = field(default_factory=dict)
-    missed: dict[str, list[str]] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)  # miners with an open ask
+    waiting: dict[str, Any] = field(default_factory=dict)  # answers that do not act yet
+    missed: dict[str, list[str]] = field(default_factory=dict)  # why later asks meant *keep*
 
     @property
     def end(self) -> int:
@@ -125,11 +113,7 @@ class Playing:
 
 
 class Asker:
-    """Asks the subnet's miners, in market time.
-
-    Args:
-        public_only: as on a real network: no miner is asked at an address that is not public.
-    """
+    """Asks the subnet's miners, in market time; with `public_only`, as on a real network, only at public addresses."""
 
     def __init__(
         self,
@@ -143,21 +127,17 @@ class Asker:
         self.market, self.chain = market, chain
         self.session, self.keypair, self.options, self.public_only = session, keypair, options, public_only
 
-    async def peers(self) -> dict[str, Peer]:
+    async def peers(self) -> dict[str, Neuron]:
         """Every other neuron with an endpoint, by hotkey, from the newest metagraph."""
-        metagraph = await self.chain.metagraph()
-        return {
-            neuron.hotkey: Peer(neuron.hotkey, neuron.address, neuron.registered_block)
-            for neuron in metagraph.neurons
-            if neuron.address and neuron.hotkey != self.keypair.ss58_address
-        }
+        neurons, own = (await self.chain.metagraph()).neurons, self.keypair.ss58_address
+        return {neuron.hotkey: neuron for neuron in neurons if neuron.address and neuron.hotkey != own}
 
     async def moment(self, job: Job, round_id: str, round_type: str, start: int, head: Block) -> Moment:
         past = await self.market.block(max(self.market.first, head.number - PACE_BLOCKS))
         return Moment(job, self.market.pair, round_id, round_type, start, head, past)
 
     async def ask(
-        self, mechanism: Mechanism, queries: Mapping[str, Any], peers: Mapping[str, Peer], seconds: float
+        self, mechanism: Mechanism, queries: Mapping[str, Any], peers: Mapping[str, Neuron], seconds: float
     ) -> list[Said]:
         """Ask miners side by side, each its own query, and wait for all."""
         bodies = {id(query): encode(query) for query in queries.values()}  # what all are asked is written once
@@ -175,16 +155,8 @@ class Asker:
 
     async def exchange(self, hotkey: str, url: str, body: bytes, seconds: float) -> Reply:
         """One signed request and its reply, whatever comes back; see `wire.client.ask`."""
-        return await ask(
-            self.session,
-            url,
-            body,
-            keypair=self.keypair,
-            receiver=hotkey,
-            total_seconds=seconds,
-            max_reply_bytes=MAX_ANSWER_BYTES,
-            public_only=self.public_only,
-        )
+        limits = {"total_seconds": seconds, "max_reply_bytes": MAX_ANSWER_BYTES, "public_only": self.public_only}
+        return await ask(self.session, url, body, keypair=self.keypair, receiver=hotkey, **limits)
 
     async def too_late(self, head: Block, start: int) -> str:
         """Why a round can not begin any more; who is asked from then on could know the opening."""

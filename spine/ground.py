@@ -1,8 +1,5 @@
 """What a validator stands on: its memory, the market, the chain and, locally, the miners; opened and closed together.
 
-    async with opened(options) as ground:
-        await Validator(ground.store, ground.chain, ground.market, ...).work()
-
 Without a netuid that is a whole subnet on this machine; with one it is a real network. The market is a pool of a real
 chain, a recording, or the model; on a real network one that was recorded or is invented pays nobody.
 Read next: `chain/local.py` (the embedded chain), `chain/subtensor.py` (the real one), `markets/base.py`.
@@ -13,8 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
+import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chain.base import Chain
+from chain.base import Chain, ChainError
 from chain.local import LocalChain, block_at
 from chain.opening import local_wallet, registered, wallet_of
 from executor.client import Bot, place
@@ -30,50 +29,40 @@ from liquidity.executions import execution_of
 from markets.base import Market
 from markets.model import ModelMarket
 from markets.recordings import RecordedMarket, read_recording
-from protocol import FIRST_ASK_LEAD_SECONDS, Job, JobSettings
+from protocol import FIRST_ASK_LEAD_SECONDS, UINT128_MAX, Job, JobSettings
 from runtime.options import RealMarket, is_local, real_market, settings_lines
-from runtime.process import UserError, only_one
+from runtime.process import UserError, number, only_one
 from spine.mechanism import Mechanism, settings_of
-from spine.miners import reference_miners
+from spine.schedule import DAY_SECONDS
 from store import Store
 from wire.client import client_session, is_public
 
+LOCAL_HOST = "127.0.0.1"
+KEEP_DAYS = 30  # of evidence: what can be audited
 DEFAULT_PORT = 8090
 LOCAL_STAKE_RAO = 100_000 * 10**9
 REFERENCE_STRATEGIES = ("keep", "wide", "preserve")
 MODEL_VAULTS = {"balanced": "vault-balanced", "pol": "vault-pol"}  # each job manages its own
 MODEL_CAPITAL = 400_000 * 10**6  # USDC
 MODEL_DAYS = 7  # one more than nobody can be eligible for live rounds
-OWN_FILES = (
-    "validator.*sqlite3*",
-    "chain.sqlite3*",
-    "pool.sqlite3*",
-    "receipts-*.sqlite3*",
-    "miner-*.log",
-)  # what --fresh removes
+MINER_START_SECONDS = 60
+OWN_FILES = ("validator.*sqlite3*", "chain.sqlite3*", "pool.sqlite3*", "receipts-*.sqlite3*", "miner-*.log")  # --fresh
 
 log = logging.getLogger("subnet")
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Everything that is open.
+    """Everything that is open."""
 
-    Attributes:
-        folder, path: of all files, and of the jobs database.
-        keypair: the validator's hotkey.
-        names: of the miners that were started here, by hotkey.
-        local: whether it is all on this machine.
-    """
-
-    folder: Path
-    path: Path
+    folder: Path  # of all files
+    path: Path  # of the jobs database
     store: Store
     market: Market
     chain: Chain
-    keypair: Any
-    names: dict[str, str]
-    local: bool
+    keypair: Any  # the validator's hotkey
+    names: dict[str, str]  # of the miners that were started here, by hotkey
+    local: bool  # whether it is all on this machine
 
 
 @asynccontextmanager
@@ -107,13 +96,7 @@ async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism
         enter = stack.enter_async_context
         if not local:  # first: a hotkey that is not registered must not become the owner of a new database
             chain = await enter(registered(options, wallet))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(only_one(folder / "validator.lock", "--dir"))
-            for file in [file for name in OWN_FILES for file in folder.glob(name)] if options.fresh else ():
-                file.unlink()
-        except OSError as error:
-            raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
+        _take(folder, stack, options.fresh)
         store = await enter(Store.open(path, settings_of(mechanisms)))
         if options.db:
             stack.enter_context(only_one(Path(f"{path}.lock"), "--db"))
@@ -126,21 +109,14 @@ async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism
         owner = {"market": market.label, "pool": market.pair.pool_address, "validator": keypair.ss58_address}
         for key, value in owner.items():
             await store.claim(key, value)
-        names = {}
         if local:
-            start = (await market.head()).time
-            chain = await enter(
-                LocalChain.open(
-                    folder / "chain.sqlite3",
-                    keypair.ss58_address,
-                    coldkey,
-                    clock=None if market.full_speed else time.time,
-                    genesis_block=block_at(start) if market.full_speed else None,
-                )
-            )
+            clock, genesis = (None, block_at((await market.head()).time)) if market.full_speed else (time.time, None)
+            ledger, hotkey = folder / "chain.sqlite3", keypair.ss58_address
+            chain = await enter(LocalChain.open(ledger, hotkey, coldkey, clock=clock, genesis_block=genesis))
             await chain.register(keypair.ss58_address, coldkey, LOCAL_STAKE_RAO)
         for job in [] if jobs else _first_jobs(market, options.round_seconds, real and real.vault):
             await store.put_job(job)
+        names = {}
         if local and not options.no_miners:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
                 hotkey, its_coldkey = local_wallet(name)
@@ -149,6 +125,17 @@ async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism
         for line in settings_lines(options):
             log.info("%s", line)
         yield Ground(folder, path, store, market, chain, keypair, names, local)
+
+
+def _take(folder: Path, stack: AsyncExitStack, fresh: bool) -> None:
+    """Make the folder, lock it, and with `--fresh` forget the subnet that was in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(only_one(folder / "validator.lock", "--dir"))
+        for file in [file for name in OWN_FILES for file in folder.glob(name)] if fresh else ():
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
 
 
 def _check_real(options: argparse.Namespace) -> None:
@@ -205,17 +192,9 @@ async def _open_chain(
         if real.executor_url and not options.dry_run:
             session = await stack.enter_async_context(client_session(0))
             giving = partial(place, Bot(session, real.executor_url, real.executor_key.reveal()))
-        market = await stack.enter_async_context(
-            Web3Market.open(
-                real.urls,
-                real.pool,
-                path,
-                vaults={real.vault, *(job.vault for job in jobs)},
-                manager=real.manager,
-                confirmations=real.confirmations,
-                place=giving,
-            )
-        )
+        vaults, fixed = {real.vault, *(job.vault for job in jobs)}, {"manager": real.manager, "place": giving}
+        opening = Web3Market.open(real.urls, real.pool, path, vaults=vaults, confirmations=real.confirmations, **fixed)
+        market = await stack.enter_async_context(opening)
         if options.dry_run:
             market.read_only = "in a dry run no order is given"
         yield market
@@ -232,3 +211,97 @@ def _first_jobs(market: Market, round_seconds: int, real_vault: str | None) -> l
         Job(job_id, vault or MODEL_VAULTS[job_id], round_seconds, rules, live=not real_vault or job_id == "pol")
         for job_id, rules in settings.items()
     ]
+
+
+@asynccontextmanager
+async def reference_miners(strategies: Sequence[str], folder: Path) -> AsyncIterator[dict[str, str]]:
+    """Run `miner.py` once for each strategy, as processes of their own behind real signed HTTP on loopback.
+
+    They end with the block, and also when this process is killed: their standard input closes then. Yields the
+    strategies by hotkey. Raises `ChainError` for a miner that did not come up: `FOLDER/miner-STRATEGY.log` says why.
+    """
+    program, names, processes = Path(__file__).parents[1] / "miner.py", {}, []
+    try:
+        for strategy in strategies:
+            with open(folder / f"miner-{strategy}.log", "ab") as log_file:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, str(program), "--strategy", strategy, "--name", strategy, "--dir", str(folder)),
+                    *("--port", "0", "--status-port", "0", "--exit-with-parent"),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log_file,
+                    env={**os.environ, "NETUID": ""},  # whatever a .env says: they are this subnet's
+                )
+            processes.append(process)
+        for strategy, process in zip(strategies, processes, strict=True):
+            try:
+                async with asyncio.timeout(MINER_START_SECONDS):
+                    line = (await process.stdout.readline()).decode()
+            except TimeoutError:
+                line = ""
+            if "hotkey " not in line:
+                raise ChainError(f"miner {strategy} did not start: see {folder / f'miner-{strategy}.log'}")
+            names[line.split("hotkey ")[1].split(",")[0]] = strategy
+        yield names
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.terminate()
+        await asyncio.gather(*(process.wait() for process in processes))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The options of `validator.py` that are not its chain's, its real market's or its log's
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """A market in memory."""
+    add = parser.add_argument_group("market").add_argument
+    add("--events", metavar="PATH", help="replay this recording of a real pool instead of the model")
+    add("--idle", type=_amounts, metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units")
+    add("--seed", type=int, default=98, help="of the market model (default: 98)")
+    days = "stop so many days after the market's first block, 0 never (default: 7 on the model)"
+    add("--days", type=number(0), help=days)
+    pace = "market seconds per second, at most 60 so that miners have a second to answer (default: full speed)"
+    add("--pace", type=number(0.01, 60, kind=float), help=pace)
+    latency = "market time an answer takes at full speed (default: 0)"
+    add("--latency-seconds", type=number(0), default=0, help=latency)
+
+
+def add_round_options(parser: argparse.ArgumentParser) -> None:
+    """How many rounds of what, and what comes of them."""
+    add = parser.add_argument_group("rounds").add_argument
+    add("--rounds", type=number(1), metavar="N", help="stop after N evaluation rounds of each job")
+    add("--once", action="store_const", const=1, dest="rounds", help="the same as --rounds 1")
+    length = "length of a round in new local jobs, from 60 (default: 900)"
+    add("--round-seconds", type=number(60, DAY_SECONDS), default=900, help=length)
+    dry = "compute and print weights, send none; give no orders to a bot"
+    add("--dry-run", action="store_true", help=dry)
+    add("--all-leaderboards", action="store_true", help="print one for every round, not one a market day")
+    keep = f"drop the evidence of rounds older than N days, not their scores; 0 never (default: {KEEP_DAYS})"
+    add("--keep-days", type=number(0), default=KEEP_DAYS, metavar="N", help=keep)
+    also = "also serve the mechanism of this Python module; see spine/mechanism.py"
+    add("--mechanism", action="append", metavar="MODULE", default=[], help=also)
+
+
+def add_local_options(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+    """Where files are, and who listens; returns what adds further ones to the group."""
+    add = parser.add_argument_group("this machine").add_argument
+    add("--dir", help="folder of databases and logs (default: local, or netuid-N on a real network)")
+    add("--db", metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
+    add("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
+    add("--no-miners", action="store_true", help="start no reference miners")
+    port = "where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)"
+    add("--port", type=number(0, 65535), help=port)
+    address = "on a real network: publish this address, and serve receipts at --port"
+    add("--external-ip", metavar="IP", help=address)
+    add("--host", default=LOCAL_HOST, help="where to listen then; 0.0.0.0 is all (default: 127.0.0.1)")
+    return add
+
+
+def _amounts(text: str) -> tuple[int, int]:
+    """The type of `--idle`."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) <= UINT128_MAX for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: two whole numbers of base units are expected, like 0,0")
+    return int(parts[0]), int(parts[1])

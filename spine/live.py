@@ -32,21 +32,14 @@ class Skipped(Exception):
 
 
 class Live:
-    """Plays live rounds of mechanisms that have them.
-
-    Args:
-        deciding: shared by all live rounds: those between a due block and what is done at it.
-    """
+    """Plays live rounds of mechanisms that have them."""
 
     def __init__(self, store: Store, world: World, asker: Asker):
         self.store, self.world, self.market, self.asker = store, world, world.market, asker
-        self.deciding = Turns()
+        self.deciding = Turns()  # of all live rounds, those between a due block and what is done at it
 
     async def play(self, mechanism: Mechanism, job: Job, round_id: str, start: int, begun: Opened) -> tuple[Any, Any]:
-        """Play one round to its close.
-
-        Returns:
-            The inputs of its score, for `mechanism.play_live`, and why later asks had no accepted answer.
+        """Play one round; the inputs of `mechanism.play_live`, and why later asks had no accepted answer.
 
         Raises:
             Skipped: it has no manager, or that one does not want it.
@@ -150,9 +143,7 @@ class Live:
         execution = await self.market.execute(order)
         await self.store.add_execution(ask.round_id, ask.effective_block, execution)
         if not was_carried_out(execution):
-            code, detail = execution.sent.code, execution.sent.detail
-            log.warning(
-                "%s: the decision at block %d was not carried out: %s, %s", ask.round_id, ask.due_block, code, detail
-            )
-            if code == Code.EXECUTION_UNKNOWN:
-                raise MarketError(f"the executor bot does not say what became of a decision: {detail}")
+            sent, what = execution.sent, f"{ask.round_id}: the decision at block {ask.due_block}"
+            log.warning("%s was not carried out: %s, %s", what, sent.code, sent.detail)
+            if sent.code == Code.EXECUTION_UNKNOWN:
+                raise MarketError(f"the executor bot does not say what became of a decision: {sent.detail}")

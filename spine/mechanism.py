@@ -27,30 +27,20 @@ MECHANISMS = ("liquidity.mechanism",)  # that come with the program
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a mechanism may look at: the market, the subnet's chain, and a way to ask anybody who signs.
-
-    Attributes:
-        ask: (hotkey, url, body, seconds) to `wire.client.Reply`; for what validators exchange.
-    """
+    """What a mechanism may look at: the market, the subnet's chain, and a way to ask anybody who signs."""
 
     market: Market
     chain: Chain
-    ask: Callable[[str, str, bytes, float], Awaitable[Any]]
+    ask: Callable[[str, str, bytes, float], Awaitable[Any]]  # (hotkey, url, body, seconds) to `wire.client.Reply`
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the settings of every job have; a mechanism without more takes these.
+    """What the settings of every job have; a mechanism without more takes these."""
 
-    Attributes:
-        weight: the job's part of its mechanism's weights, relative to the other jobs.
-        shares: fractions of the job's weight by place; they sum to at most 1, the rest burns.
-        reputation: `excess` over the benchmark, or the plain score (`seed`), ranks the miners.
-    """
-
-    weight: Decimal = Decimal(1)
-    shares: tuple[Decimal, ...] = (Decimal(1),)
-    reputation: str = "seed"
+    weight: Decimal = Decimal(1)  # the job's part of its mechanism's weights, relative to the other jobs
+    shares: tuple[Decimal, ...] = (Decimal(1),)  # of the job's weight by place; they sum to at most 1, the rest burns
+    reputation: str = "seed"  # what ranks the miners: the plain score, or its `excess` over the benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,33 +75,19 @@ class Game(Protocol):
 
 
 class Mechanism(Protocol):
-    """One way to earn.
+    """One way to earn. Its types are dataclasses that the codec reads."""
 
-    Attributes:
-        name: of its jobs and rounds.
-        rules_version: of what can change a digit of its scores.
-        settings: a job's rules: a dataclass that the codec reads, with `weight`, `shares` and `reputation`.
-        state: what `observe` returns: a dataclass that the codec reads, with `block` and `block_hash`.
-        query, answer: messages that the codec reads, a query with `block_number` and `block_hash` of what it shows;
-            None where nobody is asked.
-        path: of a miner's server, where it is asked; empty where nobody is.
-        settle_seconds: of market time after a round's end at which its outcome is known.
-        live: whether its proven winner manages the real thing, see `spine/live.py`.
-        showing: what leaderboards and pages say of its rounds (`status.board.Showing`); None: every term as it is.
-        checks: what only this mechanism's audit can see: functions of a round's evidence (`audit.checks.Parts`) that
-            yield what is wrong, each as `path: what`.
-    """
-
-    name: str
-    rules_version: int
-    settings: type
-    state: type
-    query: type | None
+    name: str  # of its jobs and rounds
+    rules_version: int  # of what can change a digit of its scores
+    settings: type  # a job's rules, with `weight`, `shares` and `reputation`
+    state: type  # what `observe` returns, with `block` and `block_hash`
+    query: type | None  # with `block_number` and `block_hash` of what it shows; None where nobody is asked
     answer: type | None
-    path: str
-    settle_seconds: int
-    live: bool
-    showing: Any
+    path: str  # of a miner's server, where it is asked; empty where nobody is
+    settle_seconds: int  # of market time after a round's end at which its outcome is known
+    live: bool  # whether its proven winner manages the real thing, see `spine/live.py`
+    showing: Any  # what leaderboards and pages say of its rounds (`status.board.Showing`); None: every term as it is
+    # what only this mechanism's audit can see: of a round's evidence (`audit.checks.Parts`) what is wrong, `path: what`
     checks: tuple[Callable[[Any], Iterator[str]], ...]
 
     def interval_blocks(self, settings: Any) -> int:
@@ -151,11 +127,7 @@ class Mechanism(Protocol):
 
 
 def load(modules: Iterable[str] = ()) -> Mapping[str, Mechanism]:
-    """The mechanisms that come with the program, and those of these modules, by name.
-
-    Raises:
-        UserError: a module cannot be imported, has no `MECHANISM`, or two have one name.
-    """
+    """The mechanisms that come with the program, and those of these modules, by name. Raises `UserError`."""
     found: dict[str, Mechanism] = {}
     for module in (*MECHANISMS, *modules):
         try:

@@ -40,10 +40,8 @@ class Turns:
         return bool(self._open)
 
     async def turn(self, key: tuple) -> None:
-        """Wait for all before this key.
-
-        Those waited for must not need market time any more: they are at or past their last block, or at this one.
-        """
+        """Wait for all before this key, which must not need market time any more: they are past their last block, or
+        at this one."""
         while earlier := [over for other, over in self._open.items() if other < key]:
             await earlier[0].wait()
 
@@ -63,11 +61,7 @@ class Schedule:
     Args:
         play: (job, round_id, round_type, start): play one round, whatever goes wrong in it.
         void: (round_id, code, detail): end a round without scores.
-        look: (market time) -> whether to go on at once; called every `SUPERVISE_SECONDS`: weights, alerts, pruning.
-
-    Attributes:
-        until: no round ends after this market time.
-        open: the rounds that run, by (the time at which they are settled, job, type).
+        look: (market time): weights, alerts, pruning; called every `SUPERVISE_SECONDS`.
     """
 
     def __init__(
@@ -82,13 +76,14 @@ class Schedule:
     ):
         self.store, self.market, self.options, self.mechanisms = store, market, options, mechanisms
         self._play, self._void, self._look = play, void, look
-        self.until, self.open = sys.maxsize, Turns()
+        self.until = sys.maxsize  # no round ends after this market time
+        self.open = Turns()  # the rounds that run, by `key`
         self.running: dict[str, asyncio.Task] = {}
         self.played: dict[str, int] = {}
         self._idle: set[str] = set()  # jobs that start no more rounds
 
     def key(self, job: Job, round_type: str, start: int) -> tuple[int, str, str]:
-        """Where a round stands among others, for `open`."""
+        """Where a round stands among others: when it is settled, job, type."""
         return start + job.round_seconds + self.mechanisms[job.mechanism].settle_seconds, job.job_id, round_type
 
     async def run(self) -> None:

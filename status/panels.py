@@ -15,9 +15,8 @@ from operator import itemgetter
 from typing import Any
 
 import scoring
-from audit.parts import event_args
 from liquidity.books import Book
-from liquidity.events import Event, ReplayError
+from liquidity.events import Event, ReplayError, event_args
 from liquidity.replay import Snapshot
 from liquidity.rounds import Decision
 from liquidity.tape import Tape

@@ -517,7 +517,7 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
 
 def test_the_audit_command_compares_with_the_chain_after_the_digits(world, tmp_path, monkeypatch, capsys):
     """What it says of digits is tested with `evidence.py`; here they all agree."""
-    monkeypatch.setattr("audit.command.audit", lambda evidence, _: evidence.get("wrong", []))
+    monkeypatch.setattr("audit.__main__.audit", lambda evidence, _: evidence.get("wrong", []))
 
     async def work():
         async with world.market(tmp_path / "a.sqlite3") as market:

@@ -22,7 +22,6 @@ from subnets import ROOT, Subnet, a_job, forked, hotkey_of, keep, play_subnet, r
 
 from audit import stored
 from audit.checks import audit
-from audit.command import run_audit
 from audit.evidence import EvidenceError
 from audit.receipts import issue, problems, read, seal_digest
 from protocol import Job
@@ -30,6 +29,7 @@ from runtime.process import UserError
 from spine.mechanism import Rules, load
 from status import reporting
 from store import Store
+from validator import main as validator_command
 from wire.codec import decode, encode
 from wire.signing import local_keypair
 
@@ -142,11 +142,12 @@ def test_every_round_audits_by_its_mechanism_and_a_changed_digit_is_named(played
 def test_the_command_audits_it_where_its_module_is_named(played, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     ours = [round_id for (round_id,) in played.rows("SELECT round_id FROM rounds WHERE job_id = 'guessing-job'")]
-    options = SimpleNamespace(
-        rounds_or_files=ours, audit_db=str(played.path), audit_rpc=None, manager=None, mechanism=["guessing"]
-    )
-    assert asyncio.run(run_audit(options)) == 0
-    assert "2 rounds audited, 0 differ" in capsys.readouterr().out
+    command = ["audit", *ours, "--mechanism", "guessing", "--db", str(played.path)]
+    for argv in (command, ["--mechanism", "guessing", "audit", *ours, "--db", str(played.path)]):
+        assert validator_command(argv) == 0
+        assert "2 rounds audited, 0 differ" in capsys.readouterr().out
+    assert validator_command(["audit", *ours, "--db", str(played.path)]) == 1
+    assert "name its module with --mechanism" in capsys.readouterr().out
 
 
 def test_its_receipts_verify_and_a_false_score_does_not(played):

@@ -38,12 +38,11 @@ from subnets import (
 
 import miner
 from audit import __main__ as audit_main
-from audit import book_command, receipt_book, stored
 from audit import issuer as issuer_module
+from audit import receipt_book, stored
 from audit import receipts as receipts_module
-from audit.book_command import fetch
 from audit.issuer import Issuer
-from audit.receipt_book import ReceiptBook
+from audit.receipt_book import ReceiptBook, fetch
 from audit.receipts import issue, problems, read, seal_digest, statement
 from chain.local import LocalChain
 from markets.model import FIRST_TIME
@@ -821,7 +820,7 @@ def test_receipts_that_were_not_asked_for_are_no_answer(played, tmp_path):
     ("behave", "code"), [(redirect, Code.REDIRECT), (flood, Code.REPLY_TOO_LARGE), (silence, Code.TIMEOUT)]
 )
 def test_a_server_that_redirects_floods_or_hangs_ends_the_fetch_with_its_code(tmp_path, monkeypatch, behave, code):
-    monkeypatch.setattr(book_command, "CALL_SECONDS", 20 if behave is flood else 0.3)
+    monkeypatch.setattr(receipt_book, "CALL_SECONDS", 20 if behave is flood else 0.3)
 
     async def work() -> None:
         async with hostile(behave) as port, a_book(tmp_path, "keeps") as (book, _):

@@ -22,7 +22,7 @@ from test_chain import _sdk_caches, cold, hot  # noqa: F401
 
 import miner
 import validator
-from audit import book_command, receipts
+from audit import receipt_book, receipts
 from audit.receipt_book import ReceiptBook
 from chain import opening, subtensor
 from chain.base import ChainError
@@ -35,8 +35,8 @@ from runtime import options as options_module
 from runtime.options import parse_options
 from runtime.process import UserError
 from spine import ground as ground_module
+from spine.ground import reference_miners
 from spine.mechanism import load
-from spine.miners import reference_miners
 from wire import client
 from wire.codec import decode, encode
 from wire.server import Gate, build_app, serve
@@ -368,7 +368,7 @@ def test_a_miner_finds_a_validators_receipts_by_its_published_address(node, wall
         assert public["ip"] == int(ipaddress.IPv4Address("5.6.7.8"))
         node.state.uids[1].axon = axon("127.0.0.1", port := public["port"])  # where the public network would lead
         line = f"--netuid 98 --wallet w --wallet-hotkey m --wallet-path {wallets} --dir new receipts"
-        assert await book_command._report(options_of(miner, line)) == 0
+        assert await receipt_book._report(options_of(miner, line)) == 0
         out = capsys.readouterr().out
         assert f"2 receipts fetched from http://127.0.0.1:{port}\n" in out and "2 receipts are signed; 0 rounds" in out
 
