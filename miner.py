@@ -48,7 +48,7 @@ from status.miner import MinerStatus
 from status.server import MINER_PORT, add_options
 from wire.client import is_public
 from wire.codec import decode, encode
-from wire.server import Gate, Limits, build_app, serve
+from wire.server import Gate, Limits, add_limit_options, build_app, limited, serve
 from wire.signing import WireError
 
 VERSION = "1.0.0"
@@ -215,7 +215,8 @@ async def mine(options: argparse.Namespace) -> None:
             lambda: (len(callers), time.monotonic() - read_at), book.newest, chain.hotkey, options, place, [showing]
         )
         routes = {"/rebalance": book.noting(rebalance), "/receipt": book.take}
-        app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=LOCAL_LIMITS if local else Limits())
+        limits = limited(LOCAL_LIMITS if local else Limits(), options)
+        app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=limits)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
         uid = (await chain.metagraph()).by_hotkey(chain.hotkey).uid
         outcome = await chain.serve(address, port)
@@ -254,6 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", "--axon.ip", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)")
     add("--port", "--axon.port", type=number(0, 65535), default=8091, help="port, 0 for any free one (default: 8091)")
     add("--external-ip", "--axon.external_ip", metavar="IP", help="address to publish (default: that of --host)")
+    add_limit_options(add)
     add_options(add, MINER_PORT)
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
     backtest.add_options(parser)

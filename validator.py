@@ -32,7 +32,7 @@ import doctor.__main__ as doctor
 import scoring
 from audit import stored as on_record
 from audit.evidence import seal
-from audit.issuer import issuing
+from audit.issuer import SERVER_LIMITS, issuing
 from chain.base import BLOCK_SECONDS, Chain, ChainError, Neuron
 from chain.local import block_at
 from chain.notify import AlertRules, Notifier, add_notify_options
@@ -61,6 +61,7 @@ from status.validator import serve_validator
 from store import AlreadyFinished, Opened, Prediction, Reputation, Store
 from wire.client import client_session
 from wire.codec import decode
+from wire.server import add_limit_options, limited
 from wire.signing import WireError
 
 log = logging.getLogger("validator")
@@ -408,7 +409,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_memory_options(parser)
     add_round_options(parser)
-    add_options(add_local_options(parser), VALIDATOR_PORT)
+    add = add_local_options(parser)
+    add_limit_options(add)
+    add_options(add, VALIDATOR_PORT)
     add_market_options(parser)
     add_chain_options(parser)
     add_notify_options(parser)
@@ -438,7 +441,10 @@ async def validate(options: argparse.Namespace) -> None:
             sender = f"validator {ground.keypair.ss58_address}, netuid {options.netuid or 'local'}"
             validator.notifier = await enter(Notifier.open(options.slack_webhook_url, sender))
         door = (LOCAL_HOST, options.port, LOCAL_HOST) if ground.local else receipts_door(options)
-        issuer = await enter(issuing(ground.path, ground.chain, ground.keypair, *door, public_only=not ground.local))
+        limits = limited(SERVER_LIMITS, options)
+        issuer = await enter(
+            issuing(ground.path, ground.chain, ground.keypair, *door, public_only=not ground.local, limits=limits)
+        )
         validator.on_sealed = issuer.post
         await enter(serve_validator(ground, options, mechanisms))
         await validator.work()

@@ -65,6 +65,7 @@ class Issuer:
         self.store, self.chain, self.keypair, self.session = store, chain, keypair, session
         self.public_only, self.unposted = public_only, 0
         self.callers: dict[str, tuple[bool, int]] = {}  # who may fetch: `wire.Callers`
+        self.known: set[str] = set()  # who has receipts, registered or not
         self._addresses: dict[str, str] = {}
         self._tasks: set[asyncio.Task] = set()
         self._unsigned = 0  # rounds
@@ -101,6 +102,7 @@ class Issuer:
             return
         finally:
             self._unsigned -= 1
+        self.known |= receipts.keys()
         for hotkey, receipt in receipts.items():
             waiting = self._waiting.get(hotkey, [])
             if hotkey not in self._addresses or len(waiting) >= MAX_WAITING:
@@ -144,7 +146,7 @@ class Issuer:
         """Read from the chain who may fetch, and where miners listen. Raises `ChainError`."""
         neurons = (await self.chain.metagraph()).neurons
         self._addresses = {neuron.hotkey: neuron.address for neuron in neurons if neuron.address}
-        self.callers |= {neuron.hotkey: (True, 0) for neuron in neurons}
+        self.callers = dict.fromkeys([*self.known, *(neuron.hotkey for neuron in neurons)], (True, 0))
 
     async def drain(self) -> None:
         """Wait a little for what is being posted, and leave the rest to be fetched."""
@@ -206,6 +208,7 @@ async def issuing(
     port: int | None,
     published: str | None = None,
     public_only: bool = False,
+    limits: Limits = SERVER_LIMITS,
 ) -> AsyncIterator[Issuer]:
     """Post receipts inside the block, and serve them to their miners; at its end wait a little for posts.
 
@@ -214,14 +217,16 @@ async def issuing(
         port: to listen on, 0 any free one; None is `DEFAULT_PORT`, or any free one if it is taken. Raises `WireError`.
         published: the IP address at which others reach this port, which the chain is told; None tells it nothing.
         public_only: as `wire.client.ask`, of the addresses that are posted to.
+        limits: of the server.
     """
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         store, session = await enter(Store.open(path)), await enter(client_session(POSTS))
         issuer = Issuer(store, chain, keypair, session, public_only)
-        issuer.callers |= dict.fromkeys(await store.ranked_ever(), (True, 0))
+        issuer.known = await store.ranked_ever()
+        issuer.callers = dict.fromkeys(issuer.known, (True, 0))
         if host is not None:
-            listening = await _serve(issuer, stack, host, port)
+            listening = await _serve(issuer, stack, host, port, limits)
             if published is not None:
                 await _publish(chain, published, listening)
         with suppress(ChainError):
@@ -232,11 +237,11 @@ async def issuing(
             await issuer.drain()
 
 
-async def _serve(issuer: Issuer, stack: AsyncExitStack, host: str, port: int | None) -> int:
+async def _serve(issuer: Issuer, stack: AsyncExitStack, host: str, port: int | None, limits: Limits) -> int:
     """Serve until the stack ends; returns the port that it has got."""
     gate, routes = Gate(lambda: (issuer.callers, 0.0), min_stake_rao=0), {"/receipts": issuer.answer}
     for choice in (DEFAULT_PORT, 0) if port is None else (port,):
-        app = build_app(keypair=issuer.keypair, gate=gate, routes=routes, limits=SERVER_LIMITS)
+        app = build_app(keypair=issuer.keypair, gate=gate, routes=routes, limits=limits)
         try:
             listening = await stack.enter_async_context(serve(app, host, choice))
             break

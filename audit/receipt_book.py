@@ -155,6 +155,9 @@ class ReceiptBook:
         new: list[tuple] = []
         try:
             new = await self._db.write(work)
+        except asyncio.CancelledError:  # the caller left; it is written all the same
+            new = rows
+            raise
         finally:
             self._bytes[validator] -= size - sum(len(row[4]) for row in new)
         return len(new)

@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import NoReturn
@@ -96,11 +96,18 @@ def clear_progress() -> None:
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files and connections as the system allows; returns how many. An ask to each of
-    256 miners in several jobs at once is more than the usual 1,024 of a login allow."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most
+    """Let this process open as many files and connections as the system allows it; returns how many.
+
+    An ask to each of 256 miners in several jobs at once is more than the usual 1,024 of a login allow. It may be
+    refused, as macOS refuses more than its own bound whatever it says: then fewer do.
+    """
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (most, 10_240):
+        if most == resource.RLIM_INFINITY or soft < wanted <= most:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+                return wanted if wanted != resource.RLIM_INFINITY else 2**20
+    return soft
 
 
 class _Plain(logging.Formatter):

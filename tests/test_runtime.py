@@ -11,6 +11,7 @@ import logging
 import lzma
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +24,7 @@ from subnets import ROOT, VAULT, a_job, command, cut_recording, keep, play_subne
 
 import validator
 from runtime import process
-from runtime.process import UserError, clear_progress, number, progress, run
+from runtime.process import UserError, clear_progress, number, progress, raise_file_limit, run
 
 POLYGON = "polygon_usdc_weth_500_2022-01-05"
 
@@ -371,6 +372,15 @@ def test_a_process_may_raise_its_limit_of_open_files_to_what_the_system_allows()
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.split("\n")[0] == "512 (512, 512)", done.stderr
+
+
+def test_a_system_that_refuses_to_open_more_files_stops_nobody(monkeypatch):
+    def refused(which, limits):
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refused)
+    assert raise_file_limit() == 256
 
 
 def test_progress_is_one_line_of_a_terminal_drawn_once_a_percent_and_nothing_elsewhere(monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """The wire under attack: each refusal by its code, peers that misbehave at every stage, and evidence that verifies.
 
 Run: `python -m pytest tests/test_wire.py`. Loopback only; bad peers and bad callers speak through raw sockets.
-Read next: `wire.py`.
+Read next: `wire/server.py`.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import ipaddress
 import json
 import logging
 import random
+import socket
 import time
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from bittensor.sp_core import CRYPTO_ED25519, CRYPTO_SR25519, Keypair
 from multidict import CIMultiDict
 
 from protocol import Code, ProtocolError
-from wire import client, signing
+from wire import client, connections, signing
 from wire import server as server_module
 from wire.codec import digest
 
@@ -687,25 +688,201 @@ def test_full_buckets_are_forgotten_and_keys_are_apart():
 
 
 def test_an_ipv6_host_has_one_bucket_for_its_64_bit_network():
-    assert server_module._address_key("10.0.0.1") != server_module._address_key("10.0.0.2")
-    assert server_module._address_key("2001:db8::1") == server_module._address_key("2001:db8::ffff:1")
-    assert server_module._address_key("2001:db8::1") != server_module._address_key("2001:db8:0:1::1")
-    assert server_module._address_key("fe80::1%eth0") == server_module._address_key("fe80::2")
+    key = connections.address_key
+    assert key("10.0.0.1") != key("10.0.0.2")
+    assert key("2001:db8::1") == key("2001:db8::ffff:1") != key("2001:db8:0:1::1")
+    assert key("fe80::1%eth0") == key("fe80::2")
+    assert key("::ffff:10.0.0.1") == key("10.0.0.1")
+    assert len(key("no address" * 1000)) == 64
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [{"address_per_second": 2.0, "address_burst": 3}, {"hotkey_per_second": 2.0, "hotkey_burst": 3}],
-)
-def test_too_many_requests_are_refused_until_time_passes(limits):
+def test_too_many_requests_of_a_caller_are_refused_until_time_passes():
     async def main():
         now = 1000.0
+        limits = {"hotkey_per_second": 2.0, "hotkey_burst": 3, "address_burst": 1, "address_per_second": 0.001}
         async with miner(clock=lambda: now, **limits) as port, client.client_session(1) as session:
             replies = [await ask(port, session) for _ in range(4)]
             assert [reply.code for reply in replies] == [Code.ACCEPTED] * 3 + [Code.HTTP_STATUS]
             assert replies[3].detail.startswith("429 rate_limited: ")
             now += 0.5
             assert [(await ask(port, session)).code for _ in range(2)] == [Code.ACCEPTED, Code.HTTP_STATUS]
+
+    asyncio.run(main())
+
+
+def test_too_many_refusals_of_an_address_are_refused_until_time_passes():
+    async def main():
+        now = 1000.0
+        async with miner(clock=lambda: now, address_per_second=2.0, address_burst=3) as port:
+            codes = [(await send(port, signed(key=EVE)))[1]["code"] for _ in range(4)]
+            assert codes == ["not_registered"] * 3 + ["rate_limited"]
+            assert (await ask(port)).detail.startswith("429 rate_limited: ")
+            now += 0.5
+            assert (await ask(port)).code is Code.ACCEPTED
+            assert [(await send(port, {}))[1]["code"] for _ in range(2)] == ["auth_missing", "rate_limited"]
+
+    asyncio.run(main())
+
+
+def test_192_asks_at_once_of_64_validators_behind_one_address_are_all_answered():
+    validators = [Keypair.create_from_uri(f"//validator{n}") for n in range(64)]
+
+    async def one(port, session, key):
+        options = {"keypair": key, "receiver": BOB.ss58_address, "max_reply_bytes": LIMIT, "total_seconds": 20}
+        return (await client.ask(session, f"http://127.0.0.1:{port}/rebalance", QUERY, **options)).code
+
+    async def main():
+        gate = gate_of(*(key.ss58_address for key in validators))
+        async with miner(gate=gate, max_handling=192) as port, client.client_session(0) as session:
+            return await asyncio.gather(*(one(port, session, key) for key in validators * 3))
+
+    assert set(asyncio.run(main())) == {Code.ACCEPTED}
+
+
+def test_a_trusted_proxy_says_who_calls_and_nobody_else_does():
+    async def main(trusted, *forwarded):
+        limits = {"address_per_second": 0.001, "address_burst": 1, "trusted_proxies": trusted}
+        async with miner(**limits) as port:
+            found = []
+            for told in forwarded:
+                found.append((await send(port, {"X-Forwarded-For": told} if told else {}))[1]["code"])
+            return found
+
+    proxies = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("10.9.0.0/16"))
+    once, twice = ["auth_missing"], ["auth_missing", "rate_limited"]
+    assert asyncio.run(main((), "1.1.1.1", "1.1.1.2")) == twice
+    assert asyncio.run(main(proxies, "1.1.1.1", "1.1.1.2", "1.1.1.1")) == once + twice
+    assert asyncio.run(main(proxies, "9.9.9.9, 1.1.1.1", "8.8.8.8, 1.1.1.1")) == twice
+    assert asyncio.run(main(proxies, "1.1.1.1, 10.9.1.1", "1.1.1.2, 10.9.1.1")) == once * 2
+    assert asyncio.run(main(proxies, None, "", "nonsense", "x" * 3000)) == [*twice, *once * 2]
+
+
+def test_the_options_of_limits_are_kept_to():
+    options = SimpleNamespace(trusted_proxy=[ipaddress.ip_network("10.0.0.0/8")], address_limit=7.0)
+    found = server_module.limited(server_module.Limits(), options)
+    assert (found.address_per_second, found.address_burst) == (7.0, 14.0) and found.trusted_proxies
+    none = SimpleNamespace(trusted_proxy=None, address_limit=None)
+    assert server_module.limited(server_module.Limits(), none) == server_module.Limits()
+    assert server_module.limited(server_module.Limits(), SimpleNamespace(trusted_proxy=None, address_limit=0)) == (
+        server_module.Limits(address_per_second=1e9, address_burst=2e9)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Connections
+
+
+REFUSED = b"POST /rebalance HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+FOREIGN = REFUSED.replace(b"Host: x", b"Host: x\r\nX-Bittensor-Receiver: " + EVE.ss58_address.encode())
+
+
+@pytest.mark.parametrize("request_", [REFUSED, FOREIGN, b"nonsense\r\n\r\n", REFUSED.replace(b"/re", b"/no")])
+def test_a_refusal_closes_the_connection_whatever_was_sent_behind_the_request(request_):
+    async def main():
+        async with miner() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request_ * 100)
+            data = b""
+            with suppress(ConnectionResetError):
+                async with asyncio.timeout(3):
+                    data = await reader.read()
+            writer.close()
+            assert data.count(b"HTTP/1.1") <= 1
+
+    asyncio.run(main())
+
+
+def test_who_does_not_take_its_answer_is_cut_off(monkeypatch):
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.3)
+
+    async def long(caller, body):
+        return bytes(20_000_000)
+
+    async def main():
+        async with miner(long) as port:
+            sock = socket.create_connection(("127.0.0.1", port))
+            headers = "".join(f"{name}: {value}\r\n" for name, value in signed().items())
+            sock.sendall(f"POST /rebalance HTTP/1.1\r\nContent-Length: {len(QUERY)}\r\n{headers}\r\n".encode() + QUERY)
+            await asyncio.sleep(1.5)
+            sock.settimeout(5)
+            taken = 0
+            with suppress(ConnectionResetError):
+                while piece := await asyncio.to_thread(sock.recv, 2**20):
+                    taken += len(piece)
+            sock.close()
+            assert taken < 20_000_000
+
+    asyncio.run(main())
+
+
+def test_connections_of_one_address_are_capped_and_those_of_others_go_on():
+    async def main():
+        async with miner(address_connections=5) as port:
+            peers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
+            await asyncio.sleep(0.1)
+            gone = [reader.at_eof() or reader.exception() is not None for reader, _ in peers]
+            assert gone == [False] * 5 + [True] * 3
+            async with client.client_session(1) as session, asyncio.timeout(5):
+                assert (await ask(port, session)).code is Code.UNREACHABLE
+                peers[0][1].transport.abort()
+                await asyncio.sleep(0.1)
+                assert (await ask(port, session)).code is Code.ACCEPTED
+            for _, writer in peers:
+                writer.close()
+
+    asyncio.run(main())
+
+
+def test_when_all_places_are_taken_the_oldest_of_who_has_most_gives_way():
+    class Made(asyncio.Protocol):
+        pass
+
+    class Transport:
+        aborted = False
+
+        def __init__(self, address):
+            self.address = address
+
+        def get_extra_info(self, _):
+            return (self.address, 1)
+
+        def set_write_buffer_limits(self, _):
+            pass
+
+        def abort(self):
+            self.aborted = True
+
+    places = connections.Connections(Made, 4, 3, (ipaddress.ip_network("10.0.0.0/8"),))
+
+    def connect(address):
+        transport = Transport(address)
+        places().connection_made(transport)
+        return transport
+
+    mine = [connect("1.1.1.1") for _ in range(4)]
+    assert [one.aborted for one in mine] == [False, False, False, True] and places.open == 3
+    others = [connect("2.2.2.2"), connect("3.3.3.3")]
+    assert [one.aborted for one in mine[:3] + others] == [True, False, False, False, False] and places.open == 4
+    proxied = [connect("10.0.0.1") for _ in range(5)]
+    assert places.open == 4 and not proxied[-1].aborted and sum(one.aborted for one in proxied) > 0
+
+
+def test_a_caller_that_left_is_not_worked_for_any_longer():
+    async def main():
+        entered, left = asyncio.Event(), asyncio.Event()
+
+        async def slow(caller, body):
+            entered.set()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                left.set()
+                raise
+
+        async with miner(slow) as port:
+            await ask(port, total_seconds=0.5)
+            async with asyncio.timeout(3):
+                await left.wait()
 
     asyncio.run(main())
 

@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -30,9 +30,11 @@ from bittensor import http_auth
 from bittensor.sp_core import CRYPTO_SR25519, verify
 
 from protocol import MAX_QUERY_BYTES, Code, ProtocolError
+from runtime.process import number, raise_file_limit
 from wire.body import read_body
 from wire.client import MAX_DETAIL_CHARS, PARSER_LIMITS
 from wire.codec import canonical, digest
+from wire.connections import Connections, Networks, address_key, within
 from wire.signing import ANSWER_HEADER, HOTKEY_TEXT, MAX_AGE_SECONDS, MAX_SKEW_SECONDS, WireError, answer_payload
 from wire.text import one_line
 
@@ -128,6 +130,9 @@ class RateLimit:
         self.per_second, self.burst, self.clock = per_second, burst, clock
         self.buckets: dict[str, tuple[float, float]] = {}  # tokens and when; the longest untouched first
 
+    def has(self, key: str) -> bool:
+        return self._refilled(key, self.clock()) >= 1
+
     def take(self, key: str) -> bool:
         """One token of `key`'s bucket: was there one?"""
         now = self.clock()
@@ -153,7 +158,10 @@ class Limits:
         max_reading: requests being read and verified at once. Anyone can take these, at most
             `address_burst + address_per_second * body_seconds` for each address.
         max_handling: requests past all checks at once; only admitted callers can take these.
-        address_per_second, address_burst: requests of one IP address (IPv6: one /64), before any work is done.
+        address_per_second, address_burst: requests of one IP address (IPv6: one /64) that are refused before their
+            caller is known and admitted; when they are used up, nobody is heard from there until there are more.
+        max_connections, address_connections: open at once, in all and of one address.
+        trusted_proxies: whose `X-Forwarded-For` says the address, and whose connections are capped only in all.
         hotkey_per_second, hotkey_burst: admitted requests of one hotkey.
     """
 
@@ -164,8 +172,41 @@ class Limits:
     max_handling: int = 64
     address_per_second: float = 50.0
     address_burst: float = 100.0
+    max_connections: int = 1024
+    address_connections: int = 256
+    trusted_proxies: Networks = ()
     hotkey_per_second: float = 20.0
     hotkey_burst: float = 40.0
+
+
+_LIMITS = web.AppKey("limits", Limits)
+
+
+def add_limit_options(add: Callable) -> None:
+    """`--trusted-proxy` and `--address-limit` for a parser's or group's `add_argument`; read by `limited`."""
+    add(
+        "--trusted-proxy",
+        action="append",
+        type=ipaddress.ip_network,
+        metavar="CIDR",
+        help="address or network of a proxy before this server, whose X-Forwarded-For says who calls; give several",
+    )
+    add(
+        "--address-limit",
+        type=number(0, 1e6, float),
+        metavar="N",
+        help="refused requests per second that one address may make before nobody is heard from there, 0 any number"
+        f" (default: {Limits().address_per_second:g}); raise it where callers share an address",
+    )
+
+
+def limited(limits: Limits, options: Any) -> Limits:
+    """The same limits as the options change them."""
+    limits = replace(limits, trusted_proxies=tuple(options.trusted_proxy or ()))
+    if options.address_limit is not None:
+        rate = options.address_limit or 1e9
+        limits = replace(limits, address_per_second=rate, address_burst=2 * rate)
+    return limits
 
 
 def build_app(
@@ -186,7 +227,8 @@ def build_app(
         clock: seconds, for the rates.
     """
     app = web.Application()
-    app.router.add_route("*", "/{anything:(?s:.*)}", _Server(keypair, gate, routes, limits or Limits(), clock).respond)
+    app[_LIMITS] = limits = limits or Limits()
+    app.router.add_route("*", "/{anything:(?s:.*)}", _Server(keypair, gate, routes, limits, clock).respond)
     return app
 
 
@@ -194,11 +236,16 @@ def build_app(
 async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
     """Serve `app` inside the block and give the port it listens on; 0 means any free one.
 
+    Connections are capped, refusals and stalled answers close them; handlers of `build_app` end when their caller left.
+
     Raises:
         WireError: the address cannot be listened on.
     """
+    limits = app.get(_LIMITS, Limits())
+    app.on_response_prepare.append(_close_refused)
     runner = web.AppRunner(
         app,
+        handler_cancellation=_LIMITS in app,
         access_log=None,
         logger=_http_log,
         auto_decompress=False,
@@ -210,14 +257,30 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port, backlog=512).start()
+            connections = Connections(
+                runner.server,
+                min(limits.max_connections, max(64, raise_file_limit() // 2)),
+                limits.address_connections,
+                limits.trusted_proxies,
+            )
+            listening = await asyncio.get_running_loop().create_server(connections, host, port, backlog=512)
         except (OSError, OverflowError) as error:
             busy = getattr(error, "errno", None) == errno.EADDRINUSE
             problem = "the port is in use; stop the other process" if busy else f"{error}; choose another address"
             raise WireError(f"cannot listen on {host} port {port}: {problem} or choose another port") from error
-        yield runner.addresses[0][1]
+        try:
+            yield listening.sockets[0].getsockname()[1]
+        finally:
+            listening.close()
     finally:
         await runner.cleanup()
+
+
+async def _close_refused(request: web.Request, response: web.StreamResponse) -> None:
+    """Whoever is refused has to connect again, which costs both sides as much: no flood of requests in one stream."""
+    if response.status >= 400:
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 class _Server:
@@ -235,15 +298,17 @@ class _Server:
 
     async def respond(self, request: web.Request) -> web.Response:
         """The answer, or the refusal that says why not."""
+        source, admitted = address_key(self._source(request)), False
         try:
             # A validator asks every published endpoint. Who publishes this one as theirs must not spend its rate here.
             receiver = request.headers.get(http_auth.HEADER_RECEIVER, self.hotkey)
             if receiver != self.hotkey and HOTKEY_TEXT.fullmatch(receiver):
                 raise ProtocolError(Code.AUTH_RECEIVER, f"the request is for {receiver}, here is {self.hotkey}")
-            if not self.addresses.take(_address_key(request.remote or "")):
-                limit = f"more than {self.limits.address_per_second:g} requests/s"
+            if not self.addresses.has(source):
+                limit = f"more than {self.limits.address_per_second:g} refused requests/s"
                 raise ProtocolError(Code.RATE_LIMITED, f"{limit} from here")
             if _DENDRITE_HEADER in request.headers:
+                self.addresses.take(source)
                 return _refusal(Code.AUTH_MISSING, _DENDRITE_DETAIL, status=426)
             handler = self.routes.get(request.raw_path.partition("?")[0])
             if handler is None or request.method != "POST":
@@ -253,6 +318,7 @@ class _Server:
                 body = await read_body(request, self.limits.max_body_bytes, self.limits.body_seconds)
                 nonce, caller = _verify(headers, body, request.raw_path, self.hotkey, self.nonces)
             self.gate.check(caller)
+            admitted = True  # from here on the limit by hotkey decides
             if not self.callers.take(caller):
                 limit = f"more than {self.limits.hotkey_per_second:g} requests/s"
                 raise ProtocolError(Code.RATE_LIMITED, f"{limit} by {caller}")
@@ -261,11 +327,21 @@ class _Server:
             signature = self.keypair.sign(answer_payload(digest(body), nonce, caller, self.hotkey, answer))
             return web.Response(body=answer, content_type="application/json", headers={ANSWER_HEADER: signature.hex()})
         except ProtocolError as error:
+            if not admitted and error.code not in (Code.AUTH_RECEIVER, Code.BUSY):
+                self.addresses.take(source)
             return _refusal(error.code, error.detail, status=_STATUS.get(error.code, 400))
         except Exception:
             log.exception("request to %s failed", request.path)
             detail = "the handler failed or took too long; see the server's log"
             return _refusal(Code.HANDLER_FAILED, detail, status=500)
+
+    def _source(self, request: web.Request) -> str:
+        """Who calls: the last address that no trusted proxy has."""
+        address, trusted = request.remote or "", self.limits.trusted_proxies
+        told = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",") if trusted else []
+        while told and within(address, trusted):
+            address = told.pop().strip() or address
+        return address
 
 
 def _refusal(code: Code, detail: str, *, status: int) -> web.Response:
@@ -281,13 +357,6 @@ async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
         raise ProtocolError(Code.BUSY, "too many requests at the same time; try later")
     async with slots:
         yield
-
-
-def _address_key(address: str) -> str:
-    """Whose bucket: an IPv4 address, or the /64 of an IPv6 address, which one host has to itself."""
-    if ":" not in address:
-        return address
-    return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
 
 
 def _auth_headers(request: web.Request) -> dict[str, str]:
