@@ -242,7 +242,8 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         WireError: the address cannot be listened on.
     """
     limits = app.get(_LIMITS, Limits())
-    app.on_response_prepare.append(_close_refused)
+    if not app.frozen:  # else it has been served before
+        app.on_response_prepare.append(_close_refused)
     runner = web.AppRunner(
         app,
         handler_cancellation=_LIMITS in app,
