@@ -44,6 +44,7 @@ from markets.base import Market, MarketEnded, MarketError, MarketGap
 from markets.recordings import RecordingError
 from protocol import ASK_SECONDS, MAX_QUERY_BYTES, Block, Code, Entrant, Job, RoundResult
 from runtime.db import StoreError
+from runtime.hidden import hide
 from runtime.options import add_chain_options, add_logging_options, add_market_options, parse_options
 from runtime.process import Parser, raise_file_limit, run
 from scoring import Standing
@@ -138,7 +139,9 @@ class Validator:
         except Exception as error:
             log.exception("%s failed", round_id)
             with suppress(AlreadyFinished):  # it failed after its result was stored
-                await self._void(round_id, Code.VOID_INTERRUPTED, f"{type(error).__name__}: {error}")
+                await self._void(
+                    round_id, Code.VOID_INTERRUPTED, f"an unexpected {type(error).__name__}; the log says where"
+                )
 
     async def _evaluation(self, mechanism: Mechanism, job: Job, round_id: str, start: int, begun: Opened) -> None:
         """All miners, simulated. What an earlier run of this round has stored is not asked again."""
@@ -326,6 +329,7 @@ class Validator:
     # -- what comes of it
 
     async def _void(self, round_id: str, code: Code, detail: str, asked=0, close_block: int | None = None) -> None:
+        detail = hide(detail)
         await self._finish(round_id, RoundResult(code, detail), close_block, asked, {}, 0)
         skip = round_id.rsplit(":", 2)[0], code
         skipped, known = code.startswith("live"), skip in self._skips

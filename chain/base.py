@@ -269,8 +269,9 @@ def check_weights(
         raise Refused("NeuronNoValidatorPermit", f"uid {me.uid} has no validator permit")
     if unknown := vector.keys() - {neuron.uid for neuron in graph.neurons}:
         raise Refused("UidVecContainInvalidOne", f"uid {min(unknown)}, the subnet has {len(graph.neurons)} uids")
-    if len(vector) < params.min_allowed_weights and not only_itself:
-        raise Refused("WeightVecLengthIsLow", f"{len(vector)} non-zero weights, at least {params.min_allowed_weights}")
+    fewest = min(params.min_allowed_weights, len(graph.neurons))  # a young subnet has fewer
+    if len(vector) < fewest and not only_itself:
+        raise Refused("WeightVecLengthIsLow", f"{len(vector)} non-zero weights, at least {fewest}")
     largest, total = max(vector.values()), sum(vector.values())
     if largest * U16_MAX > params.max_weight * total and not only_itself:
         raise Refused("MaxWeightExceeded", f"a part of {largest}/{total}, at most {params.max_weight}/{U16_MAX}")

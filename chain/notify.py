@@ -20,6 +20,7 @@ from typing import NamedTuple
 import aiohttp
 
 from chain.base import Next, WriteOutcome
+from runtime.hidden import hide
 from runtime.options import Setting, add_settings, url
 from runtime.passwords import Secret
 
@@ -161,6 +162,7 @@ def posting_session() -> aiohttp.ClientSession:
 
 async def post(session: aiohttp.ClientSession, webhook: Secret, text: str) -> Reply:
     """Send one message; never raises, and what it returns never holds the address."""
+    text = hide(text)
     if len(text) > MAX_TEXT:
         text = text[: MAX_TEXT - 4] + " ..."
     plain = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)

@@ -14,6 +14,7 @@ from bittensor.keyfiles import Keyfile
 from bittensor.sp_core import CRYPTO_SR25519, KeyfileError, WrongPasswordError, ss58_decode, ss58_encode
 
 from chain.base import ChainError
+from runtime.hidden import hide
 
 MAX_DETAIL_CHARS = 300
 
@@ -80,5 +81,5 @@ def check_address(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no detail"
+    text = hide(" ".join(str(error).split())) or "no detail"
     return f"{type(error).__name__}: {text[:MAX_DETAIL_CHARS]}"

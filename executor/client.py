@@ -18,6 +18,7 @@ import aiohttp
 
 from liquidity.executions import Order, Report
 from protocol import Code, ProtocolError
+from runtime.hidden import hide
 from wire.body import read_at_most
 from wire.codec import decode, encode
 
@@ -65,8 +66,8 @@ async def place(bot: Bot, order: Order, seconds: float) -> Report:
         except TimeoutError:
             break
         except (aiohttp.ClientError, OSError) as error:
-            said = f"{type(error).__name__} {error}"
+            said = f"the bot cannot be reached ({type(error).__name__})"
         except ProtocolError as error:
             said = f"HTTP {reply.status}, {error.detail}"
         await asyncio.sleep(max(0.0, min(POLL_SECONDS, until - time.monotonic())))
-    return Report(order.decision, Code.EXECUTION_UNKNOWN, f"no final report within {seconds:g} s: {said}"[:500])
+    return Report(order.decision, Code.EXECUTION_UNKNOWN, f"no final report within {seconds:g} s: {hide(said)}"[:500])

@@ -19,6 +19,7 @@ from executor.execution import Executor
 from executor.wallet import read_text
 from liquidity.executions import Order, Report
 from protocol import MAX_TEXT_CHARS, Code, ProtocolError
+from runtime.hidden import conceal, hide
 from runtime.process import UserError
 from wire.body import read_body
 from wire.codec import decode, encode
@@ -124,13 +125,14 @@ class Door:
         return report or self._pending(decision)
 
     def _pending(self, decision: str) -> Report:
-        detail = one_line(self._bot.said or "its turn has not come", MAX_TEXT_CHARS)
+        detail = one_line(hide(self._bot.said) or "its turn has not come", MAX_TEXT_CHARS)
         return Report(decision, Code.EXECUTION_PENDING, detail)
 
 
 def read_api_key(path: Path) -> str:
     """The first line of a file that nobody else may read. Raises `UserError`."""
     key = read_text(path, "API key file").partition("\n")[0].strip()
+    conceal(key)
     if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable():
         raise UserError(f"API key file {path}: its first line must be a key of at least {MIN_API_KEY_CHARS} characters")
     return key

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from runtime.hidden import conceal
 from runtime.passwords import Secret, read_executor_key
 from runtime.process import EXIT_USAGE, LOG_FILE_BYTES, LOG_FILES_KEPT, LOG_LEVELS, UserError, number
 
@@ -50,6 +51,7 @@ def url(*schemes: str) -> Callable[[str], str]:
         with suppress(ValueError):
             parts = urlsplit(value)
             if parts.scheme in schemes and parts.hostname and parts.port != 0 and value.isprintable():
+                conceal(value)
                 return value
         raise argparse.ArgumentTypeError(f"is no address like {schemes[-1]}://HOST")
 

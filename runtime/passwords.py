@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from runtime.hidden import HIDDEN, conceal
 from runtime.process import UserError
 
 MAX_PASSWORD_BYTES = 2**12
@@ -26,8 +27,9 @@ PASSWORD_COMMAND_SECONDS = 60  # in all; a first `gcloud` call takes several
 class Secret:
     """A value that no print, log or traceback shows; `reveal()` where it is used."""
 
-    def __init__(self, value: str, shown: str = "*****"):
+    def __init__(self, value: str, shown: str = HIDDEN):
         self._value, self._shown = value, shown
+        conceal(value)
 
     def reveal(self) -> str:
         return self._value
@@ -139,4 +141,5 @@ def _first_line(data: bytes, what: str, kind: str = "password") -> str:
         raise UserError(f"{what}: the {kind} is no UTF-8") from None
     if not line:
         raise UserError(f"{what}: the first line, which should be the {kind}, is empty")
+    conceal(line)
     return line

@@ -26,6 +26,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import NoReturn
 
+from runtime.hidden import hide
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR")  # TRACE: the libraries' DEBUG too
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -111,7 +113,13 @@ def raise_file_limit() -> int:
 
 
 class _Plain(logging.Formatter):
-    """One line a record: control characters, which a peer may have chosen, cannot start another or steer a terminal."""
+    """One line a record: control characters, which a peer may have chosen, cannot start another or steer a terminal.
+
+    Like `_Json` it shows no secret that is known: a library's text may quote one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return super().formatMessage(record).translate(_ESCAPES)
@@ -129,9 +137,9 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         seconds, milliseconds = divmod(int(record.created * 1000), 1000)
         at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03}Z"
-        plain = {"time": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        plain = {"time": at, "level": record.levelname, "logger": record.name, "message": hide(record.getMessage())}
         if record.exc_info:
-            plain["exception"] = self.formatException(record.exc_info)
+            plain["exception"] = hide(self.formatException(record.exc_info))
         return json.dumps(plain)  # ASCII: nothing in it can break the line or the encoding
 
 
@@ -158,9 +166,8 @@ def log_to(level: str, log_json: bool = False, log_file: str | None = None) -> N
     logging.basicConfig(level="DEBUG" if level == "TRACE" else level, handlers=handlers)
     for library in LIBRARIES:
         logging.getLogger(library).setLevel("NOTSET" if level == "TRACE" else "WARNING")
-    if log_json or log_file:
-        logging.captureWarnings(True)
-        sys.excepthook = _log_uncaught
+    sys.excepthook = _log_uncaught
+    logging.captureWarnings(log_json or bool(log_file))
 
 
 def _log_uncaught(kind, error, traceback) -> None:
@@ -202,7 +209,7 @@ def run(
 
 
 def _complain(error: BaseException, logged: bool) -> int:
-    line = f"{error}".replace("\n", " ")
+    line = hide(f"{error}".replace("\n", " "))
     if logged:
         log.error(line)
     else:
