@@ -213,8 +213,6 @@ class LocalChain:
             rules, graph = ledger.rules_of(subnet), ledger.metagraph_of(db, subnet)
             vector = checked_vector(weights, mechid, rules.mechanism_count)
             params = ledger.weight_params_of(db, subnet, self.hotkey, mechid)
-            fewest = min(params.min_allowed_weights, len(graph.neurons))  # a young subnet has fewer
-            params = dataclasses.replace(params, min_allowed_weights=fewest)
             own = check_weights(vector, version_key, params, graph, self.hotkey, rules.stake_threshold_rao)
             row = {"mechid": mechid, "uid": own.uid, "block": graph.block, "vector": json.dumps(vector)}
             insert(db, "weights", [row], "INSERT OR REPLACE")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from web3 import Web3
@@ -20,6 +21,8 @@ NULL_ADDRESS = "0x" + "0" * 40
 ADDRESS = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
 HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 QUANTITY = re.compile("0x[0-9a-fA-F]{1,64}")
+MAX_NUMBER = 2**48  # of a block, of unix seconds, of a place within a block
+SPARE_BYTES = 16 << 10  # that an answer may have beside its types' words: lists, and what no type names
 
 _codec = Web3().codec
 
@@ -46,6 +49,13 @@ def integer(answer: Any) -> int:
     return int(answer, 16)
 
 
+def number(answer: Any) -> int:
+    """A quantity that counts blocks, seconds or logs. Raises `Malformed`."""
+    if (value := integer(answer)) >= MAX_NUMBER:
+        raise Malformed(f"{answer} is too large")
+    return value
+
+
 def _decode(types: Sequence[str], data: bytes) -> tuple:
     """Strict: numbers within their types, no dirt in the padding. Raises `Malformed`."""
     try:
@@ -68,11 +78,18 @@ class Function:
         transaction = {"to": to, "data": data} | ({"from": sender} if sender else {})
         return "eth_call", [transaction, {"blockHash": block_hash, "requireCanonical": True}]
 
-    def read(self, result: Any) -> tuple | None:
-        """What it returned; None where the contract has no such function. Raises `Malformed`."""
+    def read(self, result: Any, spare_bytes: int = SPARE_BYTES) -> tuple | None:
+        """What it returned; None where the contract has no such function.
+
+        Raises:
+            Malformed: it is of other types, or has more than `spare_bytes` beside a word for each; it is not decoded
+                then, as pointers into one blob can make hundreds of times its size of it.
+        """
         if isinstance(result, Refusal) or result == "0x":
             return None
         try:
+            if len(result) > 2 + 2 * (32 * len(self.returns) + spare_bytes):
+                raise ValueError(f"{len(result) // 2} bytes are more than can be meant")
             return _decode(self.returns, bytes.fromhex(result.removeprefix("0x")))
         except (ValueError, AttributeError, Malformed) as error:
             raise Malformed(f"{self.name}() returned {str(result)[:80]!r}: {error}") from error
@@ -130,28 +147,40 @@ class Log(NamedTuple):
     address: str
     name: str
     values: tuple
+    order: int = 0  # of the transaction in the block
 
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, Malformed) as error:
+    except Exception as error:  # whatever it was: no node should have said it
         raise Malformed(f"a {what} that cannot be: {type(error).__name__} {error}"[:160]) from error
 
 
-@_reading("log")
-def read_logs(raws: list) -> list[Log]:
-    """Check the logs of an answer. Raises `Malformed`."""
-    return [_log(raw) for raw in raws]
-
-
 def _log(raw: Any) -> Log:
-    kind, block_hash = _LOG_TYPES[raw["topics"][0]], raw["blockHash"]
-    if raw.get("removed") or not HASH.fullmatch(block_hash):
-        raise ValueError("it is not in the chain")
-    place, values = (integer(raw["blockNumber"]), integer(raw["logIndex"])), kind.read(raw["topics"], raw["data"])
-    return Log(*place, block_hash, raw["transactionHash"], raw["address"].lower(), kind.name, values)
+    kind, hashes = _LOG_TYPES[raw["topics"][0]], (raw["blockHash"], raw["transactionHash"])
+    if not all(map(HASH.fullmatch, hashes)):
+        raise ValueError("its hashes are none")
+    place, order = (number(raw["blockNumber"]), number(raw["logIndex"])), number(raw.get("transactionIndex", "0x0"))
+    values = kind.read(raw["topics"], raw["data"])
+    return Log(*place, *hashes, raw["address"].lower(), kind.name, values, order)
+
+
+@_reading("log")
+def read_logs(*answers: list) -> list[Log]:
+    """The logs of answers in the chain's order, each once, without those that are said to be removed.
+
+    Some nodes count a log's index anew in each transaction: in their blocks it is counted on, by the order of
+    transactions. Raises `Malformed`: one cannot be, or two that differ are in one place.
+    """
+    told = {_log(raw) for answer in answers for raw in answer if raw.get("removed") in (None, False)}
+    logs = sorted(told, key=lambda one: (one.block, one.order, one.index))
+    anew = {a.block for a, b in pairwise(logs) if a.block == b.block and a.order < b.order and a.index >= b.index}
+    logs = [one._replace(index=one.order << 20 | one.index) if one.block in anew else one for one in logs]
+    if len({one[:2] for one in logs}) < len(logs):
+        raise ValueError("one is told twice")
+    return logs
 
 
 class Header(NamedTuple):
@@ -168,7 +197,7 @@ class Header(NamedTuple):
 @_reading("block")
 def read_header(raw: Any) -> Header:
     """Check one block of an answer. Raises `Malformed`."""
-    header = Header(integer(raw["number"]), integer(raw["timestamp"]), raw["hash"], raw["parentHash"])
+    header = Header(number(raw["number"]), number(raw["timestamp"]), raw["hash"], raw["parentHash"])
     if not (HASH.fullmatch(header.hash) and HASH.fullmatch(header.parent)):
         raise ValueError("its hash is none")
     return header
@@ -188,9 +217,9 @@ class Receipt(NamedTuple):
 @_reading("receipt")
 def read_receipt(raw: Any) -> Receipt:
     """Check one receipt of an answer. Raises `Malformed`."""
-    block, gas_used = integer(raw["blockNumber"]), integer(raw["gasUsed"])
+    block, gas_used = number(raw["blockNumber"]), integer(raw["gasUsed"])
     gas_wei = gas_used * integer(raw["effectiveGasPrice"]) + integer(raw.get("l1Fee") or "0x0")
-    places = frozenset((block, integer(log["logIndex"])) for log in raw["logs"])
+    places = frozenset((block, number(log["logIndex"])) for log in raw["logs"])
     return Receipt(block, integer(raw["status"]) == 1, raw["from"].lower(), gas_used, gas_wei, places)
 
 

@@ -19,6 +19,7 @@ import asyncio
 import logging
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -84,37 +85,32 @@ class Reader:
             to = ["0x" + vault[2:].rjust(64, "0") for vault in sorted(vaults)]
             calls.append(("eth_getLogs", [manager | {"topics": [TRANSFER.topic, None, to]}]))
         from_block, to_block, *found = await self._ask(calls, first, last, endpoints)
-        parts = list(map(read_logs, found))
-        if ids := sorted({one.values[2] for part in parts[1:] for one in part} | tokens.keys()):
+        if ids := sorted({one.values[2] for one in read_logs(*found[1:])} | tokens.keys()):
             topics = [[kind.topic for kind in MANAGER_LOGS], [f"0x{token_id:064x}" for token_id in ids]]
-            found = await self._ask([("eth_getLogs", [manager | {"topics": topics}])], first, last, endpoints)
-            parts += map(read_logs, found)
-        logs = sorted(one for part in parts for one in part)
-        places = [one[:2] for one in logs]
-        if len(set(places)) != len(places):
-            raise Malformed("a log is told twice")
+            found += await self._ask([("eth_getLogs", [manager | {"topics": topics}])], first, last, endpoints)
+        logs = read_logs(*found)
         if logs and not first <= logs[0].block <= logs[-1].block <= last:
             raise Malformed(f"logs of other blocks than {first} to {last}")
         if any(one.address not in (*addresses, self.contract.manager) for one in logs):
             raise Malformed("logs of another contract")
-        await self._compare(calls[2], {one[:2] for one in parts[0]}, endpoints)
+        await self._compare(calls[2], Counter(map(_without_index, read_logs(found[0]))), endpoints)
         headers = {number: checked_header(raw, number) for number, raw in ((first, from_block), (last, to_block))}
         wanted = sorted({one.block for one in logs} - headers.keys())
         return logs, headers | await self.headers(wanted, endpoints)
 
-    async def _compare(self, call: tuple[str, list], mine: set, endpoints: set[Endpoint]) -> None:
+    async def _compare(self, call: tuple[str, list], mine: Counter, endpoints: set[Endpoint]) -> None:
         """Where there is another endpoint, it must not know of a log that these left out: not all leave traces."""
         if len(self.rpc.endpoints) == 1 or not (second := await self.rpc.second([call], endpoints)):
             return
         try:
-            places = {one[:2] for one in read_logs(second[0])}
+            theirs = Counter(map(_without_index, read_logs(second[0])))
         except Malformed as error:
             self.rpc.distrust(second.endpoints, str(error))
             return
-        if lost := mine - places:
-            self.rpc.distrust(second.endpoints, f"{len(lost)} logs are missing, the first in block {min(lost)[0]}")
-        if lost := places - mine:
-            raise Malformed(f"{len(lost)} logs are missing, the first in block {min(lost)[0]}")
+        if lost := mine - theirs:
+            self.rpc.distrust(second.endpoints, f"{lost.total()} logs are missing, the first in block {min(lost)[0]}")
+        if lost := theirs - mine:
+            raise Malformed(f"{lost.total()} logs are missing, the first in block {min(lost)[0]}")
 
     async def _ask(self, calls: list, first: int, last: int, endpoints: set[Endpoint]) -> list:
         answers = await self.rpc.batch(calls, refusable=True)
@@ -133,7 +129,7 @@ class Reader:
 
     async def headers(self, numbers: Sequence[int], endpoints: set[Endpoint]) -> dict[int, Header]:
         """Headers by number; `endpoints` is given those that answered. Raises `RpcError`."""
-        answers = await self.rpc.batch([header_call(number) for number in numbers], usable=bool)
+        answers = await self.rpc.batch([header_call(number) for number in numbers], usable=read_header)
         endpoints |= answers.endpoints
         return {number: checked_header(raw, number) for number, raw in zip(numbers, answers, strict=True)}
 
@@ -152,6 +148,10 @@ class Reader:
             except Malformed as error:
                 self.rpc.distrust(error.endpoints, str(error))
         return await read(self.rpc, self.contract, *arguments)
+
+
+def _without_index(log: Log) -> tuple:
+    return log.block, *log[3:]  # nodes count it differently; what it says they cannot
 
 
 def checked_header(raw: Any, number: int) -> Header:
@@ -241,6 +241,8 @@ class Follower:
         while True:
             try:
                 await self.catch_up()
+            except Malformed as error:
+                self.rpc.distrust_last(str(error))
             except (RpcError, MarketError, sqlite3.Error) as error:  # a full disk, say; nothing is half written
                 log.warning("the chain cannot be followed just now: %s", error)
             except Exception:
@@ -296,7 +298,13 @@ class Follower:
             events, released = to_events(mine, self.contract, times, names, tip.released)
             tip.pool, events = await asyncio.to_thread(follow_to, tip.pool, events, state)
             tip.block = last_block
-        except (Malformed, ReplayError, PoolError) as error:
+        except (TooMany, Reorganised, MarketError):
+            raise
+        except Exception as error:  # whatever an answer does to who reads it
+            if isinstance(error, RpcError) and not isinstance(error, Malformed):
+                raise
+            if not isinstance(error, Malformed | ReplayError | PoolError):
+                log.exception("blocks up to %d cannot be read", last)
             said_by = endpoints | getattr(error, "endpoints", set())
             raise Malformed(f"up to block {last}: {error}", said_by) from error
         draft.events += events

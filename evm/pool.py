@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from web3 import Web3
 
 from evm.abi import CL_LOGS, NULL_ADDRESS, POOL_LOGS, Function, LogType, Malformed, address, header_call, read_header
-from evm.rpc import Endpoint, Refusal, Rpc
+from evm.rpc import MAX_BATCH, Endpoint, Refusal, Rpc
 from liquidity.replay import SlipstreamState, Snapshot, TickState
 from liquidity.slipstream import SlipstreamPool
 from markets.base import MarketError
@@ -240,10 +240,16 @@ async def read_pool(rpc: Rpc, contract: Contract, after: Block) -> tuple[Snapsho
             for bit in range(256)
             if word >> bit & 1
         ]
-        function = CL_TICKS if contract.slipstream else TICKS
-        answers = await rpc.batch([function.call(pool, after.hash, index) for index in indices])
-        endpoints = endpoints | answers.endpoints
-        rows = [function.read(answer) for answer in answers]
+        if indices and not -MAX_TICK <= indices[0] <= indices[-1] <= MAX_TICK:
+            raise Malformed("ticks that no pool has are initialised")
+        function, rows = CL_TICKS if contract.slipstream else TICKS, []
+        for at in range(0, len(indices), MAX_BATCH):  # an invented bitmap is found out after the first of them
+            part = indices[at : at + MAX_BATCH]
+            answers = await rpc.batch([function.call(pool, after.hash, index) for index in part])
+            endpoints = endpoints | answers.endpoints
+            rows += [function.read(answer) for answer in answers]
+            if not all(gross for gross, *_ in rows[at:]):
+                raise Malformed("ticks are initialised that have no liquidity")
         ticks = tuple(_tick(index, row, contract.slipstream) for index, row in zip(indices, rows, strict=True))
     except (TypeError, Malformed) as error:
         raise Malformed(f"the pool's ticks cannot be: {error}", endpoints) from error

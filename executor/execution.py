@@ -29,6 +29,7 @@ from liquidity.executions import Order, Report
 from markets.base import MarketError
 from protocol import MAX_TEXT_CHARS, Code, ProtocolError
 from runtime.db import StoreError
+from runtime.hidden import hide
 from wire.text import one_line
 
 MAX_REVERTED = 3  # attempts of one order that were mined and failed; then it is given up
@@ -102,10 +103,13 @@ class Executor:
             try:
                 waiting = await self.step()
             except (RpcError, MarketError, StoreError, sqlite3.Error) as error:
+                if isinstance(error, Malformed):
+                    self.wallet.rpc.distrust_last(str(error))
                 self.said = str(error)
                 self._tell("trouble", f"{error}; trying again")
                 waiting = True
             except Exception:
+                self.wallet.rpc.distrust_last("what it said cannot be worked with")
                 log.exception("an order could not be worked on; trying again")
                 waiting = True
             with suppress(TimeoutError):
@@ -190,9 +194,13 @@ class Executor:
         """
         if order.block_number > tip.number:
             raise Later(f"the miner was shown block {order.block_number}, the chain is at {tip.number}")
-        shown = hex(max(0, order.block_number))
-        answer = await self.wallet.ask("eth_getTransactionCount", self.wallet.vault, shown, refusable=True)
+        call = "eth_getTransactionCount", [self.wallet.vault, hex(max(0, order.block_number))]
+        [answer] = first = await self.wallet.rpc.batch([call], refusable=True)
+        if isinstance(answer, Refusal) and (other := await self.wallet.rpc.second([call], first.endpoints)):
+            [answer] = other
         if isinstance(answer, Refusal):
+            if not answer.forgotten:
+                raise Later(f"whether this was done before is unknown: {answer}")
             log.warning("%s: whether this journal is complete is unknown: %s", order.decision, answer)
         elif (foreign := count - integer(answer) - await self.journal.signed(integer(answer), count)) > 0:
             what = f"{foreign} of the vault's transactions since block {order.block_number} are not in this journal"
@@ -294,7 +302,7 @@ class Executor:
         used, wei = gas_of(attempts)
         native = await self.wallet.native_token() if wei else ""
         gas = tuple(wei if token == native else 0 for token in self.wallet.tokens)
-        return Report(order.decision, code, one_line(detail, MAX_TEXT_CHARS), 0, "", used, wei, *gas)
+        return Report(order.decision, code, one_line(hide(detail), MAX_TEXT_CHARS), 0, "", used, wei, *gas)
 
     async def _refuse(self, order: Order, attempts: Sequence[Attempt], code: Code, detail: str) -> None:
         await self._finish(await self._report(order, attempts, code, detail))

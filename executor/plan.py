@@ -37,6 +37,7 @@ SLIPSTREAM_MINT = Function(  # the tick spacing in the place of the fee; at the 
     *("uint256", "uint128", "uint256", "uint256"),
 )
 MULTICALL = Function("multicall(bytes[])", "bytes[]")
+MOST_RESULT_BYTES = 8 * 32  # of one call in it: pointer, length and up to four words
 
 
 @dataclass(frozen=True, slots=True)

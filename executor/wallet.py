@@ -26,6 +26,7 @@ from executor.journal import Attempt
 from executor.readback import Tip, one
 from markets.base import MarketError
 from protocol import Code, ProtocolError
+from runtime.hidden import conceal
 from runtime.passwords import read_private
 from runtime.process import UserError
 
@@ -84,7 +85,7 @@ class Wallet:
 
     async def tip(self) -> Tip:
         """The latest block. Raises `RpcError` of a node that is behind: the next one is asked another time."""
-        [raw] = answers = await self.rpc.batch([header_call("latest")], usable=bool)
+        [raw] = answers = await self.rpc.batch([header_call("latest")], usable=read_header)
         header, (seen, since) = read_header(raw), self._head
         if header.number > seen:
             self._head = header.number, time.monotonic()
@@ -120,7 +121,7 @@ class Wallet:
         """What the manager's calls would return in the state after a block. Raises `ProtocolError` if they fail."""
         transaction = {"from": self.vault, "to": self.contract.manager, "data": plan.multicall(calls)}
         answer = await self.ask("eth_call", transaction, {"blockHash": tip.hash, "requireCanonical": True})
-        found = plan.MULTICALL.read(answer)
+        found = plan.MULTICALL.read(answer, len(calls) * plan.MOST_RESULT_BYTES)
         if found is None:
             raise ProtocolError(Code.EXECUTION_REVERTED, f"the contracts would refuse it: {answer}")
         return found[0]
@@ -188,6 +189,7 @@ def load_account(path: Path, password: str | None) -> Any:
     Decrypting a keystore takes a second or more, by design. Raises `UserError`, which contains nothing of it.
     """
     text = read_text(path, "key file").strip()
+    conceal(text.removeprefix("0x"))
     try:
         if not text.startswith("{"):
             return Account.from_key(bytes.fromhex(text.removeprefix("0x")))
