@@ -14,6 +14,7 @@ from aiohttp import web
 
 from evm import rpc
 from evm.rpc import Refusal, RpcError, open_rpc
+from runtime.hidden import hide
 
 CALLS = [("echo", [n]) for n in range(10)]
 
@@ -188,3 +189,121 @@ def test_an_address_that_is_none_is_refused(url):
 
     with pytest.raises(RpcError, match="expected"):
         asyncio.run(work())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What nodes say in their own way
+
+
+def error(calls, code, message, status=200, many=False):
+    said = {"jsonrpc": "2.0", "id": calls[0]["id"], "error": {"code": code, "message": message}}
+    return web.json_response([said] if many else said, status=status)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (-32005, "project ID request rate exceeded"),
+        (-32005, "limit exceeded"),
+        (-32029, "Too many requests"),
+        (-32007, "50/second request limit reached"),
+        (429, "compute units per second capacity"),
+        (-32000, "daily request count exceeded"),
+    ],
+)
+def test_a_rate_limit_is_never_a_result(code, message):
+    limited = Server(lambda calls: error(calls, code, message))
+    assert ask(limited, Server(), calls=CALLS[:1], refusable=True) == [0] and limited.sizes
+
+
+@pytest.mark.parametrize("message", ["query returned more than 10000 results", "block range is too wide"])
+def test_a_range_that_is_too_wide_is_no_rate_limit_whatever_its_code(message):
+    [refusal] = ask(Server(lambda calls: error(calls, -32005, message)), calls=CALLS[:1], refusable=True)
+    assert refusal.message == message and not refusal.limited
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_error_in_the_body_of_an_http_error_is_read(status):
+    [refusal] = ask(
+        Server(lambda calls: error(calls, -32600, "up to a 10 block range", status)), calls=CALLS[:1], refusable=True
+    )
+    assert refusal.message == "up to a 10 block range"
+
+
+@pytest.mark.parametrize("status", [401, 403, 503])
+def test_who_lets_nobody_in_says_nothing_about_the_call(status):
+    closed = Server(lambda calls: error(calls, -32000, "invalid API key", status))
+    assert ask(closed, Server(), calls=CALLS[:1], refusable=True) == [0]
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_batch_that_is_refused_in_any_shape_is_halved(many, status):
+    def small(calls):
+        return error(calls, -32600, "batch too large", status, many) if len(calls) > 3 else echo(calls)
+
+    assert ask(Server(small)) == list(range(10))
+
+
+def test_a_batch_that_was_refused_is_tried_again_later(monkeypatch):
+    endpoint = rpc.Endpoint("http://one.example")
+    endpoint.cut(1000, "a batch is refused")
+    assert endpoint.takes() == 500
+    monkeypatch.setattr(rpc, "RELAX_SECONDS", -1.0)
+    assert endpoint.takes() == 1000
+
+
+def test_logs_that_are_too_large_say_nothing_about_batches_of_calls():
+    async def work():
+        async with Server(lambda calls: web.Response(status=413)) as url, open_rpc([url]) as client:
+            await client.batch([("eth_chainId", []), ("eth_getLogs", [])], refusable=True)
+            return client.endpoints[0].most_calls
+
+    assert asyncio.run(work()) == rpc.MAX_BATCH
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda calls: web.Response(status=429, headers={"Retry-After": "²"}),
+        *(
+            lambda calls, code=code: web.Response(
+                text=f'{{"jsonrpc":"2.0","id":0,"error":{{"code":{code},"message":"x"}}}}'
+            )
+            for code in ("1e999", "NaN", "9" * 4000)
+        ),
+    ],
+)
+def test_whatever_an_endpoint_says_costs_only_itself(answer):
+    assert ask(Server(answer), Server(), calls=CALLS[:1]) == [0]
+
+
+@pytest.mark.parametrize("message", ["invalid opcode: INVALID", "EVM error InvalidFEOpcode", "out of gas"])
+def test_an_error_of_the_evm_is_the_contracts(message):
+    [refusal] = ask(Server(lambda calls: error(calls, -32000, message)), calls=CALLS[:1])
+    assert refusal.reverted
+
+
+def test_no_answer_however_broken_shows_the_address(caplog):
+    """The HTTP library quotes the address with the key in what it says of a bad reply."""
+
+    async def work():
+        async def broken(reader, writer):
+            await reader.read(4000)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx")
+            writer.close()
+
+        server = await asyncio.start_server(broken, "127.0.0.1", 0)
+        url = f"http://me:hunter22@127.0.0.1:{server.sockets[0].getsockname()[1]}/v2/PLANTED-KEY?token=PLANTED-TOKEN"
+        async with server, open_rpc([url], total_seconds=0.3) as client:
+            for asked in (client.batch(CALLS[:1]), client.each("echo", [])):
+                with pytest.raises(RpcError) as error:
+                    await asked
+                assert not any(word in str(error.value) for word in ("PLANTED", "hunter22"))
+        assert (
+            hide(f"GET {url} of me:hunter22, PLANTED-KEY")
+            == f"GET {url.split('me:')[0]}*****@" + hide(url.split("@")[1]) + " of *****, *****"
+        )
+
+    asyncio.run(work())
+    assert "PLANTED" not in caplog.text
