@@ -817,7 +817,7 @@ def test_a_round_is_void_where_a_block_that_miners_were_shown_is_replaced_later(
             replaced.setdefault(one, query.block_number)
         return keep(query)
 
-    market = functools.partial(Reorganised, 5, {VAULT: CAPITAL}, head=FIRST_BLOCK + 110, pace=60)
+    market = functools.partial(Reorganised, 5, {VAULT: CAPITAL}, head=FIRST_BLOCK + 90, pace=60)
     job = a_job(round_seconds=300, checkpoint_blocks=40, live=True)
     subnet = play_subnet(tmp_path, {"a": a}, [job], market=market, prepare=ranked_before(6), rounds=3, pace=60)
     assert subnet.codes() == ["scored", "void_gap", "void_gap"]  # the third showed the live round's block too
