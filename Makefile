@@ -20,7 +20,7 @@ demo: $(VENV)/runtime
 	$(RUN) validator.py report --db local/demo/validator.sqlite3 -o local/demo/report.html
 
 test: $(VENV)/dev node_modules/.installed
-	$(RUN) -m pytest -q -n auto --dist loadgroup $(ARGS)
+	$(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/sim.py

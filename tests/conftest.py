@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from runtime import hidden
+
 os.environ["NETUID"] = os.environ["ALM_RPC_URLS"] = ""  # a developer's .env leads no test to a real network or chain
 
 RECORDINGS = Path(os.environ.get("ALM_RECORDINGS") or Path(__file__).resolve().parents[1] / "../shared/data")
@@ -30,12 +32,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
+LONGEST = ("test_live_faults", "test_live", "test_docs", "test_evidence", "test_stake", "test_validator", "test_resume")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each file is a group, which one process of `pytest-xdist --dist loadgroup` runs; costly ones may be left out."""
+    """Costly tests may be left out; the longest files come first, so that no process waits for another at the end."""
+    place = {name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
     seen = set()
     for item in items[:]:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
         kind = costly(item) if config.getoption("--one-of-each") else None
         if kind in seen:
             items.remove(item)
@@ -97,3 +102,10 @@ def recording_path(missing: Callable[[str], NoReturn]) -> Callable[[str], Path]:
         return RECORDINGS / name
 
     return recording_path
+
+
+@pytest.fixture(autouse=True)
+def no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test configured as a secret is an ordinary word in the next."""
+    monkeypatch.setattr(hidden, "_known", set())
+    monkeypatch.setattr(hidden, "_pattern", None)

@@ -647,7 +647,7 @@ def test_a_commit_is_in_force_after_its_reveal_and_not_before(tmp_path, monkeypa
         ("NeuronNoValidatorPermit", {"max_validators": 1}, COMMITTED, 0),
         ("NotEnoughStakeToSetWeights", {"stake_threshold_rao": 4000 * TAO}, COMMITTED, 0),
         ("IncorrectWeightVersionKey", {"version_key": 9}, COMMITTED, 8),
-        ("WeightVecLengthIsLow", {"min_allowed_weights": 3}, COMMITTED, 0),
+        ("WeightVecLengthIsLow", {"min_allowed_weights": 2}, {0: 1}, 0),
         ("UidVecContainInvalidOne", {}, {0: 1, 7: 1}, 0),
         ("MaxWeightExceeded", {"max_weight": 40000}, COMMITTED, 0),
         ("CommittingWeightsTooFast", {"weights_rate_limit_blocks": 10}, COMMITTED, 0),

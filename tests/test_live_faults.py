@@ -445,7 +445,7 @@ def test_a_decision_is_executed_once_and_counted_to_the_wei_whoever_dies(lived, 
 
 def test_a_bot_that_does_not_come_back_voids_its_round_says_why_and_harms_nobody_elses(lived):
     code, detail = lived.ended(lived.live("main", CLEAN))
-    assert code == "void_interrupted" and re.match(r"the executor bot does not say .*Cannot connect to host", detail)
+    assert code == "void_interrupted" and re.match(r"the executor bot does not say .*cannot be reached", detail)
     assert lived.ended(f"main:evaluation:{lived.start(CLEAN)}") == ("scored", "")
     assert lived.ended(lived.live("main", SHALLOW)) == ("scored", "")  # it is back
 

@@ -753,7 +753,7 @@ def test_stakes_are_of_the_token_whose_collect_the_gauge_made_just_before():
         ("collect_fees", 8, 9),
     ]
     with pytest.raises(Malformed, match="Withdraw without the collect before it"):
-        to_events(logs_of(logs[0][4:], (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1))), A_CONTRACT, {7: 70}, {}, {})
+        to_events(logs_of(logs[0][4:7], (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1))), A_CONTRACT, {7: 70}, {}, {})
 
 
 def test_what_somebody_gives_to_the_gauge_is_not_staked():
