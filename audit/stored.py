@@ -146,11 +146,11 @@ async def asked_rounds(store: Store, hotkey: str, after: int, scan: int) -> tupl
     A part looks through `scan` rounds `after` where the part before ended, first 0. Returns (position, round_id) of
     each, and where this part ends; None when nothing comes after it.
     """
-    there = "EXISTS (SELECT 1 FROM {0} WHERE {0}.round_id = rounds.round_id AND hotkey = ?1)"
+    there = "EXISTS (SELECT 1 FROM {0} WHERE {0}.round_id = rounds.round_id AND hotkey = :hotkey)"
     asked = f"({there.format('predictions')} OR {there.format('scores')}) AND {KEPT}"
     sql = f"SELECT rowid AS position, round_id, seal IS NOT NULL AND {asked} AS asked FROM rounds"
-    sql += " WHERE rowid > ?2 ORDER BY rowid LIMIT ?3"
-    rows = await store.read(lambda db: db.execute(sql, (hotkey, after, scan)).fetchall())
+    sql += " WHERE rowid > :after ORDER BY rowid LIMIT :scan"
+    rows = await store.read(lambda db: db.execute(sql, {"hotkey": hotkey, "after": after, "scan": scan}).fetchall())
     found = [(row["position"], row["round_id"]) for row in rows if row["asked"]]
     return found, rows[-1]["position"] if len(rows) == scan else None
 
