@@ -175,20 +175,18 @@ def test_a_miner_that_nobody_asked_fetches_its_receipts_too(played):
 
 
 def test_it_is_weighed_beside_liquidity_by_its_share(tmp_path):
-    folder = tmp_path
-    subnet = play(folder, rounds=1)
+    subnet = play(tmp_path, rounds=1)
     assert subnet.codes() == ["scored"] * 4
-
-    async def vector() -> dict[str, Decimal]:
-        async with Store.open(subnet.path, settings={m.name: m.settings for m in MECHANISMS.values()}) as store:
-            return await store.mechanism_shares()
-
-    assert set(asyncio.run(vector())) == {"liquidity", "guessing", "unasked", "late"}
+    write(subnet.path, "INSERT INTO mechanisms VALUES ('guessing', '3')")
+    write(subnet.path, "DELETE FROM weights")
+    play(tmp_path, rounds=1)
     ((text,),) = subnet.rows("SELECT vector FROM weights ORDER BY id DESC LIMIT 1")
     weights = {hotkey: Decimal(part) for hotkey, part in json.loads(text).items()}
-    assert sum(weights.values()) == 1
-    won = {winner for (winner,) in subnet.rows("SELECT winner FROM rounds WHERE job_id = 'guessing-job'")}
-    assert won <= weights.keys()
+    (winner,) = {winner for (winner,) in subnet.rows("SELECT winner FROM rounds WHERE job_id = 'guessing-job'")}
+    # three of six parts are guessing's, one each unasked's, late's and liquidity's; of the last nobody earned, it burns
+    assert weights.pop(winner) == Decimal("0.5")
+    assert len(weights) == 3 and "burn" in weights
+    assert all(abs(part - Decimal(1) / 6) < Decimal("1e-27") for part in weights.values())
 
 
 def test_a_share_of_zero_pays_nobody_of_that_mechanism(tmp_path):
