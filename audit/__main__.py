@@ -104,7 +104,7 @@ async def _export(options: argparse.Namespace) -> int:
 
 async def run_audit(options: argparse.Namespace) -> int:
     """Audit stored rounds and exported files, one line each; those that agree also on the chain, if one is named."""
-    wrong, refused, mechanisms = 0, 0, load(options.mechanism)
+    wrong, refused, idle, mechanisms = 0, 0, 0, load(options.mechanism)
     async with AsyncExitStack() as stack:
         store, names = None, []
         for name in options.rounds_or_files:
@@ -130,10 +130,15 @@ async def run_audit(options: argparse.Namespace) -> int:
                 print(f"{name}: cannot be audited: {error}")
                 continue
             wrong += bool(differ)
-            print(f"{name}: {f'{len(differ)} differences' if differ else 'every digit agrees'}{on_chain}")
+            said = f"{len(differ)} differences" if differ else "every digit agrees"
+            if not differ and found["round"]["close_block"] is None:
+                idle, said = idle + 1, f"no digit to recompute, it was not played: {found['round']['code']}"
+            print(f"{name}: {said}{on_chain}")
             for problem in differ:
                 print(f"  {problem}")
-    print(f"{len(names) - refused} rounds audited, {wrong} differ" + (f", {refused} not audited" if refused else ""))
+    counts = ((wrong, "differ"), (idle, "were not played"), (refused, "not audited"))
+    said = "".join(f", {count} {what}" for count, what in counts if count or what == "differ")
+    print(f"{len(names) - refused} rounds audited{said}")
     return EXIT_FAILED if wrong or refused else EXIT_OK
 
 

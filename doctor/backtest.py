@@ -116,7 +116,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which("--check", action="store_true", help="play one round; says in one sentence what is wrong, or shows the score")
     help_ = (
         "play all rounds from one time to another, each YYYY-MM-DD, YYYY-MM-DDTHH:MM or unix seconds, in UTC, the end"
-        " not included; without times all that a recording has, 7 days of the model"
+        " not included; of what the market has, which is 7 days of the model; without times all of it"
     )
     which("--backtest", nargs="*", type=_moment, metavar=("FROM", "TO"), help=help_)
     help_ = "recordings to play on (default: the market model)"
@@ -223,11 +223,10 @@ async def backtest_command(options: argparse.Namespace, strategies: Mapping[str,
     for market, vault, end in trial.markets_of(options):
         job = trial.job_of(options, vault)
         unit, symbol = Decimal(10) ** market.pair.token1.decimals, market.pair.token1.symbol
-        last = last_time if options.backtest and not options.events else min(end, last_time)
         print(f"BACKTEST of strategy {mine} on {market.label}, vault {vault}")
         print(f"{trial.rules_of(job)}; in {symbol}: keep's score, and the others' excess over it")
         progress = _Progress(names, strategies, unit)
-        played = await trial.backtest(market, job, responds, first_time, last, progress)
+        played = await trial.backtest(market, job, responds, first_time, min(end, last_time), progress)
         if not played:
             begins = (await market.block(market.first)).time
             raise UserError(

@@ -184,6 +184,7 @@ def run(
     """Run a program's coroutine until it ends or a signal asks it to stop.
 
     SIGINT (Ctrl-C, PM2) and SIGTERM (systemd) cancel the coroutine, so that every `async with` closes what it opened.
+    No core file is written, which would have the keys in it.
 
     Args:
         work: the program; its result is the exit code, None is 0.
@@ -191,6 +192,7 @@ def run(
         user_errors: exceptions that are the user's to mend, besides `UserError`: one line on stderr, exit code 2.
     """
     mendable = (UserError, *user_errors)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         log_to(log_level, log_json, log_file)
     except UserError as error:

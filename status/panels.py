@@ -59,6 +59,8 @@ class Panels:
         `best`; by default the winner's, or keep where nobody won. Raises `NotShown` where there is nothing to draw."""
         lines = _lines(seen)
         miner = miner or next(iter(lines), "keep")
+        if not lines:
+            raise NotShown("no book was played in it" if seen["round"]["code"] else "it runs: see it when it has ended")
         if miner not in lines:
             raise NotShown(f"'{quoted(miner)}' was not ranked in this round")
         if not all(map(_drawable, lines.values())):

@@ -212,7 +212,7 @@ class Reader(Store):
 
     async def replayable(self, round_id: str, names: Iterable[str]) -> dict[str, Any]:
         """What a round can be played again from, for some of its miners: its columns, `pool` (the snapshot's `body`),
-        rows of `events` and `asks`. Raises `NotShown` where it has not finished, never opened, or its evidence is gone.
+        rows of `events` and `asks`. It must have been played; raises `NotShown` where its evidence is gone.
         """
         rows = await self.rows("SELECT * FROM rounds WHERE round_id = ?", round_id)
         if not rows:
@@ -220,10 +220,6 @@ class Reader(Store):
         row = rows[0]
         if before := await self.value("SELECT before FROM pruned WHERE round_id = ?", round_id):
             raise NotShown(f"its evidence was dropped with all that ended by {before}: there are its scores, no path")
-        if row["code"] is None:
-            raise NotShown("it runs: its books are seen when it has ended")
-        if not row["vault_state"] or not row["close_block"]:
-            raise NotShown(f"{row['code']}: {row['detail'] or 'there is nothing to draw'}")
         pool = (await self.meta())["pool"]
         blocks = row["opening_block"], row["close_block"]
         body = await self.value("SELECT body FROM snapshots WHERE pool = ? AND block = ?", pool, blocks[0])

@@ -254,6 +254,7 @@ def test_the_reference_strategies_are_right_for_every_target(run):
             "no whole round in these times; the market has 2026-01-01 00:00 to",
         ),
         (("--backtest", "2024-01-02", "2024-01-03"), "no whole round in these times"),
+        (("--backtest", "2026-01-09", "2026-01-10"), "no whole round in these times"),  # it is there, and not asked for
         (("--backtest", "--vault", "1:2:3", "--events", "a", "b"), "is of one recording, 2 are named"),
     ],
 )

@@ -62,6 +62,7 @@ def test_a_unit_starts_its_program_with_options_that_it_takes(path):
     assert re.fullmatch(rf"{folder}/\.venv-3\.1[123]/bin/python", python)
     options = parsed(words)
     assert options.dir == f"/var/lib/{service['StateDirectory']}" and "--log-file" not in words
+    assert service["LimitCORE"] == "0"  # a core file would have the keys in it
     assert service["RestartPreventExitStatus"] == str(EXIT_USAGE) and service["TimeoutStopSec"] == str(STOP_SECONDS)
     assert f"deploy/{path.name}" in path.read_text() and service["EnvironmentFile"] in path.read_text()[:900]
 

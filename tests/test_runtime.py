@@ -383,6 +383,12 @@ def test_a_system_that_refuses_to_open_more_files_stops_nobody(monkeypatch):
     assert raise_file_limit() == 256
 
 
+def test_a_program_that_crashes_writes_no_core_file_whatever_it_was_started_with():
+    code = "import asyncio, resource as r; from runtime.process import run; r.setrlimit(4, r.getrlimit(4)[1:] * 2)"
+    code += "\nasync def work(): print(r.getrlimit(r.RLIMIT_CORE))\nrun(work(), 'INFO')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "(0, 0)\n"
+
+
 def test_progress_is_one_line_of_a_terminal_drawn_once_a_percent_and_nothing_elsewhere(monkeypatch, capsys):
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)

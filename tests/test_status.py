@@ -495,8 +495,11 @@ def test_panels_end_where_the_stored_lines_end_and_hold_through_time_to_what_eac
 def test_panels_say_why_there_are_none(played):
     async def work(reader):
         skipped = rows(played.path, "SELECT round_id FROM rounds WHERE code LIKE 'live%'")[0][0]
-        with pytest.raises(NotShown, match=r"no evaluation|ranked on"):
-            await reader.replayable(skipped, ())
+        seen = await reader.round(skipped)
+        with pytest.raises(NotShown, match="no book was played in it"):
+            await Panels(reader).of(seen)
+        with pytest.raises(NotShown, match="it runs"):
+            await Panels(reader).of(seen | {"round": seen["round"] | {"code": None}})
         seen = await reader.round(stored_rounds(played.path)[0])
         with pytest.raises(NotShown, match="'nobody' was not ranked"):
             await Panels(reader).of(seen, "nobody")
@@ -504,6 +507,18 @@ def test_panels_say_why_there_are_none(played):
             await reader.round("no:such:1")
 
     reading(played.path, work)
+
+
+def test_a_round_that_was_skipped_shows_why_and_no_blocks_or_books_and_who_was_not_ranked_has_no_green_tag(played):
+    async def work(url, get):
+        skipped = rows(played.path, "SELECT round_id, detail FROM rounds WHERE code LIKE 'live%'")[0]
+        text = await get(f"/?round={skipped[0]}")
+        assert text.count(html.escape(skipped[1])) == 1 and "No panels: <bdi>no book was played in it" in text
+        assert "<dt>blocks" not in text and "<dt>swaps" not in text and 'class="tag good"' not in text
+        text = (await get(f"/?miner={hotkey_of('refuser')}")).partition("<h3>Rounds</h3>")[2]
+        assert ">not_ranked<" in text and 'class="tag good"' not in text
+
+    watching(played, work)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import aiohttp
 import pytest
 from bittensor import http_auth
-from bittensor.sp_core import CRYPTO_ED25519, CRYPTO_SR25519, Keypair
+from bittensor.sp_core import CRYPTO_ED25519, CRYPTO_SR25519, Keypair, verify
 from multidict import CIMultiDict
 
 from protocol import Code, ProtocolError
@@ -216,7 +216,7 @@ def test_the_published_ed25519_vector_holds_in_the_installed_sdk():
         sender_ss58=sender,
         receiver_ss58=BOB.ss58_address,
     )
-    assert server_module.verify(payload, bytes.fromhex(signature[2:]), sender, CRYPTO_ED25519)
+    assert verify(payload, bytes.fromhex(signature[2:]), sender, CRYPTO_ED25519)
 
 
 def test_the_sdk_is_told_the_scheme_exactly_when_its_verify_takes_it(monkeypatch):
@@ -324,10 +324,11 @@ def test_the_target_is_signed_exactly_as_it_is_sent(path):
     [
         *("127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255"),
         *("192.168.1.1", "169.254.169.254", "100.64.0.1", "198.18.0.1", "192.0.2.1", "203.0.113.9", "224.0.0.1"),
-        *("239.255.255.255", "240.0.0.1", "255.255.255.255", "192.0.0.8", "198.51.100.7"),
+        *("239.255.255.255", "240.0.0.1", "255.255.255.255", "192.0.0.8", "198.51.100.7", "192.88.99.1"),
+        *("168.63.129.16", "100.100.100.200", "192.0.0.192", "[fd00:ec2::254]"),  # clouds' metadata
         *("[::]", "[::1]", "[::127.0.0.1]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[::ffff:8.8.8.8]"),
         *("[fe80::1]", "[fc00::1]", "[fd12:3456::1]", "[fec0::1]", "[ff02::1]", "[2001:db8::1]", "[100::1]"),
-        *("[64:ff9b::7f00:1]", "[2002:7f00:1::1]", "[2001:0:7f00:1::1]", "[4000::1]"),
+        *("[64:ff9b::7f00:1]", "[2002:7f00:1::1]", "[2001:0:7f00:1::1]", "[3fff::1]", "[4000::1]"),
         *("localhost", "metadata.google.internal", "example.com", "127.1", "0x7f000001", "2130706433", "8.8.8"),
     ],
 )
@@ -505,6 +506,19 @@ def test_a_request_is_served_once_and_each_server_remembers_for_itself():
     asyncio.run(main())
 
 
+def test_a_statement_or_an_answer_that_was_signed_as_a_wallets_text_does_not_count():
+    """Every signature but a request's is checked by these two; the next test has the request."""
+    wrapping = SimpleNamespace(
+        ss58_address=ALICE.ss58_address, sign=lambda data: ALICE.sign(b"<Bytes>" + data + b"</Bytes>")
+    )
+    for key, counts in ((ALICE, True), (wrapping, False)):
+        signature = signing.sign_statement(key, "x/1", b"data")
+        assert signing.verify_statement(ALICE.ss58_address, "x/1", b"data", signature) is counts
+        stored = {"request_digest": "0" * 64, "nonce": 1, "validator_hotkey": BOB.ss58_address, "body": b"{}"}
+        signature = key.sign(signing.answer_payload(miner_hotkey=ALICE.ss58_address, **stored)).hex()
+        assert signing.verify_answer(miner_hotkey=ALICE.ss58_address, signature=signature, **stored) is counts
+
+
 def test_a_signature_over_a_wallets_bytes_text_does_not_count():
     headers = signed()
     payload = http_auth.build_payload(
@@ -518,7 +532,7 @@ def test_a_signature_over_a_wallets_bytes_text_does_not_count():
     )
     assert refusal(headers | {"X-Bittensor-Signature": "0x" + ALICE.sign(payload).hex()}, path="/other")[0] == 401
     wrapped = ALICE.sign(b"<Bytes>" + payload + b"</Bytes>")
-    assert server_module.verify(payload, wrapped, ALICE.ss58_address, CRYPTO_SR25519)  # the SDK alone would take it
+    assert verify(payload, wrapped, ALICE.ss58_address, CRYPTO_SR25519)  # the SDK alone would take it
     assert refusal(headers | {"X-Bittensor-Signature": "0x" + wrapped.hex()}) == (401, "auth_signature")
 
 

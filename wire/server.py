@@ -27,7 +27,7 @@ from typing import Any
 
 from aiohttp import web
 from bittensor import http_auth
-from bittensor.sp_core import CRYPTO_SR25519, verify
+from bittensor.sp_core import CRYPTO_SR25519
 
 from protocol import MAX_QUERY_BYTES, Code, ProtocolError
 from runtime.process import number, raise_file_limit
@@ -35,7 +35,15 @@ from wire.body import read_body
 from wire.client import MAX_DETAIL_CHARS, PARSER_LIMITS
 from wire.codec import canonical, digest
 from wire.connections import Connections, Networks, address_key, within
-from wire.signing import ANSWER_HEADER, HOTKEY_TEXT, MAX_AGE_SECONDS, MAX_SKEW_SECONDS, WireError, answer_payload
+from wire.signing import (
+    ANSWER_HEADER,
+    HOTKEY_TEXT,
+    MAX_AGE_SECONDS,
+    MAX_SKEW_SECONDS,
+    WireError,
+    answer_payload,
+    is_wrapped,
+)
 from wire.text import one_line
 
 NONCE_RETENTION_SECONDS = 2 * (MAX_AGE_SECONDS + MAX_SKEW_SECONDS)
@@ -418,10 +426,8 @@ def _verify(
         sender_ss58=caller.hotkey_ss58,
         receiver_ss58=receiver,
     )
-    # The SDK takes a signature over <Bytes>payload</Bytes>, as wallets sign texts, for the payload's own. Here it does
-    # not count: nobody shall obtain a request by having a validator's owner "sign a message".
     signature = bytes.fromhex(headers[http_auth.HEADER_SIGNATURE].removeprefix("0x"))
-    if verify(b"<Bytes>" + payload + b"</Bytes>", signature, caller.hotkey_ss58, CRYPTO_SR25519):
+    if is_wrapped(payload, signature, caller.hotkey_ss58):
         detail = "the signature is over <Bytes>...</Bytes>, not over the request itself"
         raise ProtocolError(Code.AUTH_SIGNATURE, detail)
     return caller.nonce_ns, caller.hotkey_ss58

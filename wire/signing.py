@@ -75,9 +75,18 @@ def verify_statement(hotkey: str, scheme: str, data: bytes, signature: str) -> b
     return _verify(_statement(scheme, hotkey, data), signature, hotkey)
 
 
+def is_wrapped(payload: bytes, signature: bytes, hotkey: str) -> bool:
+    """Is the signature, which the SDK takes, over <Bytes>payload</Bytes>, as wallets sign texts?
+
+    It counts nowhere here: nobody shall obtain a message by having a hotkey's owner "sign a text".
+    """
+    return verify(b"<Bytes>" + payload + b"</Bytes>", signature, hotkey, CRYPTO_SR25519)
+
+
 def _verify(payload: bytes, signature: str, hotkey: str) -> bool:
+    signed = bytes.fromhex(signature)
     try:
-        return verify(payload, bytes.fromhex(signature), hotkey, CRYPTO_SR25519)
+        return verify(payload, signed, hotkey, CRYPTO_SR25519) and not is_wrapped(payload, signed, hotkey)
     except ValueError:  # not an ss58 address
         return False
 
