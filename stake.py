@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,12 @@ class Sweeper:
     the journal say.
     """
 
-    def __init__(self, chain: Chain, journal: Journal, policy: Policy, *, skip_first: bool = False):
-        """With `skip_first`, what an epoch brought while nobody was watching is not swept at once."""
-        self._chain, self._journal, self._policy = chain, journal, policy
+    def __init__(
+        self, chain: Chain, journal: Journal, policy: Policy, skip_first: bool = False, allowed: Callable = lambda: None
+    ):
+        """With `skip_first`, what an epoch brought while nobody was watching is not swept at once. `allowed` raises
+        `UserError` where the policy's addresses are not allowed any more: it is called before each sending."""
+        self._chain, self._journal, self._policy, self._allowed = chain, journal, policy, allowed
         self._new_state = "skipped" if skip_first else "observed"
         self._news: dict[str, Any] = {}
 
@@ -94,13 +98,21 @@ class Sweeper:
         if free_rao is not None and free_rao < policy.fee_reserve_rao:
             detail = f"the coldkey's free TAO is {free_rao} rao, the fee reserve {policy.fee_reserve_rao}: send it some"
             return await self._again(step, block, refusal("FeeReserve", detail, block))
+        try:
+            self._allowed()
+        except UserError as error:
+            return await self._again(step, block, refusal("NotAllowed", str(error), block))
         before = await sweeping.read(self._chain, *self._ends(step))
         kept_rao = 0
         if step.origin_hotkey == self._chain.hotkey and not policy.take_all:
             kept_rao = await self._journal.baseline_rao()
         amount_rao = min(step.amount_rao, before.rao[0] - kept_rao)
+        detail = ""
         if amount_rao < step.amount_rao - ROUNDING_RAO:
             detail = f"{step.amount_rao} rao were to leave {step.origin_hotkey}, {max(0, amount_rao)} are there"
+        if not sweeping.is_planned(policy, self._chain.hotkey, self._chain.coldkey, step):
+            detail = f"{step.origin_hotkey} to {step.dest_hotkey} of {step.dest_coldkey}: not planned by this program"
+        if detail:
             log.warning("epoch %d: %s; dropped", step.epoch_block, detail)
             await self._journal.drop(step, detail)
             self._news["sweep"] = refusal("Dropped", detail, block)
@@ -246,7 +258,8 @@ async def sweep(options: argparse.Namespace) -> int:
         await journal.check_addresses(policy.aggregator_hotkey, policy.destination_coldkey)
         if policy.take_all:
             print(await what_all_includes(chain, policy), flush=True)
-        sweeper = Sweeper(chain, journal, policy, skip_first=options.no_initial_transfer)
+        allowed = partial(sweeping.checked_addresses, options, Path(options.dir))
+        sweeper = Sweeper(chain, journal, policy, options.no_initial_transfer, allowed)
         if options.settle:
             await sweeper.settle_by_hand(options.settle == "applied")
         return await loop(options, sweeper.step, tell)

@@ -90,7 +90,7 @@ def teller(notifier: Notifier, rules: AlertRules, journal: Journal) -> Callable[
 class Burner:
     """Keeps a validator's whole weight on one target, once an interval, measured from the chain's last update.
 
-    The target is `target_hotkey`, else whom `target_uid` meant when it was first given, else the owner now.
+    The target is `target_hotkey`, else who has `target_uid` now and had it when it was first given, else the owner now.
     """
 
     chain: Chain
@@ -154,9 +154,9 @@ class Burner:
             return next((neuron for neuron in graph.neurons if neuron.uid == burn_uid), no_uid)
         if hotkey is None:
             now = next((neuron.hotkey for neuron in graph.neurons if neuron.uid == uid), None)
-            hotkey = await self.journal.bind_target(uid, now)
-            if hotkey is None:
+            if now is None:
                 return f"the subnet has no uid {uid}: choose another --target-uid"
-            if now not in (None, hotkey) and not graph.by_hotkey(hotkey):
-                return f"uid {uid} was {hotkey} and is now {now}: to pay that one, say --target-hotkey {now}"
+            hotkey = await self.journal.bind_target(uid, now)
+            if now != hotkey:  # what the journal says may stop it, and lead it nowhere else
+                return f"uid {uid} was {hotkey} and is now {now}: to pay one of them, say --target-hotkey"
         return graph.by_hotkey(hotkey) or f"the target {hotkey} is not registered: choose another --target-hotkey"

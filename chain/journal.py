@@ -263,14 +263,12 @@ class Journal:
 
     # -- the burn
 
-    async def bind_target(self, uid: int, hotkey: str | None) -> str | None:
+    async def bind_target(self, uid: int, hotkey: str) -> str:
         """The hotkey that `uid` meant when it was first given; `hotkey`, who has it, if that is now."""
 
-        def work(db: sqlite3.Connection) -> str | None:
-            if hotkey is not None:
-                insert(db, "targets", [{"uid": uid, "hotkey": hotkey}], "INSERT OR IGNORE")
-            row = db.execute("SELECT hotkey FROM targets WHERE uid = ?", (uid,)).fetchone()
-            return row["hotkey"] if row else None
+        def work(db: sqlite3.Connection) -> str:
+            insert(db, "targets", [{"uid": uid, "hotkey": hotkey}], "INSERT OR IGNORE")
+            return db.execute("SELECT hotkey FROM targets WHERE uid = ?", (uid,)).fetchone()["hotkey"]
 
         return await self._db.write(work)
 

@@ -62,6 +62,13 @@ def plan(policy: Policy, hotkey: str, coldkey: str, earned_rao: int, aggregator_
     return steps
 
 
+def is_planned(policy: Policy, hotkey: str, coldkey: str, step: Step) -> bool:
+    """Whether `plan` could have made this step: whoever writes to the journal does not choose whom it pays."""
+    owner = coldkey if step.action == "move" else policy.destination_coldkey
+    ends = step.origin_hotkey in (hotkey, policy.aggregator_hotkey), step.dest_hotkey, step.dest_coldkey
+    return ends == (True, policy.aggregator_hotkey, owner)
+
+
 def match(step: Step, moves: Sequence[StakeMove], known: set[str]) -> StakeMove | None:
     """The chain's record of this step among `moves`, leaving out those that are another step's (`known`).
 

@@ -38,6 +38,7 @@ from stakes import (
     subnet,
     wallet,
 )
+from subnets import write
 from substrate import LOST, Node
 
 import stake as stake_module
@@ -814,7 +815,18 @@ def test_a_recycled_uid_is_never_paid_not_even_after_a_restart(tmp_path):
             assert AlertRules(0).observe(1, **result.news)[0].kind == "weights"
             await owner.set_hyperparameters(max_uids=5)
             assert await owner.register("target", "theirs") == 4  # back, with another uid
-            assert (await burner().step()).problem == "" and chain.calls[1] == ("set_weights", {4: 1}, 0)
+            assert "uid 3 was target" in (await burner().step()).problem and len(chain.calls) == 1
+
+    asyncio.run(main())
+
+
+def test_a_row_in_the_journal_pays_nobody_else_by_a_burn(tmp_path):
+    async def main():
+        async with burning(tmp_path, interval=10, target_uid=2) as (owner, chain, burner):
+            thief_uid = await owner.register("thief", "else")
+            await owner.advance_to(GENESIS + 110)
+            write(tmp_path / "burns", "INSERT INTO targets VALUES (2, 'thief')")
+            assert "uid 2 was thief" in (await burner().step()).problem and thief_uid == 3 and chain.calls == []
 
     asyncio.run(main())
 
@@ -834,7 +846,8 @@ def test_a_target_that_is_not_there_is_said_and_nothing_is_sent(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rules", "says"), [({"min_allowed_weights": 2}, "min_allowed_weights"), ({"max_weight": 40000}, "max_weight")]
+    ("rules", "says"),
+    [({"min_allowed_weights": 9}, "at least 2 (min_allowed_weights)"), ({"max_weight": 40000}, "max_weight")],
 )
 def test_a_vector_that_the_chain_would_refuse_is_said_and_not_sent(tmp_path, rules, says):
     async def main():
@@ -1138,6 +1151,58 @@ def test_an_allow_list_that_is_not_as_it_should_be_allows_nothing(tmp_path, text
     path.chmod(mode)
     with pytest.raises(process_module.UserError, match=says):
         read_allow_list(path)
+
+
+@pytest.mark.parametrize(
+    ("action", "origin", "hotkey", "coldkey"),
+    [
+        ("transfer", "miner", "thief", "thief"),
+        ("transfer", "miner", "agg", "thief"),
+        ("transfer", "miner", "thief", "treasury"),
+        ("transfer", "other", "agg", "treasury"),
+        ("move", "miner", "thief", "cold"),
+        ("move", "miner", "agg", "treasury"),
+    ],
+)
+@pytest.mark.parametrize("state", ["planned", "sent"])
+def test_a_row_that_somebody_put_into_the_journal_moves_nothing_and_the_sweep_goes_on(
+    tmp_path, action, origin, hotkey, coldkey, state
+):
+    async def main():
+        async with sweeping(tmp_path) as (owner, chain, sweeper, _):
+            for name in ("thief", "other"):
+                await owner.register(name, "cold", 5 * TAO)
+            block = await owner.block()
+            sql = "INSERT INTO steps (epoch_block, action, origin_hotkey, dest_hotkey, dest_coldkey, amount_rao, state,"
+            sql += (
+                " sent_block, sent_epoch_block, origin_before_rao, dest_before_rao) SELECT max(epoch_block), ?, ?, ?,"
+            )
+            sql += " ?, ?, ?, ?, 0, 0, 0 FROM epochs"
+            write(tmp_path / "journal", "UPDATE baselines SET rao = 0")
+            write(tmp_path / "journal", sql, action, origin, hotkey, coldkey, 4 * TAO, state, block)
+            results = await advance(owner, sweeper, GENESIS + 99)
+            told = [one.news["sweep"].name for one in results if "sweep" in one.news]
+            assert told == ["Dropped"] and chain.calls == []
+            await advance(owner, sweeper, GENESIS + 101)
+            assert [call[:3] for call in chain.calls] == [("transfer_stake", "miner", "treasury")]
+
+    asyncio.run(main())
+
+
+def test_an_address_that_is_taken_off_the_allow_list_gets_nothing_more(tmp_path):
+    def not_allowed():
+        raise process_module.UserError("it is not in the allow-list")
+
+    async def main():
+        async with sweeping(tmp_path) as (owner, chain, _, journal):
+            await owner.advance_to(GENESIS + 101)
+            result = await Sweeper(chain, journal, POLICY, allowed=not_allowed).step()
+            assert "not in the allow-list" in result.problem and result.news["sweep"].name == "NotAllowed"
+            await owner.advance_to(GENESIS + 120)
+            assert chain.calls == [] and (await Sweeper(chain, journal, POLICY).step()).problem == ""
+            assert len(chain.calls) == 1
+
+    asyncio.run(main())
 
 
 def test_a_sweep_that_was_begun_is_not_ended_elsewhere(tmp_path):

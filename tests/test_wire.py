@@ -227,8 +227,8 @@ def test_the_sdk_is_told_the_scheme_exactly_when_its_verify_takes_it(monkeypatch
     def verify_of_11_3_0(headers, body, *, self_hotkey_ss58, nonce_store, **options):
         return http_auth.Caller(ALICE.ss58_address, int(headers["X-Bittensor-Nonce"]), CRYPTO_SR25519)
 
-    for verify in (verify_of_11_3_0, verify_of_11_3_2):
-        monkeypatch.setattr(http_auth, "verify", verify)
+    for either in (verify_of_11_3_0, verify_of_11_3_2):
+        monkeypatch.setattr(http_auth, "verify", either)
         assert server_module._verify(signed(), QUERY, "/rebalance", BOB.ss58_address, None)[1] == ALICE.ss58_address
 
 
