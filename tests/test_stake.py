@@ -847,7 +847,7 @@ def test_a_target_that_is_not_there_is_said_and_nothing_is_sent(tmp_path):
 
 @pytest.mark.parametrize(
     ("rules", "says"),
-    [({"min_allowed_weights": 9}, "at least 2 (min_allowed_weights)"), ({"max_weight": 40000}, "max_weight")],
+    [({"min_allowed_weights": 9}, "at least 3 (min_allowed_weights)"), ({"max_weight": 40000}, "max_weight")],
 )
 def test_a_vector_that_the_chain_would_refuse_is_said_and_not_sent(tmp_path, rules, says):
     async def main():
