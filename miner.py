@@ -219,6 +219,7 @@ async def mine(options: argparse.Namespace) -> None:
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=limits)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
         uid = (await chain.metagraph()).by_hotkey(chain.hotkey).uid
+        port = options.external_port or port
         outcome = await chain.serve(address, port)
         if not outcome.ok:
             raise UserError(f"the chain refused the endpoint {address}:{port}: {outcome.name} {outcome.detail}")
@@ -255,6 +256,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", "--axon.ip", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)")
     add("--port", "--axon.port", type=number(0, 65535), default=8091, help="port, 0 for any free one (default: 8091)")
     add("--external-ip", "--axon.external_ip", metavar="IP", help="address to publish (default: that of --host)")
+    port = "port to publish, where another one outside leads here (default: that of --port)"
+    add("--external-port", "--axon.external_port", type=number(1, 65535), metavar="PORT", help=port)
     add_limit_options(add)
     add_options(add, MINER_PORT)
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")

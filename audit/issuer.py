@@ -207,6 +207,7 @@ async def issuing(
     host: str | None,
     port: int | None,
     published: str | None = None,
+    published_port: int | None = None,
     public_only: bool = False,
     limits: Limits = SERVER_LIMITS,
 ) -> AsyncIterator[Issuer]:
@@ -215,7 +216,8 @@ async def issuing(
     Args:
         host: to listen on; None serves nobody.
         port: to listen on, 0 any free one; None is `DEFAULT_PORT`, or any free one if it is taken. Raises `WireError`.
-        published: the IP address at which others reach this port, which the chain is told; None tells it nothing.
+        published, published_port: the IP address and port (None: the same) at which others reach this port, which the
+            chain is told; without an address it is told nothing.
         public_only: as `wire.client.ask`, of the addresses that are posted to.
         limits: of the server.
     """
@@ -228,7 +230,7 @@ async def issuing(
         if host is not None:
             listening = await _serve(issuer, stack, host, port, limits)
             if published is not None:
-                await _publish(chain, published, listening)
+                await _publish(chain, published, published_port or listening)
         with suppress(ChainError):
             await issuer.refresh()
         try:

@@ -20,11 +20,11 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from runtime.hidden import hide
 
@@ -45,6 +45,17 @@ class UserError(Exception):
 
 class Parser(argparse.ArgumentParser):
     """Options of a program; a mistake in them is one line on stderr and exit code 2."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple:
+        """An option that nobody knows is blamed itself: argparse would take its value for a command, and blame that."""
+        words = sys.argv[1:] if args is None else list(args)
+        groups = self._subparsers._group_actions if self._subparsers else ()
+        parsers = [self, *(verb for group in groups for verb in group.choices.values())]
+        known = [option for parser in parsers for option in parser._option_string_actions]
+        for word in words:
+            if word.startswith("--") and not any(option.startswith(word.partition("=")[0]) for option in known):
+                self.error(f"unrecognized arguments: {word}")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message}; see --help\n")

@@ -74,7 +74,7 @@ async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism
         StoreError, MarketError, RecordingError, ChainError: a part cannot be opened.
     """
     local = is_local(options)
-    if local and options.external_ip:
+    if local and (options.external_ip or options.external_port):
         raise UserError("--external-ip is for a real network; add --netuid N, or leave it out")
     if options.rpc and options.pace is not None:
         raise UserError("--pace is for a recording or the model; a real market has its own")
@@ -153,13 +153,13 @@ def _check_real(options: argparse.Namespace) -> None:
         options.pace = 1.0
 
 
-def receipts_door(options: argparse.Namespace) -> tuple[str | None, int, str | None]:
-    """Where the validator of a real network serves receipts, as `receipts.issuing` takes it: host, port, published.
+def receipts_door(options: argparse.Namespace) -> tuple[str | None, int, str | None, int | None]:
+    """Where the validator of a real network serves receipts, as `issuer.issuing` takes it: host, port, published ones.
 
     Nowhere without an address at which miners reach it; in a dry run they can, but the chain is not told.
     """
     host, port = options.host if options.external_ip else None, DEFAULT_PORT if options.port is None else options.port
-    return host, port, None if options.dry_run else options.external_ip
+    return host, port, None if options.dry_run else options.external_ip, options.external_port
 
 
 async def open_market(options: argparse.Namespace, store: Store) -> Market:
@@ -295,6 +295,8 @@ def add_local_options(parser: argparse.ArgumentParser) -> Callable[..., argparse
     add("--port", type=number(0, 65535), help=port)
     address = "on a real network: publish this address, and serve receipts at --port"
     add("--external-ip", metavar="IP", help=address)
+    outside = "the port to publish, where another one outside leads to --port (default: the same)"
+    add("--external-port", type=number(1, 65535), metavar="PORT", help=outside)
     add("--host", default=LOCAL_HOST, help="where to listen then; 0.0.0.0 is all (default: 127.0.0.1)")
     return add
 

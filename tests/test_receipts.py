@@ -751,12 +751,12 @@ def test_fetching_brings_what_is_missing_and_no_more(played, tmp_path, monkeypat
 
 
 def test_the_default_port_gives_way_and_a_port_that_was_asked_for_does_not(played, tmp_path, monkeypatch):
-    async def serve_on(port: int | None) -> int:
+    async def serve_on(port: int | None, *outside: int) -> int:
         async with LocalChain.open(
             tmp_path / "chain.sqlite3", VALIDATOR.ss58_address, "cold", genesis_block=1
         ) as chain:
             await chain.register(VALIDATOR.ss58_address, "cold", 10**15)
-            async with issuer_module.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port, "127.0.0.1"):
+            async with issuer_module.issuing(played.path, chain, VALIDATOR, "127.0.0.1", port, "127.0.0.1", *outside):
                 (own,) = [n for n in (await chain.metagraph()).neurons if n.address]
                 return int(own.address.rpartition(":")[2])
 
@@ -767,6 +767,7 @@ def test_the_default_port_gives_way_and_a_port_that_was_asked_for_does_not(playe
         with pytest.raises(WireError, match=str(taken)):
             asyncio.run(serve_on(taken))
     assert asyncio.run(serve_on(None)) == taken
+    assert asyncio.run(serve_on(0, 41090)) == 41090  # published as the port that leads there
 
 
 def receipts_of(good: list[dict], **changes: Any):

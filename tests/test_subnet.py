@@ -234,9 +234,11 @@ def test_a_dry_run_on_a_network_plays_rounds_asks_no_private_address_and_sends_n
     assert "4 rounds audited, 0 differ" in capsys.readouterr().out
 
 
-def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wallets, capsys):
+@pytest.mark.parametrize("port", [None, 41091])
+def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wallets, capsys, port):
     async def main():
-        task = asyncio.create_task(miner.mine(options_of(miner, f"{MINER} --wallet-path {wallets}")))
+        line = f"{MINER} --wallet-path {wallets}" + (f" --axon.external_port {port}" if port else "")
+        task = asyncio.create_task(miner.mine(options_of(miner, line)))
         while not node.state.uids[2].axon["port"]:
             assert not task.done(), task.exception()
             await asyncio.sleep(0.01)
@@ -248,6 +250,7 @@ def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wa
     asyncio.run(asyncio.wait_for(main(), 60))
     axon, out = node.state.uids[2].axon, capsys.readouterr().out
     assert ipaddress.ip_address(axon["ip"]) == ipaddress.ip_address("5.6.7.8") and node.submitted == 1
+    assert port in (None, axon["port"])
     assert f"uid 2, hotkey {hot('m')}, strategy mine, 5.6.7.8:{axon['port']}" in out and "LOCAL" not in out
 
 
@@ -291,10 +294,10 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
 @pytest.mark.parametrize(
     ("line", "door"),
     [
-        ("", (None, 8090, None)),
-        ("--external-ip 5.6.7.8", ("127.0.0.1", 8090, "5.6.7.8")),
-        ("--external-ip 5.6.7.8 --host 0.0.0.0 --port 99", ("0.0.0.0", 99, "5.6.7.8")),
-        ("--external-ip 5.6.7.8 --dry-run", ("127.0.0.1", 8090, None)),
+        ("", (None, 8090, None, None)),
+        ("--external-ip 5.6.7.8 --external-port 41090", ("127.0.0.1", 8090, "5.6.7.8", 41090)),
+        ("--external-ip 5.6.7.8 --host 0.0.0.0 --port 99", ("0.0.0.0", 99, "5.6.7.8", None)),
+        ("--external-ip 5.6.7.8 --dry-run", ("127.0.0.1", 8090, None, None)),
     ],
 )
 def test_receipts_are_served_where_miners_reach_them_and_published_unless_nothing_is_sent(line, door):
