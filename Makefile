@@ -11,7 +11,7 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv-$(VERSION)
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test bench lint
 
@@ -34,7 +34,7 @@ lint: $(VENV)/dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-$(VENV)/runtime: requirements.txt
+$(VENV)/runtime: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("Python %d.%d: 3.11 to 3.13 is needed; try make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
@@ -45,6 +45,6 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/runtime
 	@touch $@
 
 # the real contracts' bytecode; without npm the comparisons with it are left out, and say so
-node_modules/.installed: package.json
+node_modules/.installed: package.json package-lock.json
 	@mkdir -p node_modules
-	@if command -v npm >/dev/null; then npm install --silent --no-package-lock --no-audit --no-fund && touch $@; else echo "npm is missing: no comparison with the real contracts"; fi
+	@if command -v npm >/dev/null; then npm ci --ignore-scripts --silent --no-audit --no-fund && touch $@; else echo "npm is missing: no comparison with the real contracts"; fi

@@ -1,7 +1,7 @@
 """The real Uniswap V3 pool, main-net's own bytecode, inside a Rust EVM: the ruler that `sim.py` is measured by.
 
     pip install pyrevm==0.3.7                wheels for Python 3.11 and 3.12
-    npm install @uniswap/v3-core@1.0.1       the bytecode; ALM_NODE_MODULES names the folder, default ./node_modules
+    npm ci       the bytecode; ALM_NODE_MODULES names the folder, default ./node_modules
 
 `RealPool` has the names of `sim.Pool`, so that the same lines drive both: `bench/sim.py` for speed, `tests/test_evm.py`
 for equality. Read next: `bench/sim.py`.
@@ -30,7 +30,7 @@ def missing() -> str:
     """What has to be installed before `RealPool` works, as one line with the fix; empty if nothing."""
     if not find_spec("pyrevm"):
         return "pyrevm is not installed: pip install pyrevm==0.3.7 (Python 3.11 or 3.12)"
-    return "" if ARTIFACT.exists() else f"{ARTIFACT} does not exist: npm install @uniswap/v3-core@1.0.1"
+    return "" if ARTIFACT.exists() else f"{ARTIFACT} does not exist: npm ci"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class RealPool:
 
         code = bytes.fromhex(json.loads(ARTIFACT.read_text())["bytecode"].removeprefix("0x"))
         if keccak(code).hex() != INIT_CODE_HASH:
-            raise RuntimeError(f"{ARTIFACT} is not main-net's pool: npm install @uniswap/v3-core@1.0.1")
+            raise RuntimeError(f"{ARTIFACT} is not main-net's pool: npm ci")
         self._keccak, self._account_info, self._evm = keccak, AccountInfo, EVM()
         self._selectors: dict[str, bytes] = {}
         self._owners: dict[int, str] = {}

@@ -54,7 +54,7 @@ def missing() -> str:
     """What has to be installed, as one line with the fix; empty if nothing."""
     for path in (binary(), *(NODE_MODULES / name for name in ARTIFACTS.values())):
         if not path.exists():
-            return f"{path} does not exist: npm install"
+            return f"{path} does not exist: npm ci"
     return ""
 
 

@@ -6,13 +6,17 @@ Run: `python -m pytest tests/test_house.py`. The rooms are in the README ("Readi
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("miner", "validator", "stake")
@@ -189,6 +193,32 @@ def test_requirements_name_exactly_what_is_imported():
     imported = {root(module) for tree in TREES.values() for module, _ in imports(tree)}
     imported -= {*sys.stdlib_module_names, *ORDER}
     assert {name.lower().replace("_", "-") for name in imported} == declared
+
+
+def test_make_installs_exact_versions_of_all_that_is_needed_and_runs_no_package_script():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    exact = dict(line.split("==") for line in lines if not line.startswith("#"))
+    files = [ROOT / name for name in ("requirements.txt", "requirements-dev.txt")]
+    todo = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if re.match(r"\w", line)]
+    seen, extras = set(), {""}
+    while todo:
+        needed = Requirement(todo.pop())
+        name = canonicalize_name(needed.name)
+        if name not in seen and (not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in extras)):
+            seen, extras, todo = seen | {name}, extras | needed.extras, todo + (metadata.requires(name) or [])
+    assert len(seen) > 50 and {name: metadata.version(name) for name in seen} == {
+        name: exact.get(name) for name in seen
+    }
+    made, rules = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", ".npmrc"))
+    assert "$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt\n" in made
+    assert "npm ci --ignore-scripts " in made and {"ignore-scripts=true", "omit-lockfile-registry-resolved=true"} <= {
+        *rules.splitlines()
+    }
+    asked, locked = (json.loads((ROOT / name).read_text()) for name in ("package.json", "package-lock.json"))
+    _, *packages = locked["packages"].values()
+    assert all("integrity" in one and not one.keys() & {"resolved", "hasInstallScript"} for one in packages)
+    asked = asked["devDependencies"] | asked["optionalDependencies"]
+    assert asked == {name: locked["packages"][f"node_modules/{name}"]["version"] for name in asked}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
