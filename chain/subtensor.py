@@ -215,7 +215,7 @@ class BittensorChain:
     async def set_weights(self, weights: Weights, version_key: int, mechid: int = 0) -> WriteOutcome:
         async def prepare(client: Any) -> bt.SetWeights:
             vector = await self._checked(client, weights, version_key, mechid)
-            return bt.SetWeights(self.netuid, weights=vector, mechid=mechid, version_key=version_key)
+            return _SetWeights(self.netuid, weights=vector, mechid=mechid, version_key=version_key)
 
         return await self._write(prepare)
 
@@ -364,6 +364,25 @@ class BittensorChain:
         elif name in _SIGN_AGAIN or isinstance(error, LOST) or "could not be estimated" in detail:
             following = Next.SIGN_AGAIN
         return WriteOutcome(False, code, name, following, detail, self._head, wait)
+
+
+class _SetWeights(bt.SetWeights):
+    """The SDK's, which counts by `MinAllowedWeights` alone: `check_weights` counts as the chain, no more than uids."""
+
+    async def build(self, substrate: Any, wallet: Any) -> Any:
+        return await super().build(_Uncounted(substrate), wallet)
+
+
+class _Uncounted(NamedTuple):
+    """A node whose `MinAllowedWeights` is 0."""
+
+    node: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.node, name)
+
+    async def query(self, pallet: str, item: str, *rest: Any, **options: Any) -> Any:
+        return 0 if item == "MinAllowedWeights" else await self.node.query(pallet, item, *rest, **options)
 
 
 def _code(error: Exception) -> WriteCode:

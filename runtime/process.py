@@ -203,7 +203,8 @@ def run(
         user_errors: exceptions that are the user's to mend, besides `UserError`: one line on stderr, exit code 2.
     """
     mendable = (UserError, *user_errors)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         log_to(log_level, log_json, log_file)
     except UserError as error:

@@ -320,6 +320,9 @@ def test_the_edges_of_the_limits_pass(in_world):
         assert (await v.set_weights({0: 3, 2: 1}, 0)).name == "MaxWeightExceeded"  # 49151.25 of 65535
         assert (await v.set_weights({0: 2, 2: 1}, 0)).ok
         assert await v.weights_of(1) == {0: 65535, 2: 32768}
+        await world.set_rules(min_allowed_weights=9)
+        await world.advance(360)
+        assert (await v.set_weights({0: 1, 1: 1, 2: 1}, 0)).ok  # all there are
         await world.set_rules(max_validators=0, min_allowed_weights=3)
         await world.advance(360)
         assert (await v.set_weights({1: 1}, 0)).ok  # a single weight on oneself needs no permit, length or limit
