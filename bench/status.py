@@ -1,6 +1,6 @@
 """How fast the status server answers with 256 miners and 30 days of rounds, in how much memory, and what pruning frees.
 
-    python bench/status.py [FOLDER]     the databases, about 3 GB, are made in FOLDER (default: a temporary one)
+    python bench/status.py              about a minute, 3 GB in a temporary folder; `--quick`: 4 miners, 8 days
 
 One round is really played, by 256 miners on the market model, and stored once for every 15 minutes of 30 days: with its
 evidence for the newest `EVIDENCE_DAYS`, as the pruned summary before that. The server is a process of its own.
@@ -31,10 +31,9 @@ from audit import stored
 from audit.evidence import seal
 from chain.local import LocalChain, block_at
 from chain.weights import add_weights
-from liquidity.books import Book
-from liquidity.rounds import Decision, Round, build_query
+from liquidity.rounds import Decision, Round
 from markets.model import BLOCK_SECONDS, FIRST_BLOCK, FIRST_TIME, ModelMarket
-from protocol import Code, Entrant, Job, JobSettings, MinerMetadata, Position, RebalanceAnswer
+from protocol import Code, Entrant, Job, JobSettings, MinerMetadata, Moment, Position, RebalanceAnswer
 from scoring import RULES_VERSION, Standing, update_eval
 from spine.mechanism import load
 from status import validator as validator_module
@@ -42,7 +41,9 @@ from store import Prediction, Store
 from wire.codec import canonical, encode
 from wire.signing import local_keypair
 
-MINERS, DAYS, EVIDENCE_DAYS, ROUND_SECONDS, ASKS = 256, 30, 7, 900, 3
+MINERS, DAYS = (4, 8) if "--quick" in sys.argv else (256, 30)
+EVIDENCE_DAYS, ROUND_SECONDS, ASKS = 7, 900, 3
+PRUNED_SECONDS = (EVIDENCE_DAYS + DAYS) // 2 * 86_400  # before the newest round: pruned
 ROUNDS = DAYS * 86_400 // ROUND_SECONDS
 REPEATS, TARGET_MS = 30, 100
 JOB = Job("job", "vault", ROUND_SECONDS, JobSettings.for_target("Balanced"), live=False)
@@ -76,9 +77,9 @@ async def one_round(store: Store, market: ModelMarket) -> str:
         until = next((n for n, event in enumerate(events) if event.block >= block), len(events))
         game.feed(events[at:until])
         at, head = until, await market.block(block - 1)
+        moment = Moment(JOB, market.pair, round_id, "evaluation", start, head, head)
         for n, key in enumerate(KEYS):
-            book = Book(game.tape) if not checkpoint else game.books[key].at(block)
-            query = build_query(JOB, market.pair, round_id, "evaluation", start, book, head, head, book.changes)
+            query = game.query(moment, key)
             centre = query.tick // query.tick_spacing * query.tick_spacing
             reach = (n + 2) * query.tick_spacing
             desired = (Position(centre - reach, centre + reach, *query.holdings()),)
@@ -229,7 +230,7 @@ async def measure(url: str, newest: str, pid: int) -> bool:
         "/rounds/ID": [f"/rounds/{other}" for other in others],
         "/panels/ID": [f"/panels/{newest}?miner={key}" for key in KEYS[:REPEATS]],
         "/scores/HOTKEY": [f"/scores/{key}" for key in KEYS[:REPEATS]],
-        "/scores/HOTKEY, pruned": [f"/scores/{key}?before={job}:{start - 20 * 86_400}" for key in KEYS[:REPEATS]],
+        "/scores/HOTKEY, pruned": [f"/scores/{key}?before={job}:{start - PRUNED_SECONDS}" for key in KEYS[:REPEATS]],
     }
     well = True
     print(f"{'':32}{'median':>9}{'slowest':>9}{'size':>10}")
@@ -267,7 +268,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         return asyncio.run(serve(Path(sys.argv[2])))
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
+        folder = Path(temporary)
         began = time.perf_counter()
         newest = asyncio.run(make(folder))
         path = folder / "validator.sqlite3"

@@ -1,4 +1,4 @@
-"""The figures that `docs/` quotes are what the benchmarks print."""
+"""Every benchmark runs to its end, and the figures that `docs/` quotes are what they print."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ from sim import Pool, sqrt_ratio_at_tick
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = (ROOT / "docs/market.md").read_text()
+
+SMALL = {
+    "sim": "--rounds 1",
+    "scoring": "--passes 1",
+    "wire": "--rounds 1",
+    "memory": "--rounds 1 none",
+    "status": "--quick",
+    "follower": "--blocks 1",
+}
+
+
+@pytest.mark.costly("benchmarks")
+@pytest.mark.parametrize("name", re.findall(r"bench/(\w+)\.py", (ROOT / "Makefile").read_text()))
+def test_every_benchmark_runs_to_its_end_in_small(name):
+    command = [sys.executable, f"bench/{name}.py", *SMALL[name].split()]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.fixture(scope="module")
