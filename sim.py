@@ -410,10 +410,10 @@ class Pool:
         upper.liquidity_net -= delta
         if self._at_or_above(tick_lower) and not self._at_or_above(tick_upper):
             self.liquidity += delta
-        bounds = sqrt_ratio_at_tick(tick_lower), sqrt_ratio_at_tick(tick_upper)
-        amount0, amount1 = amounts_of(abs(delta), self.sqrt_price_x96, *bounds, round_up=delta > 0)
+        lower_x96, upper_x96 = sqrt_ratio_at_tick(tick_lower), sqrt_ratio_at_tick(tick_upper)
         if delta > 0:
-            return amount0, amount1
+            return amounts_of(delta, self.sqrt_price_x96, lower_x96, upper_x96, True)
+        amount0, amount1 = amounts_of(-delta, self.sqrt_price_x96, lower_x96, upper_x96, False)
         for mark in (lower, upper):
             if not mark.liquidity_gross:
                 self._remove_tick(mark)

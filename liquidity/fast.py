@@ -47,8 +47,8 @@ class FastPool(Pool):
     # slots: a swap reads a dozen attributes; without them each read takes a fifth longer once a pool has been copied
     __slots__ = (
         *("_below", "_epoch", "_hi", "_indices", "_keep", "_liquidity_x96", "_lo", "_lo_squared", "_plain", "_ratios"),
-        *("_tick", "_word", "fee", "fee_growth_global0_x128", "fee_growth_global1_x128", "fee_protocol", "legs"),
-        *("liquidity", "protocol_fees", "sqrt_price_x96", "tick_spacing", "ticks"),
+        *("_tick", "_word", "_word_hi", "_word_lo", "fee", "fee_growth_global0_x128", "fee_growth_global1_x128"),
+        *("fee_protocol", "legs", "liquidity", "protocol_fees", "sqrt_price_x96", "tick_spacing", "ticks"),
     )
     tick_class = FastTick
     _crosses = False  # whether `_crossed` has anything to do
@@ -59,7 +59,8 @@ class FastPool(Pool):
         self._ratios: list[int] = []  # prices of the initialised ticks
         self._below = -1  # index in _ratios of the highest one at or below the tick
         self._liquidity_x96 = 0
-        self._word = 0  # first tick of the bitmap word that the tick lies in
+        self._word = 0  # first tick of the bitmap word that the tick lies in; the prices of its first and last
+        self._word_lo, self._word_hi = _clamped_ratio(0), _clamped_ratio((WORD_TICKS - 1) * tick_spacing)
         self._lo = self._hi = self._lo_squared = 0  # the cell, both ends excluded
         self._new_terms()
 
@@ -160,15 +161,17 @@ class FastPool(Pool):
         A step downwards ends at the first tick of the word, a step upwards at the last. Between the last tick of a word
         and the first of the next lies a cell of its own, from which upward steps already look into the next word.
         """
-        ratios, below, last = self._ratios, self._below, word + (WORD_TICKS - 1) * self.tick_spacing
-        lo, hi = _clamped_ratio(word), _clamped_ratio(last)
+        if word != self._word:
+            self._word, self._word_lo = word, _clamped_ratio(word)
+            self._word_hi = _clamped_ratio(word + (WORD_TICKS - 1) * self.tick_spacing)
+        ratios, below, lo, hi = self._ratios, self._below, self._word_lo, self._word_hi
         if self.sqrt_price_x96 >= hi:
-            lo, hi = hi, _clamped_ratio(last + self.tick_spacing)
+            lo, hi = hi, _clamped_ratio(word + WORD_TICKS * self.tick_spacing)
         if below >= 0 and ratios[below] > lo:
             lo = ratios[below]
         if below + 1 < len(ratios) and ratios[below + 1] < hi:
             hi = ratios[below + 1]
-        self._word, self._lo, self._hi, self._lo_squared = word, lo, hi, lo * lo
+        self._lo, self._hi, self._lo_squared = lo, hi, lo * lo
 
     # -- swapping
 
@@ -266,8 +269,7 @@ class FastPool(Pool):
         price, tick = self.sqrt_price_x96, self._tick
         word_size, last_of_word = WORD_TICKS * self.tick_spacing, (WORD_TICKS - 1) * self.tick_spacing
         # `edge`: where a step ends if no initialised tick comes first
-        edge = self._word if zero_for_one else self._word + last_of_word
-        edge_x96 = _clamped_ratio(edge)
+        edge, edge_x96 = (self._word, self._word_lo) if zero_for_one else (self._word + last_of_word, self._word_hi)
         if price >= edge_x96 and not zero_for_one:
             edge += word_size
             edge_x96 = _clamped_ratio(edge)
