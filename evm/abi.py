@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from web3 import Web3
@@ -175,7 +176,7 @@ def read_logs(*answers: list) -> list[Log]:
     transactions. Raises `Malformed`: one cannot be, or two that differ are in one place.
     """
     told = {_log(raw) for answer in answers for raw in answer if raw.get("removed") in (None, False)}
-    logs = sorted(told, key=lambda one: (one.block, one.order, one.index))
+    logs = sorted(told, key=attrgetter("block", "order", "index"))
     anew = {a.block for a, b in pairwise(logs) if a.block == b.block and a.order < b.order and a.index >= b.index}
     logs = [one._replace(index=one.order << 20 | one.index) if one.block in anew else one for one in logs]
     if len({one[:2] for one in logs}) < len(logs):

@@ -93,15 +93,16 @@ class Reader:
             raise Malformed(f"logs of other blocks than {first} to {last}")
         if any(one.address not in (*addresses, self.contract.manager) for one in logs):
             raise Malformed("logs of another contract")
-        await self._compare(calls[2], Counter(map(_without_index, read_logs(found[0]))), endpoints)
+        await self._compare(calls[2], [one for one in logs if one.address in addresses], endpoints)
         headers = {number: checked_header(raw, number) for number, raw in ((first, from_block), (last, to_block))}
         wanted = sorted({one.block for one in logs} - headers.keys())
         return logs, headers | await self.headers(wanted, endpoints)
 
-    async def _compare(self, call: tuple[str, list], mine: Counter, endpoints: set[Endpoint]) -> None:
+    async def _compare(self, call: tuple[str, list], logs: list[Log], endpoints: set[Endpoint]) -> None:
         """Where there is another endpoint, it must not know of a log that these left out: not all leave traces."""
         if len(self.rpc.endpoints) == 1 or not (second := await self.rpc.second([call], endpoints)):
             return
+        mine = Counter(map(_without_index, logs))
         try:
             theirs = Counter(map(_without_index, read_logs(second[0])))
         except Malformed as error:
