@@ -68,7 +68,9 @@ async def _verify(options: argparse.Namespace) -> int:
             raise UserError(f"{options.evidence}: {error}; is it what `python -m audit export ROUND` wrote?") from error
     failed = False
     for path in options.files:
-        for text in _bytes_of(path).splitlines():
+        if not (texts := _bytes_of(path).splitlines()):
+            raise UserError(f"{path}: it is empty; is it what `python miner.py receipts --export` printed?")
+        for text in texts:
             try:
                 said = read(parse_json(text, MAX_PAGE_BYTES))
                 wrong = list(problems(said, of_round))

@@ -994,6 +994,7 @@ def test_mistakes_are_one_line_and_exit_code_2(local, call, tmp_path):
         (miner.main, ("--dir", local, "receipts", "--from", "http://127.0.0.1:1"), "name it with --validator"),
         (miner.main, ("receipts", "--dir", local, "--name", "wide", "--export", "x"), "no receipt of this round"),
         (miner.main, ("receipts", "--last", "x"), "--last"),
+        (audit_main.main, ("verify", "/dev/null"), "it is empty"),
         (
             audit_main.main,
             (

@@ -370,6 +370,7 @@ def test_what_is_public_is_global_for_the_standard_library_too_and_most_of_the_r
         ip = ipaddress.ip_address(random_.getrandbits(bits) + (bits == 125) * 2**125)  # the latter in 2000::/3
         theirs = ip.is_global and not (ip.is_multicast or ip.is_reserved)
         ours = client.is_public(str(ip))
+        assert not client.is_public(f"{ip}%eth0")
         assert theirs or not ours, ip
         public, agreed = public + ours, agreed + (ours == theirs)
     assert 15_000 < public < 19_500 and agreed > 19_980

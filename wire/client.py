@@ -234,7 +234,8 @@ def is_public(host: str) -> bool:
         ip = ipaddress.ip_address(host)
     except ValueError:
         return False
-    return any(ip in network for network in _UNICAST) and not any(ip in network for network in _SPECIAL)
+    special = "%" in host or any(ip in network for network in _SPECIAL)  # %: on a link of this machine
+    return not special and any(ip in network for network in _UNICAST)
 
 
 def _target(url: str) -> URL:
