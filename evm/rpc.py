@@ -35,27 +35,26 @@ MAX_REPLY_BYTES = 32 << 20
 MAX_BATCH = 1000  # calls in one HTTP request; what most public endpoints take
 FIRST_REST_SECONDS, MAX_REST_SECONDS = 0.5, 30.0  # doubled with every failure in a row
 RELAX_SECONDS = 600.0  # then an endpoint that refused a batch is given twice as many calls again
-MAX_MESSAGE_CHARS = 200
+MAX_MESSAGE_CHARS, MAX_READ_CHARS = 200, 1000  # of a node's words: shown, and looked at
+_WORDS = {  # of clients and providers, links left out; the first row that fits says what a refusal is
+    "reverted": r"revert|invalid[_ ]?(op|jump|code)|bad ?(instruction|jump)|op ?code.*not|code is invalid|precompile"
+    r"|stack ?(under|over|limit)|out ?of ?(stack|gas)|gas uint64 overflow|call depth|write protection|out of bounds"
+    r"|(illegal state|static ?call|access) ?(change|violation)|(evm|vm execution) error(?!; database)|vm exception"
+    r"|execution halted|processing could not be completed",
+    "limited": r"\brates?\b|rate[ _-]?limit|too many requests(?!.*batch)|requests? (count|limit|per)|\brps\b|concurren"
+    r"|per (second|minute|hour|day|month)|\d ?/ ?(s|sec|second|m|min|minute)\b|throughput|compute units?|\bcus?\b"
+    r"|\bquotas?\b|\bcredits?\b|\b(over)?capacity\b|throttl|(daily|monthly|usage) .*(limit|usage)|too much load"
+    r"|overload|\bbusy\b|slow down|error code: 1015",
+    "too_large": r"more than|too (many|large|big|wide|long|high)|(long|larg|bigg|great)er than|\blimited to|\bat most"
+    r"|\bup to\b|max(imum)?( (block|range|result|log|address|allowed|is)|:)|must not exceed|limit the (query|range)"
+    r"|ranges? (over|limit|allowed)|exceeds? (the )?(range|limit|size)|(size|range|results?|logs?) (limit )?exceed"
+    r"|current limit is|query timeout|less number of",
+    "forgotten": r"missing trie node|prun|archive|histor|state (is )?(not|un) ?available|no state available|too old"
+    r"|state .*not (found|available)|data (before .* is )?not available|distance to target block|recent blocks"
+    r"|(unknown|first available) state|state[_ ]unavailable|trie does not",
+}
+_NO_REQUEST = (-32600, -32602, -32700)  # what servers say of a batch that know none
 _RATE_CODES = (-32005, -32007, -32029, -32090, 429)  # EIP-1474 "limit exceeded", and what providers use beside it
-_RATE_WORDS = re.compile(
-    r"\brates?\b|too many requests|requests? (count|limit)|requests? per|per second|/sec|throughput|compute unit"
-    r"|\bquota\b|\bcredits?\b|\bcapacity\b|throttl|daily (limit|request)",
-    re.IGNORECASE,
-)
-_SIZE_WORDS = re.compile(
-    r"more than|too many(?! requests)|\bresults?\b|\branges?\b|\bblocks?\b|\blogs?\b|batch|response size", re.IGNORECASE
-)
-_EVM_FAILURES = re.compile(  # of geth, Erigon, Nethermind, Reth, anvil
-    r"revert|invalid (op ?code|jump)|stack (underflow|overflow)|stack limit|out of ?gas|gas uint64 overflow"
-    r"|write protection|bad (instruction|jump)|return data out of bounds|invalid code|opcode.*not (defined|supported)"
-    r"|(evm|vm execution) error|vm exception",
-    re.IGNORECASE,
-)
-_FORGOTTEN = re.compile(
-    r"missing trie node|prun|archive|histor|state (is )?(not|un) ?available|no state available|old data not available"
-    r"|distance to target block|state .*not found|block is out of range|too old",
-    re.IGNORECASE,
-)
 
 log = logging.getLogger("rpc")
 
@@ -71,19 +70,23 @@ class Refusal(Exception):
         code, message: as the node gave them, cut to a line.
         reverted: the contract refused the call or ran into an error, wherever it is asked; else it is this node's
             own trouble.
-        forgotten: the node no longer has the state that it was asked about.
-        of_call: it is plainly about the call, whatever HTTP status it came with.
         limited: the node was asked too often. It says nothing about the call, and is never a result.
+        too_large: fewer blocks or calls at once may be answered.
+        forgotten: the node no longer has the state that it was asked about.
+        of_batch: it speaks of how many calls came together.
     """
 
-    def __init__(self, code: int, message: str):
-        super().__init__(f"{message} (code {code})")
-        self.code, self.message = code, message
-        self.reverted = code in (3, -32015) or bool(_EVM_FAILURES.search(message))
-        self.forgotten = not self.reverted and bool(_FORGOTTEN.search(message))
-        too_often = bool(_RATE_WORDS.search(message)) or (code in _RATE_CODES and not _SIZE_WORDS.search(message))
-        self.limited = too_often and not self.reverted
-        self.of_call = self.reverted or self.forgotten or bool(_SIZE_WORDS.search(message))
+    def __init__(self, code: int, message: str, more: str = ""):
+        self.code, self.message = code, ascii(hide(message))[1:-1][:MAX_MESSAGE_CHARS]
+        super().__init__(f"{self.message} (code {code})")
+        text = re.sub(r"https?://\S+", "", f"{message[:MAX_READ_CHARS]} {more[:MAX_READ_CHARS]}")
+        self.of_batch = "batch" in text.lower()
+        kind = next((name for name, words in _WORDS.items() if re.search(words, text, re.IGNORECASE)), "")
+        if code == 3 and not self.of_batch:
+            kind = "reverted"
+        elif code in _RATE_CODES:
+            kind = kind or "limited"
+        self.reverted, self.limited, self.too_large, self.forgotten = (kind == name for name in _WORDS)
 
 
 class Answers(list):
@@ -130,10 +133,11 @@ class Endpoint:
         self.most_calls, self.failures, self.lies, self.rests_until = MAX_BATCH, 0, 0, 0.0
         self._cut_at = 0.0
 
-    def cut(self, calls: int, why: str) -> None:
-        """It takes no batch of so many calls: for a while it is given half as many."""
-        self.most_calls, self._cut_at = max(1, calls // 2), time.monotonic()
-        log.info("RPC %s: %s; %d calls at a time now", self.name, why, self.most_calls)
+    def cut(self, calls: int) -> None:
+        """It takes no more calls in a batch: for a while it is given no more."""
+        if calls < self.most_calls:
+            self.most_calls, self._cut_at = calls, time.monotonic()
+            log.info("RPC %s: %d calls at a time now", self.name, calls)
 
     def takes(self) -> int:
         """How many calls to put into a batch: what was learnt is doubted after a while."""
@@ -191,7 +195,10 @@ class Rpc:
         Raises:
             RpcError: the deadline passed.
         """
-        answers, deadline, said, most = Answers(), time.monotonic() + self._total, {}, len(calls)
+        answers, deadline, said = Answers(), time.monotonic() + self._total, {}
+        most: dict[Endpoint, int] = {}  # calls that one is given now, after it failed at more
+        told: set[Endpoint] = set()  # who said that it was too much; of logs it may have meant its answer
+        learns = all(method != "eth_getLogs" for method, _ in calls)
         while len(answers) < len(calls):
             now = time.monotonic()
             endpoint = min(self.endpoints, key=lambda one: max(one.rests_until, now))
@@ -200,47 +207,49 @@ class Rpc:
                 reasons = "; ".join(f"{name}: {why}" for name, why in said.items()) or "all rest after failures"
                 raise RpcError(f"{calls[0][0]}: no answer within {self._total:g} s ({reasons})")
             await asyncio.sleep(wait)
-            part = calls[len(answers) : len(answers) + min(most, endpoint.takes())]
+            part = calls[len(answers) : len(answers) + min(most.get(endpoint, MAX_BATCH), endpoint.takes())]
             try:
                 found = await self._post(endpoint, part, min(self._attempt, deadline - now - wait), refusable)
                 _check(part[0][0], found, usable)
-            except _TooLarge as error:
-                said[endpoint.name] = str(error)
-                if len(part) > 1:
-                    most = len(part) // 2
-                    if all(method != "eth_getLogs" for method, _ in part):  # its answer may have been what was large
-                        endpoint.cut(len(part), str(error))
-                    continue
-                if not refusable:
-                    endpoint.rest(str(error))
-                    continue
-                found = [Refusal(0, str(error))]
             except _Failed as error:
-                said[endpoint.name] = str(error)
-                endpoint.rest(str(error), error.rest_seconds)
-                if isinstance(error, _Limited) and len(part) > 1:
-                    most = -(-len(part) // 2)  # some count calls, and never take so many
-                continue
-            else:
-                endpoint.failures = 0
+                said[endpoint.name], large = str(error), isinstance(error, _TooLarge)
+                if len(part) > 1:  # so many may be what it cannot do, whatever it says
+                    most[endpoint] = len(part) // 2
+                    if learns and isinstance(error, _TooLarge | _Limited):
+                        told.add(endpoint)
+                if large and len(part) == 1 and refusable:
+                    found = [Refusal(0, str(error))]
+                else:
+                    if not large or len(part) == 1:
+                        endpoint.rest(str(error), error.rest_seconds)
+                    continue
+            endpoint.failures = 0
+            if endpoint in told:
+                endpoint.cut(most[endpoint])
             self.last = endpoint
             answers += found
             answers.endpoints.add(endpoint)
         return answers
 
-    async def each(self, method: str, parameters: list) -> dict[Endpoint, Any]:
-        """Ask all endpoints that do not rest the same, side by side; results of those that answer, else `RpcError`."""
+    async def each(
+        self, method: str, parameters: list, usable: Callable[[Any], bool] | None = None
+    ) -> dict[Endpoint, Any]:
+        """Ask all endpoints that do not rest the same, side by side; results of those that answer, else `RpcError`.
+
+        `usable` as of `batch`.
+        """
         now = time.monotonic()
         awake = [one for one in self.endpoints if one.rests_until <= now]
         if not awake:
-            [result] = answers = await self.batch([(method, parameters)])
+            [result] = answers = await self.batch([(method, parameters)], usable=usable)
             return dict.fromkeys(answers.endpoints, result)
         found = {}
 
         async def ask(endpoint: Endpoint) -> None:
             try:
-                [found[endpoint]] = await self._post(endpoint, [(method, parameters)], self._attempt, False)
-                endpoint.failures = 0
+                [result] = await self._post(endpoint, [(method, parameters)], self._attempt, False)
+                _check(method, [result], usable)
+                endpoint.failures, found[endpoint] = 0, result
             except _Failed as error:
                 endpoint.rest(str(error), error.rest_seconds)
 
@@ -302,59 +311,78 @@ class Rpc:
             raise _Failed(f"no HTTP answer that can be read ({type(error).__name__})") from None
         if raw is None:
             raise _TooLarge(f"the answer is longer than {MAX_REPLY_BYTES >> 20} MB")
+        asked = float(retry_after) if re.fullmatch("[0-9]{1,9}", retry_after) else 0.0
         if status == 429:
-            asked = float(retry_after) if re.fullmatch("[0-9]{1,9}", retry_after) else 0.0
             raise _Limited("too many requests (HTTP 429)", asked)
-        if status == 413 or (status == 400 and len(calls) > 1 and not raw.lstrip().startswith((b"{", b"["))):
-            raise _TooLarge(f"a batch of {len(calls)} is too large (HTTP {status})")
+        if status == 413:
+            raise _TooLarge(f"a batch of {len(calls)} is too large (HTTP 413)")
         try:
-            results = _results(json.loads(raw), len(calls))
+            results = _results(raw, len(calls), status)
         except _Failed:
             raise
         except Exception as error:
-            raise _Failed(f"HTTP {status}" if status != 200 else f"not JSON-RPC ({type(error).__name__})") from None
-        refusals = [result for result in results if isinstance(result, Refusal)]
-        if status != 200 and not refusals:
-            raise _Failed(f"HTTP {status}")
-        for refusal in refusals:
+            why = f"HTTP {status}" if status != 200 else f"not JSON-RPC ({type(error).__name__})"
+            raise _Failed(why, asked) from None
+        for (method, _), refusal in zip(calls, results, strict=True):
+            if not isinstance(refusal, Refusal):
+                continue
+            if len(calls) > 1 and method != "eth_getLogs" and (refusal.of_batch or refusal.too_large):
+                raise _TooLarge(f"of {len(calls)} calls some are refused: {refusal}")
             if refusal.limited:
-                raise _Limited(f"too many requests: {refusal}")
-        for refusal in refusals:
-            if (status >= 500 or 401 <= status <= 404) and not refusal.of_call:
-                raise _Failed(f"HTTP {status}: {refusal}")
+                raise _Limited(f"too many requests: {refusal}", asked)
+            if status > 400 and not (refusal.reverted or refusal.too_large or refusal.forgotten):
+                raise _Failed(f"HTTP {status}: {refusal}", asked)
             if not (refusable or refusal.reverted):
-                raise _Failed(f"{calls[0][0]}: {refusal}")
+                raise _Failed(f"{method}: {refusal}")
+        if status != 200 and not any(isinstance(result, Refusal) for result in results):
+            raise _Failed(f"HTTP {status}", asked)
         return results
 
 
-def _results(said: Any, count: int) -> list[Any]:
+def _results(raw: bytes, count: int, status: int) -> list[Any]:
     """A result or `Refusal` for each call of what a node said, in the order of the calls.
 
     Raises:
-        _Failed: it refuses the batch as a whole, in any shape, or does not answer the calls.
+        _Failed: it refuses all of them together, in any shape, or does not answer the calls.
         Exception: it is no JSON-RPC.
     """
+    try:
+        said = json.loads(raw)
+    except ValueError:  # plain words, or a page of who stands before the node
+        said = raw[:MAX_READ_CHARS].decode(errors="replace")
     items = said if isinstance(said, list) else [said]
-    if count > 1:
-        refused = [_refusal(item["error"]) for item in items if isinstance(item, dict) and item.get("error")]
-        unanswered = len(items) < count or all(item.get("id") is None for item in items)
-        of_batch = len(refused) == count and all("batch" in one.message.lower() for one in refused)
-        if refused and (unanswered or of_batch):
-            kind = _Limited if refused[0].limited else _TooLarge
-            raise kind(f"a batch of {count} is refused: {refused[0]}")
-    by_id = {item["id"]: item for item in items}
-    if count == 1 and len(items) == 1 and items[0].get("error"):
-        by_id = {0: items[0]}  # an error may come without an id
-    if len(items) != count or by_id.keys() != set(range(count)):
+    refused = [_refusal(item) for item in items]
+    whole = len(items) < count or all(isinstance(item, str) or item.get("id") is None for item in items)
+    if any(refused) and whole and (count > 1 or isinstance(items[0], str)):
+        first = next(filter(None, refused))
+        if count > 1 and (first.of_batch or first.too_large or status == 400 or first.code in _NO_REQUEST):
+            raise _TooLarge(f"a batch of {count} is refused: {first}")
+        raise (_Limited if first.limited else _Failed)(f"HTTP {status}: {first}")
+    if len(items) != count:
         raise _Failed(f"{len(items)} answers to {count} calls")
-    return [_refusal(item["error"]) if item.get("error") else item["result"] for _, item in sorted(by_id.items())]
+    found = [refusal or item["result"] for item, refusal in zip(items, refused, strict=True)]
+    if count == 1 and refused[0]:
+        return found  # an error may come without an id
+    by_id = {str(item["id"]): one for item, one in zip(items, found, strict=True)}
+    if by_id.keys() != set(map(str, range(count))):
+        raise _Failed(f"answers to other calls than these {count}")
+    return [by_id[str(n)] for n in range(count)]
 
 
-def _refusal(error: Any) -> Refusal:
-    code, message = error["code"], error["message"]
+def _refusal(item: Any) -> Refusal | None:
+    """What a part of an answer refuses: an error as it should be, as words alone, or without the object around it."""
+    error = item
+    if isinstance(item, dict):
+        error = item.get("error") or ("message" in item and "result" not in item and item)
+    if not error or not isinstance(item, dict | str):
+        return None
+    error = error if isinstance(error, dict) else {"message": error}
+    code, data = str(error.get("code")).removesuffix(".0"), error.get("data")
+    more = data.get("message") if isinstance(data, dict) else data
+    message = error.get("message") or more
     message = message if isinstance(message, str) else "an error without words"
-    code = code if isinstance(code, int) and abs(code) < 10**9 else 0
-    return Refusal(code, ascii(hide(message))[1:-1][:MAX_MESSAGE_CHARS])
+    code = int(code) if re.fullmatch("-?[0-9]{1,9}", code) else 0
+    return Refusal(code, message, more if isinstance(more, str) else "")
 
 
 def _check(method: str, found: Sequence[Any], usable: Callable[[Any], bool] | None) -> None:
