@@ -22,6 +22,7 @@ NULL_ADDRESS = "0x" + "0" * 40
 ADDRESS = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
 HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 QUANTITY = re.compile("0x[0-9a-fA-F]{1,64}")
+DATA = re.compile("0x([0-9a-fA-F]{2})*")
 MAX_NUMBER = 2**48  # of a block, of unix seconds, of a place within a block
 SPARE_BYTES = 16 << 10  # that an answer may have beside its types' words: lists, and what no type names
 
@@ -55,6 +56,11 @@ def number(answer: Any) -> int:
     if (value := integer(answer)) >= MAX_NUMBER:
         raise Malformed(f"{answer} is too large")
     return value
+
+
+def is_data(answer: Any) -> bool:
+    """Whether it is bytes, or a contract's refusal."""
+    return isinstance(answer, Refusal) or bool(DATA.fullmatch(answer))
 
 
 def _decode(types: Sequence[str], data: bytes) -> tuple:
@@ -152,7 +158,8 @@ class Log(NamedTuple):
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
+    """Whatever goes wrong while an answer is read is who gave it: it becomes `Malformed`."""
     try:
         yield
     except Exception as error:  # whatever it was: no node should have said it
@@ -168,7 +175,7 @@ def _log(raw: Any) -> Log:
     return Log(*place, *hashes, raw["address"].lower(), kind.name, values, order)
 
 
-@_reading("log")
+@reading("log")
 def read_logs(*answers: list) -> list[Log]:
     """The logs of answers in the chain's order, each once, without those that are said to be removed.
 
@@ -195,7 +202,7 @@ class Header(NamedTuple):
         return Block(self.number, self.time, self.hash)
 
 
-@_reading("block")
+@reading("block")
 def read_header(raw: Any) -> Header:
     """Check one block of an answer. Raises `Malformed`."""
     header = Header(number(raw["number"]), number(raw["timestamp"]), raw["hash"], raw["parentHash"])
@@ -215,7 +222,7 @@ class Receipt(NamedTuple):
     places: frozenset[tuple[int, int]]  # (block, log index) of its logs
 
 
-@_reading("receipt")
+@reading("receipt")
 def read_receipt(raw: Any) -> Receipt:
     """Check one receipt of an answer. Raises `Malformed`."""
     block, gas_used = number(raw["blockNumber"]), integer(raw["gasUsed"])

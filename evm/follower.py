@@ -100,7 +100,8 @@ class Reader:
 
     async def _compare(self, call: tuple[str, list], logs: list[Log], endpoints: set[Endpoint]) -> None:
         """Where there is another endpoint, it must not know of a log that these left out: not all leave traces."""
-        if len(self.rpc.endpoints) == 1 or not (second := await self.rpc.second([call], endpoints)):
+        second = await self.rpc.second([call], endpoints) if len(self.rpc.endpoints) > 1 else None
+        if not second or isinstance(second[0], Refusal):  # it may take fewer blocks at once
             return
         mine = Counter(map(_without_index, logs))
         try:
@@ -114,18 +115,20 @@ class Reader:
             raise Malformed(f"{lost.total()} logs are missing, the first in block {min(lost)[0]}")
 
     async def _ask(self, calls: list, first: int, last: int, endpoints: set[Endpoint]) -> list:
-        answers = await self.rpc.batch(calls, refusable=True)
+        answers = await self.rpc.batch(calls, refusable=True, usable=lambda answer: answer is not None)
         endpoints |= answers.endpoints
         for (method, _), answer in zip(calls, answers, strict=True):
-            refused = isinstance(answer, Refusal)
-            if method == "eth_getLogs" and refused and last > first:
+            if not isinstance(answer, Refusal):
+                continue
+            what = f"{method} of blocks {first} to {last}: {answer}"
+            if not answer.too_large:  # another may know
+                self.rpc.distrust(answers.endpoints, what)
+            if method == "eth_getLogs" and last > first:
                 self._refused = last - first + 1
                 self.chunk_blocks = self._refused // 2
-                raise TooMany(f"logs of blocks {first} to {last}: {answer}")
-            if refused or answer is None:
-                raise Malformed(f"{method} of blocks {first} to {last}: {answer or 'no such block'}")
-            if method == "eth_getLogs" and not isinstance(answer, list):
-                raise Malformed(f"{method}: no list")
+                raise TooMany(what)
+            # what one node cannot tell now is no gap
+            raise Malformed(what) if answer.too_large or answer.forgotten else RpcError(what)
         return list(answers)
 
     async def headers(self, numbers: Sequence[int], endpoints: set[Endpoint]) -> dict[int, Header]:
@@ -257,11 +260,8 @@ class Follower:
         believed, unless nothing has come for a while.
         """
         known, heads = self.tip.block.number if self.first else 0, {}
-        for endpoint, raw in (await self.rpc.each(*header_call("latest"))).items():
-            try:
-                heads[endpoint] = read_header(raw).number
-            except Malformed as error:
-                endpoint.rest(str(error))
+        for endpoint, raw in (await self.rpc.each(*header_call("latest"), read_header)).items():
+            heads[endpoint] = read_header(raw).number
         for endpoint in [one for one, number in heads.items() if number < known]:
             endpoint.rest(f"its head is {heads.pop(endpoint)}, block {known} was read before")
         if not heads:

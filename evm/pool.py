@@ -13,7 +13,20 @@ from typing import Any, NamedTuple
 
 from web3 import Web3
 
-from evm.abi import CL_LOGS, NULL_ADDRESS, POOL_LOGS, Function, LogType, Malformed, address, header_call, read_header
+from evm.abi import (
+    CL_LOGS,
+    NULL_ADDRESS,
+    POOL_LOGS,
+    Function,
+    LogType,
+    Malformed,
+    address,
+    header_call,
+    integer,
+    is_data,
+    read_header,
+    reading,
+)
 from evm.rpc import MAX_BATCH, Endpoint, Refusal, Rpc
 from liquidity.replay import SlipstreamState, Snapshot, TickState
 from liquidity.slipstream import SlipstreamPool
@@ -158,16 +171,16 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
             other pools, or not all endpoints are of the same chain.
     """
     pool_address = address(pool_address, "pool")
-    chains = await rpc.each("eth_chainId", [])
+    chains = await rpc.each("eth_chainId", [], integer)
     if len({str(chain) for chain in chains.values()}) > 1:
         said = ", ".join(f"{endpoint.name} {int(chain, 16)}" for endpoint, chain in chains.items())
         raise MarketError(f"the RPC endpoints are of different chains ({said}); leave the wrong ones out")
     chain_id = int(next(iter(chains.values())), 16)
-    at = read_header((await rpc.batch([header_call("latest")]))[0]).hash
-    found = await rpc.batch([SLOT0.call(pool_address, at)])
+    at = read_header((await rpc.batch([header_call("latest")], usable=read_header))[0]).hash
+    found = await rpc.batch([SLOT0.call(pool_address, at)], usable=is_data)
     slipstream = isinstance(found[0], str) and len(found[0]) == 2 + 6 * 64  # there is no protocol fee in it
     functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, *((GAUGE, NFT, *_CL_STATE) if slipstream else _STATE)
-    found = await rpc.batch([function.call(pool_address, at) for function in functions])
+    found = await rpc.batch([function.call(pool_address, at) for function in functions], usable=is_data)
     kind = "Slipstream" if slipstream else "Uniswap V3"
     not_one = f"{pool_address} on chain {chain_id} does not answer as a {kind} pool; check the address (--pool)"
     try:
@@ -195,13 +208,16 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
 
 
 async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
-    symbol, decimals = await rpc.batch([SYMBOL.call(token, at), DECIMALS.call(token, at)])
+    symbol, decimals = await rpc.batch([SYMBOL.call(token, at), DECIMALS.call(token, at)], usable=is_data)
     try:
         (text,) = SYMBOL.read(symbol) or ("",)
     except Malformed:  # some of the first tokens have bytes32
-        text = bytes.fromhex(symbol.removeprefix("0x"))[:32].decode("ascii", "replace")
-    (decimals,) = DECIMALS.read(decimals) or (0,)
-    return Token(token, re.sub(r"[^A-Za-z0-9.+$-]", "", text)[:16] or "?", decimals)
+        text = bytes.fromhex(symbol[2:66]).decode("ascii", "replace")
+    try:
+        (places,) = DECIMALS.read(decimals) or (0,)
+    except Malformed:  # whatever a token says of itself, its pool can be followed
+        places = 0
+    return Token(token, re.sub(r"[^A-Za-z0-9.+$-]", "", text)[:16] or "?", places)
 
 
 async def read_state(
@@ -332,4 +348,5 @@ async def read_liquidity(
         for owner, *ticks in keys
     ]
     answers = await rpc.batch([POOL_POSITIONS.call(contract.pair.pool_address, block_hash, name) for name in names])
-    return [POOL_POSITIONS.read(answer)[0] for answer in answers]
+    with reading("position"):
+        return [POOL_POSITIONS.read(answer)[0] for answer in answers]

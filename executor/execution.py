@@ -19,7 +19,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
-from evm.abi import Malformed, header_call, integer, read_header
+from evm.abi import Malformed, header_call, integer, read_header, reading
 from evm.rpc import Refusal, RpcError
 from executor.drafting import Draft, Drafter, Limits
 from executor.journal import CANCEL, PLAN, Attempt, OrderJournal
@@ -108,9 +108,10 @@ class Executor:
                 self.said = str(error)
                 self._tell("trouble", f"{error}; trying again")
                 waiting = True
-            except Exception:
-                self.wallet.rpc.distrust_last("what it said cannot be worked with")
+            except Exception as error:  # what a node says is read strictly, so it is not the node's
                 log.exception("an order could not be worked on; trying again")
+                self.said = f"a fault of this program ({type(error).__name__}), its log says more"
+                self._tell("trouble", f"{self.said}; trying again")
                 waiting = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(poll_seconds if waiting else None):
@@ -164,7 +165,8 @@ class Executor:
     async def _is_there(self, mined: Attempt) -> bool:
         """Whether a transaction that did nothing is in the block that it was in: elsewhere it may do something."""
         receipt = await self.wallet.ask("eth_getTransactionReceipt", mined.hash)
-        return receipt is not None and receipt["blockHash"] == mined.receipt["blockHash"]
+        with reading("receipt"):
+            return receipt is not None and receipt["blockHash"] == mined.receipt["blockHash"]
 
     # -- a new nonce
 
@@ -255,7 +257,7 @@ class Executor:
 
     async def _confirm(self, attempt: Attempt, receipt: dict[str, Any], tip: Tip) -> bool:
         """It is mined: write that down once enough blocks stand on it."""
-        block = checked_receipt(receipt, attempt)
+        block = checked_receipt(receipt, attempt, self.wallet.contract)
         self.said = f"{attempt.hash} is in block {block}, {self.limits.confirmations} more are awaited"
         if tip.number - block < self.limits.confirmations:
             return False
@@ -268,7 +270,11 @@ class Executor:
     async def _is_known(self, attempts: Sequence[Attempt]) -> bool:
         """Whether any node has a receipt: one may be behind, or part of it."""
         for attempt in attempts:
-            if any((await self.wallet.rpc.each("eth_getTransactionReceipt", [attempt.hash])).values()):
+
+            def usable(raw: Any, attempt: Attempt = attempt) -> bool:
+                return raw is None or bool(checked_receipt(raw, attempt, self.wallet.contract))
+
+            if any((await self.wallet.rpc.each("eth_getTransactionReceipt", [attempt.hash], usable)).values()):
                 return True
         return False
 

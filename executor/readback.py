@@ -17,7 +17,7 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 from evm import abi
-from evm.abi import Function, LogType, Malformed, header_call, integer, read_header, read_receipt
+from evm.abi import Function, LogType, Malformed, header_call, integer, read_header, read_receipt, reading
 from evm.pool import BALANCE_OF, Contract, read_state
 from evm.rpc import Rpc, RpcError
 from executor.journal import Attempt
@@ -52,6 +52,8 @@ async def read_prices(rpc: Rpc, contract: Contract, block_hash: str) -> tuple[in
     if found is None:
         return state.sqrt_price_x96, state.tick, None
     sums, _ = found
+    if len(sums) != AVERAGE_PARTS + 1:
+        raise Malformed(f"observe() returned {len(sums)} sums")
     parts = [(later - earlier) // part for earlier, later in pairwise(sums)]
     return state.sqrt_price_x96, state.tick, ((sums[-1] - sums[0]) // AVERAGE_SECONDS, median_low(parts))
 
@@ -93,16 +95,9 @@ class Done:
 
 async def read_back(rpc: Rpc, contract: Contract, vault: str, mined: Attempt, tip: Tip) -> Done:
     """Read back what a transaction did: from its logs, held against the vault's balances."""
-    manager, pool = contract.manager, contract.pair.pool_address
-    kinds = {(pool, kind.topic): kind for kind in abi.POOL_LOGS}
-    kinds |= {(manager, kind.topic): kind for kind in abi.MANAGER_LOGS}
     released = collected = paid = (0, 0)
     ranges, minted = [], []
-    for raw in mined.receipt["logs"]:
-        kind = kinds.get((raw["address"].lower(), raw["topics"][0] if raw["topics"] else ""))
-        if kind is None:
-            continue
-        values = kind.read(raw["topics"], raw["data"])
+    for kind, values in own_logs(mined.receipt, contract):
         match kind.name, kind in abi.POOL_LOGS:
             case "Mint", True:
                 ranges.append(values[1:3])
@@ -119,6 +114,15 @@ async def read_back(rpc: Rpc, contract: Contract, vault: str, mined: Attempt, ti
     before, after, trouble = await _balances_around(rpc, contract, vault, mined, tip, net)
     block = integer(mined.receipt["blockNumber"])
     return Done(block, mined.hash, before, after, released, fees, paid, tuple(minted), trouble)
+
+
+def own_logs(receipt: dict[str, Any], contract: Contract) -> list[tuple[LogType, tuple]]:
+    """What the pool and the position manager logged in a transaction. Raises `Malformed`."""
+    kinds = {(contract.pair.pool_address, kind.topic): kind for kind in abi.POOL_LOGS}
+    kinds |= {(contract.manager, kind.topic): kind for kind in abi.MANAGER_LOGS}
+    with reading("receipt"):
+        found = [(raw, kinds.get((raw["address"].lower(), (*raw["topics"], "")[0]))) for raw in receipt["logs"]]
+        return [(kind, kind.read(raw["topics"], raw["data"])) for raw, kind in found if kind]
 
 
 async def _balances_around(
@@ -144,11 +148,12 @@ async def _balances_around(
     topics = [ERC20_TRANSFER.topic, word], [ERC20_TRANSFER.topic, None, word]
     logs = await rpc.batch([("eth_getLogs", [span | {"topics": one}]) for one in topics])
     earlier, own, later = [0, 0], [0, 0], [0, 0]
-    for sign, raw in ((sign, raw) for sign, found in zip((-1, 1), logs, strict=True) for raw in found):
-        *_, amount = ERC20_TRANSFER.read(raw["topics"], raw["data"])
-        at = integer(raw["blockNumber"]), integer(raw["transactionIndex"])
-        where = own if at == (block, place) else earlier if at < (block, place) else later
-        where[tokens.index(raw["address"].lower())] += sign * amount
+    with reading("log"):
+        for sign, raw in ((sign, raw) for sign, found in zip((-1, 1), logs, strict=True) for raw in found):
+            *_, amount = ERC20_TRANSFER.read(raw["topics"], raw["data"])
+            at = integer(raw["blockNumber"]), integer(raw["transactionIndex"])
+            where = own if at == (block, place) else earlier if at < (block, place) else later
+            where[tokens.index(raw["address"].lower())] += sign * amount
     old = [BALANCE_OF.call(token, read_header(parent).hash, vault) for token in tokens]
     had = [BALANCE_OF.read(answer) for answer in await rpc.batch(old, refusable=True)]
     after = tuple(one(a) - b for a, b in zip(have, later, strict=True))
@@ -169,17 +174,16 @@ def gas_of(attempts: Sequence[Attempt]) -> tuple[int, int]:
     return sum(receipt.gas_used for receipt in receipts), sum(receipt.gas_wei for receipt in receipts)
 
 
-def checked_receipt(receipt: Any, attempt: Attempt) -> int:
+def checked_receipt(receipt: Any, attempt: Attempt, contract: Contract) -> int:
     """The block of a receipt that has all that will be read of it. Raises `Malformed`."""
-    try:
+    with reading("receipt"):
         if receipt["transactionHash"] != attempt.hash or receipt["status"] not in ("0x0", "0x1"):
             raise ValueError("it is of another transaction, or has no status")
         integer(receipt["transactionIndex"])
-        if not all(isinstance(raw["topics"], list) and raw["address"] and raw["data"] for raw in receipt["logs"]):
-            raise ValueError("its logs are none")
+        if not abi.HASH.fullmatch(receipt["blockHash"]):
+            raise ValueError("its hash is none")
+        own_logs(receipt, contract)
         return read_receipt(receipt).block
-    except (KeyError, TypeError, ValueError, Malformed) as error:
-        raise Malformed(f"a receipt that cannot be: {type(error).__name__} {error}"[:160]) from error
 
 
 def one(found: tuple | None) -> Any:

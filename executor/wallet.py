@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from web3 import Account
 
-from evm.abi import Function, header_call, integer, read_header
+from evm.abi import Function, Malformed, header_call, integer, read_header
 from evm.pool import Contract
 from evm.rpc import Refusal, Rpc, RpcError
 from executor import plan
@@ -124,6 +124,8 @@ class Wallet:
         found = plan.MULTICALL.read(answer, len(calls) * plan.MOST_RESULT_BYTES)
         if found is None:
             raise ProtocolError(Code.EXECUTION_REVERTED, f"the contracts would refuse it: {answer}")
+        if len(found[0]) != len(calls):
+            raise Malformed(f"multicall() of {len(calls)} returned {len(found[0])}")
         return found[0]
 
     async def estimate(self, to: str, data: str) -> int:

@@ -991,6 +991,7 @@ def test_whatever_one_answer_of_the_node_is_the_order_is_carried_out_once_or_ref
     report = asyncio.run(work())
     assert world.nonce - nonce == len(world.held()) == (report.code == Code.EXECUTED), (hit, garbage)
     assert report.code == Code.EXECUTED or hit
+    assert "Traceback" not in caplog.text, (hit, garbage)  # what a node says is read strictly wherever it is read
 
 
 def test_a_receipt_of_a_block_that_the_chain_does_not_have_counts_for_nothing(world, tmp_path):
