@@ -22,7 +22,6 @@ NULL_ADDRESS = "0x" + "0" * 40
 ADDRESS = re.compile(r"0x[0-9a-f]{40}", re.ASCII)
 HASH = re.compile(r"0x[0-9a-f]{64}", re.ASCII)
 QUANTITY = re.compile("0x[0-9a-fA-F]{1,64}")
-DATA = re.compile("0x([0-9a-fA-F]{2})*")
 MAX_NUMBER = 2**48  # of a block, of unix seconds, of a place within a block
 SPARE_BYTES = 16 << 10  # that an answer may have beside its types' words: lists, and what no type names
 
@@ -56,11 +55,6 @@ def number(answer: Any) -> int:
     if (value := integer(answer)) >= MAX_NUMBER:
         raise Malformed(f"{answer} is too large")
     return value
-
-
-def is_data(answer: Any) -> bool:
-    """Whether it is bytes, or a contract's refusal."""
-    return isinstance(answer, Refusal) or bool(DATA.fullmatch(answer))
 
 
 def _decode(types: Sequence[str], data: bytes) -> tuple:

@@ -23,7 +23,6 @@ from evm.abi import (
     address,
     header_call,
     integer,
-    is_data,
     read_header,
     reading,
 )
@@ -171,22 +170,34 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
             other pools, or not all endpoints are of the same chain.
     """
     pool_address = address(pool_address, "pool")
+    for _ in rpc.endpoints[1:]:
+        try:
+            return await _describe(rpc, pool_address, manager)
+        except Malformed as error:  # another may know better
+            rpc.distrust_last(str(error))
+    try:
+        return await _describe(rpc, pool_address, manager)
+    except Malformed as error:
+        raise MarketError(str(error)) from error
+
+
+async def _describe(rpc: Rpc, pool_address: str, manager: str | None) -> Contract:
     chains = await rpc.each("eth_chainId", [], integer)
     if len({str(chain) for chain in chains.values()}) > 1:
         said = ", ".join(f"{endpoint.name} {int(chain, 16)}" for endpoint, chain in chains.items())
         raise MarketError(f"the RPC endpoints are of different chains ({said}); leave the wrong ones out")
     chain_id = int(next(iter(chains.values())), 16)
     at = read_header((await rpc.batch([header_call("latest")], usable=read_header))[0]).hash
-    found = await rpc.batch([SLOT0.call(pool_address, at)], usable=is_data)
+    found = await rpc.batch([SLOT0.call(pool_address, at)])
     slipstream = isinstance(found[0], str) and len(found[0]) == 2 + 6 * 64  # there is no protocol fee in it
     functions = TOKEN0, TOKEN1, FEE, TICK_SPACING, *((GAUGE, NFT, *_CL_STATE) if slipstream else _STATE)
-    found = await rpc.batch([function.call(pool_address, at) for function in functions], usable=is_data)
+    found = await rpc.batch([function.call(pool_address, at) for function in functions])
     kind = "Slipstream" if slipstream else "Uniswap V3"
     not_one = f"{pool_address} on chain {chain_id} does not answer as a {kind} pool; check the address (--pool)"
     try:
         values = [function.read(result) for function, result in zip(functions, found, strict=True)]
     except Malformed as error:
-        raise MarketError(f"{not_one}: {error}") from error
+        raise Malformed(f"{not_one}: {error}") from error
     if None in values:
         raise MarketError(not_one)
     (token0,), (token1,), (fee,), (tick_spacing,), *rest = values
@@ -208,7 +219,7 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
 
 
 async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
-    symbol, decimals = await rpc.batch([SYMBOL.call(token, at), DECIMALS.call(token, at)], usable=is_data)
+    symbol, decimals = await rpc.batch([SYMBOL.call(token, at), DECIMALS.call(token, at)])
     try:
         (text,) = SYMBOL.read(symbol) or ("",)
     except Malformed:  # some of the first tokens have bytes32
@@ -242,7 +253,8 @@ async def read_pool(rpc: Rpc, contract: Contract, after: Block) -> tuple[Snapsho
     """
     pool, spacing, slipstream = contract.pair.pool_address, contract.pair.tick_spacing, None
     first = contract.state_calls(after.hash)
-    answers = await rpc.batch(first + [TICK_BITMAP.call(pool, after.hash, word) for word in contract.words])
+    bitmap = [TICK_BITMAP.call(pool, after.hash, word) for word in contract.words]
+    answers = await rpc.batch(first + bitmap)
     endpoints = answers.endpoints
     try:
         state = contract.state(answers[: len(first)], endpoints)

@@ -4,7 +4,8 @@
         [head] = await rpc.batch([("eth_blockNumber", [])])
 
 Plain aiohttp rather than web3's providers: those have no limit on an answer's size, no deadline over their retries, and
-no failover. What comes back is checked here only as JSON-RPC; what it says is checked where it is used.
+no failover. What comes back is checked here as JSON-RPC, and a contract's answer as bytes; what it says is checked
+where it is used.
 
 An endpoint that fails, in whatever way, rests, longer each time, while the next in the list is asked. One that refuses
 a large batch gets smaller ones for a while. An endpoint is called by its host in all messages: the rest of an address
@@ -53,6 +54,7 @@ _WORDS = {  # of clients and providers, links left out; the first row that fits 
     r"|state .*not (found|available)|data (before .* is )?not available|distance to target block|recent blocks"
     r"|(unknown|first available) state|state[_ ]unavailable|trie does not",
 }
+_DATA = re.compile("0x([0-9a-fA-F]{2})*")
 _NO_REQUEST = (-32600, -32602, -32700)  # what servers say of a batch that know none
 _RATE_CODES = (-32005, -32007, -32029, -32090, 429)  # EIP-1474 "limit exceeded", and what providers use beside it
 
@@ -118,7 +120,7 @@ class Endpoint:
 
     Attributes:
         failures: in a row.
-        lies: how often what it said turned out to be wrong, since it last was right.
+        lies: how often what it said turned out to be wrong, since it last was right; who has fewer is asked first.
         rests_until: on `time.monotonic()`; it is not asked before, unless all rest.
     """
 
@@ -201,7 +203,7 @@ class Rpc:
         learns = all(method != "eth_getLogs" for method, _ in calls)
         while len(answers) < len(calls):
             now = time.monotonic()
-            endpoint = min(self.endpoints, key=lambda one: max(one.rests_until, now))
+            endpoint = min(self.endpoints, key=lambda one: (max(one.rests_until, now), one.lies))
             wait = max(0.0, endpoint.rests_until - now)
             if now + wait >= deadline:
                 reasons = "; ".join(f"{name}: {why}" for name, why in said.items()) or "all rest after failures"
@@ -325,6 +327,8 @@ class Rpc:
             raise _Failed(why, asked) from None
         for (method, _), refusal in zip(calls, results, strict=True):
             if not isinstance(refusal, Refusal):
+                if method == "eth_call" and not (isinstance(refusal, str) and _DATA.fullmatch(refusal)):
+                    raise _Failed("eth_call: the result is no bytes")
                 continue
             if len(calls) > 1 and method != "eth_getLogs" and (refusal.of_batch or refusal.too_large):
                 raise _TooLarge(f"of {len(calls)} calls some are refused: {refusal}")
@@ -355,9 +359,10 @@ def _results(raw: bytes, count: int, status: int) -> list[Any]:
     whole = len(items) < count or all(isinstance(item, str) or item.get("id") is None for item in items)
     if any(refused) and whole and (count > 1 or isinstance(items[0], str)):
         first = next(filter(None, refused))
+        why = f"HTTP {status}" if isinstance(said, str) else f"HTTP {status}: {first}"  # who knows what a page says
         if count > 1 and (first.of_batch or first.too_large or status == 400 or first.code in _NO_REQUEST):
-            raise _TooLarge(f"a batch of {count} is refused: {first}")
-        raise (_Limited if first.limited else _Failed)(f"HTTP {status}: {first}")
+            raise _TooLarge(f"a batch of {count} is refused ({why})")
+        raise _Limited(f"too many requests ({why})") if first.limited else _Failed(f"no answer ({why})")
     if len(items) != count:
         raise _Failed(f"{len(items)} answers to {count} calls")
     found = [refusal or item["result"] for item, refusal in zip(items, refused, strict=True)]

@@ -631,6 +631,24 @@ async def fewer_answers(request, calls, answers):
     return answers[:-1] or [{}]
 
 
+def raw_error(code: str):
+    """An error whose code JSON can write and no node should."""
+
+    async def fault(request, calls, answers):
+        said = ",".join(f'{{"id":{call["id"]},"error":{{"code":{code},"message":"x"}}}}' for call in calls)
+        return web.Response(text=f"[{said}]" if len(calls) > 1 else said, content_type="application/json")
+
+    return fault
+
+
+async def superscript(request, calls, answers):
+    return web.Response(status=429, headers={"Retry-After": "²"})
+
+
+def in_each_log(**changed):
+    return on("eth_getLogs", lambda _, logs: [one | changed for one in logs])
+
+
 GROWTH1 = "0x46141319"  # feeGrowthGlobal1X128()
 FAULTS = {
     "times out": silent,
@@ -639,6 +657,16 @@ FAULTS = {
     "sends without end": endless,
     "sends a page": a_page,
     "leaves answers out": fewer_answers,
+    "asks for a rest of ² seconds": superscript,
+    "has a code without end": raw_error("1e999"),
+    "has a code that is none": raw_error('[{"a": NaN}]'),
+    "has blocks of a time that cannot be": on(
+        "eth_getBlockByNumber", lambda _, block: block | {"timestamp": hex(2**255)}
+    ),
+    "has a list for a block's hash": on("eth_getBlockByNumber", lambda _, block: block | {"hash": [block["hash"]]}),
+    "has a list for a log's hash": in_each_log(transactionHash=[]),
+    "has a log of a place that cannot be": in_each_log(logIndex=hex(2**255)),
+    "has null for logs": on("eth_getLogs", lambda _, logs: None),
     "is ahead of itself": moved_head(1000),
     "is behind": moved_head(-1000),
     "leaves every second log out": on("eth_getLogs", lambda _, logs: logs[::2]),
@@ -664,8 +692,8 @@ def test_with_one_honest_endpoint_no_event_is_lost_or_doubled(world, tmp_path, f
         node = Node(world.chain, FAULTS[fault])
         node.faulty = fault != "invents state"  # whose word there is to begin with nobody can check
         async with node as url:
-            urls = [url, world.chain.url]
-            async with world.market(tmp_path / "a.sqlite3", urls, first=first, attempt_seconds=0.3) as market:
+            urls, patience = [url, world.chain.url], 0.3 if fault == "times out" else 5
+            async with world.market(tmp_path / "a.sqlite3", urls, first=first, attempt_seconds=patience) as market:
                 node.faulty = True
                 for _ in range(8):
                     world.trade(2)
@@ -677,6 +705,145 @@ def test_with_one_honest_endpoint_no_event_is_lost_or_doubled(world, tmp_path, f
     assert events == asyncio.run(world.truth(tmp_path / "b.sqlite3", first)) and len(events) > 20
     assert head == world.chain.height and not market._follower.gaps
     assert fault == "tells logs twice" or any(name in record.getMessage() for record in caplog.records)
+
+
+def refusing(method: str, code: int, message: str, while_: Callable[[list], bool] = lambda parameters: True):
+    """A fault in what one method is answered: an error."""
+
+    async def fault(request, calls, answers):
+        return [
+            {"id": call["id"], "error": {"code": code, "message": message}}
+            if call["method"] == method and while_(call["params"])
+            else answer
+            for call, answer in zip(calls, answers, strict=True)
+        ]
+
+    return fault
+
+
+def span(parameters: list) -> int:
+    return int(parameters[0]["toBlock"], 16) - int(parameters[0]["fromBlock"], 16) + 1
+
+
+@pytest.mark.parametrize(
+    ("code", "message"), [(-32005, "project ID request rate exceeded"), (-32603, "internal error")]
+)
+def test_what_a_node_cannot_tell_now_is_asked_again_and_is_no_gap(world, tmp_path, code, message):
+    first, asked = world.chain.height, []
+
+    async def work():
+        def busy(parameters):
+            asked.append(span(parameters))
+            return len(asked) <= 40
+
+        node, path = Node(world.chain, refusing("eth_getLogs", code, message, busy)), tmp_path / "a.sqlite3"
+        async with node as url, world.market(path, [url], first=first, total_seconds=5) as market:
+            while (await market.head()).number < world.chain.height:
+                with suppress(MarketError):
+                    await market.catch_up()
+            assert not market._follower.gaps
+            return await market.events(first + 1, world.chain.height)
+
+    world.trade(6)
+    assert asyncio.run(work()) == asyncio.run(world.truth(tmp_path / "b.sqlite3", first))
+    assert len(asked) > 40 and (code != -32005 or set(asked) == {asked[0]})  # a rate limit says nothing about ranges
+
+
+def test_a_range_that_is_refused_is_made_shorter_until_it_is_taken(world, tmp_path):
+    first = world.chain.height
+    limit = refusing("eth_getLogs", -32600, "up to a 10 block range", lambda parameters: span(parameters) > 10)
+
+    async def fault(request, calls, answers):
+        said = await limit(request, calls, answers)
+        return web.json_response(said if len(said) > 1 else said[0], status=400 if said != answers else 200)
+
+    async def work():
+        node, path = Node(world.chain, fault), tmp_path / "a.sqlite3"
+        async with node as url, world.market(path, [url], first=first, total_seconds=2) as market:
+            await market.catch_up()
+            assert not market._follower.gaps
+            return (await market.head()).number
+
+    world.chain.mine(60)
+    assert asyncio.run(work()) == first + 60
+
+
+def test_a_second_endpoint_that_takes_fewer_blocks_at_once_is_not_distrusted(world, tmp_path):
+    first = world.chain.height
+
+    async def work():
+        limit = refusing("eth_getLogs", -32600, "block range is too wide", lambda parameters: span(parameters) > 1)
+        node, path = Node(world.chain, limit), tmp_path / "a.sqlite3"
+        async with node as url, world.market(path, [world.chain.url, url], first=first) as market:
+            await market.catch_up()
+            return [endpoint.failures for endpoint in market._rpc.endpoints]
+
+    world.trade(3)
+    assert asyncio.run(work()) == [0, 0]
+
+
+def word_of_bitmap(data: str) -> int:
+    """Which is asked for; below 0 where it is another call."""
+    return int(data[-4:], 16) if data.startswith("0x5339c296") else -1
+
+
+HOSTILE_AT_FIRST = {
+    "a chain that is none": on("eth_chainId", lambda _, chain: {}),
+    "a head that is none": on("eth_getBlockByNumber", lambda _, block: block | {"timestamp": hex(2**255)}),
+    "calls that are no bytes": on("eth_call", lambda _, data: 7),
+    "calls that are not hexadecimal": on("eth_call", lambda _, data: "0xzz"),
+    "a full tick bitmap": on(
+        "eth_call", lambda call, data: "0x" + "f" * 64 if 0 <= word_of_bitmap(call[0]["data"]) < 50 else data
+    ),
+    "pointers into one blob": on("eth_call", lambda call, data: "0x" + "00" * 31 + "20" + "ff" * 200_000),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE_AT_FIRST)
+def test_opening_a_pool_costs_a_hostile_endpoint_only_itself(world, tmp_path, fault):
+    async def work():
+        async with Node(world.chain, HOSTILE_AT_FIRST[fault]) as url:
+            urls = [url, world.chain.url]
+            async with world.market(tmp_path / "a.sqlite3", urls, first=world.chain.height) as market:
+                snapshot = await market.snapshot(world.vault, world.chain.height + 1)
+                return market.pair, snapshot, market._rpc.requests
+
+    async def truth():
+        async with world.market(tmp_path / "b.sqlite3", first=world.chain.height) as market:
+            return market.pair, await market.snapshot(world.vault, world.chain.height + 1)
+
+    pair, snapshot, asked = asyncio.run(work())
+    assert (pair, snapshot) == asyncio.run(truth()) and asked < 25, asked
+
+
+NAMES = "0x95d89b41", "0x313ce567"  # symbol(), decimals()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(
+            refusing("eth_call", -32000, said, lambda parameters: parameters[0]["data"] in NAMES)
+            for said in (
+                "invalid opcode: INVALID",
+                "EVM error InvalidFEOpcode",
+                "VM execution error.",
+                "BadInstruction",
+            )
+        ),
+        *(
+            on("eth_call", lambda call, data, said=said: said if call[0]["data"] in NAMES else data)
+            for said in ("0x", "0x12", "0x" + "ff" * 32)
+        ),
+    ],
+)
+def test_a_token_that_breaks_when_it_is_asked_for_its_name_is_followed_all_the_same(world, tmp_path, broken):
+    async def work():
+        async with Node(world.chain, broken) as url, world.market(tmp_path / "a.sqlite3", [url]) as market:
+            return market.pair.token0, market._rpc.endpoints[0].failures
+
+    token, failures = asyncio.run(work())
+    assert (token.symbol, token.decimals, failures) == ("?", 0, 0)
 
 
 def test_a_single_endpoint_that_loses_events_is_found_out_before_the_next_round_begins(world, tmp_path, caplog):

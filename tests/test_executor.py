@@ -29,6 +29,7 @@ from web3 import Account, Web3
 
 from evm import abi as abi_module
 from evm import pool as pool_module
+from evm import rpc as rpc_module
 from evm.abi import MANAGER_LOGS, Function
 from evm.pool import Contract, TokenPosition, describe
 from evm.rpc import Refusal, RpcError, open_rpc
@@ -922,6 +923,111 @@ def test_a_node_that_stands_still_gives_way_to_the_next(world, tmp_path, caplog,
     assert report.code == Code.EXECUTED and "a node is behind: its head is block" in caplog.text
 
 
+async def follow_until_reported(world, bot, order) -> Report:
+    """As the running bot does, a block mined between two looks."""
+    await bot.journal.accept(order)
+    task = asyncio.create_task(bot.follow(0.01))
+    async with asyncio.timeout(SECONDS):
+        while not (report := (await bot.journal.report(order.decision))[1]):
+            await asyncio.sleep(0.02)
+            world.chain.mine()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return report
+
+
+def word(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def test_an_answer_that_decodes_to_a_thousand_times_its_size_is_refused_and_the_next_node_asked(
+    world, tmp_path, monkeypatch
+):
+    """Two megabytes of `bytes[]` whose pointers all lead to one blob: decoded they would be three gigabytes."""
+    bomb = "0x" + (word(32) + word(3000) + word(32 * 3000) * 3000 + word(10**6) + bytes(10**6)).hex()
+    selector, decode, decoded = "0x" + plan_module.MULTICALL.selector.hex(), abi_module._decode, []
+
+    def counting(types, data):
+        decoded.append(len(data))
+        return decode(types, data)
+
+    async def work():
+        async with world.bot(tmp_path) as bot, open_rpc([world.chain.url] * 2) as bot.wallet.rpc:
+            (first, second), post = bot.wallet.rpc.endpoints, bot.wallet.rpc._post
+
+            async def lying(endpoint, calls, *arguments):
+                found = await post(endpoint, calls, *arguments)
+                ours = [method == "eth_call" and given[0]["data"].startswith(selector) for method, given in calls]
+                return [bomb if endpoint is first and mine else one for one, mine in zip(found, ours, strict=True)]
+
+            bot.wallet.rpc._post = lying
+            return await follow_until_reported(world, bot, world.order("first", WIDE)), first.lies, second.lies
+
+    monkeypatch.setattr(abi_module, "_decode", counting)
+    report, lies, others = asyncio.run(work())
+    assert report.code == Code.EXECUTED and lies and not others and max(decoded) < 20_000
+
+
+def test_a_fault_of_the_bots_own_is_told_and_tried_again_and_no_node_is_blamed(world, tmp_path, caplog):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            draft, tries = bot.drafter.draft, []
+
+            async def once_broken(order, tip):
+                tries.append(order)
+                return await draft(order, tip if len(tries) > 2 else None)
+
+            bot.drafter.draft = once_broken
+            report = await follow_until_reported(world, bot, world.order("first", WIDE, deadline=world.time + 590))
+            return report, [(one.failures, one.lies) for one in bot.wallet.rpc.endpoints]
+
+    report, blamed = asyncio.run(work())
+    assert report.code == Code.EXECUTED and blamed == [(0, 0)]
+    assert caplog.text.count("Traceback") == 2 and "a fault of this program (AttributeError)" in caplog.text
+
+
+def test_an_order_that_the_bot_can_never_work_on_ends_with_its_deadline(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+
+            async def broken(order, tip):
+                raise KeyError("no such thing")
+
+            bot.drafter.draft = broken
+            return await follow_until_reported(world, bot, world.order("first", WIDE, deadline=world.time + 5))
+
+    report = asyncio.run(work())
+    assert report.code == Code.ORDER_STALE and "a fault of this program (KeyError)" in report.detail
+
+
+def test_a_receipt_whose_logs_cannot_be_read_counts_for_nothing(world, tmp_path):
+    """Else what was written down could never be read back."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            batch = bot.wallet.rpc.batch
+
+            async def torn(calls, **options):
+                answers = await batch(calls, **options)
+                for answer in answers:
+                    if isinstance(answer, dict) and "transactionHash" in answer:
+                        answer["logs"][-1]["data"] = answer["logs"][-1]["data"][:-2]
+                return answers
+
+            await bot.journal.accept(order)
+            await bot.step()
+            world.chain.mine()
+            bot.wallet.rpc.batch = torn
+            with pytest.raises(abi_module.Malformed, match="a receipt that cannot be"):
+                await bot.step()
+            bot.wallet.rpc.batch = batch
+            return await world.carry_out(bot, order)
+
+    order = world.order("first", WIDE)
+    assert asyncio.run(work()).code == Code.EXECUTED
+
+
 def test_on_a_full_disk_nothing_is_sent_that_is_not_written_down_and_nothing_twice(world, tmp_path, caplog):
     async def work(step: str):
         async with world.bot(tmp_path) as bot:
@@ -976,16 +1082,7 @@ def test_whatever_one_answer_of_the_node_is_the_order_is_carried_out_once_or_ref
                 return answers
 
             bot.wallet.rpc.batch = once_wrong
-            await bot.journal.accept(order)
-            task = asyncio.create_task(bot.follow(0.01))
-            async with asyncio.timeout(SECONDS):
-                while not (report := (await bot.journal.report("first"))[1]):
-                    await asyncio.sleep(0.02)
-                    world.chain.mine()
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            return report
+            return await follow_until_reported(world, bot, order)
 
     order, nonce = world.order("first", WIDE, deadline=world.time + 590), world.nonce
     report = asyncio.run(work())
@@ -1120,6 +1217,55 @@ def test_a_decision_that_another_bot_or_a_lost_journal_carried_out_is_not_carrie
     assert report.code == Code.VAULT_CHANGED and "1 of the vault's transactions" in report.detail
     [report] = world.run(tmp_path / "here", world.order("third", WIDE))
     assert report.code == Code.EXECUTED
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "skipped"),
+    [
+        (-32005, "request rate limited", False),
+        (-32603, "internal error", False),
+        (-32000, "header not found", False),
+        (-32019, "block is out of range", False),
+        (-32000, "missing trie node", True),
+    ],
+)
+def test_only_a_state_that_is_forgotten_lets_the_look_for_a_second_execution_be_left_out(
+    world, tmp_path, monkeypatch, caplog, code, message, skipped
+):
+    """Its journal is lost; the node refuses the one question whose answer would say that all this was done before."""
+    monkeypatch.setattr(rpc_module, "FIRST_REST_SECONDS", 0.01)
+    refusals = []
+
+    async def work():
+        async with world.bot(tmp_path / "here") as bot:
+            read = rpc_module._results
+
+            def results(raw, count, status):
+                if asked[0] == (call := ("eth_getTransactionCount", [world.vault, hex(order.block_number)])):
+                    refusals.append(call)
+                    if skipped or len(refusals) == 1:
+                        said = {"id": 0, "error": {"code": code, "message": message}}
+                        return read(json.dumps(said).encode(), count, status)
+                return read(raw, count, status)
+
+            post, asked = bot.wallet.rpc._post, [None]
+
+            async def watched(endpoint, calls, *arguments):
+                asked[0] = calls[0]
+                return await post(endpoint, calls, *arguments)
+
+            bot.wallet.rpc._post = watched
+            monkeypatch.setattr(rpc_module, "_results", results)
+            return await world.carry_out(bot, order)
+
+    for name in ("there", "here"):
+        (tmp_path / name).mkdir()
+    world.run(tmp_path / "there", world.order("first", WIDE))
+    order = world.order("second", Position(-600, 600, ETHER // 4, ETHER // 4))
+    world.run(tmp_path / "there", order)
+    report = asyncio.run(work())
+    assert refusals and report.code == (Code.EXECUTED if skipped else Code.VAULT_CHANGED)
+    assert ("whether this journal is complete is unknown" in caplog.text) == skipped
 
 
 def test_an_order_that_was_shown_a_block_that_the_node_does_not_have_yet_waits_for_it(world, tmp_path):
