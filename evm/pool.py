@@ -13,19 +13,8 @@ from typing import Any, NamedTuple
 
 from web3 import Web3
 
-from evm.abi import (
-    CL_LOGS,
-    NULL_ADDRESS,
-    POOL_LOGS,
-    Function,
-    LogType,
-    Malformed,
-    address,
-    header_call,
-    integer,
-    read_header,
-    reading,
-)
+from evm import abi
+from evm.abi import CL_LOGS, NULL_ADDRESS, POOL_LOGS, Function, LogType, Malformed, address, header_call, read_header
 from evm.rpc import MAX_BATCH, Endpoint, Refusal, Rpc
 from liquidity.replay import SlipstreamState, Snapshot, TickState
 from liquidity.slipstream import SlipstreamPool
@@ -182,7 +171,7 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
 
 
 async def _describe(rpc: Rpc, pool_address: str, manager: str | None) -> Contract:
-    chains = await rpc.each("eth_chainId", [], integer)
+    chains = await rpc.each("eth_chainId", [], abi.integer)
     if len({str(chain) for chain in chains.values()}) > 1:
         said = ", ".join(f"{endpoint.name} {int(chain, 16)}" for endpoint, chain in chains.items())
         raise MarketError(f"the RPC endpoints are of different chains ({said}); leave the wrong ones out")
@@ -253,8 +242,7 @@ async def read_pool(rpc: Rpc, contract: Contract, after: Block) -> tuple[Snapsho
     """
     pool, spacing, slipstream = contract.pair.pool_address, contract.pair.tick_spacing, None
     first = contract.state_calls(after.hash)
-    bitmap = [TICK_BITMAP.call(pool, after.hash, word) for word in contract.words]
-    answers = await rpc.batch(first + bitmap)
+    answers = await rpc.batch(first + [TICK_BITMAP.call(pool, after.hash, word) for word in contract.words])
     endpoints = answers.endpoints
     try:
         state = contract.state(answers[: len(first)], endpoints)
@@ -360,5 +348,5 @@ async def read_liquidity(
         for owner, *ticks in keys
     ]
     answers = await rpc.batch([POOL_POSITIONS.call(contract.pair.pool_address, block_hash, name) for name in names])
-    with reading("position"):
+    with abi.reading("position"):
         return [POOL_POSITIONS.read(answer)[0] for answer in answers]
