@@ -26,6 +26,7 @@ bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/sim.py
 	$(RUN) bench/scoring.py
 	$(RUN) bench/wire.py
+	$(RUN) bench/hostile.py
 	$(RUN) bench/memory.py
 	$(RUN) bench/status.py
 	$(RUN) bench/follower.py

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import math
@@ -210,6 +211,7 @@ def run(
     except UserError as error:
         work.close()
         return _complain(error, logged=False)
+    gc.freeze()  # what is loaded stays: to look through it for garbage stops the loop for a tenth of a second
     try:
         return asyncio.run(_until_signalled(work))
     except (BaseExceptionGroup, BrokenPipeError, *mendable) as error:
@@ -220,6 +222,8 @@ def run(
         if not all(isinstance(leaf, mendable) for leaf in leaves):
             raise
         return _complain(leaves[0], bool(log_json or log_file))
+    finally:
+        gc.unfreeze()
 
 
 def _complain(error: BaseException, logged: bool) -> int:

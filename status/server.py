@@ -10,7 +10,7 @@ import hashlib
 import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Status:
     """What both programs answer: health, everything as JSON, the same for Prometheus, and the page.
 
     A child adds to `routes`: by path what gives a response, or what JSON is made of. All are for GET and HEAD, at most
-    MAX_AT_ONCE at a time, for this machine's names; every answer has the same headers. And a child has
+    MAX_AT_ONCE at a time beside `/health`, for this machine's names; every answer has the same headers. And a child has
 
         prefix         of its metrics' names
         port           its usual one
@@ -79,6 +79,7 @@ class Status:
         self.routes: dict[str, Callable] = {"/": self.page, "/health": self.health, "/status": self.status}
         self.routes["/metrics"] = self.metrics
         self._host, self._working = LOOPBACK, asyncio.Semaphore(MAX_AT_ONCE)
+        self._look: asyncio.Task[dict[str, Any]] | None = None
 
     @asynccontextmanager
     async def serving(self, options: Any) -> AsyncIterator[str | None]:
@@ -113,10 +114,11 @@ class Status:
             return _refused(405, "only GET and HEAD", Allow="GET, HEAD")
         if not self._known(request.headers.getall("Host", [])):
             return _refused(403, "this name is not this machine's: use its address, or localhost")
-        if self._working.locked():
+        place = nullcontext() if request.path == "/health" else self._working
+        if place is self._working and place.locked():
             return _refused(503, "busy; try again", **{"Retry-After": "1"})
         try:
-            async with self._working, asyncio.timeout(ANSWER_SECONDS):
+            async with place, asyncio.timeout(ANSWER_SECONDS):
                 answer = await handler(request)
                 return answer if isinstance(answer, web.StreamResponse) else await json_answer(answer)
         except web.HTTPException as error:
@@ -147,8 +149,12 @@ class Status:
         return await self.now()
 
     async def health(self, request: web.Request) -> web.Response:
-        health = (await self.now())["health"]
-        return await json_answer(health, 200 if health["ok"] else 503)
+        """`/health`, however busy it is: all who ask meanwhile share one look."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self.now())
+        health = (await asyncio.shield(self._look))["health"]
+        body = canonical(health) + b"\n"
+        return web.Response(body=body, status=200 if health["ok"] else 503, content_type="application/json")
 
     async def metrics(self, request: web.Request) -> web.Response:
         """`/metrics`: Prometheus' text format; what ends in `_total` only grows."""
@@ -166,9 +172,9 @@ class Status:
         return web.Response(text="\n".join([*lines, ""]), content_type="text/plain")
 
 
-async def json_answer(value: Any, status: int = 200) -> web.Response:
+async def json_answer(value: Any) -> web.Response:
     body = await asyncio.to_thread(canonical, value)
-    return web.Response(body=body + b"\n", status=status, content_type="application/json")
+    return web.Response(body=body + b"\n", content_type="application/json")
 
 
 async def html_answer(pages: Pages, template: str, title: str, **shown: Any) -> web.Response:

@@ -21,6 +21,7 @@ SMALL = {
     "sim": "--rounds 1",
     "scoring": "--passes 1",
     "wire": "--rounds 1",
+    "hostile": "--quick",
     "memory": "--rounds 1 none",
     "status": "--quick",
     "follower": "--blocks 1",

@@ -209,6 +209,14 @@ def http(status: str, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
 
 
+def chunked(connection: Connection, extension: str = "", behind: str = "", **changes: object) -> bytes:
+    """A correct reply in one chunk, with this extension, and these trailers behind it."""
+    whole = connection.reply(Content_Length=None, Transfer_Encoding="chunked", **changes)
+    head, answer = whole.split(b"\r\n\r\n", 1)
+    framed = f"{len(answer):x}{extension}\r\n".encode() + answer + f"\r\n0\r\n{behind}\r\n".encode()
+    return head + b"\r\n\r\n" + framed
+
+
 def says(make: Callable[[Connection], bytes]) -> Behaviour:
     """Reads the ask, sends these bytes, hangs up."""
 
@@ -524,6 +532,49 @@ ODD = {  # heads and refusals that no library would write
         "101",
     ),
 }
+ODD |= {
+    "chunks-named": (lambda c: chunked(c, ';a="b;c"'), Code.ACCEPTED, ""),
+    "chunks-unclosed": (lambda c: chunked(c, ';a="' + '\\"' * 500), Code.TIMEOUT, LATE),
+    "signed-behind": (
+        lambda c: chunked(
+            c, behind=f"{ANSWER_HEADER}: {c.signature(encode(keep(c.query)))}\r\n", **{ANSWER_HEADER: None}
+        ),
+        Code.REPLY_SIGNATURE,
+        f"0 headers {ANSWER_HEADER}, one is expected",
+    ),
+    "length-behind": (lambda c: chunked(c, behind="Content-Length: 9\r\n"), Code.UNREACHABLE, NOT_HTTP),
+    "length-plus": (lambda c: c.reply(Content_Length="+5"), Code.UNREACHABLE, NOT_HTTP),
+    "length-spaced": (lambda c: c.reply(Content_Length="1_0"), Code.UNREACHABLE, NOT_HTTP),
+    "length-list": (lambda c: c.reply(Content_Length="5, 5"), Code.UNREACHABLE, NOT_HTTP),
+    "brotli": (lambda c: c.reply(Content_Encoding="br"), Code.CONTENT_TYPE, "compressed with br"),
+    "encoded-twice": (
+        lambda c: c.reply(Content_Encoding="identity, gzip"),
+        Code.CONTENT_TYPE,
+        "compressed with identity, gzip",
+    ),
+    "answers-twice": (lambda c: c.reply() + c.reply(b"{}"), Code.ACCEPTED, ""),
+    "space-before-colon": (
+        lambda c: c.reply().replace(b"Content-Type:", b"Content-Type :"),
+        Code.UNREACHABLE,
+        NOT_HTTP,
+    ),
+    "type-folded": (lambda c: c.reply(Content_Type="application/json;\r\n a=b"), Code.ACCEPTED, ""),
+    "http-1.0": (lambda c: c.reply().replace(b"HTTP/1.1", b"HTTP/1.0"), Code.ACCEPTED, ""),
+    "painted-reason": (lambda c: c.reply(status="200 \xff\x1b[2J"), Code.ACCEPTED, ""),
+    "partial": (lambda c: c.reply(status="206 Part", Content_Range="bytes 0-1/2"), Code.HTTP_STATUS, "206"),
+    "not-modified": (lambda _: http("304 Not Modified", "Content-Length: 5"), Code.REDIRECT, "304 to nowhere"),
+    "to-a-file": (
+        lambda _: http("303 Go", "Location: file:///etc/passwd", "Content-Length: 0"),
+        Code.REDIRECT,
+        "303 to file:///etc/passwd",
+    ),
+    "asks-for-a-key": (
+        lambda _: http("401 No", 'WWW-Authenticate: Digest realm="', "Content-Length: 0"),
+        Code.HTTP_STATUS,
+        "401",
+    ),
+    "later": (lambda _: http("503 No", "Retry-After: \u00b2", "Content-Length: 0"), Code.HTTP_STATUS, "503"),
+}
 WIRE |= {name: Attack(says(make), code, detail) for name, (make, code, detail) in ODD.items()}
 
 ENDPOINTS = {  # whose address they publish as theirs: these cannot be honest at first
@@ -659,6 +710,29 @@ SAID = {
         Code.MALFORMED,
         r"RebalanceAnswer\.refusal_reason has 301 characters, at most 300",
     ),
+    "key-escaped": (
+        lambda q: plain(q).replace(b'{"accepted"', b'{"\\u0061ccepted": false, "accepted"', 1),
+        Code.MALFORMED,
+        "an object names a key twice",
+    ),
+    "half-a-key": (
+        lambda q: plain(q, **{"\ud800": 1}),
+        Code.MALFORMED,
+        r"RebalanceAnswer has an unknown field '\\ud800'",
+    ),
+    "marked": (lambda q: b"\xef\xbb\xbf" + plain(q), Code.MALFORMED, "not JSON"),
+    "nul-in-text": (
+        lambda q: plain(q, miner_metadata={"version": "a\0b", "model_info": ""}),
+        Code.MALFORMED,
+        r"RebalanceAnswer\.miner_metadata\.version has the character U\+0000, which is not text",
+    ),
+    "wide-digits": (one(-600, 600, "\uff15"), Code.AMOUNT_RANGE, rf"{POSITION}.allocation0 is '\\uff15', {AMOUNT}"),
+    "underscore": (one(-600, 600, "1_000"), Code.AMOUNT_RANGE, rf"{POSITION}.allocation0 is '1_000', {AMOUNT}"),
+    "power": (one(-600, 600, "1E+999999999"), Code.AMOUNT_RANGE, rf"{POSITION}.allocation0 is '1E.9+', {AMOUNT}"),
+    "zeros": (one(-600, 600, "00"), Code.AMOUNT_RANGE, rf"{POSITION}.allocation0 is '00', {AMOUNT}"),
+    "tick-digits": (raw("desired_positions", "\u0663"), Code.MALFORMED, "not JSON"),
+    "lists": (lambda _: b"[" + b"[]," * 10_000 + b"[]]", Code.MALFORMED, "RebalanceAnswer is a list, an object .*"),
+    "comment": (lambda q: b"/* */" + plain(q), Code.MALFORMED, "not JSON"),
     "turned": (lambda _: encode(refuse("\u202e\u2066no")), Code.REFUSED, re.escape(r"\u202e\u2066no")),
 }  # fmt: skip
 

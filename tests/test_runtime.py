@@ -6,6 +6,7 @@ Run with `python -m pytest tests/test_runtime.py`. Read next: `runtime.py`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import lzma
@@ -68,6 +69,13 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2_even_out_of_a_task_g
     assert ended(capsys, fails(TheirMistake("bad database")), TheirMistake) == (2, "bad database\n")
     both = fails(TheirMistake("bad database"), UserError("bad option"))
     assert ended(capsys, both, TheirMistake) in ((2, "bad database\n"), (2, "bad option\n"))
+
+
+def test_while_a_program_runs_what_was_loaded_before_is_not_looked_through_for_garbage(root_logger):
+    async def frozen():
+        return gc.get_freeze_count()
+
+    assert run(frozen(), "INFO") > 1000 and gc.get_freeze_count() == 0
 
 
 def test_a_bug_is_not_hidden_behind_a_mistake_of_the_users(root_logger):

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import aiohttp
@@ -21,6 +20,7 @@ from yarl import URL
 from protocol import Code, ProtocolError
 from wire.body import read_at_most
 from wire.codec import digest, parse_json
+from wire.connections import Sliced
 from wire.signing import ANSWER_HEADER, verify_answer
 from wire.text import one_line
 
@@ -33,7 +33,6 @@ PARSER_LIMITS = {  # of aiohttp, both ways: one header line, how many, what is b
 MAX_REFUSAL_BYTES = 2048  # what is read of a peer's refusal
 MAX_HEAD_BYTES = 16 * 1024  # what is parsed of a peer's reply to an ask before its headers are complete
 MAX_CONNECTION_BYTES = 128 * 1024  # all that is taken of a peer in one ask: headers, chunk frames, answer
-SLICE_BYTES = 4096
 MAX_DETAIL_CHARS = 200
 _UNICAST = [ipaddress.ip_network(text) for text in ("0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3", "2000::/3")]
 _SPECIAL = [  # IANA's special-purpose registries, by hand: what `ipaddress` takes for global differs between Pythons
@@ -94,8 +93,8 @@ def client_session(limit: int) -> aiohttp.ClientSession:
     )
 
 
-class _Meter(asyncio.Protocol):
-    """Stands between a connection and aiohttp: feeds it small slices, one each turn of the event loop, and cuts off.
+class _Meter(Sliced):
+    """Stands between a connection and aiohttp, and cuts off.
 
     aiohttp bounds headers and buffers, but parses whatever has arrived at once, and as many messages as there are in
     it: endless interim replies (100 Continue), or replies nobody asked for behind the first, would fill the memory and
@@ -103,44 +102,29 @@ class _Meter(asyncio.Protocol):
     """
 
     def __init__(self, response: aiohttp.ClientResponse, inner: Any, transport: asyncio.Transport):
+        super().__init__()
         self.response, self.inner, self.transport = response, inner, transport
         self.pause_writing, self.resume_writing = inner.pause_writing, inner.resume_writing
-        self.waiting, self.taken, self.fed = bytearray(), 0, 0
+        self.taken = 0
         self.over: ProtocolError | None = None
-        self.lost: Callable[[], None] | None = None
 
-    def data_received(self, data: bytes) -> None:
-        self.taken += len(data)
+    def buffer_updated(self, size: int) -> None:
+        self.taken += size
         if self.taken > MAX_CONNECTION_BYTES:
-            return self._cut(Code.REPLY_TOO_LARGE, f"more than {MAX_CONNECTION_BYTES} bytes with headers and framing")
-        feeding = bool(self.waiting)
-        self.waiting += data
-        if not feeding:
-            self._feed()
+            return self._end(Code.REPLY_TOO_LARGE, f"more than {MAX_CONNECTION_BYTES} bytes with headers and framing")
+        super().buffer_updated(size)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self.lost = partial(self.inner.connection_lost, error)
-        if not self.waiting:
-            self.lost()
-
-    def _feed(self) -> None:
+    def parse(self, piece: bytes) -> None:
         if self.response.closed:  # nobody reads any more
-            self.waiting.clear()
-        if piece := bytes(self.waiting[:SLICE_BYTES]):
-            try:
-                self.inner.data_received(piece)
-            except Exception as error:
-                self._cut(Code.UNREACHABLE, f"{type(error).__name__}: {error}")
-        self.fed += len(piece)
+            return self.waiting.clear()
+        try:
+            super().parse(piece)
+        except Exception as error:
+            self._end(Code.UNREACHABLE, f"{type(error).__name__}: {error}")
         if self.response.status is None and self.fed > MAX_HEAD_BYTES:
-            self._cut(Code.REPLY_TOO_LARGE, f"more than {MAX_HEAD_BYTES} bytes before an answer")
-        del self.waiting[:SLICE_BYTES]
-        if self.waiting:
-            asyncio.get_running_loop().call_soon(self._feed)
-        elif self.lost:
-            self.lost()
+            self._end(Code.REPLY_TOO_LARGE, f"more than {MAX_HEAD_BYTES} bytes before an answer")
 
-    def _cut(self, code: Code, why: str) -> None:
+    def _end(self, code: Code, why: str) -> None:
         self.over = self.over or ProtocolError(code, why)
         self.waiting.clear()
         self.transport.abort()

@@ -50,6 +50,7 @@ NONCE_RETENTION_SECONDS = 2 * (MAX_AGE_SECONDS + MAX_SKEW_SECONDS)
 IDLE_SECONDS = 15.0  # server: a connection without a complete request header for this long is closed
 LINGER_SECONDS = 2.0  # how long a refused body is still read, so that the peer sees the refusal and not a reset
 SHUTDOWN_SECONDS = 5.0
+ACCEPTED, QUEUED = 16, 512  # connections taken up in one turn of the event loop, and waiting for that
 _REQUIRED_HEADERS = {
     http_auth.HEADER_VERSION: re.compile(re.escape(http_auth.VERSION)),
     http_auth.HEADER_HOTKEY: HOTKEY_TEXT,
@@ -244,14 +245,15 @@ def build_app(
 async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
     """Serve `app` inside the block and give the port it listens on; 0 means any free one.
 
-    Connections are capped, refusals and stalled answers close them; handlers of `build_app` end when their caller left.
+    Connections are capped, take one request each, and end with a stalled answer; handlers of `build_app` end when their
+    caller left.
 
     Raises:
         WireError: the address cannot be listened on.
     """
     limits = app.get(_LIMITS, Limits())
     if not app.frozen:  # else it has been served before
-        app.on_response_prepare.append(_close_refused)
+        app.on_response_prepare.append(_close)
     runner = web.AppRunner(
         app,
         handler_cancellation=_LIMITS in app,
@@ -272,7 +274,11 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
                 limits.address_connections,
                 limits.trusted_proxies,
             )
-            listening = await asyncio.get_running_loop().create_server(connections, host, port, backlog=512)
+            loop = asyncio.get_running_loop()
+            listening = await loop.create_server(connections, host, port, backlog=ACCEPTED)
+            for one in listening.sockets:
+                with one.dup() as same:
+                    same.listen(QUEUED)
         except (OSError, OverflowError) as error:
             busy = getattr(error, "errno", None) == errno.EADDRINUSE
             problem = "the port is in use; stop the other process" if busy else f"{error}; choose another address"
@@ -285,11 +291,12 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         await runner.cleanup()
 
 
-async def _close_refused(request: web.Request, response: web.StreamResponse) -> None:
-    """Whoever is refused has to connect again, which costs both sides as much: no flood of requests in one stream."""
-    if response.status >= 400:
-        response.force_close()
-        response.headers["Connection"] = "close"
+async def _close(request: web.Request, response: web.StreamResponse) -> None:
+    """One request a connection: another costs both sides as much, and nobody sends a flood of them in one stream."""
+    if request.transport and "Transfer-Encoding" in request.headers:
+        request.transport.get_protocol().drop()
+    response.force_close()
+    response.headers["Connection"] = "close"
 
 
 class _Server:
