@@ -24,12 +24,12 @@ from scoring import RULES_VERSION
 from status.pages import POLICY, Pages
 from status.reader import NotShown
 from wire.codec import canonical
-from wire.server import serve
+from wire.server import LIMITS, Limits, serve
 from wire.signing import WireError
 
 VALIDATOR_PORT, MINER_PORT = 8081, 8080
 LOOPBACK = "127.0.0.1"
-MAX_AT_ONCE = 8
+MAX_AT_ONCE = 4
 ANSWER_SECONDS = 20.0
 HEADERS = {
     "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'",
@@ -87,6 +87,7 @@ class Status:
         nobody: that is said, and it is None."""
         host, port, url, problem = options.status_host, options.status_port, None, None
         app, self._host = web.Application(middlewares=[self._guard]), host
+        app[LIMITS] = Limits()
         for path, handler in self.routes.items():
             app.router.add_get(path, handler)
         async with AsyncExitStack() as stack:

@@ -8,6 +8,7 @@ Read next: `wire/codec.py`, `test_hostile.py`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,8 @@ from audit.checks import SHAPE
 from audit.evidence import EvidenceError, read
 from audit.receipts import read as read_receipt
 from audit.shape import KINDS, misshapen
+from evm.rpc import _results as node_results
+from liquidity.executions import Order, Report
 from markets.recordings import RecordingError, parse_recording
 from protocol import ProtocolError, RebalanceAnswer, RebalanceQuery
 from runtime.options import MAX_DOTENV_BYTES, read_dotenv
@@ -29,7 +32,7 @@ from wire.text import one_line, quoted
 LARGE = 1 << 17
 MOST = 8  # times, for four times the length: between linear and quadratic
 NOISE_SECONDS = 0.01  # what is faster than this is fast
-EXPECTED = (ProtocolError, EvidenceError, RecordingError, UserError)
+EXPECTED = (ProtocolError, EvidenceError, RecordingError, UserError, ValueError, TypeError, RecursionError)
 
 
 def seconds(read: Callable, data: object) -> float:
@@ -78,6 +81,9 @@ READERS = {
     "evidence": lambda data: list(misshapen(parse_json(data, len(data)), SHAPE, "")),
     "a receipt": lambda data: read_receipt(parse_json(data, len(data))),
     "a recording's description": lambda data: parse_recording("x", data, []),
+    "an order": lambda data: decode(Order, data, len(data)),
+    "a report": lambda data: decode(Report, data, len(data)),
+    "a node's answer": lambda data: node_results(json.loads(data), 1),
     "one_line": lambda data: one_line(data.decode("latin-1"), 200),
     "quoted": lambda data: quoted(data.decode("latin-1")),
 }

@@ -188,7 +188,7 @@ class Limits:
     hotkey_burst: float = 40.0
 
 
-_LIMITS = web.AppKey("limits", Limits)
+LIMITS = web.AppKey("limits", Limits)
 
 
 def add_limit_options(add: Callable) -> None:
@@ -236,7 +236,7 @@ def build_app(
         clock: seconds, for the rates.
     """
     app = web.Application()
-    app[_LIMITS] = limits = limits or Limits()
+    app[LIMITS] = limits = limits or Limits()
     app.router.add_route("*", "/{anything:(?s:.*)}", _Server(keypair, gate, routes, limits, clock).respond)
     return app
 
@@ -245,18 +245,18 @@ def build_app(
 async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
     """Serve `app` inside the block and give the port it listens on; 0 means any free one.
 
-    Connections are capped, take one request each, and end with a stalled answer; handlers of `build_app` end when their
-    caller left.
+    Connections are capped, take one request each, and end with a stalled answer; handlers of an app that has LIMITS
+    end when their caller left.
 
     Raises:
         WireError: the address cannot be listened on.
     """
-    limits = app.get(_LIMITS, Limits())
+    limits = app.get(LIMITS, Limits())
     if not app.frozen:  # else it has been served before
         app.on_response_prepare.append(_close)
     runner = web.AppRunner(
         app,
-        handler_cancellation=_LIMITS in app,
+        handler_cancellation=LIMITS in app,
         access_log=None,
         logger=_http_log,
         auto_decompress=False,

@@ -20,7 +20,7 @@ _ABSENT = "(absent)"
 
 def one_line(text: str, max_chars: int | None = None) -> str:
     """Text as printable ASCII in one line: others are escaped, control characters become `?`; cut at `max_chars`."""
-    return re.sub(r"[^ -~]", "?", text.encode("ascii", "backslashreplace").decode())[:max_chars]
+    return re.sub(r"[^ -~]", "?", text[:max_chars].encode("ascii", "backslashreplace").decode())[:max_chars]
 
 
 def quoted(value: Any, max_chars: int = MAX_SHOWN_CHARS) -> str:
