@@ -51,7 +51,7 @@ def integer(answer: Any) -> int:
 
 
 def number(answer: Any) -> int:
-    """A quantity that counts blocks, seconds or logs. Raises `Malformed`."""
+    """A quantity that counts blocks, seconds, logs or transactions. Raises `Malformed`."""
     if (value := integer(answer)) >= MAX_NUMBER:
         raise Malformed(f"{answer} is too large")
     return value
@@ -92,7 +92,7 @@ class Function:
             if len(result) > 2 + 2 * (32 * len(self.returns) + spare_bytes):
                 raise ValueError(f"{len(result) // 2} bytes are more than can be meant")
             return _decode(self.returns, bytes.fromhex(result.removeprefix("0x")))
-        except (ValueError, AttributeError, Malformed) as error:
+        except (TypeError, ValueError, AttributeError, Malformed) as error:
             raise Malformed(f"{self.name}() returned {str(result)[:80]!r}: {error}") from error
 
 
@@ -219,8 +219,10 @@ class Receipt(NamedTuple):
 @reading("receipt")
 def read_receipt(raw: Any) -> Receipt:
     """Check one receipt of an answer. Raises `Malformed`."""
-    block, gas_used = number(raw["blockNumber"]), integer(raw["gasUsed"])
+    block, gas_used = number(raw["blockNumber"]), number(raw["gasUsed"])
     gas_wei = gas_used * integer(raw["effectiveGasPrice"]) + integer(raw.get("l1Fee") or "0x0")
+    if gas_wei >> 128:
+        raise ValueError("its gas costs more than there is")
     places = frozenset((block, number(log["logIndex"])) for log in raw["logs"])
     return Receipt(block, integer(raw["status"]) == 1, raw["from"].lower(), gas_used, gas_wei, places)
 

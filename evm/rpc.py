@@ -54,7 +54,7 @@ _WORDS = {  # of clients and providers, links left out; the first row that fits 
     r"|state .*not (found|available)|data (before .* is )?not available|distance to target block|recent blocks"
     r"|(unknown|first available) state|state[_ ]unavailable|trie does not",
 }
-_DATA = re.compile("0x([0-9a-fA-F]{2})*")
+_DATA = re.compile("0x[0-9a-fA-F]*")  # no pairs of digits: a repeated group takes a hundred times its text
 _NO_REQUEST = (-32600, -32602, -32700)  # what servers say of a batch that know none
 _RATE_CODES = (-32005, -32007, -32029, -32090, 429)  # EIP-1474 "limit exceeded", and what providers use beside it
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
-from evm.abi import Malformed, header_call, integer, read_header, reading
+from evm.abi import Malformed, header_call, number, read_header, reading
 from evm.rpc import Refusal, RpcError
 from executor.drafting import Draft, Drafter, Limits
 from executor.journal import CANCEL, PLAN, Attempt, OrderJournal
@@ -204,7 +204,7 @@ class Executor:
             if not answer.forgotten:
                 raise Later(f"whether this was done before is unknown: {answer}")
             log.warning("%s: whether this journal is complete is unknown: %s", order.decision, answer)
-        elif (foreign := count - integer(answer) - await self.journal.signed(integer(answer), count)) > 0:
+        elif (foreign := count - number(answer) - await self.journal.signed(number(answer), count)) > 0:
             what = f"{foreign} of the vault's transactions since block {order.block_number} are not in this journal"
             why = "another bot, an old journal, or somebody else has the key"
             raise ProtocolError(Code.VAULT_CHANGED, f"{what}: {why}")
@@ -234,9 +234,9 @@ class Executor:
         for attempt, receipt in zip(waiting, receipts, strict=True):
             if receipt is not None:
                 return await self._confirm(attempt, receipt, tip)
-        count, self.said = integer(count), f"{newest.hash} was signed at block {newest.block} and is not mined"
+        count, self.said = number(count), f"{newest.hash} was signed at block {newest.block} and is not mined"
         if count > newest.nonce:  # or its receipt is not there yet
-            gone = tip.time > order.deadline + FOREIGN_SECONDS and integer(deep_count) > newest.nonce
+            gone = tip.time > order.deadline + FOREIGN_SECONDS and number(deep_count) > newest.nonce
             if not gone or await self._is_known(waiting):
                 return False
             detail = f"nonce {newest.nonce} was used by a transaction that is not this bot's: who else has the key?"

@@ -24,6 +24,7 @@ from executor.journal import Attempt
 from executor.plan import Amounts, add
 from liquidity.executions import Minted, Report
 from protocol import Inventory
+from sim import MASK_128
 
 AVERAGE_SECONDS = 600  # of the time-weighted average that the spot price is held against
 AVERAGE_PARTS = 10  # of it, and the median of their averages: one block at an absurd price moves the average, not that
@@ -158,6 +159,8 @@ async def _balances_around(
     had = [BALANCE_OF.read(answer) for answer in await rpc.batch(old, refusable=True)]
     after = tuple(one(a) - b for a, b in zip(have, later, strict=True))
     before = tuple(a - b for a, b in zip(after, net, strict=True))
+    if not all(0 <= amount <= MASK_128 for amount in (*before, *after)):
+        raise Malformed(f"balances of {before} before and {after} after {mined.hash}")
     trouble = ""
     if tuple(own) != net:
         trouble = f"the tokens' logs say {own[0]}, {own[1]}, the position manager's {net[0]}, {net[1]}"

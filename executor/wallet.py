@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from web3 import Account
 
-from evm.abi import Function, Malformed, header_call, integer, read_header
+from evm.abi import Function, Malformed, header_call, integer, number, read_header
 from evm.pool import Contract
 from evm.rpc import Refusal, Rpc, RpcError
 from executor import plan
@@ -99,7 +99,7 @@ class Wallet:
 
     async def count(self) -> int:
         """How many of the vault's transactions are in the chain: the next nonce."""
-        return integer(await self.ask("eth_getTransactionCount", self.vault, "latest"))
+        return number(await self.ask("eth_getTransactionCount", self.vault, "latest"))
 
     async def balance_wei(self) -> int:
         """What there is to pay gas from."""

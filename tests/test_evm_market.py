@@ -1196,6 +1196,14 @@ def test_a_log_that_no_contract_can_have_made_is_refused(raw):
         read_logs([raw])
 
 
+@pytest.mark.parametrize(
+    "said", [None, 7, True, {}, [], "", "zz", "0x1", "0xzz", "0x" + "0" * 62, "0x" + "f" * 100_000]
+)
+def test_what_no_function_returns_is_malformed_whatever_it_is(said):
+    with pytest.raises(Malformed):
+        TOKEN_OF_OWNER.read(said)
+
+
 @pytest.mark.parametrize("raw", [None, 5, {}, {"number": "0x1"}, {"number": 1, "timestamp": "0x1", "hash": ""}])
 def test_a_header_that_cannot_be_is_refused(raw):
     with pytest.raises(Malformed):

@@ -62,6 +62,7 @@ API_KEY = "an-api-key-of-a-test"
 CHAIN_ID = 31337
 SLOT0 = Function("slot0()", "uint160", "int24")
 BALANCE = Function("balanceOf(address)", "uint256")
+BALANCE_OF = "0x" + BALANCE.selector.hex()
 OF_OWNER = Function("tokenOfOwnerByIndex(address,uint256)", "uint256")
 POSITIONS = Function("positions(uint256)", *["uint256"] * 5, "int24", "int24", "uint128")
 INCREASE = MANAGER_LOGS[0]
@@ -1001,24 +1002,38 @@ def test_an_order_that_the_bot_can_never_work_on_ends_with_its_deadline(world, t
     assert report.code == Code.ORDER_STALE and "a fault of this program (KeyError)" in report.detail
 
 
-def test_a_receipt_whose_logs_cannot_be_read_counts_for_nothing(world, tmp_path):
+def torn(receipt: dict) -> None:
+    receipt["logs"][-1]["data"] = receipt["logs"][-1]["data"][:-2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torn,
+        lambda receipt: receipt["logs"][0].update(topics=[[]]),
+        lambda receipt: receipt.update(gasUsed=hex(2**255)),
+        lambda receipt: receipt.update(effectiveGasPrice=hex(2**255)),
+        lambda receipt: receipt.update(blockHash=[receipt["blockHash"]]),
+    ],
+)
+def test_a_receipt_that_cannot_be_read_in_all_its_parts_counts_for_nothing(world, tmp_path, change):
     """Else what was written down could never be read back."""
 
     async def work():
         async with world.bot(tmp_path) as bot:
             batch = bot.wallet.rpc.batch
 
-            async def torn(calls, **options):
+            async def lying(calls, **options):
                 answers = await batch(calls, **options)
                 for answer in answers:
                     if isinstance(answer, dict) and "transactionHash" in answer:
-                        answer["logs"][-1]["data"] = answer["logs"][-1]["data"][:-2]
+                        change(answer)
                 return answers
 
             await bot.journal.accept(order)
             await bot.step()
             world.chain.mine()
-            bot.wallet.rpc.batch = torn
+            bot.wallet.rpc.batch = lying
             with pytest.raises(abi_module.Malformed, match="a receipt that cannot be"):
                 await bot.step()
             bot.wallet.rpc.batch = batch
@@ -1026,6 +1041,31 @@ def test_a_receipt_whose_logs_cannot_be_read_counts_for_nothing(world, tmp_path)
 
     order = world.order("first", WIDE)
     assert asyncio.run(work()).code == Code.EXECUTED
+
+
+@pytest.mark.parametrize("method", ["eth_getTransactionCount", "eth_call"])
+def test_a_number_that_cannot_be_is_the_nodes_fault(world, tmp_path, caplog, monkeypatch, method):
+    """A count of transactions, a balance: nothing of it is written down or reported."""
+    monkeypatch.setattr(rpc_module, "MAX_REST_SECONDS", 0.01)
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            batch, lies = bot.wallet.rpc.batch, []
+
+            async def lying(calls, **options):
+                answers = await batch(calls, **options)
+                told = [name for name, _ in calls][-1:] == [method] and world.nonce > nonce and len(lies) < 3
+                if told and (method != "eth_call" or all(call[0]["data"].startswith(BALANCE_OF) for _, call in calls)):
+                    lies.append(calls)
+                    answers[:] = [hex(2**256 - 1)] * len(answers)
+                return answers
+
+            bot.wallet.rpc.batch = lying
+            return await follow_until_reported(world, bot, order), lies
+
+    order, nonce = world.order("first", WIDE, deadline=world.time + 590), world.nonce
+    report, lies = asyncio.run(work())
+    assert report.code == Code.EXECUTED and balanced(report) and lies and "Traceback" not in caplog.text
 
 
 def test_on_a_full_disk_nothing_is_sent_that_is_not_written_down_and_nothing_twice(world, tmp_path, caplog):
