@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 from evm.abi import NULL_ADDRESS, Log, Malformed
 from evm.pool import Contract, State
-from liquidity.calls import find_call_and_fee, with_call
-from liquidity.events import Event
+from liquidity.calls import with_call
+from liquidity.events import Event, ReplayError
 from liquidity.replay import apply_event
-from liquidity.slipstream import SlipstreamPool
-from sim import Pool
+from sim import Pool, PoolError
 
 Place = tuple[int, int]  # block and log index
 _AMOUNTS_AT = {  # a pool's log: its event's kind, and from which value on its amounts stand
@@ -185,15 +184,8 @@ def follow(pool: Pool, events: Iterable[Event], likely_fees: Iterable[int] = ())
     """
     done = []
     for event in events:
-        if not isinstance(pool, SlipstreamPool):
-            event = with_call(pool, event)
-        elif event.kind == "swap" and not event.args[0]:
-            how, fee = find_call_and_fee(pool, event, likely_fees)
-            event = event._replace(args=(how, *event.args[1:], fee, pool.unstaked_fee))
-        elif event.kind == "flash" and len(event.args) == 4:
-            event = event._replace(args=(*event.args, pool.unstaked_fee))
-        apply_event(pool, event, ())
-        done.append(event)
+        done.append(with_call(pool, event, likely_fees))
+        apply_event(pool, done[-1], ())
     return done
 
 
@@ -201,7 +193,7 @@ def follow_to(pool: Pool, events: Sequence[Event], state: State | None) -> tuple
     """As `follow`, up to the contract's state where it is known: the pool in it, which may be another, and the events.
 
     On Slipstream the factory may have changed what the gauge takes of unstaked fees. No log tells: it is tried before
-    each event. Raises as `follow`, and `Malformed` where the contract's state is another.
+    each event. Raises as `follow` where no state is known or on Uniswap, else `Malformed`: the contract's is another.
     """
     if state is None or state.unstaked_fee is None:
         done = follow(pool, events)
@@ -211,9 +203,13 @@ def follow_to(pool: Pool, events: Sequence[Event], state: State | None) -> tuple
     differences, turns = "", len(events) + 1 if state.unstaked_fee != pool.unstaked_fee else 1
     for turn in range(turns):
         trial = pool.copy()
-        done = follow(trial, events[:turn], (state.fee,))
-        trial.set_fees(trial.fee, state.unstaked_fee)
-        done += follow(trial, events[turn:], (state.fee,))
+        try:
+            done = follow(trial, events[:turn], (state.fee,))
+            trial.set_fees(trial.fee, state.unstaked_fee)
+            done += follow(trial, events[turn:], (state.fee,))
+        except (ReplayError, PoolError) as error:  # not here
+            differences = str(error)
+            continue
         if not (differences := State.of(trial).differences(state)):
             trial.set_fees(state.fee, state.unstaked_fee)
             return trial, done

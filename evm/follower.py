@@ -9,7 +9,7 @@ With two endpoints or more, each chunk's logs are asked of two. With one, a mint
 leaves out is found when all ticks are compared, at the next snapshot; that a position was poked it can hide for good.
 
 What a Slipstream gauge takes of unstaked fees is asked at each chunk's end: where it changed, blocks are read one by
-one. Changed and changed back within one chunk it is a contradiction, and chunks get smaller.
+one. Changed and changed back within a chunk it is a contradiction: chunks get smaller, and nobody is blamed for it.
 Read first: `events.py`, `event_file.py`. Read next: `market.py`.
 """
 
@@ -225,6 +225,7 @@ class Follower:
                 try:
                     sound = await self._extend(draft, last, last == target)
                 except TooMany as error:
+                    draft = None if draft.tip.block == self.tip.block else draft  # half read it may be
                     log.info("%s; %d blocks at a time now", error, self.reader.chunk_blocks)
                 except Reorganised:
                     draft = None
@@ -276,10 +277,12 @@ class Follower:
     async def _extend(self, draft: Draft, last: int, must_check: bool) -> bool:
         """Read a chunk into the draft; returns whether the pool is then known to be the contract's.
 
-        Raises `TooMany`, and `Reorganised`, `Malformed` and `RpcError`, after which the draft is of no use.
+        Raises `TooMany`, and `Reorganised`, `Malformed` and `RpcError`, after which the draft is of no use; after
+        `TooMany` neither where it holds no chunk yet.
         """
         tip, first = draft.tip, draft.tip.block.number + 1
         endpoints: set[Endpoint] = set()
+        may_halve = False
         try:
             logs, headers = await self.reader.logs(first, last, self.vaults, tip.tokens, endpoints)
             if headers[first].parent != tip.block.hash:
@@ -297,6 +300,8 @@ class Follower:
             names, new = name_tokens(logs, self.contract, self.vaults, tip.tokens)
             mine = [one for one in logs if one.address in self.contract.addresses]
             events, released = to_events(mine, self.contract, times, names, tip.released)
+            # Slipstream's fee may have changed and changed back: in one block it is seen, and until then nobody lied
+            may_halve = self.contract.slipstream and last > first and tip.block == self.tip.block
             tip.pool, events = await asyncio.to_thread(follow_to, tip.pool, events, state)
             tip.block = last_block
         except (TooMany, Reorganised, MarketError):
@@ -306,6 +311,9 @@ class Follower:
                 raise
             if not isinstance(error, Malformed | ReplayError | PoolError):
                 log.exception("blocks up to %d cannot be read", last)
+            elif may_halve:
+                self.reader.chunk_blocks = (last - first + 1) // 2
+                raise TooMany(f"blocks {first} to {last} contradict themselves: {error}") from error
             said_by = endpoints | getattr(error, "endpoints", set())
             raise Malformed(f"up to block {last}: {error}", said_by) from error
         draft.events += events

@@ -41,10 +41,17 @@ def find_call(pool: Pool, event: Event) -> str:
     raise ReplayError(event, "(by any call)", event.args[1:], found)
 
 
-def with_call(pool: Pool, event: Event) -> Event:
-    """The event, with the call behind it where it is a swap that lacks it; raises `ReplayError` as `find_call`."""
-    if event.kind == "swap" and not event.args[0]:
-        return event._replace(args=(find_call(pool, event), *event.args[1:]))
+def with_call(pool: Pool, event: Event, likely: Iterable[int] = ()) -> Event:
+    """The event with what its log does not tell: a swap's call, and Slipstream's fees.
+
+    What the gauge takes of unstaked fees is the pool's. `likely`, and what is raised: as of `find_call_and_fee`.
+    """
+    args, slipstream = event.args, isinstance(pool, SlipstreamPool)
+    if event.kind == "swap" and not args[0]:
+        how, *fees = find_call_and_fee(pool, event, likely) if slipstream else (find_call(pool, event),)
+        return event._replace(args=(how, *args[1:6], *fees, *([pool.unstaked_fee] if slipstream else [])))
+    if event.kind == "flash" and slipstream and len(args) == 4:
+        return event._replace(args=(*args, pool.unstaked_fee))
     return event
 
 
@@ -53,7 +60,8 @@ def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] 
 
     Tried are the pool's fee, the likely ones, what the event's input is above that of the same move without a fee, and
     then all, by halving: with a higher fee the same input moves the price less, and the same move takes more input.
-    Where several fees give the event's digits, which only happens to swaps of few units, the first one found is taken.
+    Where several fees give the event's digits the first one found is taken: what two of them take of the input differs
+    by less than a unit for each step of the swap, so that from 10**6 units of input a step on there is but one.
 
     Args:
         pool: in the state before the event; it stays as it is.

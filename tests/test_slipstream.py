@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gzip
 import json
 import logging
+import re
 import sys
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import anvil
 import pytest
-from slipstream_node import FIRST_BLOCK, POOL, TracedChain
+from slipstream_node import CALLS, FIRST_BLOCK, POOL, TracedChain
 from subnets import a_job, keep, play_subnet
 
 from audit import stored
@@ -26,9 +28,9 @@ from audit.evidence import seal
 from evm import rpc
 from evm.abi import CL_LOGS, POOL_LOGS, Log, Malformed
 from evm.audit import audit_chain
-from evm.events import to_events
+from evm.events import follow_to, to_events
 from evm.market import Web3Market
-from evm.pool import Contract
+from evm.pool import Contract, State
 from liquidity import calls
 from liquidity.calls import find_call_and_fee
 from liquidity.events import Event, ReplayError
@@ -213,6 +215,71 @@ def test_of_several_fees_that_explain_a_swap_of_few_units_a_likely_one_is_taken(
     pool.set_fees(500_000, 100_000)
     assert find_call_and_fee(pool, event, (7, 3000)) == ("in", 3000)
     assert find_call_and_fee(pool, event)[1] not in (3000, 500_000)
+
+
+def made(path: Path, *blocks: list[tuple]) -> TracedChain:
+    """A chain of these operations (name and arguments), as this project's own pool makes them."""
+    header = json.loads(gzip.decompress(CALM.read_bytes()).splitlines()[0])
+    owners, lines = header["owners"], [header]
+    pool = SlipstreamPool(header["fee"], header["tickSpacing"], nft=owners[0], gauge=owners[1])
+    pool.initialize(header["sqrtPriceX96"])
+    for number, operations in enumerate(blocks, 1):
+        for name, *arguments in operations:
+            named = dict(zip(CALLS[name], arguments, strict=True))
+            line = {"i": len(lines), "op": name, "t": header["t"] + 2 * number, **named}
+            pool.timestamp = line["t"]
+            done = getattr(pool, name)(*(owners[value] if key == "owner" else value for key, value in named.items()))
+            line["ret"] = list(done or ())
+            states = (re.sub("([A-Z])", r"_\1", key).lower() for key in header["sKeys"])
+            lines.append(line | {"s": [getattr(pool, state, 0) for state in states]})
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    return TracedChain(path)
+
+
+DOWN, UP = 4295128740, 1 << 159  # limits of a swap that has none
+BEGIN = [("mint", 0, -50_000, 50_000, 10**18), ("stake", 10**17, -50_000, 50_000, True), ("set_fees", 500, 100_000)]
+
+
+def test_a_fee_that_changed_and_changed_back_within_a_chunk_loses_no_block_and_nobody_is_blamed(tmp_path, caplog):
+    blocks = [[("swap", number % 2 == 0, 10**15, UP if number % 2 else DOWN)] for number in range(150)]
+    for number, fee in ((70, 300_000), (71, 100_000), (99, 0), (104, 100_000)):
+        blocks[number].insert(0, ("set_fees", 500, fee))
+    chain = made(tmp_path / "made.gz", BEGIN, *blocks)
+
+    async def work():
+        async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
+            return await read_all(market, chain), market._follower.gaps
+
+    events, gaps = asyncio.run(work())
+    told = [line["s"][chain._keys.index("unstakedFee")] for _, line in chain.operations() if line["op"] == "swap"]
+    assert [event.args[7] for event in events if event.kind == "swap"] == told and len(set(told)) == 3
+    assert not gaps and not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_where_the_gauges_part_changed_is_found_though_other_places_contradict_the_events(turn):
+    """What the gauge is paid between two swaps of one block shows that a place is wrong before the contract's state."""
+    pool = SlipstreamPool(3000, 10, 100_000, A_MANAGER, A_GAUGE)
+    pool.initialize(1 << 96)
+    pool.mint(A_MANAGER, -1000, 1000, 10**18)
+    pool.stake(10**17, -1000, 1000, True)
+    walker, events = pool.copy(), []
+    for number, kind in enumerate(("swap", "collect_fees", "swap", "collect_fees")):
+        if number == turn:
+            walker.set_fees(3000, 250_000)
+        if kind == "swap":
+            amounts = walker.swap(True, 10**15, DOWN)
+            args = ("in", *amounts, walker.sqrt_price_x96, walker.liquidity, walker.tick, 3000, walker.unstaked_fee)
+        else:
+            args = walker.collect_fees()
+        events.append(Event(7, number, 70, kind, args))
+    walker.set_fees(3000, 250_000)
+    state = State.of(walker)._replace(fee=3000, unstaked_fee=250_000)
+    told = [e._replace(args=("", *e.args[1:6])) if e.kind == "swap" else e for e in events]
+    found, done = follow_to(pool.copy(), told, state)
+    assert done == events and State.of(found) == State.of(walker)
+    with pytest.raises(Malformed, match="the logs and the contract differ"):
+        follow_to(pool.copy(), told[1:], state)
 
 
 @each_trace
