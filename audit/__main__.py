@@ -24,6 +24,7 @@ from audit.receipts import MAX_PAGE_BYTES, problems, read
 from markets.base import MarketError
 from protocol import ProtocolError
 from runtime.db import StoreError
+from runtime.hidden import hide
 from runtime.options import evm_address, url
 from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, run
 from spine.mechanism import load
@@ -129,7 +130,7 @@ async def run_audit(options: argparse.Namespace) -> int:
                     differ, on_chain = await _audit_on_chain(found, options)
             except (evidence.EvidenceError, stored.Pruned, MarketError) as error:
                 refused += 1
-                print(f"{name}: cannot be audited: {error}")
+                print(hide(f"{name}: cannot be audited: {error}"))
                 continue
             wrong += bool(differ)
             said = f"{len(differ)} differences" if differ else "every digit agrees"

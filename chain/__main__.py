@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from chain.notify import add_notify_options, post, posting_session
+from runtime.hidden import hide
 from runtime.options import add_logging_options, parse_options
 from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, run
 
@@ -25,7 +26,7 @@ async def _send(options: argparse.Namespace) -> int:
         raise UserError("no webhook: give --slack-webhook-url or set SLACK_WEBHOOK_URL")
     async with posting_session() as session:
         reply = await post(session, options.slack_webhook_url, options.text)
-    print(f"{options.slack_webhook_url!r} {reply.problem or 'has the message'}")
+    print(hide(f"{options.slack_webhook_url!r} {reply.problem or 'has the message'}"))
     return EXIT_FAILED if reply.problem else EXIT_OK
 
 

@@ -42,7 +42,7 @@ from chain.base import (
     done,
     served_address,
 )
-from chain.wallets import MAX_DETAIL_CHARS, Wallet, check_address, one_line
+from chain.wallets import Wallet, cause, check_address
 
 MECHANISM_STRIDE = 4096  # a mechanism's weights are stored under mechid * 4096 + netuid (GLOBAL_MAX_SUBNET_COUNT)
 READ_SECONDS, WRITE_SECONDS = 60.0, 180.0  # total deadlines; a write waits until it is final, three blocks or more
@@ -311,7 +311,7 @@ class BittensorChain:
         except TimeoutError:
             raise ChainError(f"{what}: no answer from the chain within {self._read_seconds:g} s") from None
         except Exception as error:  # the SDK's own errors, and its plain ValueErrors where the node is older than it
-            raise ChainError(f"{what}: {one_line(error)}") from error
+            raise ChainError(f"{what}: {cause(error)}") from error
 
     async def _write(
         self, prepare: Callable[[Any], Awaitable[Any]], *, coldkey: bool = False, limit: Any = None
@@ -351,8 +351,7 @@ class BittensorChain:
     def _failed(self, error: Exception, certain: bool, wait_blocks: int) -> WriteOutcome:
         """How it ended; `certain`: not applied, as it was not signed, refused at the door, or failed inside a block."""
         code, name = _code(error), (isinstance(error, bt.ChainError) and error.name) or type(error).__name__
-        detail = f"no answer within {self._write_seconds:g} s" if isinstance(error, TimeoutError) else str(error)
-        detail = " ".join(f"{name}: {detail}".split())[:MAX_DETAIL_CHARS]
+        detail = f"no answer within {self._write_seconds:g} s" if isinstance(error, TimeoutError) else cause(error)
         following, wait = Next.NOTHING, 0
         if not certain:
             late = math.ceil(self._write_seconds / BLOCK_SECONDS)  # it may have been signed long after `_head`
@@ -361,9 +360,9 @@ class BittensorChain:
             following, wait = Next.WAIT_BLOCKS, _blocks(error.retry_after)
         elif code is WriteCode.RATE_LIMITED or name == "ExhaustsResources":
             following, wait = Next.WAIT_BLOCKS, wait_blocks
-        elif name in _SIGN_AGAIN or isinstance(error, LOST) or "could not be estimated" in detail:
+        elif name in _SIGN_AGAIN or isinstance(error, LOST) or "could not be estimated" in str(error):
             following = Next.SIGN_AGAIN
-        return WriteOutcome(False, code, name, following, detail, self._head, wait)
+        return WriteOutcome(False, code, name, following, f"{name}: {detail}", self._head, wait)
 
 
 class _SetWeights(bt.SetWeights):

@@ -5,6 +5,7 @@ Read next: `subtensor.py`.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,9 @@ from bittensor.sp_core import CRYPTO_SR25519, KeyfileError, WrongPasswordError, 
 from chain.base import ChainError
 from runtime.hidden import hide
 
-MAX_DETAIL_CHARS = 300
+MAX_LOGGED_CHARS = 300
+
+log = logging.getLogger("chain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def _keypair(file: Keyfile, password: str | None) -> Any:
     except WrongPasswordError:
         raise ChainError(f"wrong password for {file.path}") from None
     except (OSError, KeyfileError, ValueError) as error:
-        raise ChainError(f"{file.path}: {one_line(error)}") from None
+        raise ChainError(f"{file.path}: it cannot be used ({type(error).__name__})") from None
 
 
 def check_address(text: str) -> str:
@@ -80,6 +83,9 @@ def check_address(text: str) -> str:
     return text
 
 
-def one_line(error: BaseException) -> str:
-    text = hide(" ".join(str(error).split())) or "no detail"
-    return f"{type(error).__name__}: {text[:MAX_DETAIL_CHARS]}"
+def cause(error: Exception) -> str:
+    """What may be said of an error anywhere: our own words, of a library's its kind alone; the log has those."""
+    if isinstance(error, ChainError):
+        return str(error)
+    log.warning("%s: %.*s", type(error).__name__, MAX_LOGGED_CHARS, hide(" ".join(str(error).split())))
+    return f"{type(error).__name__}; the log says more"

@@ -21,7 +21,7 @@ from doctor import machine
 from doctor.machine import FAIL, OK, WARN, Finding, tell
 from doctor.network import check_market, check_subnet
 from runtime.options import add_chain_options, add_market_options, resolve
-from runtime.process import UserError
+from runtime.process import Parser, UserError
 
 DEFAULT_PORT = 8091  # of miner.py
 
@@ -82,7 +82,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def main(argv: list | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m doctor", description="What is needed to run, each with its fix.")
+    parser = Parser(prog="python -m doctor", description="What is needed to run, each with its fix.")
     add_options(parser)
     return report(parser.parse_args(argv))
 

@@ -99,7 +99,7 @@ async def _look_by_hash(rpc: Rpc, head: Header, address: str) -> Finding:
 async def _no_state(rpc: Rpc, block: Header, address: str) -> str:
     """Why the state after a block cannot be had; empty if it can."""
     (answer,) = await rpc.batch([SLOT0.call(address, block.hash)], refusable=True)
-    return f"{answer!s:.100}" if isinstance(answer, Refusal) and not answer.reverted else ""
+    return f"{answer.message:.100}" if isinstance(answer, Refusal) and not answer.reverted else ""
 
 
 async def _look_at_logs(rpc: Rpc, head: Header, address: str) -> Finding:
@@ -110,7 +110,9 @@ async def _look_at_logs(rpc: Rpc, head: Header, address: str) -> Finding:
             fix = "catching up after a stop takes long with it; name one that gives more"
             enough = blocks >= GOOD_LOG_RANGE or blocks == ranges[0]
             return judged(enough, f"eth_getLogs gives {blocks} blocks at a time", fix)
-    return Finding(FAIL, f"eth_getLogs is refused: {answer!s:.100}", "name another node, this one gives no events")
+    return Finding(
+        FAIL, f"eth_getLogs is refused: {answer.message:.100}", "name another node, this one gives no events"
+    )
 
 
 async def _look_at_batches(rpc: Rpc, head: Header, address: str) -> Finding:
@@ -216,7 +218,7 @@ async def _look_at_oracle(rpc: Rpc, contract: Contract, at: str, executes: bool)
     if isinstance(seen, Refusal):
         fix = "anybody can call increaseObservationCardinalityNext on it once, then wait"
         fix += "; the executor refuses every decision until then" if executes else ""
-        what = f"its oracle does not reach back {minutes} ({seen!s:.80})"
+        what = f"its oracle does not reach back {minutes} ({seen.message:.80})"
         return Finding(FAIL if executes else WARN, f"pool {pool}: {what}", fix)
     (then, now), _ = OBSERVE.read(seen)
     spot = (await read_state(rpc, contract, at, True, set())).tick

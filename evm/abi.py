@@ -46,14 +46,14 @@ def address(text: str, what: str) -> str:
 def integer(answer: Any) -> int:
     """A quantity of JSON-RPC, 0 to 2**256 - 1. Raises `Malformed`."""
     if not isinstance(answer, str) or not QUANTITY.fullmatch(answer):
-        raise Malformed(f"{str(answer)[:60]!r} is no number")
+        raise Malformed("an answer that is no number")
     return int(answer, 16)
 
 
 def number(answer: Any) -> int:
     """A quantity that counts blocks, seconds, logs or transactions. Raises `Malformed`."""
     if (value := integer(answer)) >= MAX_NUMBER:
-        raise Malformed(f"{answer} is too large")
+        raise Malformed("a number that is too large")
     return value
 
 
@@ -90,10 +90,11 @@ class Function:
             return None
         try:
             if len(result) > 2 + 2 * (32 * len(self.returns) + spare_bytes):
-                raise ValueError(f"{len(result) // 2} bytes are more than can be meant")
+                raise Malformed(f"{len(result) // 2} bytes are more than can be meant")
             return _decode(self.returns, bytes.fromhex(result.removeprefix("0x")))
         except (TypeError, ValueError, AttributeError, Malformed) as error:
-            raise Malformed(f"{self.name}() returned {str(result)[:80]!r}: {error}") from error
+            why = error if isinstance(error, Malformed) else type(error).__name__
+            raise Malformed(f"{self.name}() returned what it cannot: {why}") from error
 
 
 class LogType:
@@ -109,7 +110,7 @@ class LogType:
     def read(self, topics: Sequence[str], data: str) -> tuple:
         """The indexed values, then the others."""
         if len(topics) != len(self.indexed) + 1:
-            raise ValueError(f"{self.name} has {len(topics)} topics")
+            raise Malformed(f"{self.name} has {len(topics)} topics")
         words = b"".join(bytes.fromhex(topic[2:]) for topic in topics[1:])
         return *_decode(self.indexed, words), *_decode(self.data, bytes.fromhex(data[2:]))
 
@@ -157,13 +158,14 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it was: no node should have said it
-        raise Malformed(f"a {what} that cannot be: {type(error).__name__} {error}"[:160]) from error
+        why = error if isinstance(error, Malformed) else type(error).__name__  # of others the words may be the node's
+        raise Malformed(f"a {what} that cannot be: {why}") from error
 
 
 def _log(raw: Any) -> Log:
     kind, hashes = _LOG_TYPES[raw["topics"][0]], (raw["blockHash"], raw["transactionHash"])
     if not all(map(HASH.fullmatch, hashes)):
-        raise ValueError("its hashes are none")
+        raise Malformed("its hashes are none")
     place, order = (number(raw["blockNumber"]), number(raw["logIndex"])), number(raw.get("transactionIndex", "0x0"))
     values = kind.read(raw["topics"], raw["data"])
     return Log(*place, *hashes, raw["address"].lower(), kind.name, values, order)
@@ -181,7 +183,7 @@ def read_logs(*answers: list) -> list[Log]:
     anew = {a.block for a, b in pairwise(logs) if a.block == b.block and a.order < b.order and a.index >= b.index}
     logs = [one._replace(index=one.order << 20 | one.index) if one.block in anew else one for one in logs]
     if len({one[:2] for one in logs}) < len(logs):
-        raise ValueError("one is told twice")
+        raise Malformed("one is told twice")
     return logs
 
 
@@ -201,7 +203,7 @@ def read_header(raw: Any) -> Header:
     """Check one block of an answer. Raises `Malformed`."""
     header = Header(number(raw["number"]), number(raw["timestamp"]), raw["hash"], raw["parentHash"])
     if not (HASH.fullmatch(header.hash) and HASH.fullmatch(header.parent)):
-        raise ValueError("its hash is none")
+        raise Malformed("its hash is none")
     return header
 
 

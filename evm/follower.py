@@ -309,13 +309,14 @@ class Follower:
         except Exception as error:  # whatever an answer does to who reads it
             if isinstance(error, RpcError) and not isinstance(error, Malformed):
                 raise
-            if not isinstance(error, Malformed | ReplayError | PoolError):
+            ours, why = isinstance(error, Malformed | ReplayError | PoolError), type(error).__name__
+            if not ours:
                 log.exception("blocks up to %d cannot be read", last)
             elif may_halve:
                 self.reader.chunk_blocks = (last - first + 1) // 2
                 raise TooMany(f"blocks {first} to {last} contradict themselves: {error}") from error
             said_by = endpoints | getattr(error, "endpoints", set())
-            raise Malformed(f"up to block {last}: {error}", said_by) from error
+            raise Malformed(f"up to block {last}: {error if ours else why}", said_by) from error
         draft.events += events
         draft.blocks |= {number: header.block for number, header in headers.items()}
         draft.released += released

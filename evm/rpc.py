@@ -80,7 +80,7 @@ class Refusal(Exception):
 
     def __init__(self, code: int, message: str, more: str = ""):
         self.code, self.message = code, ascii(hide(message))[1:-1][:MAX_MESSAGE_CHARS]
-        super().__init__(f"{self.message} (code {code})")
+        super().__init__(f"an error (code {code})")  # what leaves the process has nobody's words but ours
         text = re.sub(r"https?://\S+", "", f"{message[:MAX_READ_CHARS]} {more[:MAX_READ_CHARS]}")
         self.of_batch = "batch" in text.lower()
         kind = next((name for name, words in _WORDS.items() if re.search(words, text, re.IGNORECASE)), "")
@@ -100,11 +100,11 @@ class Answers(list):
 
 
 class _Failed(Exception):
-    """An attempt came to nothing; `rest_seconds` is what the endpoint asked for, if it did."""
+    """An attempt came to nothing; `rest_seconds` is what the endpoint asked for, `words` what it said, for the log."""
 
-    def __init__(self, why: str, rest_seconds: float = 0.0):
+    def __init__(self, why: str, rest_seconds: float = 0.0, words: str = ""):
         super().__init__(why)
-        self.rest_seconds = rest_seconds
+        self.rest_seconds, self.logged = rest_seconds, f"{why}, {words!r}" if words else why
 
 
 class _TooLarge(_Failed):
@@ -223,7 +223,7 @@ class Rpc:
                     found = [Refusal(0, str(error))]
                 else:
                     if not large or len(part) == 1:
-                        endpoint.rest(str(error), error.rest_seconds)
+                        endpoint.rest(error.logged, error.rest_seconds)
                     continue
             endpoint.failures = 0
             if endpoint in told:
@@ -253,7 +253,7 @@ class Rpc:
                 _check(method, [result], usable)
                 endpoint.failures, found[endpoint] = 0, result
             except _Failed as error:
-                endpoint.rest(str(error), error.rest_seconds)
+                endpoint.rest(error.logged, error.rest_seconds)
 
         await asyncio.gather(*map(ask, awake))
         if not found:
@@ -270,7 +270,7 @@ class Rpc:
                 try:
                     answers += await self._post(endpoint, calls, self._attempt, True)
                 except _Failed as error:
-                    endpoint.rest(str(error), error.rest_seconds)
+                    endpoint.rest(error.logged, error.rest_seconds)
                     continue
                 answers.endpoints.add(endpoint)
                 return answers
@@ -333,11 +333,11 @@ class Rpc:
             if len(calls) > 1 and method != "eth_getLogs" and (refusal.of_batch or refusal.too_large):
                 raise _TooLarge(f"of {len(calls)} calls some are refused: {refusal}")
             if refusal.limited:
-                raise _Limited(f"too many requests: {refusal}", asked)
+                raise _Limited(f"too many requests: {refusal}", asked, refusal.message)
             if status > 400 and not (refusal.reverted or refusal.too_large or refusal.forgotten):
-                raise _Failed(f"HTTP {status}: {refusal}", asked)
+                raise _Failed(f"HTTP {status}: {refusal}", asked, refusal.message)
             if not (refusable or refusal.reverted):
-                raise _Failed(f"{method}: {refusal}")
+                raise _Failed(f"{method}: {refusal}", words=refusal.message)
         if status != 200 and not any(isinstance(result, Refusal) for result in results):
             raise _Failed(f"HTTP {status}", asked)
         return results
@@ -362,7 +362,8 @@ def _results(raw: bytes, count: int, status: int) -> list[Any]:
         why = f"HTTP {status}" if isinstance(said, str) else f"HTTP {status}: {first}"  # who knows what a page says
         if count > 1 and (first.of_batch or first.too_large or status == 400 or first.code in _NO_REQUEST):
             raise _TooLarge(f"a batch of {count} is refused ({why})")
-        raise _Limited(f"too many requests ({why})") if first.limited else _Failed(f"no answer ({why})")
+        kind, what = (_Limited, "too many requests") if first.limited else (_Failed, "no answer")
+        raise kind(f"{what} ({why})", words="" if isinstance(said, str) else first.message)
     if len(items) != count:
         raise _Failed(f"{len(items)} answers to {count} calls")
     found = [refusal or item["result"] for item, refusal in zip(items, refused, strict=True)]
@@ -394,7 +395,7 @@ def _check(method: str, found: Sequence[Any], usable: Callable[[Any], bool] | No
     try:
         sound = usable is None or all(map(usable, found))
     except Exception as error:
-        raise _Failed(f"{method}: {error}"[:MAX_MESSAGE_CHARS]) from error
+        raise _Failed(f"{method}: a result that cannot be read ({type(error).__name__})") from error
     if not sound:
         raise _Failed(f"{method} has no usable result")
 

@@ -65,9 +65,9 @@ async def place(bot: Bot, order: Order, seconds: float) -> Report:
             said = report.detail
         except TimeoutError:
             break
-        except (aiohttp.ClientError, OSError) as error:
-            said = f"the bot cannot be reached ({type(error).__name__})"
         except ProtocolError as error:
-            said = f"HTTP {reply.status}, {error.detail}"
+            said = f"HTTP {reply.status}, {error.code}"
+        except Exception as error:  # whatever it does to the client
+            said = f"the bot cannot be reached ({type(error).__name__})"
         await asyncio.sleep(max(0.0, min(POLL_SECONDS, until - time.monotonic())))
     return Report(order.decision, Code.EXECUTION_UNKNOWN, f"no final report within {seconds:g} s: {hide(said)}"[:500])

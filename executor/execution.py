@@ -263,7 +263,7 @@ class Executor:
             return False
         header = read_header((await self.wallet.rpc.batch([header_call(block)], usable=bool))[0])
         if header.hash != receipt["blockHash"]:
-            raise Malformed(f"block {block} is {header.hash}, {attempt.hash} is in {receipt['blockHash']}")
+            raise Malformed(f"block {block} is {header.hash}, {attempt.hash} is in another")
         await self.journal.mined(attempt, receipt, header.time)
         return True
 

@@ -123,6 +123,7 @@ class Wallet:
         answer = await self.ask("eth_call", transaction, {"blockHash": tip.hash, "requireCanonical": True})
         found = plan.MULTICALL.read(answer, len(calls) * plan.MOST_RESULT_BYTES)
         if found is None:
+            log.warning("the contracts would refuse it: %s", getattr(answer, "message", "they are not there"))
             raise ProtocolError(Code.EXECUTION_REVERTED, f"the contracts would refuse it: {answer}")
         if len(found[0]) != len(calls):
             raise Malformed(f"multicall() of {len(calls)} returned {len(found[0])}")
@@ -164,7 +165,7 @@ class Wallet:
             return
         answer = await self.ask("eth_sendRawTransaction", attempt.raw, refusable=True)
         if isinstance(answer, Refusal):
-            log.warning("%s: the node says %s", attempt.hash, answer)
+            log.warning("%s: the node says %s", attempt.hash, answer.message)
 
     async def approve(self, token: str) -> str:
         """Let the position manager take all of a token; returns the transaction. Raises `UserError` if that fails."""
@@ -191,17 +192,15 @@ def load_account(path: Path, password: str | None) -> Any:
     Decrypting a keystore takes a second or more, by design. Raises `UserError`, which contains nothing of it.
     """
     text = read_text(path, "key file").strip()
-    conceal(text.removeprefix("0x"))
+    encrypted = text.startswith("{")
+    if encrypted and password is None:
+        raise UserError(f"key file {path} is encrypted; name its password with --password-file FILE")
     try:
-        if not text.startswith("{"):
-            return Account.from_key(bytes.fromhex(text.removeprefix("0x")))
-        if password is None:
-            raise UserError(f"key file {path} is encrypted; name its password with --password-file FILE")
-        return Account.from_key(Account.decrypt(json.loads(text), password))
-    except UserError:
-        raise
+        key = Account.decrypt(json.loads(text), password) if encrypted else bytes.fromhex(text.removeprefix("0x"))
+        conceal(bytes(key).hex())
+        return Account.from_key(key)
     except Exception:  # the packages' errors may quote the key
-        fix = "is its password right?" if text.startswith("{") else "64 hexadecimal digits or a keystore are expected"
+        fix = "is its password right?" if encrypted else "64 hexadecimal digits or a keystore are expected"
         raise UserError(f"key file {path} holds no key that can be used: {fix}") from None
 
 

@@ -1,27 +1,31 @@
-"""What must not be shown: every secret that was configured, and its replacement in words that leave the process.
+"""What must not be shown: every secret that was configured, and its replacement in logs and printed words.
 
     conceal(key)                            # once, where it is read
-    hide(f"{error}")                        # in a log, a round's detail, a page: a library's text may quote an address
+    hide(f"{error}")                        # in a log, on a terminal: a library's or a node's text may quote an address
 
-Of an address user, password, path and query are secret. Read next: `passwords.py`, which reads them.
+Of an address user, password, path and query are secret. A page, receipt, detail or alert has nobody's words but ours;
+there `hide` is the second guard. Read next: `passwords.py`, which reads secrets.
 """
 
 from __future__ import annotations
 
-import re
-from urllib.parse import parse_qsl, unquote, urlsplit
+import json
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 HIDDEN = "*****"
 MIN_SECRET_CHARS = 4  # of a password or key; shorter ones are part of too many words
 MIN_PART_CHARS = 6  # of an address
+MIN_CUT_CHARS = 20  # what is shorter is hidden whole only: half of it may be a word
 
 _known: set[str] = set()
-_pattern: re.Pattern | None = None
+_forms: list[str] | None = []  # of all that is known, longest first; None: to be made
 
 
 def conceal(secret: str) -> None:
     """From now on `hide` replaces it, and where it is an address, each part of it that may be secret."""
-    global _pattern
+    global _forms
     found = [secret.strip()]
     try:
         parts = urlsplit(secret) if "://" in secret else None
@@ -32,10 +36,25 @@ def conceal(secret: str) -> None:
         found = [text for text in beside if len(text) >= MIN_PART_CHARS]
         found += [text for text in (parts.netloc.rpartition("@")[0], parts.username, parts.password) if text]
     _known.update(one for text in found for one in (text, unquote(text)) if len(one) >= MIN_SECRET_CHARS)
-    longest_first = sorted(_known, key=lambda text: (-len(text), text))
-    _pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    _forms = None
 
 
 def hide(text: str) -> str:
-    """The text with `*****` in the place of every secret that is known."""
-    return _pattern.sub(HIDDEN, text) if _pattern else text
+    """The text with `*****` in the place of every secret that is known, also as others spell it, or a half of that."""
+    global _forms
+    if _forms is None:
+        found = {form for secret in _known for form in _spellings(secret)}
+        cut = [(form, len(form) // 2) for form in found if len(form) >= MIN_CUT_CHARS]
+        found |= {half for form, middle in cut for half in (form[:middle], form[middle:])}
+        _forms = sorted(found, key=lambda form: (-len(form), form))
+    for form in _forms:
+        text = text.replace(form, HIDDEN)
+    return text
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """As it is, and in an address, in JSON, in Python, hex and base64."""
+    raw = secret.encode("utf-8", "surrogatepass")
+    yield from (secret, quote(raw, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1])
+    yield from (secret.lower(), secret.upper(), raw.hex(), raw.hex().upper())
+    yield from (encode(raw).decode().rstrip("=") for encode in (b64encode, urlsafe_b64encode))

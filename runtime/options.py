@@ -68,7 +68,8 @@ def evm_address(value: str) -> str:
 
 def _service(value: str) -> str:
     value = url("http", "https")(value)
-    if urlsplit(value).query or urlsplit(value).fragment:
+    parts = urlsplit(value)
+    if parts.query or parts.fragment or "@" in parts.netloc:  # a user's name would go where its key does
         raise argparse.ArgumentTypeError("has more than scheme, host, port and path")
     return value.rstrip("/")
 
@@ -243,7 +244,9 @@ def resolve(
     known = dict(environ)
     for name in known:
         if re.fullmatch(_NEVER_LEFT_TO_A_CHILD, name) or any(one.secret and name in one.env for one in settings):
-            del environ[name]
+            conceal(environ.pop(name))
+        elif name.lower().endswith("_proxy"):  # the SDK's websockets use one, and its address may hold a password
+            conceal(known[name])
     file = read_dotenv(dotenv)
     options.sources = {}
     for setting in settings:

@@ -17,9 +17,11 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -59,7 +61,13 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see --help\n")
+        """A word that is no option is not quoted, nor an address or what follows `=`: they may hold a secret."""
+        said, unknown, words = message.partition("unrecognized arguments: ")
+        if unknown:
+            options = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+            message = said + unknown + " ".join(options or ["words without an option"])
+        message = re.sub(r"://(?!HOST)[^ ]+", "://*****", message)
+        self.exit(EXIT_USAGE, f"{self.prog}: {hide(message)}; see --help\n")
 
 
 def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[str], float]:
@@ -134,10 +142,10 @@ class _Plain(logging.Formatter):
         return hide(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).translate(_ESCAPES)
+        return hide(super().formatMessage(record)).translate(_ESCAPES)  # hidden before it is spelled in another way
 
     def formatException(self, ei) -> str:
-        return super().formatException(ei).translate(_ESCAPES | {10: "\n"})
+        return hide(super().formatException(ei)).translate(_ESCAPES | {10: "\n"})
 
 
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -178,12 +186,14 @@ def log_to(level: str, log_json: bool = False, log_file: str | None = None) -> N
     logging.basicConfig(level="DEBUG" if level == "TRACE" else level, handlers=handlers)
     for library in LIBRARIES:
         logging.getLogger(library).setLevel("NOTSET" if level == "TRACE" else "WARNING")
-    sys.excepthook = _log_uncaught
-    logging.captureWarnings(log_json or bool(log_file))
+    sys.excepthook = lambda *error: log.critical("ended by an error that nobody expected", exc_info=error)
+    sys.unraisablehook = threading.excepthook = _log_ended
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # else a full disk prints what was to be logged as it is
 
 
-def _log_uncaught(kind, error, traceback) -> None:
-    log.critical("ended by an error that nobody expected", exc_info=(kind, error, traceback))
+def _log_ended(what: Any) -> None:
+    log.error("an error that nobody could be told of", exc_info=what[:3])
 
 
 def run(

@@ -130,7 +130,8 @@ class Status:
             return _refused(503, f"not done within {ANSWER_SECONDS:g} s; try again", **{"Retry-After": "5"})
         except Exception as error:
             log.exception("%s failed", request.path)
-            return _refused(500, str(error) if isinstance(error, StoreError) else "it failed; see the log")
+            what = "the database cannot be read" if isinstance(error, StoreError) else "it failed"
+            return _refused(500, f"{what}; see the log")
 
     def _known(self, hosts: list[str]) -> bool:
         """Whether a `Host` can only be this machine: an address, localhost, or the name it was told to listen on."""

@@ -108,4 +108,4 @@ def recording_path(missing: Callable[[str], NoReturn]) -> Callable[[str], Path]:
 def no_secret_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test configured as a secret is an ordinary word in the next."""
     monkeypatch.setattr(hidden, "_known", set())
-    monkeypatch.setattr(hidden, "_pattern", None)
+    monkeypatch.setattr(hidden, "_forms", [])

@@ -188,7 +188,7 @@ def test_the_metagraph_is_the_subnet_at_one_block(in_world):
         assert graph.by_hotkey(hot("m")) == miner and graph.by_hotkey(hot("nobody")) is None
         assert await v.metagraph(START + 5) == graph
         assert await v.block() == START + 5
-        with pytest.raises(ChainError, match=r"metagraph.*1006"):
+        with pytest.raises(ChainError, match="metagraph"):
             await v.metagraph(START + 6)
 
     in_world(main)
@@ -776,12 +776,12 @@ def test_what_fails_before_the_signature_certainly_did_not_happen(tmp_path, wher
     on_node(tmp_path, main)
 
 
-def test_a_rate_limit_that_only_the_sdk_sees_is_still_a_wait(tmp_path, monkeypatch):
+def test_a_rate_limit_that_only_the_sdk_sees_is_still_a_wait(tmp_path, monkeypatch, caplog):
     async def main(world, v):
         monkeypatch.setattr(subtensor, "check_weights", lambda *_: None)
         outcome = await v.set_weights({0: 1}, 0)
         assert (outcome.code, outcome.next) == (WriteCode.RATE_LIMITED, Next.WAIT_BLOCKS)
-        assert "Retry in ~9 blocks" in outcome.detail
+        assert "Retry in ~9 blocks" in caplog.text and "Retry" not in outcome.detail
 
     on_node(tmp_path, main, weights_rate_limit_blocks=9)
 
@@ -835,7 +835,7 @@ def test_a_lost_connection_is_an_error_for_the_call_and_nothing_to_the_next(tmp_
 def test_an_error_of_the_node_does_not_cost_the_connection(tmp_path):
     async def main(world, v):
         world.node.unknown = {"LastEpochBlock"}
-        with pytest.raises(ChainError, match=r'^epoch: ValueError: Storage function "SubtensorModule.LastEpochBlock"'):
+        with pytest.raises(ChainError, match=r"^epoch: ValueError; the log says more$"):
             await v.epoch()
         assert await v.block() == START
         assert (world.node.connections, world.node.closed) == (1, 0)
@@ -848,7 +848,7 @@ def test_dialing_that_fails_or_takes_longer_than_a_call_is_tried_again(tmp_path)
         world.node.faults["read"] = [LOST]
         world.node.faults["connect"] = [LOST, LOST]
         for _ in range(3):
-            with pytest.raises(ChainError, match="RpcConnectionError: could not connect"):
+            with pytest.raises(ChainError, match="block: RpcConnectionError"):
                 await v.block()
         assert await v.block() == START
         v._read_seconds = 0.1
@@ -927,7 +927,7 @@ def test_every_connection_is_closed_at_the_end(tmp_path):
         ({"network": "finey"}, "no network 'finey'; it is one of finney, test"),
         ({"network": "ws://127.0.0.1"}, "no network 'ws://127.0.0.1'; .* or give an endpoint"),
         ({"endpoint": "https://127.0.0.1/token"}, "^the endpoint does not begin with ws:// or wss://$"),
-        ({"endpoint": "ws://127.0.0.1:9"}, "RpcConnectionError: could not connect to any endpoint"),
+        ({"endpoint": "ws://127.0.0.1:9"}, "block: RpcConnectionError; the log"),
     ],
 )
 def test_a_network_that_is_none_or_does_not_answer_is_said_in_one_line(where, says):

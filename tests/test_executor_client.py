@@ -121,10 +121,10 @@ async def _silent(request, n) -> web.Response:
     ("answer", "says"),
     [
         (saying(PENDING), "in block 8, 3 more are awaited"),
-        (saying(replace(DONE, decision="another")), "a report of another"),
-        (saying(replace(DONE, code="no code")), "a report of job:live"),
-        (saying(Report("", Code.EXECUTOR_KEY, "the API key is wrong"), 401), "HTTP 401, executor_key: the API key is"),
-        (_garbage, "HTTP 502, not JSON"),
+        (saying(replace(DONE, decision="another")), "HTTP 200, malformed"),
+        (saying(replace(DONE, code="no code")), "HTTP 200, malformed"),
+        (saying(Report("", Code.EXECUTOR_KEY, "the API key is wrong"), 401), "HTTP 401, executor_key"),
+        (_garbage, "HTTP 502, malformed"),
         (_redirect, "HTTP 307"),
         (_endless, ""),  # cut off by whoever counts first
         (_silent, "no answer in time"),

@@ -120,7 +120,7 @@ class _Meter(Sliced):
         try:
             super().parse(piece)
         except Exception as error:
-            self._end(Code.UNREACHABLE, f"{type(error).__name__}: {error}")
+            self._end(Code.UNREACHABLE, _unread(error))
         if self.response.status is None and self.fed > MAX_HEAD_BYTES:
             self._end(Code.REPLY_TOO_LARGE, f"more than {MAX_HEAD_BYTES} bytes before an answer")
 
@@ -228,7 +228,7 @@ def _target(url: str) -> URL:
         if target.port is None:  # yarl reads the port, and objects to it, here
             raise ValueError("no host")
     except ValueError as error:
-        raise ProtocolError(Code.UNREACHABLE, f"{url}: {error}") from None
+        raise ProtocolError(Code.UNREACHABLE, f"{url}: no address ({type(error).__name__})") from None
     return target
 
 
@@ -247,7 +247,12 @@ async def _post(
     except (ProtocolError, TimeoutError):
         raise
     except Exception as error:  # not only aiohttp's own: its parsers raise anything on what a peer can send
-        raise ProtocolError(Code.UNREACHABLE, f"{type(error).__name__}: {error}") from None
+        raise ProtocolError(Code.UNREACHABLE, _unread(error)) from None
+
+
+def _unread(error: Exception) -> str:
+    """Of a library's error only its kind: its words go into receipts."""
+    return f"no connection, or no HTTP that can be read ({type(error).__name__})"
 
 
 async def _take(response: _Response, max_reply_bytes: int) -> tuple[bytes, str]:
