@@ -112,8 +112,6 @@ class Drafter:
         except MarketError as error:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{error}; move some away by hand") from None
         keep, close, wanted = plan.match_tokens(order.shown, order.desired, held)
-        if staked := [token.token_id for token in close if token.staked]:
-            raise ProtocolError(Code.EXECUTION_REVERTED, f"tokens {staked} are staked in the gauge: withdraw them")
         calls = plan.close_calls(close, wallet.vault, price, slippage, order.deadline)
         released, collected = plan.read_closed(await wallet.simulate(calls, tip)) if calls else ((0, 0), (0, 0))
         there = self._spendable(idle, collected, released, close, price)

@@ -68,12 +68,13 @@ def match_tokens(
     """`rounds.match` on the vault's tokens: those to keep, those to close, positions to mint as they were answered.
 
     A shown position is the token in its range; of several in one range the larger is the larger. Amounts are not
-    compared: the price moved since, and anybody may add liquidity to anybody's position.
+    compared: the price moved since, and anybody may add liquidity to anybody's position. Staked tokens are not shown.
 
     Raises:
         ProtocolError: `VAULT_CHANGED`, the ranges are not those that the vault holds.
     """
-    tokens = sorted((token for token in held if token.liquidity), key=lambda token: (_ticks(token), token.liquidity))
+    movable = (token for token in held if token.liquidity and not token.staked)
+    tokens = sorted(movable, key=lambda token: (_ticks(token), token.liquidity))
     # both amounts of a range grow with its liquidity
     positions = sorted(shown, key=lambda position: (_ticks(position), position.allocation0, position.allocation1))
     ours, theirs = list(map(_ticks, tokens)), list(map(_ticks, positions))
@@ -98,7 +99,7 @@ def size(
 
     Args:
         wanted: in order; each takes at most its allocation, and at most what those before it left.
-        keep: a range that is wanted and kept gets more liquidity in the kept token, unless a gauge has that.
+        keep: a range that is wanted and kept gets more liquidity in the kept token.
         there: tokens that can be spent.
         slippage_ticks: how far the price may move until it is mined.
         most_liquidity: that a tick may hold; who would get more, or none, is skipped.
@@ -121,7 +122,7 @@ def size(
             amounts_of(max(0, high[1] - 1), high[0], *bounds, round_up=False)[0],
             amounts_of(max(0, low[1] - 1), low[0], *bounds, round_up=False)[1],
         )
-        mine = (token.token_id for token in keep if _ticks(token) == _ticks(position) and not token.staked)
+        mine = (token.token_id for token in keep if _ticks(token) == _ticks(position))
         found.append(Mint(next(mine, 0), *_ticks(position), most, least, liquidity, paid))
         there = there[0] - paid[0], there[1] - paid[1]
     return found

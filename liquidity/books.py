@@ -49,6 +49,9 @@ class Book:
         self.idle0, self.idle1 = snapshot.idle0, snapshot.idle1
         vault = zip(snapshot.vault, tape.vault_growth, strict=True)
         self.holdings = [holding_of(position.key, position, inside) for position, inside in vault]
+        for holding in self.holdings:
+            if tape.unpaid(holding.key):
+                holding.growth0 = holding.growth1 = 0
         self.changes = 0
         self._leg, self._block = 0, snapshot.block  # how far fees and blocks are counted
         self._collected0 = self._collected1 = 0
@@ -80,9 +83,10 @@ class Book:
         (amount0, amount1), (fees0, fees1), (earned0, earned1) = self.amounts(price), self.fees(), self.earned()
         return amount0 + fees0 - earned0, amount1 + fees1 - earned1
 
-    def shown(self, price: int) -> list[Position]:
-        """The positions as a query shows them."""
-        return [Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in self.holdings]
+    def shown(self, price: int, live: bool = False) -> list[Position]:
+        """The positions as a query shows them; a live one not those that a gauge holds, which nobody can change."""
+        held = [holding for holding in self.holdings if not (live and holding.key in self.tape.staked)]
+        return [Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in held]
 
     def at(self, block: int) -> Book:
         """A copy walked to the block's first event: what a query shows. The book's own sums stay uncut."""
@@ -109,7 +113,7 @@ class Book:
         self._earn(last)
 
     def _earn(self, last: int) -> None:
-        holdings = [holding for holding in self.holdings if holding.liquidity]
+        holdings = [h for h in self.holdings if h.liquidity and not self.tape.unpaid(h.key)]
         bounds = _bounds(holdings)
         for n in range(1, len(bounds)):
             inside = [h for h in holdings if h.lower_x96 <= bounds[n - 1] and bounds[n] <= h.upper_x96]

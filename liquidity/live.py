@@ -8,7 +8,7 @@ Pure. Read first: `rounds.py`. Read next: `audit/checks.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import add
 
@@ -49,9 +49,10 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     """Score a live round from what the vault really held from the opening to the close.
 
     All but gas follows from the vault's own events, wherever in their blocks they stand; gas from the executions, also
-    of those that failed. The round is void where executions do not explain the vault.
+    of those that failed. What Slipstream's gauge holds earns nothing, as it does, and in *keep* neither. The round is
+    void where executions do not explain the vault.
     """
-    game, close = Round(inputs.settings, inputs.snapshot), inputs.close_block
+    game, close = Round(inputs.settings, inputs.snapshot, live=True), inputs.close_block
     events = [event for event in inputs.events if event.block < close]
     try:
         game.feed(events)
@@ -110,8 +111,12 @@ def sums_of(own: Iterable[Event]) -> tuple[tuple[int, int], tuple[int, int], tup
     return *flows, tuple(event.args[1:4] for event in own if event.kind == "mint")
 
 
-def _unexplained(tape: Tape, events: Iterable[Event], executions: Iterable[Execution]) -> str:
+def _unexplained(tape: Tape, events: Sequence[Event], executions: Iterable[Execution]) -> str:
     """The first block in which the vault's own events are not what executions did there; empty if there is none."""
+    for event in events:
+        if event.kind in ("stake", "unstake") and event.args[:3] in tape.vault_keys:  # no bot does
+            _, lower, upper, liquidity = event.args
+            return f"block {event.block}: the vault's owner {event.kind}d liquidity {liquidity} from {lower} to {upper}"
     own, done = own_events(tape, events), {}
     for execution in executions:
         done.setdefault(execution.block, []).append(execution)

@@ -151,7 +151,7 @@ def check_shown(parts: Any) -> Iterator[str]:
 
 def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
     """What a live query shows of the vault, as its own events left it; in which order positions are listed is free."""
-    held = [Holding(*key[1:], tape.pool.position(*key).liquidity) for key in tape.vault_keys]
+    held = [Holding(*key[1:], tape.pool.position(*key).liquidity) for key in tape.vault_keys - tape.staked]
     price = tape.pool.sqrt_price_x96
     shown = tuple(Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in held if h.liquidity)
     if sorted(map(astuple, shown)) == sorted(map(astuple, query.current_positions)):

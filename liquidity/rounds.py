@@ -118,7 +118,7 @@ def build_query(moment: Moment, book: Book, changes: int) -> RebalanceQuery:
         round_type=moment.round_type,
         block_number=head.number,
         current_price=human_price(price, pair.token0.decimals, pair.token1.decimals),
-        current_positions=tuple(book.shown(price)),
+        current_positions=tuple(book.shown(price, moment.round_type == "live")),
         inventory_remaining=Inventory(book.idle0, book.idle1),
         rebalances_so_far=changes,
         uncollected_fees=Inventory(*book.fees()),
@@ -143,9 +143,9 @@ def build_query(moment: Moment, book: Book, changes: int) -> RebalanceQuery:
 class Round:
     """A round in progress: feed it events, ask what a miner's book holds, finish it."""
 
-    def __init__(self, settings: JobSettings, snapshot: Snapshot):
+    def __init__(self, settings: JobSettings, snapshot: Snapshot, live: bool = False):
         self.settings, self.snapshot = settings, snapshot
-        self.tape = Tape(snapshot)
+        self.tape = Tape(snapshot, live)
         self.books: dict[str, Book] = {}
 
     def feed(self, events: Iterable[Event]) -> None:

@@ -112,11 +112,12 @@ class Tape:
         idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
             there. `collected` of it are fees since the start.
         staked: keys of the vault's positions that Slipstream's gauge holds now: they earn no fees.
+        live: of a live round: what is staked earns nothing in books either, which else count it as unstaked.
         vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
     """
 
-    def __init__(self, snapshot: Snapshot):
-        self.snapshot = snapshot
+    def __init__(self, snapshot: Snapshot, live: bool = False):
+        self.snapshot, self.live = snapshot, live
         self.pool = snapshot.open()
         self.vault_keys = {position.key for position in snapshot.vault}
         self.staked = {position.key for position in snapshot.vault if position.staked}
@@ -165,6 +166,10 @@ class Tape:
     def is_vaults(self, owner: str) -> bool:
         """Whether positions of this owner are the vault's: on a chain `VAULT#TOKEN` is its second one in a range."""
         return bool(self.snapshot.vault_owner) and owner.partition("#")[0] == self.snapshot.vault_owner
+
+    def unpaid(self, key: tuple | None) -> bool:
+        """Whether a book's position, named by its key at the vault, earns no fees."""
+        return self.live and key in self.staked
 
     def _follow_vault(self, event: Event) -> None:
         key, amounts = event.args[:3], event.args[-2:]
@@ -215,7 +220,7 @@ class Tape:
                         left = max(left, bound)
                     else:
                         right = min(right, bound)
-                if lower <= lo and hi <= upper:
+                if lower <= lo and hi <= upper and not self.unpaid(key):
                     liquidity += self.pool.position(*key).liquidity
                     exact = exact and key[0] != gauge and key not in self.staked
             self._cell = (left, right, liquidity, exact)

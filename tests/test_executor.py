@@ -1425,7 +1425,7 @@ def test_no_more_tokens_are_minted_than_can_be_read(world, tmp_path, monkeypatch
     assert report.code == Code.TOO_MANY_POSITIONS and "may hold 1 position tokens" in report.detail
 
 
-def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world, tmp_path, monkeypatch):
+def test_a_position_that_is_staked_is_kept_and_refused_to_who_was_shown_it(world, tmp_path, monkeypatch):
     """As on Slipstream, where the gauge then has the token; here it is only said to be."""
 
     async def staked(*arguments):
@@ -1436,9 +1436,12 @@ def test_a_position_that_is_staked_is_kept_but_neither_closed_nor_added_to(world
     first = world.held()[0][0]
     monkeypatch.setattr(drafting, "read_vault", staked)
     [report] = world.run(tmp_path, world.order("second"))
-    assert report.code == Code.EXECUTION_REVERTED and f"tokens [{first}] are staked" in report.detail
-    [report] = world.run(tmp_path, world.order("third", 0, Position(-600, 600, ETHER // 9, ETHER // 9)))
+    assert report.code == Code.VAULT_CHANGED and "it holds []" in report.detail
+    order = world.order("third", Position(-600, 600, ETHER // 9, ETHER // 9))
+    [report] = world.run(tmp_path, replace(order, shown=()))
     assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-600, 600)] * 2
+    [report] = world.run(tmp_path, replace(world.order("fourth"), shown=world.order("fourth").shown[1:]))
+    assert report.code == Code.EXECUTED and [row[0] for row in world.held()] == [first]
 
 
 def test_a_position_that_a_stranger_sends_is_refused_until_it_was_shown(world, tmp_path):

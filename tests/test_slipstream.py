@@ -34,12 +34,13 @@ from evm.pool import Contract, State
 from liquidity import calls
 from liquidity.calls import find_call_and_fee
 from liquidity.events import Event, ReplayError
+from liquidity.live import LiveInputs, play_live
 from liquidity.replay import Snapshot, apply_event
 from liquidity.rounds import Round
 from liquidity.slipstream import SlipstreamPool
 from markets.base import MarketEnded, MarketError
 from markets.memory import InMemoryMarket
-from protocol import JobSettings, Pair, Position, Token
+from protocol import Block, Code, Inventory, JobSettings, Moment, Pair, Position, Token
 from sim import MASK_128, MASK_256
 from store import Store
 from wire.codec import canonical, decode, encode, from_plain, to_plain
@@ -399,10 +400,10 @@ def test_the_bytecode_itself_shows_what_was_earned(followed):
     assert shown > 5
 
 
-def staked(chain: TracedChain) -> TracedChain:
-    """The same, but for the node, which says that the gauge holds all of the vault's tokens."""
+def staked(chain: TracedChain, of: int = 1) -> TracedChain:
+    """The same, but for the node, which says that the gauge holds one `of` so many of the vault's tokens."""
     for block in chain.blocks.values():
-        block.staked = tuple(block.tokens.values())
+        block.staked = tuple(token for token in block.tokens.values() if not token % of)
     return chain
 
 
@@ -443,6 +444,68 @@ def test_a_staked_vault_is_scored_as_if_unstaked(tmp_path):
             compared += fees > 1000
         assert game.tape.vault_holds()[1] == (0, 0)  # the gauge has the fees
     assert compared > 2
+
+
+@pytest.mark.parametrize(("path", "of"), [(CALM, 2), (BOUNDARY, 1), (BOUNDARY, 2)], ids=["calm", "all", "some"])
+def test_an_idle_manager_of_a_vault_with_staked_positions_scores_exactly_keep(path, of, tmp_path):
+    """What is staked earns nothing, in *keep* neither; what is not earns to the wei the same in both."""
+    chain = staked(TracedChain(path), of)
+
+    async def work():
+        async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url) as market:
+            await read_all(market, chain)
+            found = []
+            for first, last, _ in untouched(chain, 3):
+                snapshot, closing = [await market.snapshot(chain.vault, number) for number in (first, last + 1)]
+                if any(position.staked for position in snapshot.vault):
+                    events = tuple(await market.events(first, last))
+                    found.append(LiveInputs(JobSettings(), snapshot, last + 1, events, "idler", (), closing))
+            return found
+
+    played = [(inputs.snapshot, play_live(inputs)) for inputs in asyncio.run(work())]
+    played = [one for one in played if one[1].code is not Code.EMPTY_VAULT]  # what it holds is worth no unit
+    assert all(result.code is Code.SCORED for _, result in played), {result.detail for _, result in played}
+    for snapshot, result in played:
+        (line,), keep_ = result.lines, result.baselines["keep"]
+        assert line.outcome == keep_.outcome and line.score == keep_.score
+        if all(position.staked for position in snapshot.vault):
+            assert keep_.outcome.fees0 == keep_.outcome.fees1 == 0
+    assert len(played) > 2
+    assert (of == 1) != any(result.lines[0].outcome.fees0 for _, result in played)
+
+
+@pytest.mark.parametrize("kind", ["stake", "unstake"])
+def test_a_live_round_in_which_the_owner_stakes_or_unstakes_is_void_for_that_reason(kind):
+    pool = SlipstreamPool(3000, 10, 100_000, "manager", "gauge")
+    pool.initialize(1 << 96)
+    for owner in ("crowd", "vault"):
+        pool.mint(owner, -500, 500, 10**18)
+    pool.stake(10**18, -500, 500, False)
+    snapshot = Snapshot.of(pool, [("vault", -500, 500)], (0, 0), 1, 0, "", "vault")
+    if kind == "unstake":
+        inside = dict(zip(("fee_growth_inside0_last_x128", "fee_growth_inside1_last_x128"), (0, 0), strict=True))
+        snapshot = replace(snapshot, vault=(replace(snapshot.vault[0], staked=True, **inside),))
+    events = Event(5, 0, 5, kind, ("other", -500, 500, 9)), Event(7, 0, 7, kind, ("vault", -500, 500, 9))
+    result = play_live(LiveInputs(JobSettings(), snapshot, 9, events, "a", ()))
+    assert result.code is Code.LIVE_FOREIGN_TRANSFER
+    assert result.detail == f"block 7: the vault's owner {kind}d liquidity 9 from -500 to 500"
+    assert play_live(LiveInputs(JobSettings(), snapshot, 9, events[:1], "a", ())).code is Code.SCORED
+
+
+def test_a_staked_position_is_shown_where_it_may_be_moved_in_thought_but_not_where_the_bot_would_refuse():
+    pool = SlipstreamPool(3000, 10, 100_000, "manager", "gauge")
+    pool.initialize(1 << 96)
+    for lower in (-500, -600):
+        pool.mint("vault", lower, 500, 10**18)
+    snapshot = Snapshot.of(pool, [("vault", -500, 500), ("vault", -600, 500)], (5, 6), 1, 0, "", "vault")
+    snapshot = replace(snapshot, vault=(replace(snapshot.vault[0], staked=True), snapshot.vault[1]))
+    shown = {}
+    for round_type in ("evaluation", "live"):
+        moment = Moment(a_job(), A_PAIR, "r", round_type, 900, Block(0, 880, "0x"), Block(0, 880, "0x"))
+        query = Round(JobSettings(), snapshot).query(moment)
+        shown[round_type] = [position.tick_lower for position in query.current_positions]
+        assert query.inventory_remaining == Inventory(5, 6)
+    assert shown == {"evaluation": [-500, -600], "live": [-600]}
 
 
 def test_a_token_of_the_same_tokens_with_another_spacing_is_not_of_this_pool(tmp_path):
