@@ -8,8 +8,8 @@ no failover. What comes back is checked here as JSON-RPC, and a contract's answe
 where it is used.
 
 An endpoint that fails, in whatever way, rests, longer each time, while the next in the list is asked. One that refuses
-a large batch gets smaller ones for a while. An endpoint is called by its host in all messages: the rest of an address
-may be a secret, and so no message quotes the HTTP library.
+a large batch gets smaller ones for a while. An endpoint is called by its host's domain in all messages: the rest of an
+address may be a secret, and so no message quotes the HTTP library.
 Read next: `abi.py`.
 """
 
@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from runtime.hidden import conceal, hide
+from runtime.hidden import conceal, hide, masked_host
 from wire.body import read_at_most
 
 TOTAL_SECONDS = 60.0  # for one batch with all its retries
@@ -131,7 +131,7 @@ class Endpoint:
                 f"RPC address of {parts.scheme or 'no'} scheme: http://HOST... or https://HOST... is expected"
             )
         conceal(url)
-        self.url, self.name = url, parts.netloc.rpartition("@")[2]
+        self.url, self.name = url, masked_host(parts.hostname) + (f":{parts.port}" if parts.port else "")
         self.most_calls, self.failures, self.lies, self.rests_until = MAX_BATCH, 0, 0, 0.0
         self._cut_at = 0.0
 
@@ -206,7 +206,7 @@ class Rpc:
             endpoint = min(self.endpoints, key=lambda one: (max(one.rests_until, now), one.lies))
             wait = max(0.0, endpoint.rests_until - now)
             if now + wait >= deadline:
-                reasons = "; ".join(f"{name}: {why}" for name, why in said.items()) or "all rest after failures"
+                reasons = "; ".join(f"{one.name}: {why}" for one, why in said.items()) or "all rest after failures"
                 raise RpcError(f"{calls[0][0]}: no answer within {self._total:g} s ({reasons})")
             await asyncio.sleep(wait)
             part = calls[len(answers) : len(answers) + min(most.get(endpoint, MAX_BATCH), endpoint.takes())]
@@ -214,7 +214,7 @@ class Rpc:
                 found = await self._post(endpoint, part, min(self._attempt, deadline - now - wait), refusable)
                 _check(part[0][0], found, usable)
             except _Failed as error:
-                said[endpoint.name], large = str(error), isinstance(error, _TooLarge)
+                said[endpoint], large = str(error), isinstance(error, _TooLarge)
                 if len(part) > 1:  # so many may be what it cannot do, whatever it says
                     most[endpoint] = len(part) // 2
                     if learns and isinstance(error, _TooLarge | _Limited):

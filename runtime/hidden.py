@@ -3,13 +3,15 @@
     conceal(key)                            # once, where it is read
     hide(f"{error}")                        # in a log, on a terminal: a library's or a node's text may quote an address
 
-Of an address user, password, path and query are secret. A page, receipt, detail or alert has nobody's words but ours;
+Of an address user, password, path and query are secret, and of its host what stands before the provider's own domain,
+where some have their keys. A page, receipt, detail or alert has nobody's words but ours;
 there `hide` is the second guard. Read next: `passwords.py`, which reads secrets.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -18,6 +20,8 @@ HIDDEN = "*****"
 MIN_SECRET_CHARS = 4  # of a password or key; shorter ones are part of too many words
 MIN_PART_CHARS = 6  # of an address
 MIN_CUT_CHARS = 20  # what is shorter is hidden whole only: half of it may be a word
+
+_IS_IP = re.compile(r"[\d.]+|.*:.*")
 
 _known: set[str] = set()
 _forms: list[str] | None = []  # of all that is known, longest first; None: to be made
@@ -35,8 +39,15 @@ def conceal(secret: str) -> None:
         beside = [parts.path.strip("/"), parts.query, *parts.path.split("/"), *(v for _, v in parse_qsl(parts.query))]
         found = [text for text in beside if len(text) >= MIN_PART_CHARS]
         found += [text for text in (parts.netloc.rpartition("@")[0], parts.username, parts.password) if text]
+        found += [label for label in (parts.hostname or "").split(".")[:-2] if len(label) >= MIN_CUT_CHARS]
     _known.update(one for text in found for one in (text, unquote(text)) if len(one) >= MIN_SECRET_CHARS)
     _forms = None
+
+
+def masked_host(host: str) -> str:
+    """A host without what may be secret in it: of a name its last two labels stay."""
+    labels = host.split(".")
+    return host if len(labels) < 3 or _IS_IP.fullmatch(host) else ".".join(("*", *labels[-2:]))
 
 
 def hide(text: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from runtime.hidden import conceal
+from runtime.hidden import conceal, masked_host
 from runtime.passwords import Secret, read_executor_key
 from runtime.process import EXIT_USAGE, LOG_FILE_BYTES, LOG_FILES_KEPT, LOG_LEVELS, UserError, number
 
@@ -30,9 +30,10 @@ MAX_DOTENV_BYTES = 2**16
 
 
 def masked_url(url: str) -> str:
-    """An address without what may be secret in it: user, password, path and query."""
+    """An address without what may be secret in it: user, password, the host but for its domain, path and query."""
     parts = urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    host = masked_host(parts.hostname or "")
+    host = f"[{host}]" if ":" in host else host
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{host}{port}" + ("/*****" if parts.path.strip("/") or parts.query else "")
 

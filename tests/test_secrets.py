@@ -52,7 +52,7 @@ from executor.door import Door
 from markets.base import MarketError, MarketGap
 from protocol import Code
 from runtime import process
-from runtime.hidden import conceal
+from runtime.hidden import HIDDEN, conceal, hide
 from runtime.options import Setting
 from runtime.passwords import Secret
 from status.reader import Reader
@@ -456,3 +456,9 @@ def test_nothing_that_is_stored_or_shown_of_a_round_holds_a_secret_that_an_error
     said = log()
     assert "*****" in said
     assert_clean("the log", said)
+
+
+def test_a_key_in_a_hosts_name_is_hidden_and_the_providers_domain_is_not():
+    conceal("https://0123456789abcdef0123.eth.rpc.example.cloud/")
+    said = "connecting to 0123456789abcdef0123.eth.rpc.example.cloud failed"
+    assert hide(said) == f"connecting to {HIDDEN}.eth.rpc.example.cloud failed"

@@ -396,7 +396,7 @@ def test_what_is_printed_names_every_setting_and_its_source_but_no_secret(parsed
         "SETTING password = ***** (environment MINER_WALLET_PASSWORD)",
         "SETTING log_level = INFO (default)",
         "SETTING log_json = False (default)",
-        "SETTING webhook = https://hooks.slack.com/***** (environment WEBHOOK)",
+        "SETTING webhook = https://*.slack.com/***** (environment WEBHOOK)",
     ]
     assert options.webhook.reveal().endswith("/SECRET") and read_password(options) == PASSWORD
     shown = f"{options} {vars(options)!r} {options.password} {options.password!r} {options.password:}"
@@ -405,9 +405,12 @@ def test_what_is_printed_names_every_setting_and_its_source_but_no_secret(parsed
     assert line == "SETTING password_command = echo ... (option)"
 
 
-def test_masked_addresses_keep_only_scheme_host_and_port():
+def test_masked_addresses_keep_only_scheme_domain_and_port():
     for url, shown in (
-        ("https://hooks.slack.com/services/x", "https://hooks.slack.com/*****"),
+        ("https://hooks.slack.com/services/x", "https://*.slack.com/*****"),
+        ("https://0123456789abcdef0123.eth.rpc.example.cloud", "https://*.example.cloud"),
+        ("https://bot.example:8090", "https://bot.example:8090"),
+        ("http://10.0.0.7:8545", "http://10.0.0.7:8545"),
         ("ws://127.0.0.1:9944", "ws://127.0.0.1:9944"),
         ("ws://127.0.0.1:9944/", "ws://127.0.0.1:9944"),
         ("wss://user:pw@[::1]:1/?key=x", "wss://[::1]:1/*****"),

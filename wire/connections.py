@@ -80,7 +80,8 @@ class Sliced(asyncio.BufferedProtocol):
     transport: asyncio.Transport
 
     def __init__(self):
-        self.turns = _turns.setdefault(asyncio.get_running_loop(), _Turns())
+        loop = asyncio.get_running_loop()
+        self.turns = _turns.get(loop) or _turns.setdefault(loop, _Turns())
         self.waiting, self.fed = bytearray(), 0
         self.lost: Callable[[], None] | None = None
 
