@@ -7,7 +7,7 @@
 
 A sweep is planned from what the chain shows and what the journal remembers, written down before it is sent, and done
 only when the chain's own record shows it; nothing is sent a second time before the first is known not to have happened.
-`docs/stake.md` has every crash and failure with what happens then. Read next: `chain/sweeping.py`, `chain/burner.py`.
+`docs/stake.md` has every crash and failure with what happens then. Read next: `chain/sweeping.py`, `chain/weights.py`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,90 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from chain import sweeping
-from chain.base import BLOCK_SECONDS, Chain, ChainError, Next, WriteOutcome, done, refusal
-from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, SET_WEIGHTS_INTERVAL_BLOCKS, Burner, Result, follow, teller
+from chain.base import BLOCK_SECONDS, Chain, ChainError, Metagraph, Next, Refused, WriteOutcome, done, refusal
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, alpha
+from chain.loop import Result, follow, teller
 from chain.notify import AlertRules, Notifier, add_notify_options
 from chain.opening import open_chain
-from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy
+from chain.sweeping import FATE_BLOCKS, FEE_RESERVE_RAO, MINIMUM_RAO, RETRY_BLOCKS, Policy
 from chain.wallets import check_address
+from chain.weights import Vector, Weigher, last_weights
 from runtime.db import StoreError
 from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, parse_options, settings_lines
 from runtime.process import EXIT_OK, Parser, UserError, number, only_one, run
+from scoring import BURN
 
+SET_WEIGHTS_INTERVAL_BLOCKS = 720  # two epochs, 2.4 hours
 POLL_SECONDS = 30.0
 MAX_SLEEP_POLLS = 20  # a burn that has nothing to do for hours looks at least so often
 FINAL_BLOCKS = 5  # with --wait-finalization a block is trusted at this depth; GRANDPA is two or three behind
 
 log = logging.getLogger("stake")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The burn
+
+
+class Burner:
+    """Keeps a validator's whole weight on one target, by `Weigher` as any other weights.
+
+    The target is `target_hotkey`, else who has `target_uid` now and had it when it was first given, else the owner now.
+    """
+
+    def __init__(
+        self, chain: Chain, journal: Journal, interval_blocks: int = SET_WEIGHTS_INTERVAL_BLOCKS,
+        target_uid: int | None = None, target_hotkey: str | None = None,
+    ):  # fmt: skip
+        self._chain, self._uid, self._hotkey, self._problem = chain, target_uid, target_hotkey, ""
+        self._weigher = Weigher(journal, chain, self._vector, interval_blocks=interval_blocks, version_key=None)
+
+    async def step(self) -> Result:
+        """Set the weights if they are due, or read them back; raises `ChainError` if the chain cannot be read."""
+        graph = await self._chain.metagraph()
+        me = graph.by_hotkey(self._chain.hotkey)
+        outcome = await self._weigher.weigh(int(time.time()), graph.block)
+        if outcome is not None:
+            self._problem = "" if outcome.ok or outcome.next is Next.WAIT_BLOCKS else f"weights: {outcome.detail}"
+        news = {"registered": me is not None, "permit": me and me.permit, "weights": outcome}
+        return Result(max(1, self._weigher.next_block - graph.block), self._problem, news)
+
+    async def plan(self) -> str:
+        """One line: on whom the weight will be, and from which block on; raises `ChainError`."""
+        graph, journal = await self._chain.metagraph(), self._weigher.store
+        params, last = await self._chain.weight_params(self._chain.hotkey), await last_weights(journal)
+        free = (params.last_update_block or 0) + params.rate_limit_blocks
+        due = max(graph.block, free, last.next_block if last else 0)
+        try:
+            (hotkey,) = await self._vector(journal, 0, graph)
+            whom = f"the owner's uid {graph.burn_uid()} (burned)" if hotkey == BURN else f"{hotkey}, who is paid for it"
+        except Refused as refused:
+            whom = f"nobody: {refused.args[1]}"
+        every = f"every {self._weigher.interval_blocks} blocks, next at block {due}; it is block {graph.block}"
+        return f"all weight of {self._chain.hotkey} on {whom}; {every}"
+
+    async def _vector(self, journal: Journal, _: int, graph: Metagraph) -> Vector:
+        hotkey, uid = self._hotkey, self._uid
+        if hotkey is None and uid is None:
+            return {BURN: Decimal(1)}
+        if hotkey is None:
+            found = next((neuron.hotkey for neuron in graph.neurons if neuron.uid == uid), None)
+            if found is None:
+                raise Refused("NoTarget", f"the subnet has no uid {uid}: choose another --target-uid")
+            hotkey = await journal.bind_target(uid, found)
+            if found != hotkey:  # what the journal says may stop it, and lead it nowhere else
+                fix = "to pay one of them, say --target-hotkey"
+                raise Refused("NoTarget", f"uid {uid} was {hotkey} and is now {found}: {fix}")
+        if graph.by_hotkey(hotkey) is None:
+            raise Refused("NoTarget", f"the target {hotkey} is not registered: choose another --target-hotkey")
+        return {hotkey: Decimal(1)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,6 +304,8 @@ async def burn(options: argparse.Namespace) -> int:
     interval_blocks = options.set_weights_interval
     async with opened(options, False, interval_blocks * BLOCK_SECONDS) as (chain, journal, tell):
         burner = Burner(chain, journal, interval_blocks, options.target_uid, options.target_hotkey)
+        with suppress(ChainError):  # the loop says so
+            print(await burner.plan(), flush=True)
         return await loop(options, burner.step, tell, MAX_SLEEP_POLLS)
 
 
@@ -349,13 +413,12 @@ def build_parser() -> Parser:
     parser = Parser(prog="stake.py", description=what, **how)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="burn | sweep | status")
 
-    def verb(name: str, what: str, default_name: str) -> Callable:
+    def verb(name: str, what: str) -> Callable:
         inner = verbs.add_parser(name, help=what, description=what, **how)
         add = inner.add_argument
         add("--journal", metavar="FILE", help="SQLite (default: stake-NETUID-HOTKEY.sqlite3 in the folder)")
         add("--dir", default="local", help="folder of journal, allow-list and local subnet (default: local)")
-        what = f"development wallet on the local subnet (default: {default_name})"
-        add("--name", default=default_name, help=what)
+        add("--name", default="mine", help="development wallet on the local subnet (default: mine)")
         add("--local", action="store_true", help="with --netuid: the wallet on the local subnet, to try it out")
         add_chain_options(inner)
         add_logging_options(inner)
@@ -366,7 +429,7 @@ def build_parser() -> Parser:
             add_notify_options(inner)
         return add
 
-    add = verb("burn", "keep all of a validator's weight on the owner's uid, for which nobody is paid", "validator")
+    add = verb("burn", "keep all of a validator's weight on the owner's uid, for which nobody is paid")
     what = "who holds this uid now, and no later holder of it, instead of the owner: that one is paid"
     add("--target-uid", type=number(0, MAX_NETUID), metavar="N", help=what)
     add("--target-hotkey", metavar="SS58", help="the same by hotkey; also the answer to a recycled uid")
@@ -374,7 +437,7 @@ def build_parser() -> Parser:
     what = f"from the chain's last update to the next (default: {default})"
     add("--set-weights-interval", type=blocks, default=default, metavar="BLOCKS", help=what)
 
-    add = verb("sweep", "after each epoch, give what the hotkey earned to a treasury; a dry run without --yes", "mine")
+    add = verb("sweep", "after each epoch, give what the hotkey earned to a treasury; a dry run without --yes")
     what = "where the stake lands (as in the allow-list)"
     add("--aggregator-hotkey", metavar="SS58", required=True, help=what)
     add("--destination-coldkey", metavar="SS58", required=True, help="who owns it then (as in the allow-list)")
@@ -389,7 +452,7 @@ def build_parser() -> Parser:
     what = "what you found out about the step whose fate is unknown"
     add("--settle", choices=("applied", "not-applied"), help=what)
 
-    verb("status", "the wallet's addresses, the journal, the plan and the next epoch; sends nothing", "mine")
+    verb("status", "the wallet's addresses, the journal, the plan and the next epoch; sends nothing")
     return parser
 
 

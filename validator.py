@@ -36,7 +36,7 @@ from audit.issuer import SERVER_LIMITS, issuing
 from chain.base import BLOCK_SECONDS, Chain, ChainError, Neuron
 from chain.local import block_at
 from chain.notify import AlertRules, Notifier, add_notify_options
-from chain.weights import INTERVAL_BLOCKS, Weigher, daily_summary
+from chain.weights import INTERVAL_BLOCKS, Weigher, daily_summary, earned
 from doctor.machine import OK
 from doctor.network import check_executor, check_executor_key
 from liquidity.events import Event, ReplayError
@@ -99,7 +99,7 @@ class Validator:
         self.live = Live(store, self.world, self.asker)
         self.notifier: Notifier | None = None  # told of what is wrong
         self.alerts = AlertRules(time.monotonic(), INTERVAL_BLOCKS * BLOCK_SECONDS)
-        self.weigher = Weigher(store, chain, options.dry_run)
+        self.weigher = Weigher(store, chain, earned, options.dry_run)
         self.pool = market.pair.pool_address
         self.board = Board(market.label, market.pair, names, options.all_leaderboards)
         self.on_sealed: Callable[[dict], None] = lambda evidence: None  # told of each round once it is sealed

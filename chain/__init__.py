@@ -3,5 +3,5 @@
     python -m chain notify TEXT                     send one alert to the webhook
 
 The SDK lives here and in `wire`. May import `store` and all below it. Read: `base`, `local` on `ledger`, `subtensor` on
-`wallets`, `opening`, `weights`, `notify`; and what `stake.py` stands on: `journal`, `sweeping`, `burner`.
+`wallets`, `opening`, `weights`, `notify`; and what `stake.py` stands on: `journal`, `sweeping`, `loop`.
 """

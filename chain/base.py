@@ -209,10 +209,10 @@ def u16_weights(weights: Weights) -> dict[int, int]:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a chain refuses, said before anything is signed
 
-_REFUSALS = {  # the chain's names of its errors by their kind in the SDK's error map; `NoBurnUid` is our own
+_REFUSALS = {  # the chain's names of its errors by their kind in the SDK's error map; `NoBurnUid`, `NoTarget` are ours
     WriteCode.RATE_LIMITED: "SettingWeightsTooFast CommittingWeightsTooFast",
     WriteCode.NOT_REGISTERED: "HotKeyNotRegisteredInSubNet HotKeyNotRegisteredInNetwork HotKeyAccountNotExists"
-    " NoBurnUid",
+    " NoBurnUid NoTarget",
     WriteCode.NOT_AUTHORIZED: "NeuronNoValidatorPermit ColdkeyLocked",
     WriteCode.INSUFFICIENT_BALANCE: "NotEnoughStakeToSetWeights NotEnoughStakeToWithdraw",
     WriteCode.INVALID_ARGUMENT: "IncorrectWeightVersionKey UidVecContainInvalidOne WeightVecLengthIsLow"

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from chain.base import WriteOutcome
 from chain.notify import day_before, summary_due
 from runtime.db import Database, claim, connect, insert
 from runtime.process import UserError
@@ -120,6 +119,14 @@ CREATE TABLE burns (  -- every attempt to set weights
 CREATE TABLE summaries (  -- one row: the last daily summary, and what it covered
     id INTEGER PRIMARY KEY CHECK (id = 1), day TEXT NOT NULL, epoch_block INTEGER NOT NULL, burn_id INTEGER NOT NULL
 )""",
+    """CREATE TABLE weights (  -- every attempt to set weights, as the validator's own database has them
+    id INTEGER PRIMARY KEY, market_time INTEGER NOT NULL, block INTEGER NOT NULL, vector TEXT NOT NULL,
+    uids TEXT NOT NULL, code TEXT NOT NULL, name TEXT NOT NULL, detail TEXT NOT NULL, next_block INTEGER NOT NULL
+);
+INSERT INTO weights SELECT id, 0, block, json_object(hotkey, '1'), json_object(CAST(uid AS TEXT), '1'),
+    iif(result = 'set', 'weights_set', 'weights_rejected'), iif(result = 'set', '', result), detail,
+    iif(result = 'set', block + 720, block) FROM burns;
+DROP TABLE burns""",
 )
 
 
@@ -128,7 +135,7 @@ class Journal:
 
     def __init__(self, db: Database):
         """Use `Journal.open`."""
-        self._db = db
+        self._db, self.read, self.write = db, db.read, db.write
 
     @classmethod
     @asynccontextmanager
@@ -147,7 +154,7 @@ class Journal:
 
     async def is_new(self) -> bool:
         """Nothing was ever done with it."""
-        return not await self._db.value("SELECT EXISTS (SELECT 1 FROM baselines) OR EXISTS (SELECT 1 FROM burns)")
+        return not await self._db.value("SELECT EXISTS (SELECT 1 FROM baselines) OR EXISTS (SELECT 1 FROM weights)")
 
     # -- the sweep
 
@@ -272,11 +279,6 @@ class Journal:
 
         return await self._db.write(work)
 
-    async def add_burn(self, uid: int, hotkey: str, outcome: WriteOutcome) -> None:
-        whose = {"block": outcome.block, "uid": uid, "hotkey": hotkey}
-        row = whose | {"result": "set" if outcome.ok else outcome.name, "detail": outcome.detail}
-        await self._db.write(lambda db: insert(db, "burns", [row]))
-
     # -- for people
 
     async def lines(self) -> list[str]:
@@ -293,8 +295,9 @@ class Journal:
                     f" origin {step.origin_before_rao} -> {step.origin_after_rao} rao"
                     f"{', ' + step.detail if step.detail else ''}"
                 )
-        burns = await self._db.rows(newest.format("burns", "id"), SHOWN_ROWS)
-        lines += [f"block {b['block']}: weights on uid {b['uid']}: {b['result']} {b['detail']}".rstrip() for b in burns]
+        for row in await self._db.rows(newest.format("weights", "id"), SHOWN_ROWS):
+            detail = f", {row['detail']}" if row["detail"] else ""
+            lines.append(f"block {row['block']}: weights on {row['vector']}: {row['code']}{detail}")
         return lines or ["empty"]
 
     async def summary(self, now: float) -> str | None:
@@ -308,8 +311,8 @@ class Journal:
             sql = """SELECT COUNT(*) AS steps, COALESCE(SUM(amount_rao), 0) AS rao, MAX(epoch_block) AS last FROM steps
                 WHERE state = 'applied' AND action = 'transfer' AND epoch_block > ?"""
             swept = db.execute(sql, (last["epoch_block"],)).fetchone()
-            sql = """SELECT COUNT(*) AS tries, COALESCE(SUM(result = 'set'), 0) AS ok, MAX(id) AS last
-                FROM burns WHERE id > ?"""
+            sql = """SELECT COALESCE(SUM(code != 'weights_committed'), 0) AS tries,
+                COALESCE(SUM(code = 'weights_set'), 0) AS ok, MAX(id) AS last FROM weights WHERE id > ?"""
             burns = db.execute(sql, (last["burn_id"],)).fetchone()
             values = day, swept["last"] or last["epoch_block"], burns["last"] or last["burn_id"]
             db.execute("UPDATE summaries SET day = ?, epoch_block = ?, burn_id = ?", values)

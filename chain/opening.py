@@ -35,9 +35,10 @@ def local_wallet(name: str) -> tuple[Any, str]:
     return local_keypair(f"{name}-hotkey"), local_keypair(f"{name}-coldkey").ss58_address
 
 
-def wallet_of(options: argparse.Namespace) -> Wallet:
-    """The wallet that the options name, without its coldkey; may take a while. Raises `UserError`, `ChainError`."""
-    return load_wallet(options.wallet, options.wallet_hotkey, options.wallet_path, read_password(options))
+def wallet_of(options: argparse.Namespace, need_coldkey: bool = False) -> Wallet:
+    """The wallet that the options name, unlocked as needed; may take a while. Raises `UserError`, `ChainError`."""
+    names = options.wallet, options.wallet_hotkey, options.wallet_path
+    return load_wallet(*names, read_password(options), need_coldkey)
 
 
 def ledger_of(options: argparse.Namespace) -> Path:
@@ -118,8 +119,7 @@ async def open_chain(
         keypair, coldkey = local_wallet(options.name)
         hotkey = keypair.ss58_address
     else:
-        names = options.wallet, options.wallet_hotkey, options.wallet_path
-        wallet = load_wallet(*names, read_password(options) if need_coldkey else None, need_coldkey)
+        wallet = await asyncio.to_thread(wallet_of, options, need_coldkey)
         hotkey, coldkey = wallet.hotkey.ss58_address, wallet.coldkey_address
     if not (is_local(options) or options.local):
         async with network(options, wallet, options.poll_interval if patient else None) as (chain, graph):

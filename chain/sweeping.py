@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chain.base import Chain, ChainError, StakeMove
+from chain.base import ERA_BLOCKS, Chain, ChainError, StakeMove
 from chain.journal import ROUNDING_RAO, Reading, Step, Wanted
 from chain.wallets import check_address
 from runtime.process import UserError
 
 MINIMUM_RAO = 2_000_000  # subtensor refuses what is worth less in TAO (AmountTooLow)
 FEE_RESERVE_RAO = 10_000_000  # free TAO to keep on the coldkey: short of it subtensor takes fees out of the stake
+RETRY_BLOCKS = 10  # after what cost nothing and waiting may not mend
+FATE_BLOCKS = 2 * ERA_BLOCKS  # then a write of unknown fate cannot land any more: its era, and half for signing it
 READ_TRIES = 5  # to read several values without an epoch in between
 MAX_ALLOW_LIST_CHARS = 2**16
 ROLES = ("aggregator-hotkey", "destination-coldkey")  # the options, and the words of the allow-list

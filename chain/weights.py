@@ -1,6 +1,6 @@
-"""Weights: what reputations are worth on the chain, set when they are due, each attempt and its fate on record.
+"""Weights: set on the chain when they are due, each attempt and its fate on record, whatever they are for.
 
-    weigher = Weigher(store, chain, dry_run=False)
+    weigher = Weigher(store, chain, earned, dry_run=False)
     outcome = await weigher.weigh(now, block)          # None: nothing is known yet
 
 An attempt ends in one row of the table `weights`: its code, the chain's name of the error, the block of the next try.
@@ -14,11 +14,14 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 import scoring
 from chain.base import Chain, Metagraph, Next, Refused, WriteOutcome, done, vector_in_force
+from chain.journal import Journal
 from chain.notify import day_before, summary_due
 from protocol import Code
 from runtime.db import insert
@@ -33,6 +36,7 @@ VERSION_KEY = 1000  # of the code that makes the vector; the subnet's owner may 
 
 Vector = dict[str, Decimal]  # by hotkey
 Uids = dict[int, Decimal]
+Memory = Store | Journal  # where the table `weights` remembers each attempt
 
 log = logging.getLogger("weights")
 
@@ -47,7 +51,7 @@ class Attempt:
     next_block: int
 
 
-async def last_weights(store: Store) -> Attempt | None:
+async def last_weights(store: Memory) -> Attempt | None:
     """The newest attempt to set weights."""
     return await store.read(_last)
 
@@ -64,14 +68,14 @@ def has_scored(db: sqlite3.Connection, by: int) -> bool:
     return bool(db.execute("SELECT 1 FROM rounds WHERE code = 'scored' AND end_time <= ? LIMIT 1", (by,)).fetchall())
 
 
-async def weights_noted(store: Store) -> int:
+async def weights_noted(store: Memory) -> int:
     """The subnet chain's block of the newest attempt that the chain took; 0 before the first."""
     sql = "SELECT max(block) FROM weights WHERE code IN ('weights_set', 'weights_committed')"
     return (await store.read(lambda db: db.execute(sql).fetchone()))[0] or 0
 
 
 async def add_weights(
-    store: Store, now: int, block: int, vector: Vector, uids: Uids, code: Code, name: str, detail: str, next_block: int
+    store: Memory, now: int, block: int, vector: Vector, uids: Uids, code: Code, name: str, detail: str, next_block: int
 ) -> None:
     """An attempt to set weights and how it ended."""
     row = {"market_time": now, "block": block, "code": code, "name": name, "detail": detail, "next_block": next_block}
@@ -94,20 +98,42 @@ async def daily_summary(store: Store, now: float) -> str | None:
     return text
 
 
+async def earned(store: Store, now: int, metagraph: Metagraph) -> Vector | None:
+    """What reputations are worth, by each mechanism's share and each active job's weight; None before any is known."""
+    if not await store.read(lambda db: has_scored(db, now)):
+        return None
+    shares = await store.mechanism_shares()
+    won: dict[str, list[tuple[Decimal, dict]]] = {name: [] for name in shares}
+    for job in [job for job in await store.jobs() if job.active]:
+        finished, ranked = await store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
+        reputations, rules = await store.reputations(job.job_id), job.settings.reputation
+        candidates = [
+            scoring.Candidate(hotkey, reputations[hotkey].standing.combined(rules), rounds, neuron.registered_block)
+            for hotkey, rounds in ranked.items()
+            if (neuron := metagraph.by_hotkey(hotkey))
+        ]
+        part = scoring.job_shares(job.settings.shares, candidates, finished)
+        won[job.mechanism].append((job.settings.weight, part))
+    return scoring.weight_vector([(shares[name], jobs) for name, jobs in won.items()])
+
+
 @dataclass
 class Weigher:
-    """Sets one hotkey's weights from one store."""
+    """Sets one hotkey's weights."""
 
-    store: Store
+    store: Memory
     chain: Chain
-    dry_run: bool  # compute and note the vector, and send nothing
+    wanted: Callable[[Any, int, Metagraph], Awaitable[Vector | None]]  # as `earned`; may raise `Refused`
+    dry_run: bool = False  # compute and note the vector, and send nothing
+    interval_blocks: int = INTERVAL_BLOCKS
+    version_key: int | None = VERSION_KEY  # None: whatever the subnet asks for
     next_block: int = field(default=0, init=False)  # of the subnet's chain; before it nobody needs to look
 
     async def weigh(self, now: int, block: int) -> WriteOutcome | None:
-        """Turn reputations into weights if they are due, and note how it went.
+        """Set the wanted weights if they are due, and note how it went.
 
         Args:
-            now: market time, unix seconds; of rounds that end later nothing is seen.
+            now: unix seconds, for `wanted`: of the market where there is one.
             block: the subnet chain's at that time.
 
         Returns:
@@ -116,52 +142,42 @@ class Weigher:
         """
         if block < self.next_block:
             return None
-        last, scored = await self.store.read(lambda db: (_last(db), has_scored(db, now)))
+        last, begun = await last_weights(self.store), self.next_block == 0
         self.next_block = last.next_block if last else 0
-        if block < self.next_block or not scored:
+        if block < self.next_block and not (begun and last.code is Code.WEIGHTS_REJECTED):  # perhaps it was mended
             return None
         if last and last.code is Code.WEIGHTS_COMMITTED:
             outcome = await vector_in_force(self.chain, last.uids)  # revealed, not yet, or dropped by the chain
             return await self._note_fate(now, block, last.block, {}, last.uids, outcome)
-        metagraph = await self.chain.metagraph()
-        vector = scoring.weight_vector(await self._shares(now, metagraph))
-        burn_uid = metagraph.burn_uid()
-        if burn_uid is None:
-            outcome = Refused("NoBurnUid", "the owner has no neuron to burn to").outcome(block)
-            return await self._note(now, block, vector, {}, Code.WEIGHTS_REJECTED, outcome, block + RETRY_BLOCKS)
-        uids = scoring.to_uids(vector, {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}, burn_uid)
+        metagraph, vector = await self.chain.metagraph(), {}
+        try:
+            vector = await self.wanted(self.store, now, metagraph)
+            if vector is None:
+                return None
+            burn_uid, known = metagraph.burn_uid(), {neuron.hotkey: neuron.uid for neuron in metagraph.neurons}
+            if burn_uid is None and not vector.keys() <= known.keys():
+                raise Refused("NoBurnUid", "the owner has no neuron to burn to")
+            uids = scoring.to_uids(vector, known, burn_uid)
+        except Refused as refused:
+            outcome, due = refused.outcome(block), block + RETRY_BLOCKS
+            return await self._note(now, block, vector, {}, Code.WEIGHTS_REJECTED, outcome, due)
         if self.dry_run:
-            due = block + INTERVAL_BLOCKS
+            due = block + self.interval_blocks
             return await self._note(now, block, vector, uids, Code.WEIGHTS_DRY_RUN, done(block), due)
         lost = last is not None and last.code is Code.WEIGHTS_UNKNOWN
         sent = ({}, last.uids) if lost else (vector, uids)
         if outcome := await self._landed(now, block, metagraph, *sent, lost):
             return outcome
-        hidden = (await self.chain.weight_params(self.chain.hotkey)).commit_reveal
-        outcome = await self.chain.set_weights(uids, VERSION_KEY)
+        params = await self.chain.weight_params(self.chain.hotkey)
+        version_key = params.version_key if self.version_key is None else self.version_key
+        outcome = await self.chain.set_weights(uids, version_key)
         at = max(block, outcome.block)  # the chain went on while it was written; it counts from there
-        if outcome.ok and hidden:
+        if outcome.ok and params.commit_reveal:
             due = at + max(RETRY_BLOCKS, metagraph.tempo)
             await self._note(now, at, vector, uids, Code.WEIGHTS_COMMITTED, outcome, due)
             return None
-        code, wait = _verdict(outcome)
+        code, wait = self._verdict(outcome)
         return await self._note(now, at, vector, uids, code, outcome, at + max(1, wait))
-
-    async def _shares(self, now: int, metagraph: Metagraph) -> list[tuple[Decimal, list[tuple[Decimal, dict]]]]:
-        """Of each mechanism its share, and each active job's weight with what its miners have earned of it."""
-        shares = await self.store.mechanism_shares()
-        earned: dict[str, list[tuple[Decimal, dict]]] = {name: [] for name in shares}
-        for job in [job for job in await self.store.jobs() if job.active]:
-            finished, ranked = await self.store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)
-            reputations, rules = await self.store.reputations(job.job_id), job.settings.reputation
-            candidates = [
-                scoring.Candidate(hotkey, reputations[hotkey].standing.combined(rules), rounds, neuron.registered_block)
-                for hotkey, rounds in ranked.items()
-                if (neuron := metagraph.by_hotkey(hotkey))
-            ]
-            part = scoring.job_shares(job.settings.shares, candidates, finished)
-            earned[job.mechanism].append((job.settings.weight, part))
-        return [(shares[name], jobs) for name, jobs in earned.items()]
 
     async def _landed(
         self, now: int, block: int, metagraph: Metagraph, vector: Vector, uids: Uids, lost: bool
@@ -184,7 +200,7 @@ class Weigher:
     ) -> WriteOutcome:
         """Note what `vector_in_force` says of a vector that the chain took at `taken_block`: the interval's start."""
         if outcome.ok:
-            due = max(block + 1, taken_block + INTERVAL_BLOCKS)
+            due = max(block + 1, taken_block + self.interval_blocks)
             return await self._note(now, block, vector, uids, Code.WEIGHTS_SET, outcome, due)
         if outcome.next is Next.WAIT_BLOCKS:
             due = block + max(RETRY_BLOCKS, outcome.wait_blocks)
@@ -203,14 +219,13 @@ class Weigher:
         log.log(level, "%s at block %d: %s%s; next try at block %d", code, block, shown, reason, due)
         return outcome
 
-
-def _verdict(outcome: WriteOutcome) -> tuple[Code, int]:
-    """What an attempt's outcome is called, and after how many blocks the next one follows."""
-    if outcome.ok:
-        return Code.WEIGHTS_SET, INTERVAL_BLOCKS
-    return {
-        Next.WAIT_BLOCKS: (Code.WEIGHTS_TOO_SOON, outcome.wait_blocks),
-        Next.SIGN_AGAIN: (Code.WEIGHTS_REJECTED, 1),
-        Next.READ_STATE_FIRST: (Code.WEIGHTS_UNKNOWN, outcome.wait_blocks),
-        Next.NOTHING: (Code.WEIGHTS_REJECTED, RETRY_BLOCKS),
-    }[outcome.next]
+    def _verdict(self, outcome: WriteOutcome) -> tuple[Code, int]:
+        """What an attempt's outcome is called, and after how many blocks the next one follows."""
+        if outcome.ok:
+            return Code.WEIGHTS_SET, self.interval_blocks
+        return {
+            Next.WAIT_BLOCKS: (Code.WEIGHTS_TOO_SOON, outcome.wait_blocks),
+            Next.SIGN_AGAIN: (Code.WEIGHTS_REJECTED, 1),
+            Next.READ_STATE_FIRST: (Code.WEIGHTS_UNKNOWN, outcome.wait_blocks),
+            Next.NOTHING: (Code.WEIGHTS_REJECTED, RETRY_BLOCKS),
+        }[outcome.next]

@@ -17,10 +17,10 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 from chain.base import ERA_BLOCKS, Chain, ChainError, Next, WriteCode, WriteOutcome
-from chain.burner import follow
 from chain.journal import Journal
 from chain.ledger import Hyperparameters
 from chain.local import LocalChain
+from chain.loop import follow
 from chain.sweeping import Policy
 from stake import Sweeper
 

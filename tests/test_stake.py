@@ -18,12 +18,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import bittensor as bt
 import pytest
+from bittensor.keyfiles import Keyfile
 from stakes import (
     GENESIS,
     POLICY,
@@ -39,20 +41,32 @@ from stakes import (
     wallet,
 )
 from subnets import write
-from substrate import LOST, Node
+from substrate import LOST, Node, remember_commits
 
 import stake as stake_module
-from chain.base import ChainError, EpochInfo, Next, StakeMove, WriteCode, WriteOutcome
-from chain.burner import FATE_BLOCKS, RETRY_BLOCKS, Burner, Result, follow
-from chain.journal import ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
+from chain.base import ERA_BLOCKS, ChainError, EpochInfo, Next, StakeMove, WriteCode, WriteOutcome
+from chain.journal import MIGRATIONS, ROUNDING_RAO, Journal, Reading, Step, Wanted, alpha
 from chain.ledger import Hyperparameters
-from chain.local import OWNER_COLDKEY, OWNER_HOTKEY, LocalChain
+from chain.local import OWNER_COLDKEY, LocalChain
+from chain.loop import Result, follow
 from chain.notify import AlertRules
 from chain.subtensor import BittensorChain
-from chain.sweeping import FEE_RESERVE_RAO, MINIMUM_RAO, Policy, fate_by_balances, match, plan, read, read_allow_list
+from chain.sweeping import (
+    FATE_BLOCKS,
+    FEE_RESERVE_RAO,
+    MINIMUM_RAO,
+    RETRY_BLOCKS,
+    Policy,
+    fate_by_balances,
+    match,
+    plan,
+    read,
+    read_allow_list,
+)
 from chain.wallets import Wallet
+from chain.weights import last_weights, weights_noted
 from runtime import process as process_module
-from stake import FINAL_BLOCKS, Sweeper
+from stake import FINAL_BLOCKS, Burner, Sweeper
 from wire.signing import local_keypair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -668,10 +682,8 @@ def test_a_month_of_faults_kills_triggered_epochs_and_tempo_changes_ends_like_on
 @BOTH
 @pytest.mark.parametrize("fault", [None, "lost before", "lost after", "dispatch: TransferDisallowed", LOST])
 def test_the_sweep_through_the_sdks_client_ends_the_same_whatever_becomes_of_a_call(
-    tmp_path, monkeypatch, policy, fault
+    tmp_path, sdk_caches, policy, fault
 ):
-    monkeypatch.setenv("BTCLI_TOKEN_SYMBOLS_CACHE", str(tmp_path / "symbols.json"))
-    monkeypatch.setenv("BITTENSOR_RUNTIME_CACHE_DIR", str(tmp_path / "runtime"))
     keys = {name: local_keypair(name) for name in ("miner", "agg", "cold", "treasury", "owner")}
     ss58 = {name: key.ss58_address for name, key in keys.items()}
     policy = replace(policy, aggregator_hotkey=ss58["agg"], destination_coldkey=ss58["treasury"])
@@ -739,17 +751,17 @@ def test_without_a_target_all_weight_goes_to_the_owners_uid_once_an_interval_ove
                 calls = len(chain.calls)
                 result = await current.step()
                 assert result.problem == "" and result.wait_blocks > 0
-                if len(chain.calls) > calls:
+                if len(chain.calls) > calls and result.news["weights"].ok:
                     blocks.append(head)
-                    assert result.news["weights"].ok
                 waited = min(result.wait_blocks, random_.choice([1, 50, 300, 10**6]))
                 await owner.advance_to(head + waited)
-            assert chain.calls == [("set_weights", {0: 1}, 0)] * 13
-            assert blocks == [GENESIS + 721 + n * 720 for n in range(13)]  # the subnet's own vector was of GENESIS + 1
+            assert [call for call in chain.calls if call[0] == "set_weights"][-13:] == [("set_weights", {0: 1}, 0)] * 13
+            assert blocks == [GENESIS + 101 + n * 720 for n in range(14)]  # the subnet's own vector was of GENESIS + 1
             assert await owner.weights_of(1) == {0: 65535}
 
     asyncio.run(main())
-    assert rows(tmp_path / "burns", "SELECT uid, hotkey, result FROM burns") == [(0, OWNER_HOTKEY, "set")] * 13
+    set_ = rows(tmp_path / "burns", "SELECT uids, code FROM weights WHERE code != 'weights_too_soon'")
+    assert set_ == [('{"0":"1"}', "weights_set")] * 14
 
 
 def test_what_is_burned_is_paid_to_nobody(tmp_path):
@@ -775,7 +787,9 @@ def test_the_first_weights_of_a_new_validator_wait_for_the_rate_limit_only(tmp_p
             await owner.register("new", "fresh", 6000 * TAO)
             chain = await stack.enter_async_context(LocalChain.open(tmp_path / "ledger", "new", "fresh"))
             journal = await stack.enter_async_context(Journal.open(tmp_path / "burns", 98, "new", "fresh"))
-            assert await Burner(chain, journal).step() == (100, "", {"registered": True, "permit": True})
+            said = await Burner(chain, journal).plan()
+            assert f"next at block {GENESIS + 101}" in said and "uid 0 (burned)" in said
+            assert (await Burner(chain, journal).step())[:2] == (100, "")
             await owner.advance_to(GENESIS + 101)
             assert (await Burner(chain, journal).step()).news["weights"].ok
 
@@ -794,7 +808,7 @@ def test_an_owner_without_a_uid_is_a_clear_error_and_no_extrinsic(tmp_path):
 
             owner.metagraph = without_owner
             result = await burner().step()
-            assert OWNER_HOTKEY in result.problem and "not registered" in result.problem and chain.calls == []
+            assert "the owner has no neuron" in result.problem and chain.calls == []
             assert AlertRules(0).observe(1, **result.news)[0].kind == "weights"
 
     asyncio.run(main())
@@ -840,42 +854,43 @@ def test_a_target_that_is_not_there_is_said_and_nothing_is_sent(tmp_path):
             assert "nobody is not registered" in (await burner().step()).problem and chain.calls == []
         async with burning(tmp_path, interval=10, target_hotkey="miner") as (owner, chain, burner):
             await owner.advance_to(GENESIS + 60)
-            assert (await burner().step()).problem == "" and chain.calls == [("set_weights", {2: 1}, 0)]
+            assert (await burner().step()).problem == "" and chain.calls == []  # it is in force already
+            assert await owner.weights_of(1) == {2: 65535}
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize(
     ("rules", "says"),
-    [({"min_allowed_weights": 9}, "at least 3 (min_allowed_weights)"), ({"max_weight": 40000}, "max_weight")],
+    [({"min_allowed_weights": 9}, "WeightVecLengthIsLow"), ({"max_weight": 40000}, "MaxWeightExceeded")],
 )
 def test_a_vector_that_the_chain_would_refuse_is_said_and_not_sent(tmp_path, rules, says):
     async def main():
-        async with burning(tmp_path, interval=1) as (owner, chain, burner):
+        async with burning(tmp_path, interval=1) as (owner, _, burner):
             await owner.set_hyperparameters(**rules)
             await owner.advance_to(GENESIS + 50)
             result = await burner().step()
-            assert says in result.problem and chain.calls == []
-            assert not (await owner.set_weights({0: 1}, 0)).ok  # it would have been
+            assert says in result.problem and result.news["weights"].next is Next.NOTHING
+            assert await owner.weights_of(1) == {2: 65535}  # as before
 
     asyncio.run(main())
 
 
 def test_lost_registration_and_permit_are_told_and_nothing_is_sent(tmp_path):
     async def main():
-        async with burning(tmp_path, interval=1) as (owner, chain, burner):
+        async with burning(tmp_path, interval=1) as (owner, _, burner):
             await owner.advance_to(GENESIS + 20)
             rules = AlertRules(0)
             assert (await owner.move_stake("agg", "miner", UNRELATED_RAO)).ok
             await owner.advance_to(GENESIS + 120)
             result = await burner().step()
-            assert "permit" in result.problem and result.wait_blocks == 80 and chain.calls == []
-            assert [alert.kind for alert in rules.observe(1, **result.news)] == ["permit"]
-            stranger = Burner(Scripted(owner), None)
+            assert "NotEnoughStake" in result.problem and (await owner.weights_of(1)) == {2: 65535}
+            assert {alert.kind for alert in rules.observe(1, **result.news)} == {"permit", "weights"}
             owner.hotkey = "nobody"
-            result = await stranger.step()
-            assert "not registered" in result.problem
-            assert [alert.kind for alert in rules.observe(2, **result.news)] == ["registration"]
+            await owner.advance_to(GENESIS + 180)
+            result = await burner().step()
+            assert "NotRegistered" in result.problem
+            assert "registration" in {alert.kind for alert in rules.observe(2, **result.news)}
 
     asyncio.run(main())
 
@@ -888,13 +903,70 @@ def test_too_soon_waits_exactly_as_long_as_needed_and_an_unknown_fate_is_read_fr
             one = burner()
             assert (await one.step())[:2] == (37, "")
             await owner.advance_to(GENESIS + 138)
-            assert "fate" in (await one.step()).problem  # it happened
-            assert (await one.step())[:2] == (100, "")
+            assert "connection lost" in (await one.step()).problem  # it happened
+            await owner.advance_to(GENESIS + 170)
+            assert (await one.step())[:2] == (68, "")
             await owner.advance_to(GENESIS + 238)
-            assert "fate" in (await one.step()).problem  # it did not
-            assert (await one.step())[:2] == (FATE_BLOCKS, "") and len(chain.calls) == 3
-            await owner.advance_to(GENESIS + 238 + FATE_BLOCKS)
+            assert "connection lost" in (await one.step()).problem  # it did not
+            assert (await one.step()).wait_blocks == ERA_BLOCKS and len(chain.calls) == 3
+            await owner.advance_to(GENESIS + 238 + ERA_BLOCKS)
             assert (await one.step()).news["weights"].ok
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def sdk_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("BTCLI_TOKEN_SYMBOLS_CACHE", str(tmp_path / "symbols.json"))
+    monkeypatch.setenv("BITTENSOR_RUNTIME_CACHE_DIR", str(tmp_path / "runtime"))
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_burn_is_read_back_and_one_that_the_chain_drops_at_its_reveal_is_told_and_tried_again(
+    tmp_path, monkeypatch, sdk_caches, dropped
+):
+    key, owner = local_keypair("v-hotkey"), local_keypair("owner-hotkey").ss58_address
+    node = Node(owner=(owner, "cold"), commit_reveal=True)
+    for hotkey in (owner, key.ss58_address):
+        node.register(hotkey, "cold", 10**13)
+    remember_commits(monkeypatch, node)
+    epoch = node._epoch
+    monkeypatch.setattr(node, "_epoch", lambda: (node.state.commits.clear() if dropped else None, epoch()))
+
+    async def main():
+        wallet_, rules, told = Wallet(key, local_keypair("v-coldkey").ss58_address), AlertRules(0, 8640), []
+        opened = BittensorChain.open(netuid=98, wallet=wallet_, substrate=node.substrate)
+        async with opened as chain, Journal.open(tmp_path / "j", 98, chain.hotkey, chain.coldkey) as journal:
+            burner = Burner(chain, journal)
+            for block in range(0, 2400, 60):
+                result = await burner.step()
+                told += rules.observe(12.0 * block, chain=True, **result.news)
+                node.advance(60)
+            assert bool(result.problem) == dropped and (await chain.weights_of(1) == {0: 65535}) != dropped
+
+        assert [alert.kind for alert in told] == ["weights"] * len(told) and bool(told) == dropped
+        assert not dropped or "NotInForce" in told[0].text
+        assert node.submitted == (6 if dropped else 4)
+
+    asyncio.run(main())
+
+
+def test_a_journal_of_before_opens_and_its_burns_are_still_there(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "j")) as db:
+        db.executescript(MIGRATIONS[0])
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO wallet VALUES (1, 98, 'agg', 'cold')")
+        db.execute("INSERT INTO burns VALUES (3, 1500, 0, 'owner', 'set', '')")
+        db.execute("INSERT INTO burns VALUES (4, 2300, 0, 'owner', 'Stale', 'too old')")
+        db.commit()
+
+    async def main():
+        async with Journal.open(tmp_path / "j", 98, "agg", "cold") as journal:
+            last = await last_weights(journal)
+            assert (last.block, last.uids, last.code, last.next_block) == (2300, {0: 1}, "weights_rejected", 2300)
+            assert await weights_noted(journal) == 1500 and not await journal.is_new()
+            lines = await journal.lines()
+            assert ["weights_set" in lines[0], "too old" in lines[1], len(lines)] == [True, True, 2]
 
     asyncio.run(main())
 
@@ -1059,6 +1131,8 @@ def test_sigterm_stops_the_loop_cleanly_and_one_journal_has_one_process(tmp_path
         sys.executable,
         str(ROOT / "stake.py"),
         "burn",
+        "--name",
+        "validator",
         "--poll-interval",
         "0.05",
         "--set-weights-interval",
@@ -1070,7 +1144,7 @@ def test_sigterm_stops_the_loop_cleanly_and_one_journal_has_one_process(tmp_path
     ) as process:
         try:
             assert "LOCAL" in process.stdout.readline() and "block" in process.stdout.readline()
-            second = call(tmp_path, "burn")
+            second = call(tmp_path, "burn", "--name", "validator")
             assert second.returncode == 2 and "another process" in second.stderr and second.stderr.count("\n") == 1
             process.send_signal(signal.SIGTERM)
             assert process.wait(SECONDS) == 0
@@ -1094,6 +1168,23 @@ def test_a_network_that_does_not_answer_is_waited_for_but_not_with_once(tmp_path
                 process.kill()
         ended = call(tmp_path, *words, "--once")
         assert ended.returncode == 2 and ended.stderr.count("\n") == 2 and ended.stdout == ""
+
+
+@pytest.mark.parametrize("verb", [("burn", "--once"), ("status",)])
+def test_the_password_that_is_given_opens_an_encrypted_hotkey(tmp_path, monkeypatch, capsys, sdk_caches, verb):
+    hot, cold = local_keypair("v-hotkey"), local_keypair("v-coldkey")
+    Keyfile(tmp_path / "w/hotkeys/v").set_keypair(hot, password="correct horse 7")
+    Keyfile(tmp_path / "w/coldkeypub.txt").set_keypair(cold, encrypt=False)
+    (tmp_path / "password").write_text("correct horse 7\n")
+    (tmp_path / "password").chmod(0o600)
+    node = Node(owner=(hot.ss58_address, cold.ss58_address))
+    node.register(hot.ss58_address, cold.ss58_address, 10**13)
+    monkeypatch.setattr(BittensorChain, "open", partial(BittensorChain.open, substrate=node.substrate))
+    where = ["--netuid", "98", "--wallet", "w", "--wallet-hotkey", "v", "--wallet-path", str(tmp_path)]
+    assert (
+        stake_module.main([*verb, *where, "--password-file", str(tmp_path / "password"), "--dir", str(tmp_path)]) == 0
+    )
+    assert hot.ss58_address in capsys.readouterr().out
 
 
 SWEEP = ("sweep", "--yes", "--once", "--aggregator-hotkey", "AGG", "--destination-coldkey", "COLD")
