@@ -187,11 +187,9 @@ async def _look_at_contracts(rpc: Rpc, contract: Contract, vault: str | None, ex
     what = f"{pair.token0.symbol}/{pair.token1.symbol}, fee {pair.fee / 10_000:g} %, spacing {pair.tick_spacing}"
     yield Finding(OK, f"pool {pair.pool_address}: {what}")
     yield await _look_at_oracle(rpc, contract, at, executes)
-    what = f"position manager {contract.manager}"
-    if not contract.manager:
-        what = f"no position manager is known on chain {pair.chain_id}"
-    fix = "name it with --manager 0x..., else the vault's positions are not seen"
-    yield judged(bool(contract.manager), what, fix, FAIL)
+    what, _, fix = contract.no_manager.partition("; ")
+    here = Finding(OK, f"position manager {contract.manager}")
+    yield here if contract.manager else Finding(FAIL, what, fix)
     if vault is None:
         yield Finding(WARN, "no vault is named: no job can be made for it", "--vault 0x...")
         return

@@ -111,12 +111,12 @@ def _check_snapshot(stored: Snapshot, found: Snapshot) -> Iterator[str]:
 
 
 def _check_executions(executions: Sequence[Execution], seen: _Seen, played: bool) -> Iterator[str]:
-    tape = Tape(seen.opening)
+    events = own_events(Tape(seen.opening), seen.events)
     for n, one in enumerate(executions):
         if one.sent and one.sent.transaction:
             receipt, own = seen.receipts[one.sent.transaction], None
             if receipt and played:
-                own = own_events(tape, [e for e in seen.events if e[:2] in receipt.places]).get(one.block, [])
+                own = [event for event in events.get(one.block, ()) if event[:2] in receipt.places]
             for what in _check_receipt(one, receipt, own, seen.others):
                 yield f"executions[{n}]: {what}"
         elif one.sent and one.sent.gas_used and not seen.others:

@@ -111,8 +111,7 @@ class Web3Market:
                 contract = await describe(rpc, pool_address, manager)
                 vaults = {address(vault, "vault") for vault in vaults}
                 if vaults and not contract.manager:
-                    why = f"no position manager is known on chain {contract.pair.chain_id}"
-                    raise MarketError(f"{why}, a vault's positions would not be seen; name it with --manager 0x...")
+                    raise MarketError(contract.no_manager)
                 follower = Follower(rpc, EventFile(db), contract, confirmations)
                 await follower.begin(first, vaults, path)
             task = asyncio.create_task(follower.follow(poll_seconds)) if following else None

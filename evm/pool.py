@@ -78,6 +78,15 @@ class Contract:
         return bool(self.gauge)
 
     @property
+    def no_manager(self) -> str:
+        """Why none is known, and the fix."""
+        chain = self.pair.chain_id
+        why = f"no position manager is known on chain {chain}"
+        if chain in POSITION_MANAGERS:
+            why = f"chain {chain}'s usual position manager is of another factory's pools"
+        return f"{why}, a vault's positions would not be seen; name the pool's own with --manager 0x..."
+
+    @property
     def addresses(self) -> list[str]:
         """Of the contracts whose logs, of these `log_types`, make the pool's events."""
         return [self.pair.pool_address, *([self.gauge] if self.gauge else [])]
@@ -152,7 +161,7 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
 
     Args:
         manager: the position manager's address, where it is not the one that everybody uses; a Slipstream pool names
-            its own.
+            its own. Of a pool that is not of that one's factory none is known.
 
     Raises:
         MarketError: there is no pool of a known kind, or a Slipstream pool without a gauge, the named manager is of
@@ -190,21 +199,24 @@ async def _describe(rpc: Rpc, pool_address: str, manager: str | None) -> Contrac
     if None in values:
         raise MarketError(not_one)
     (token0,), (token1,), (fee,), (tick_spacing,), *rest = values
-    gauge = ""
+    gauge, usual = "", POSITION_MANAGERS.get(chain_id, "")
     if slipstream:
-        gauge, manager = rest[0][0].lower(), rest[1][0].lower()
-        if NULL_ADDRESS in (gauge, manager):
+        gauge, usual = rest[0][0].lower(), rest[1][0].lower()
+        if NULL_ADDRESS in (gauge, usual):
             raise MarketError(f"the Slipstream pool {pool_address} has no gauge yet: stakes could not be followed")
     tokens = [await _describe_token(rpc, token.lower(), at) for token in (token0, token1)]
     pair = Pair(chain_id, pool_address, *tokens, fee, tick_spacing)
-    if manager and not slipstream:
-        manager = address(manager, "position manager")
-        answers = await rpc.batch([FACTORY.call(one, at) for one in (pool_address, manager)], refusable=True)
+    used, wrong = address(manager, "position manager") if manager else usual, ""
+    if slipstream:
+        wrong = used != usual and f"the pool's own is {usual}"
+    elif used:
+        answers = await rpc.batch([FACTORY.call(one, at) for one in (pool_address, used)], refusable=True)
         of_pool, of_manager = map(FACTORY.read, answers)
         if of_manager is None or of_manager != of_pool:
-            what = "no position manager stands there" if of_manager is None else "it is of another factory's pools"
-            raise MarketError(f"position manager {manager}: {what}; name the pool's own with --manager 0x...")
-    return Contract(pair, manager or POSITION_MANAGERS.get(chain_id, ""), gauge)
+            wrong = "no position manager stands there" if of_manager is None else "it is of another factory's pools"
+    if manager and wrong:
+        raise MarketError(f"position manager {used}: {wrong}; name the pool's own with --manager 0x...")
+    return Contract(pair, "" if wrong else used, gauge)
 
 
 async def _describe_token(rpc: Rpc, token: str, at: str) -> Token:
@@ -303,6 +315,12 @@ class TokenPosition(NamedTuple):
     tokens_owed0: int
     tokens_owed1: int
     staked: bool = False
+
+    @property
+    def owed(self) -> tuple[int, int] | None:
+        """What an empty one was never paid."""
+        owed = self.tokens_owed0, self.tokens_owed1
+        return owed if any(owed) and not (self.liquidity or self.staked) else None
 
 
 async def read_vault(

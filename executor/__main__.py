@@ -130,7 +130,7 @@ async def opened(options: argparse.Namespace, live: bool, alone: bool) -> AsyncI
         rpc = await stack.enter_async_context(open_rpc(options.rpc.reveal().split(",")))
         contract = await describe(rpc, options.pool, options.manager)
         if not contract.manager:
-            raise UserError(f"no position manager is known on chain {contract.pair.chain_id}; add --manager ADDRESS")
+            raise UserError(contract.no_manager)
         pair = contract.pair
         path = folder / JOURNAL_FILE
         if not alone and not path.exists():
@@ -197,7 +197,9 @@ async def status_lines(bot: Executor) -> list[str]:
         f"vault {wallet.vault}: {idle[0]} {pair.token0.symbol}, {idle[1]} {pair.token1.symbol} base units idle,"
         f" {await wallet.balance_wei()} wei for gas",
     ]
-    lines += [f"  token {one.token_id}: {one.tick_lower}..{one.tick_upper}, L {one.liquidity}" for one in held]
+    for one in held:
+        owed = f", owed {one.owed[0]} and {one.owed[1]}, which the next transaction collects" if one.owed else ""
+        lines.append(f"  token {one.token_id}: {one.tick_lower}..{one.tick_upper}, L {one.liquidity}{owed}")
     for token, amount in zip((pair.token0, pair.token1), await wallet.allowances(tip.hash), strict=True):
         most, fix = "all" if amount >= UNLIMITED // 2 else amount, "" if amount else "; run: " + APPROVE_COMMAND
         lines.append(f"the position manager may take {most} {token.symbol}{fix}")

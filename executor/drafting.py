@@ -113,13 +113,16 @@ class Drafter:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{error}; move some away by hand") from None
         keep, close, wanted = plan.match_tokens(order.shown, order.desired, held)
         calls = plan.close_calls(close, wallet.vault, price, slippage, order.deadline)
-        released, collected = plan.read_closed(await wallet.simulate(calls, tip)) if calls else ((0, 0), (0, 0))
+        # what was taken out of an empty token by hand is shown as idle: it is collected first
+        calls += [plan.collect_call(token, wallet.vault) for token in held if token.owed]
+        results = await wallet.simulate(calls, tip) if calls else ()
+        released, collected, owed = plan.read_closed(results, len(close))
+        idle = add(idle, owed)
         there = self._spendable(idle, collected, released, close, price)
         mints = plan.size(wanted, keep, there, price, slippage, self._most_liquidity)
         if len(held) - len(close) + sum(not mint.token_id for mint in mints) > MAX_VAULT_TOKENS:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"the vault may hold {MAX_VAULT_TOKENS} position tokens")
-        fees = tuple(max(0, got - out) for got, out in zip(collected, released, strict=True))
-        released = tuple(got - fee for got, fee in zip(collected, fees, strict=True))
+        released, fees = plan.apart(released, collected)
         if not close and not mints:
             return Draft(tip, before=idle)
         most = tuple(map(min, add(*(mint.most for mint in mints)), there))  # others choose the price of its block

@@ -168,16 +168,27 @@ def close_calls(
     for token in close:
         least = worst_release(token, sqrt_price_x96, slippage_ticks)
         calls.append(data_of(DECREASE, token.token_id, token.liquidity, *least, deadline))
-        calls.append(data_of(COLLECT, token.token_id, vault, MASK_128, MASK_128))
+        calls.append(collect_call(token, vault))
         calls.append(data_of(BURN, token.token_id))
     return calls
 
 
-def read_closed(results: Sequence[bytes]) -> tuple[Amounts, Amounts]:
-    """What `close_calls` returned: tokens released, and collected in all, fees included."""
-    released = [DECREASE.read(result.hex()) for result in results[0::3]]
-    collected = [COLLECT.read(result.hex()) for result in results[1::3]]
-    return add(*released), add(*collected)
+def collect_call(token: TokenPosition, vault: str) -> bytes:
+    """All that it is owed, to the vault."""
+    return data_of(COLLECT, token.token_id, vault, MASK_128, MASK_128)
+
+
+def read_closed(results: Sequence[bytes], closed: int) -> tuple[Amounts, Amounts, Amounts]:
+    """Of the calls to close so many and to collect from others: released, collected with fees, collected of others."""
+    released = [DECREASE.read(result.hex()) for result in results[0 : 3 * closed : 3]]
+    collected = [COLLECT.read(result.hex()) for result in results[1 : 3 * closed : 3]]
+    return add(*released), add(*collected), add(*(COLLECT.read(result.hex()) for result in results[3 * closed :]))
+
+
+def apart(released: Amounts, collected: Amounts) -> tuple[Amounts, Amounts]:
+    """What was collected, as what was released and fees; a pool may pay some wei less than the manager asks for."""
+    fees = tuple(max(0, got - out) for got, out in zip(collected, released, strict=True))
+    return tuple(got - fee for got, fee in zip(collected, fees, strict=True)), fees
 
 
 def mint_calls(mints: Sequence[Mint], contract: Contract, vault: str, deadline: int) -> list[bytes]:

@@ -21,7 +21,7 @@ from evm.abi import Function, LogType, Malformed, header_call, integer, read_hea
 from evm.pool import BALANCE_OF, Contract, read_state
 from evm.rpc import Rpc, RpcError
 from executor.journal import Attempt
-from executor.plan import Amounts, add
+from executor.plan import Amounts, add, apart
 from liquidity.executions import Minted, Report
 from protocol import Inventory
 from sim import MASK_128
@@ -72,7 +72,8 @@ class Done:
     """What a transaction did; `before + released + fees - paid == after`.
 
     Attributes:
-        before, after: the vault's idle tokens in the state before and after it.
+        before, after: the vault's idle tokens in the state before and after it; what empty tokens owed, which it
+            collected, was idle before.
         released, fees, paid: what closing gave back, and paid in fees, and what was minted.
         trouble: what the tokens' contracts say otherwise; empty if they agree.
     """
@@ -95,35 +96,34 @@ class Done:
 
 
 async def read_back(rpc: Rpc, contract: Contract, vault: str, mined: Attempt, tip: Tip) -> Done:
-    """Read back what a transaction did: from its logs, held against the vault's balances."""
-    released = collected = paid = (0, 0)
-    ranges, minted = [], []
-    for kind, values in own_logs(mined.receipt, contract):
-        match kind.name, kind in abi.POOL_LOGS:
-            case "Mint", True:
-                ranges.append(values[1:3])
-            case "Collect", True:  # the manager's own says what it asked for, which may be some wei more
-                collected = add(collected, values[-2:])
-            case "DecreaseLiquidity", _:
-                released = add(released, values[-2:])
-            case "IncreaseLiquidity", _:
+    """Read back what a transaction did: from the pool's logs, held against the vault's balances."""
+    released = collected = owed = paid = (0, 0)
+    minted, closing = [], False
+    for name, values in pool_logs(mined.receipt, contract):
+        match name:
+            case "Mint":
                 paid = add(paid, values[-2:])
-                minted.append(Minted(*ranges[-1], values[1]))
-    fees = tuple(max(0, got - out) for got, out in zip(collected, released, strict=True))
-    released = tuple(got - fee for got, fee in zip(collected, fees, strict=True))
-    net = tuple(got - out for got, out in zip(collected, paid, strict=True))
+                minted.append(Minted(*values[1:3], values[4]))
+            case "Burn":
+                released, closing = add(released, values[-2:]), True
+            case "Collect" if closing:
+                collected, closing = add(collected, values[-2:]), False
+            case "Collect":  # from an empty token
+                owed = add(owed, values[-2:])
+    released, fees = apart(released, collected)
+    net = tuple(got + had - out for got, had, out in zip(collected, owed, paid, strict=True))
     before, after, trouble = await _balances_around(rpc, contract, vault, mined, tip, net)
     block = integer(mined.receipt["blockNumber"])
-    return Done(block, mined.hash, before, after, released, fees, paid, tuple(minted), trouble)
+    return Done(block, mined.hash, add(before, owed), after, released, fees, paid, tuple(minted), trouble)
 
 
-def own_logs(receipt: dict[str, Any], contract: Contract) -> list[tuple[LogType, tuple]]:
-    """What the pool and the position manager logged in a transaction. Raises `Malformed`."""
-    kinds = {(contract.pair.pool_address, kind.topic): kind for kind in abi.POOL_LOGS}
-    kinds |= {(contract.manager, kind.topic): kind for kind in abi.MANAGER_LOGS}
+def pool_logs(receipt: dict[str, Any], contract: Contract) -> list[tuple[str, tuple]]:
+    """What the pool logged in a transaction; the manager's logs may be some wei more. Raises `Malformed`."""
+    pool, kinds = contract.pair.pool_address, {kind.topic: kind for kind in abi.POOL_LOGS}
     with reading("receipt"):
-        found = [(raw, kinds.get((raw["address"].lower(), (*raw["topics"], "")[0]))) for raw in receipt["logs"]]
-        return [(kind, kind.read(raw["topics"], raw["data"])) for raw, kind in found if kind]
+        own = [raw for raw in receipt["logs"] if raw["address"].lower() == pool]
+        found = [(raw, kinds.get((*raw["topics"], "")[0])) for raw in own]
+        return [(kind.name, kind.read(raw["topics"], raw["data"])) for raw, kind in found if kind]
 
 
 async def _balances_around(
@@ -163,7 +163,7 @@ async def _balances_around(
         raise Malformed(f"balances of {before} before and {after} after {mined.hash}")
     trouble = ""
     if tuple(own) != net:
-        trouble = f"the tokens' logs say {own[0]}, {own[1]}, the position manager's {net[0]}, {net[1]}"
+        trouble = f"the tokens' logs say {own[0]}, {own[1]}, the pool's {net[0]}, {net[1]}"
     elif None not in had and (found := tuple(a + b for (a,), b in zip(had, earlier, strict=True))) != before:
         trouble = f"before it the balances were {found[0]}, {found[1]}, by the logs {before[0]}, {before[1]}"
     if trouble:
@@ -185,7 +185,7 @@ def checked_receipt(receipt: Any, attempt: Attempt, contract: Contract) -> int:
         integer(receipt["transactionIndex"])
         if not abi.HASH.fullmatch(receipt["blockHash"]):
             raise ValueError("its hash is none")
-        own_logs(receipt, contract)
+        pool_logs(receipt, contract)
         return read_receipt(receipt).block
 
 

@@ -93,10 +93,16 @@ def acted(execution: Execution) -> bool:
 
 
 def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
-    """The vault's own events that move anything, by block."""
+    """The vault's own events that move anything, by block; all events since the opening are wanted.
+
+    What a position without liquidity was owed at the opening counts as idle since then: no event of its own moves it.
+    """
     own: dict[int, list[Event]] = {}
+    keys = set(tape.vault_keys)
     for event in events:
-        if event.kind in ("mint", "burn", "collect") and tape.is_vaults(event.args[0]) and any(event.args[3:]):
+        if event.kind == "mint" and tape.is_vaults(event.args[0]):
+            keys.add(event.args[:3])
+        if event.kind in ("mint", "burn", "collect") and event.args[:3] in keys and any(event.args[3:]):
             own.setdefault(event.block, []).append(event)
     return own
 

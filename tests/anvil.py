@@ -214,6 +214,17 @@ class Uniswap:
                 self.send(token, "approve(address,uint256)", self.manager, SUPPLY, sender=account)
         chain.mine()
 
+    def elsewhere(self) -> str:
+        """Make a pool of the same tokens and fee with another exchange's factory; returns its address."""
+        factory = self.chain.deploy(bytecode("factory"))
+        self.send(factory, "createPool(address,address,uint24)", self.token0, self.token1, self.fee)
+        self.chain.mine()
+        get_pool = Function("getPool(address,address,uint24)", "address")
+        [address] = self.chain.call(factory, get_pool, self.token0, self.token1, self.fee)
+        self.send(address, "initialize(uint160)", Q96)
+        self.chain.mine()
+        return address.lower()
+
     def send(self, to: str, signature: str, *arguments, sender: str = "") -> str:
         return self.chain.send(sender or self.boss, to, encoded(signature, *arguments))
 

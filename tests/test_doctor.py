@@ -32,6 +32,7 @@ from doctor import __main__ as doctor_main
 from doctor import machine, network
 from doctor import nodes as nodes_module
 from doctor.machine import FAIL, OK, WARN, Finding
+from evm import pool as pool_module
 from evm import rpc
 from evm.abi import Function
 from evm.pool import SLOT0
@@ -548,6 +549,15 @@ def test_a_wrong_address_is_named_with_its_fix(uniswap, changes, level, said, fi
     named = {name: getattr(uniswap, value or "", value) for name, value in changes.items()}
     found = of_pool(uniswap, **named)
     assert any(finding.level == level and said in finding.what and fix in finding.fix for finding in found), found
+
+
+def test_the_usual_manager_of_a_chain_is_none_for_another_exchanges_pool(uniswap, monkeypatch):
+    monkeypatch.setitem(pool_module.POSITION_MANAGERS, 31337, uniswap.manager)
+    assert of_pool(uniswap, manager=None)[2].level == OK
+    found = of_pool(uniswap, pool=uniswap.elsewhere(), manager=None)
+    assert [one.fix for one in found if one.level == FAIL and "another factory's pools" in one.what] == [
+        "name the pool's own with --manager 0x..."
+    ]
 
 
 def test_tokens_that_the_position_manager_may_not_take_are_a_warning_where_a_bot_will_need_it(uniswap):

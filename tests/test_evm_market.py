@@ -25,6 +25,7 @@ from aiohttp import web
 
 import validator
 from evm import market as market_module
+from evm import pool as pool_module
 from evm import rpc as rpc_module
 from evm.abi import Function, Malformed, read_header, read_logs
 from evm.audit import audit_chain
@@ -1117,6 +1118,25 @@ def test_what_cannot_be_opened_is_said_in_one_line(world, tmp_path, change, mess
     with pytest.raises(MarketError, match=message) as error:
         asyncio.run(work())
     assert "\n" not in str(error.value)
+
+
+def test_the_usual_manager_of_a_chain_is_none_for_another_exchanges_pool(world, tmp_path, monkeypatch):
+    """Its code, tokens and fee are the same: only the factory tells. Without a vault such a pool can be followed."""
+
+    async def work(**options):
+        options |= {"following": False, "confirmations": 0}
+        opened = Web3Market.open([world.chain.url], pool, tmp_path / "a.sqlite3", **options)
+        async with opened as market:
+            return market.contract.manager
+
+    monkeypatch.setitem(pool_module.POSITION_MANAGERS, 31337, world.uniswap.manager)
+    pool, vaults = world.uniswap.elsewhere(), [world.chain.accounts[1]]
+    assert asyncio.run(work()) == ""
+    said = "chain 31337's usual position manager is of another factory's pools.*; name the pool's own with --manager"
+    with pytest.raises(MarketError, match=said):
+        asyncio.run(work(vaults=vaults))
+    with pytest.raises(MarketError, match="it is of another factory's pools; name the pool's own"):
+        asyncio.run(work(manager=world.uniswap.manager))
 
 
 def test_a_slipstream_pool_is_told_by_what_it_answers(world, tmp_path):

@@ -30,7 +30,8 @@ from web3 import Account, Web3
 from evm import abi as abi_module
 from evm import pool as pool_module
 from evm import rpc as rpc_module
-from evm.abi import MANAGER_LOGS, Function
+from evm.abi import POOL_LOGS, Function
+from evm.market import Web3Market
 from evm.pool import Contract, TokenPosition, describe
 from evm.rpc import Refusal, RpcError, open_rpc
 from executor import __main__ as executor_main
@@ -47,7 +48,10 @@ from executor.plan import around, close_calls, match_tokens, mint_calls, multica
 from executor.readback import gas_of, read_back
 from executor.wallet import Wallet, load_account
 from liquidity.executions import NOTHING, Order, Report
+from liquidity.live import own_events, sums_of
+from liquidity.replay import Snapshot
 from liquidity.rounds import plan
+from liquidity.tape import Tape
 from protocol import Code, Inventory, Pair, Position, ProtocolError, Token
 from runtime.process import UserError
 from sim import Q96, Pool, amounts_of, liquidity_for, sqrt_ratio_at_tick
@@ -65,7 +69,7 @@ BALANCE = Function("balanceOf(address)", "uint256")
 BALANCE_OF = "0x" + BALANCE.selector.hex()
 OF_OWNER = Function("tokenOfOwnerByIndex(address,uint256)", "uint256")
 POSITIONS = Function("positions(uint256)", *["uint256"] * 5, "int24", "int24", "uint128")
-INCREASE = MANAGER_LOGS[0]
+POOL_TOPICS = {kind.topic for kind in POOL_LOGS}
 WIDE = Position(-600, 600, ETHER // 2, ETHER // 2)
 SECONDS = 120  # a deadline that is reached only when something hangs
 
@@ -463,7 +467,7 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
             found.append(await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, mined, tip))
             bot.wallet.rpc.batch = forgetful
             found.append(await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, mined, tip))
-            [log] = [one for one in mined.receipt["logs"] if one["topics"][0] == INCREASE.topic]
+            log = of_pool(mined.receipt)
             log["data"] = log["data"][:-1] + ("1" if log["data"][-1] == "0" else "0")
             return *found, await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, mined, tip)
 
@@ -475,7 +479,66 @@ def test_what_is_read_back_is_held_against_the_balances_also_by_a_node_that_forg
         and not sound.trouble
         and sound.fill(replace(report, block=0, minted=())) == report
     )
-    assert "position manager's" in other.trouble
+    assert "the pool's" in other.trouble
+
+
+def test_what_the_manager_did_in_another_pool_is_none_of_this_pools_and_is_said(world, tmp_path, caplog):
+    """As of a manager of another factory's pools, which the bot once took for this pool's."""
+
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            [mined] = await bot.journal.attempts("first")
+            pool, others = world.uniswap.address, "0x" + "12" * 20
+            logs = [one | {"address": others} if one["address"] == pool else one for one in mined.receipt["logs"]]
+            other = replace(mined, receipt=mined.receipt | {"logs": logs})
+            tip = await bot.wallet.tip()
+            return await read_back(bot.wallet.rpc, bot.wallet.contract, bot.wallet.vault, other, tip)
+
+    world.run(tmp_path, world.order("first", WIDE))
+    done = asyncio.run(work())
+    assert (done.minted, done.paid) == ((), (0, 0)) and "the pool's 0, 0" in done.trouble
+
+
+def test_what_an_empty_token_is_owed_is_collected_first_and_was_shown_as_idle(world, tmp_path):
+    """All was taken out by hand, and never collected."""
+
+    async def look(since: Snapshot | None = None) -> tuple[Snapshot, dict]:
+        """The vault as its miners are shown it, and its own events since."""
+        path = tmp_path / "events.sqlite3"
+        options = {"manager": world.uniswap.manager, "vaults": [world.vault], "confirmations": 0, "following": False}
+        async with Web3Market.open([world.chain.url], world.uniswap.address, path, **options) as market:
+            await market.catch_up()
+            head = (await market.head()).number
+            snapshot = await market.snapshot(world.vault, head + 1)
+            return snapshot, own_events(Tape(since), await market.events(since.block, head)) if since else {}
+
+    part = ETHER // 10 * 9
+    world.run(tmp_path, world.order("first", Position(-600, 600, part, part), Position(-60, 60, part, part)))
+    asyncio.run(look())
+    for down in (True, False):
+        world.uniswap.swap(down, ETHER)
+        world.chain.mine()
+    for token_id, _, _, liquidity in (taken := world.held()):
+        world.uniswap.decrease(world.vault, token_id, liquidity)
+    world.chain.mine()
+    (before, _), (had, _) = asyncio.run(look()), world.balances()
+    idle = Inventory(before.idle0, before.idle1)
+    assert had < ETHER // 5 and idle.amount0 > ETHER // 10 * 9
+    order = replace(world.order("second", Position(-1200, 1200, idle.amount0, idle.amount1)), shown=())
+    saved = world.chain.rpc("evm_snapshot")
+    (tmp_path / "dry").mkdir()
+    [foreseen] = world.run(tmp_path / "dry", order, live=False)
+    [report] = world.run(tmp_path, order)
+    assert report.code == Code.EXECUTED and report.before == idle and balanced(report), report
+    assert min(report.paid.amount0, report.paid.amount1) > ETHER // 10 * 9
+    names = "before", "released", "fees", "paid", "after", "minted"
+    assert {name: getattr(foreseen, name) for name in names} == {name: getattr(report, name) for name in names}
+    after, own = asyncio.run(look(before))
+    assert report.after == Inventory(*world.balances()) == Inventory(after.idle0, after.idle1)
+    released, fees, paid, _ = sums_of(own[report.block])
+    assert (Inventory(*released), Inventory(*fees), Inventory(*paid)) == (report.released, report.fees, report.paid)
+    assert len(world.held()) == len(taken) + 1
+    world.chain.rpc("evm_revert", saved)
 
 
 def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_fee_for_data():
@@ -1002,15 +1065,16 @@ def test_an_order_that_the_bot_can_never_work_on_ends_with_its_deadline(world, t
     assert report.code == Code.ORDER_STALE and "a fault of this program (KeyError)" in report.detail
 
 
-def torn(receipt: dict) -> None:
-    receipt["logs"][-1]["data"] = receipt["logs"][-1]["data"][:-2]
+def of_pool(receipt: dict) -> dict:
+    [log] = [one for one in receipt["logs"] if one["topics"][0] in POOL_TOPICS]
+    return log
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        torn,
-        lambda receipt: receipt["logs"][0].update(topics=[[]]),
+        lambda receipt: of_pool(receipt).update(data=of_pool(receipt)["data"][:-2]),
+        lambda receipt: of_pool(receipt).update(topics=[[]]),
         lambda receipt: receipt.update(gasUsed=hex(2**255)),
         lambda receipt: receipt.update(effectiveGasPrice=hex(2**255)),
         lambda receipt: receipt.update(blockHash=[receipt["blockHash"]]),
@@ -1938,11 +2002,13 @@ def test_keys_are_read_from_files_that_nobody_else_may_read(tmp_path):
             read_api_key(private(tmp_path / "api", text))
 
 
-def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path, capsys):
+def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(pool_module.POSITION_MANAGERS, CHAIN_ID, world.uniswap.manager)
     api_key = str(private(tmp_path / "api.key", API_KEY))
     good = words(world, tmp_path, "serve", "--api-key-file", api_key)
     foreign = private(tmp_path / "foreign.key", "11" * 32)
     no_key = [word for word in good if word not in ("--key-file", str(tmp_path / "vault.key"))]
+    usual = [word for word in good if word not in ("--manager", world.uniswap.manager)]
     for arguments, said in (
         ([*good, "--vault", "0x" + "12" * 20], "is the key of"),
         ([*no_key, "--live"], "--key-file"),
@@ -1950,6 +2016,8 @@ def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(world, tmp_path, c
         ([*good, "--api-key-file", str(tmp_path / "none")], "No such file"),
         (["serve", "--key-file", str(foreign), "--api-key-file", api_key, "--dir", str(tmp_path / "x")], "--rpc URL"),
         ([*good, "--rpc", "ws://127.0.0.1"], "http"),
+        ([*good, "--pool", world.uniswap.elsewhere()], "it is of another factory's pools"),
+        ([*usual, "--pool", world.uniswap.elsewhere()], "usual position manager is of another factory's pools"),
     ):
         code, out, err = command(capsys, *arguments)
         assert code == 2 and said in err and err.count("\n") == 1 and not out, (arguments, err)
