@@ -4,7 +4,7 @@
 
 What was fetched stays in `FOLDER/NAME.sqlite3`: the same command again goes on where the last one stopped. The endpoint
 must still have the state of the first block (an archive endpoint). What is written has been replayed: every swap's call
-is found, and the pool at the end is the contract's, fee growth and all. Uniswap V3 pools only.
+is found, and the pool at the end is the contract's, fee growth and all.
 Exit codes: 1 where some events cannot be had, 2: cannot be had as asked.
 Read next: `markets/recordings.py` (a recording as a market).
 """
@@ -14,22 +14,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter, defaultdict
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from evm.abi import address
 from evm.follower import CONFIRMATIONS
 from evm.market import Web3Market
 from evm.rpc import RpcError
-from liquidity.replay import Snapshot
+from liquidity.events import Event
 from markets.base import MarketError
-from markets.recordings import CALLS, CHAIN_IDS, RecordingError, complete, read_recording, write_recording
+from markets.recordings import (
+    CALLS,
+    CHAIN_IDS,
+    FINAL,
+    RECORDED,
+    RecordingError,
+    complete,
+    read_recording,
+    write_recording,
+)
 from runtime.db import StoreError
 from runtime.process import EXIT_OK, Parser, UserError, clear_progress, number, only_one, progress, run
-from sim import MASK_256, tick_at_sqrt_ratio
-
-RECORDED = ("swap", "mint", "burn", "flash", "set_fee_protocol")  # what changes prices, liquidity and fee growth
+from wire.codec import to_plain
 
 
 def build_parser() -> Parser:
@@ -48,29 +55,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def background(snapshot: Snapshot, held: dict[tuple[str, int, int], int]) -> list[tuple[int, int, int]]:
-    """Positions that, with `held`, make up all liquidity of a snapshot, with the same initialised ticks.
-
-    Args:
-        held: liquidity by position (owner, tick_lower, tick_upper).
-
-    Returns:
-        (tick_lower, tick_upper, liquidity), side by side.
-    """
-    gross, net = defaultdict(int), defaultdict(int)
-    for tick in snapshot.ticks:
-        gross[tick.index], net[tick.index] = tick.liquidity_gross, int(tick.liquidity_net)
-    for (_, lower, upper), liquidity in held.items():
-        for index, sign in ((lower, 1), (upper, -1)):
-            gross[index] -= liquidity
-            net[index] -= sign * liquidity
-    left = sorted(index for index, amount in gross.items() if amount)
-    cells, liquidity = [], 0
-    for lower, upper in pairwise(left):
-        liquidity += net[lower]
-        if liquidity:
-            cells.append((lower, upper, liquidity))
-    return cells
+def touched(events: Iterable[Event], gauge: str) -> set[tuple[str, int, int]]:
+    """The positions that events change; what somebody gave a gauge has an owner of no address, and nobody moves it."""
+    keys = {event.args[:3] for event in events if event.kind in ("mint", "burn", "stake", "unstake")}
+    keys |= {(gauge, *event.args[1:3]) for event in events if event.kind in ("stake", "unstake")}
+    return {key for key in keys if not key[0].endswith("#")}
 
 
 async def record(options: argparse.Namespace) -> int:
@@ -92,8 +81,6 @@ async def record(options: argparse.Namespace) -> int:
 
 async def _record(market: Web3Market, options: argparse.Namespace, name: str) -> int:
     first, last = options.first, options.last
-    if market.contract.slipstream:
-        raise UserError(f"--pool {options.pool} is a Slipstream pool: only Uniswap V3 pools can be recorded")
     print(market.label, flush=True)
     reached = first - 1
 
@@ -109,30 +96,14 @@ async def _record(market: Web3Market, options: argparse.Namespace, name: str) ->
         what = f"the last block with {options.confirmations} confirmations is {head}"
         raise UserError(f"--to {last}: {what}; wait and run this again, or choose --to {head}")
     events = [event for event in await market.events(first, last) if event.kind in RECORDED]
-    start, final, held = await market.ends(first, last, {event.args[:3] for event in events if event.kind == "burn"})
-    if tick_at_sqrt_ratio(start.sqrt_price_x96) != start.tick:
-        raise UserError(f"--from {first}: the price stands on a tick and the pool one below it; begin a block later")
-    pair, chains = market.pair, {number_: chain for chain, number_ in CHAIN_IDS.items()}
+    start, after = await market.ends(first, last, touched(events, market.contract.gauge))
+    end, pair, chains = after.open(), market.pair, {number_: chain for chain, number_ in CHAIN_IDS.items()}
     description = {
         "chain": chains.get(pair.chain_id, f"chain {pair.chain_id}"),
         "pool": pair.pool_address,
         **{f"token{n}": f"{t.symbol} ({t.decimals})" for n, t in enumerate((pair.token0, pair.token1))},
-        "fee": pair.fee,
-        "tickSpacing": pair.tick_spacing,
-        "start": {
-            **_price_and_liquidity(start),
-            "block": first,
-            "log": 0,
-            "time": (await market.block(first)).time,
-            "feeProtocol": [start.fee_protocol0, start.fee_protocol1],
-        },
-        "background": background(start, held),
-        "preexisting": [[*key, liquidity] for key, liquidity in sorted(held.items())],
-        "final": {
-            **_price_and_liquidity(final),
-            "feeGrowth0_since_start": final.fee_growth_global0_x128 - start.fee_growth_global0_x128 & MASK_256,
-            "feeGrowth1_since_start": final.fee_growth_global1_x128 - start.fee_growth_global1_x128 & MASK_256,
-        },
+        "snapshot": to_plain(start),
+        "final": {name: getattr(end, name) for name in FINAL if hasattr(end, name)},
     }
     target = options.out / name
     write_recording(target, json.dumps(description).encode(), events)
@@ -140,14 +111,10 @@ async def _record(market: Web3Market, options: argparse.Namespace, name: str) ->
     for event in complete(read_recording(target)):  # as any reader will
         kinds[event.kind] += 1
         calls[event.args[0]] += event.kind == "swap"
-    print(f"{name}: {', '.join(f'{kinds[kind]} {kind}' for kind in RECORDED)}; every digit agrees")
+    print(f"{name}: {', '.join(f'{kinds[kind]} {kind}' for kind in RECORDED if kinds[kind])}; every digit agrees")
     print(f"calls: {', '.join(f'{how} {calls[how]}' for how in CALLS if calls[how]) or 'none'}")
     print(f"written to {target}.json and {target}.events.csv.xz; --events {target} names both")
     return EXIT_OK
-
-
-def _price_and_liquidity(snapshot: Snapshot) -> dict[str, int]:
-    return {"sqrtPriceX96": snapshot.sqrt_price_x96, "tick": snapshot.tick, "liquidity": snapshot.liquidity}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -246,12 +246,15 @@ class Web3Market:
         )
 
     @_as_market_errors()
-    async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot, dict[tuple, int]]:
-        """The pool before `first` and after `last`, and what liquidity the positions `keys` have before."""
-        keys = sorted(keys)
+    async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot]:
+        """The pool before `first`, with those of the positions `keys` that are there and without their fees of before,
+        and the pool after `last`."""
+        keys, at = sorted(keys), await self.block(first)
         (before, _), (after, _) = [await self._read_pool(await self.block(number)) for number in (first - 1, last)]
-        held = await read_liquidity(self._rpc, self.contract, keys, before.block_hash)
-        return before, after, {key: liquidity for key, liquidity in zip(keys, held, strict=True) if liquidity}
+        held = zip(keys, await read_liquidity(self._rpc, self.contract, keys, before.block_hash), strict=True)
+        inside = before.open().fee_growth_inside
+        vault = tuple(VaultPosition(*key, amount, *inside(*key[1:]), 0, 0) for key, amount in held if amount)
+        return replace(before, block=first, block_time=at.time, block_hash=at.hash, vault=vault), after
 
     @_as_market_errors()
     async def receipts(self, transactions: Sequence[str]) -> dict[str, Receipt | None]:

@@ -27,14 +27,14 @@ class _CopiedOnRead(dict):
 
 
 def find_call(pool: Pool, event: Event) -> str:
-    """Which call a swap event came from, found by trying each; the pool stays as it is.
+    """Which call a swap event came from, at the fee that it names or else the pool's; the pool stays as it is.
 
     Exact output comes before a price limit: a limit at the right price explains every exact output too. Raises
     `ReplayError` where none of them gives the event's digits.
     """
-    found = "refused"
+    found, fee = "refused", event.args[6] if len(event.args) > 6 else None
     for how in CALLS:
-        tried = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96))
+        tried = _try_swap(pool, *swap_call(event, how, pool.sqrt_price_x96), fee=fee)
         if _is_result(event, *tried):
             return how
         found = (*tried[1], tried[0].sqrt_price_x96, tried[0].liquidity) if tried[1] else found
@@ -47,12 +47,14 @@ def with_call(pool: Pool, event: Event, likely: Iterable[int] = ()) -> Event:
     What the gauge takes of unstaked fees is the pool's. `likely`, and what is raised: as of `find_call_and_fee`.
     """
     args, slipstream = event.args, isinstance(pool, SlipstreamPool)
-    if event.kind == "swap" and not args[0]:
-        how, *fees = find_call_and_fee(pool, event, likely) if slipstream else (find_call(pool, event),)
-        return event._replace(args=(how, *args[1:6], *fees, *([pool.unstaked_fee] if slipstream else [])))
-    if event.kind == "flash" and slipstream and len(args) == 4:
-        return event._replace(args=(*args, pool.unstaked_fee))
-    return event
+    if event.kind == "swap" and not args[0] and slipstream and len(args) == 6:
+        how, fee = find_call_and_fee(pool, event, likely)
+        args = (how, *args[1:], fee, pool.unstaked_fee)
+    elif event.kind == "swap" and not args[0]:
+        args = (find_call(pool, event), *args[1:])
+    elif event.kind == "flash" and slipstream and len(args) == 4:
+        args = (*args, pool.unstaked_fee)
+    return event._replace(args=args)
 
 
 def find_call_and_fee(pool: SlipstreamPool, event: Event, likely: Iterable[int] = ()) -> tuple[str, int]:

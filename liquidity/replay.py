@@ -103,12 +103,8 @@ def _gauge(pool: SlipstreamPool, event: Event, accounts: Collection[tuple] | Non
         if any(paid != told and (paid, told) != (1, 0) for paid, told in zip(found, event.args, strict=True)):
             raise ReplayError(event, "amounts", event.args, found)  # some versions tell of a lone unit, which stays
         return
-    owner, tick_lower, tick_upper, amount = event.args
-    everybody, staked = accounts is None, event.kind == "stake"
-    pool.stake(amount if staked else -amount, tick_lower, tick_upper, everybody)
-    if not everybody and not staked and event.args[:3] in accounts:  # it earned no fees meanwhile
-        inside = pool.fee_growth_inside(tick_lower, tick_upper)
-        pool.position(owner, tick_lower, tick_upper).settle(*inside, earns=False)
+    _, tick_lower, tick_upper, amount = event.args
+    pool.stake(amount if event.kind == "stake" else -amount, tick_lower, tick_upper, accounts is None)
 
 
 def _set_fees(pool: Pool, event: Event, fee: int, unstaked_fee: int) -> None:

@@ -154,8 +154,7 @@ class Tape:
             elif event.kind in ("mint", "burn", "collect") and event.args[:3] in self.vault_keys:
                 self._follow_vault(event)
             elif event.kind in ("stake", "unstake") and event.args[:3] in self.vault_keys:
-                (self.staked.add if event.kind == "stake" else self.staked.discard)(event.args[:3])
-                self._cell = _NO_CELL
+                self._follow_stake(event)
             if self._news:
                 for leg in self._news:
                     self._write(event.block, *leg)
@@ -181,6 +180,20 @@ class Tape:
         self._cell = _NO_CELL
         if event.kind == "burn":  # what a burn releases leaves the pool with it: only fees stay owed
             self.pool.collect(*key, *amounts)
+
+    def _follow_stake(self, event: Event) -> None:
+        """Where a vault has no owner, as in recordings, it is what all tokens in a range have: a part comes or goes."""
+        key, staked, self._cell = event.args[:3], event.kind == "stake", _NO_CELL
+        state, inside = self.pool.position(*key), self.pool.fee_growth_inside(*key[1:])
+        if not self.snapshot.vault_owner:
+            state.settle(*inside)
+            state.liquidity += -event.args[3] if staked else event.args[3]
+            self.touches.append((len(self.blocks), key))
+        elif staked:
+            self.staked.add(key)
+        else:  # it earned no fees meanwhile
+            state.settle(*inside, earns=False)
+            self.staked.discard(key)
 
     def vault_holds(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """What the vault really has after the last event: (all tokens without uncollected fees, uncollected fees)."""

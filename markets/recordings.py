@@ -2,6 +2,13 @@
 
     python -m markets replay ../shared/data/arbitrum_weth_usdt_500_2025-06-27_07-01
 
+`NAME.json` has `chain`, `pool`, `token0` and `token1` as `SYMBOL (DECIMALS)`, what is known of the `final` state
+(`FINAL`), and where it begins: as `snapshot`, a `Snapshot` as in evidence, whose `vault` are the positions that the
+events touch; or, of Uniswap's pools, as others write it: `fee`, `tickSpacing`, `start` (sqrtPriceX96, block, time,
+feeProtocol), `background` (lower, upper, liquidity) and `preexisting` (owner, lower, upper, liquidity), to be minted at
+a fee growth of 0.
+`NAME.events.csv.xz` (or `.csv`) has a header, and an event a line: block, log index, time, kind, and its `args` (see
+`Event`). A swap whose call is not known has an empty first one, and on Slipstream no fees.
 Read first: `memory.py`.
 """
 
@@ -12,21 +19,24 @@ import json
 import lzma
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 from liquidity.calls import with_call
 from liquidity.events import Event, ReplayError
 from liquidity.fast import FastPool
-from liquidity.replay import apply_event
+from liquidity.recheck import check_pool
+from liquidity.replay import Snapshot, apply_event
 from liquidity.tape import worth
 from markets.base import MarketEnded, MarketError
 from markets.memory import InMemoryMarket, Purse, advance, contradiction, place_of
-from protocol import Pair, Token
+from protocol import Pair, ProtocolError, Token
 from sim import MAX_TICK, PIPS, Pool, PoolError, amounts_of, sqrt_ratio_at_tick
+from wire.codec import from_plain
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,11 @@ class Recording:
     Attributes:
         token0, token1: (symbol, decimals).
         start_block, start_time, sqrt_price_x96, fee_protocol: the state before the first event.
-        positions: (owner, tick_lower, tick_upper, liquidity) to mint before the first event. `BACKGROUND` owns what
-            nobody touches while the recording lasts. Fee growth starts at 0.
+        positions: (owner, tick_lower, tick_upper, liquidity) before the first event. `BACKGROUND` owns what nobody
+            touches while the recording lasts.
         final: attribute name to value after the last event; may be empty.
         digest: sha256 of both files.
+        snapshot: the state before the first event; None where the positions are to be minted, at a fee growth of 0.
     """
 
     name: str
@@ -57,9 +68,12 @@ class Recording:
     final: dict[str, int]
     digest: str
     fee_protocol: tuple[int, int] = (0, 0)
+    snapshot: Snapshot | None = None
 
     def open_pool(self) -> Pool:
         """A pool in the state before the first event."""
+        if self.snapshot:
+            return self.snapshot.open()
         pool = FastPool(self.fee, self.tick_spacing)
         pool.initialize(self.sqrt_price_x96)
         if any(self.fee_protocol):
@@ -82,18 +96,22 @@ CSV_HEADER = (
     "block,log_index,time,kind,how_or_owner,amount0_or_tickLower,amount1_or_tickUpper,"
     "sqrtPriceX96_or_liquidityDelta,liquidity_or_amount0,tick_or_amount1"
 )
-_EVENT_LENGTHS = {"swap": 6, "mint": 6, "burn": 6, "flash": 4, "set_fee_protocol": 2}  # args of what is recorded
+_ARGS = {"swap": (6,), "mint": (6,), "burn": (6,), "flash": (4,), "set_fee_protocol": (2,)}  # how many, by kind
+_SLIPSTREAM_ARGS = _ARGS | {"swap": (6, 8), "flash": (4, 5), "stake": (4,), "unstake": (4,), "collect_fees": (2,)}
+RECORDED = tuple(_SLIPSTREAM_ARGS)  # what changes prices, liquidity, stakes and fee growth
+_NAMED = ("swap", "mint", "burn", "stake", "unstake")  # begin with a call or an owner
+FINAL = "sqrt_price_x96", "tick", "liquidity", "fee_growth_global0_x128", "fee_growth_global1_x128"
+FINAL += "staked_liquidity", "gauge_fees0", "gauge_fees1"
 _FINAL_KEYS = {
-    "sqrtPriceX96": "sqrt_price_x96",
-    "tick": "tick",
-    "liquidity": "liquidity",
+    **{name: name for name in FINAL},
+    "sqrtPriceX96": "sqrt_price_x96",  # as others write it
     "feeGrowth0_since_start": "fee_growth_global0_x128",
     "feeGrowth1_since_start": "fee_growth_global1_x128",
 }
 
 
 def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Recording:
-    """Parse a recording's two files (format: the README beside the recordings).
+    """Parse a recording's two files.
 
     Args:
         description: `NAME.json`.
@@ -104,12 +122,8 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
     """
     try:
         meta = json.loads(description)
-        start = meta["start"]
-        listed = [(BACKGROUND, *position) for position in meta["background"]] + meta["preexisting"]
-        positions = [(str(owner), int(lower), int(upper), int(amount)) for owner, lower, upper, amount in listed]
-        fee, tick_spacing = int(meta["fee"]), int(meta["tickSpacing"])
-        if not (0 <= fee < PIPS and 0 < tick_spacing <= MAX_TICK):
-            raise ValueError(f"fee {fee} and tickSpacing {tick_spacing} are no pool's")
+        opening = _opening_of_snapshot(meta["snapshot"]) if "snapshot" in meta else _opening(meta)
+        lengths = _SLIPSTREAM_ARGS if opening.get("snapshot") and opening["snapshot"].slipstream else _ARGS
         tokens = [_token(meta[name]) for name in ("token0", "token1")]
         hasher, share, found = hashlib.sha256(description), {}, []
         for number, line in enumerate(table, 1):
@@ -118,7 +132,7 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
             hasher.update(line)
             text = line.decode("ascii")
             if number > 1:
-                found.append(_parse_event(name, number, text, share))
+                found.append(_parse_event(name, number, text, share, lengths))
         for number, (one, two) in enumerate(pairwise(found), 3):
             if one[:2] >= two[:2]:
                 where = f"block {two.block} log {two.log_index}"
@@ -130,20 +144,47 @@ def parse_recording(name: str, description: bytes, table: Iterable[bytes]) -> Re
             pool_address=meta["pool"],
             token0=tokens[0],
             token1=tokens[1],
-            fee=fee,
-            tick_spacing=tick_spacing,
-            start_block=int(start["block"]),
-            start_time=int(start["time"]),
-            sqrt_price_x96=int(start["sqrtPriceX96"]),
-            positions=tuple(positions),
             events=tuple(found),
             final={ours: final[theirs] for theirs, ours in _FINAL_KEYS.items() if theirs in final},
             digest=hasher.hexdigest(),
-            fee_protocol=tuple(map(int, start.get("feeProtocol", (0, 0)))),
+            **opening,
         )
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, ProtocolError, PoolError) as error:
         problem = f"{type(error).__name__} {error}; is {name}.json of the documented format?"
         raise RecordingError(f"recording {name}: {problem}") from error
+
+
+def _opening(meta: dict) -> dict:
+    """What a recording that others made says of its start, as of `Recording`."""
+    start, fee, tick_spacing = meta["start"], int(meta["fee"]), int(meta["tickSpacing"])
+    if not (0 <= fee < PIPS and 0 < tick_spacing <= MAX_TICK):
+        raise ValueError(f"fee {fee} and tickSpacing {tick_spacing} are no pool's")
+    listed = [(BACKGROUND, *position) for position in meta["background"]] + meta["preexisting"]
+    return {
+        "fee": fee,
+        "tick_spacing": tick_spacing,
+        "start_block": int(start["block"]),
+        "start_time": int(start["time"]),
+        "sqrt_price_x96": int(start["sqrtPriceX96"]),
+        "positions": tuple((str(owner), int(low), int(high), int(amount)) for owner, low, high, amount in listed),
+        "fee_protocol": tuple(map(int, start.get("feeProtocol", (0, 0)))),
+    }
+
+
+def _opening_of_snapshot(plain: dict) -> dict:
+    """The same of one that begins with a snapshot."""
+    snapshot = from_plain(Snapshot, plain, "snapshot")
+    for problem in check_pool(SimpleNamespace(snapshot=snapshot)):
+        raise ValueError(problem)
+    snapshot.open()
+    return {
+        **{name: getattr(snapshot, name) for name in ("fee", "tick_spacing", "sqrt_price_x96")},
+        "start_block": snapshot.block,
+        "start_time": snapshot.block_time,
+        "positions": tuple((*position.key, position.liquidity) for position in snapshot.vault),
+        "fee_protocol": (snapshot.fee_protocol0, snapshot.fee_protocol1),
+        "snapshot": snapshot,
+    }
 
 
 def _token(text: str) -> tuple[str, int]:
@@ -152,16 +193,16 @@ def _token(text: str) -> tuple[str, int]:
     return symbol, int(decimals.rstrip(")"))
 
 
-def _parse_event(name: str, number: int, line: str, share: dict[int, int]) -> Event:
+def _parse_event(name: str, number: int, line: str, share: dict[int, int], lengths: dict[str, tuple]) -> Event:
     """One line; equal liquidities, ticks and times become one object in `share`, for there are few among many lines."""
     try:
         block, log_index, time, kind, first, *rest = line.split(",")
-        if kind not in _EVENT_LENGTHS or (kind == "swap" and first not in ("in", "out", "limit", "?", "")):
+        if kind not in lengths or (kind == "swap" and first not in (*CALLS, "")):
             raise ValueError(f"{kind} {first!r} is of no known kind or call")
-        first = sys.intern(first) if _EVENT_LENGTHS[kind] == 6 else int(first)  # a call or an owner, else an amount
+        first = sys.intern(first) if kind in _NAMED else int(first)
         args = (first, *map(int, rest[:-2]), *(share.setdefault(int(v), int(v)) for v in rest[-2:]))
-        if len(args) != _EVENT_LENGTHS[kind]:
-            raise ValueError(f"{len(args)} values after the kind, {_EVENT_LENGTHS[kind]} expected")
+        if len(args) not in lengths[kind]:
+            raise ValueError(f"{len(args)} values after the kind, {lengths[kind][-1]} expected")
         time = share.setdefault(int(time), int(time))
         return Event(int(block), int(log_index), time, sys.intern(kind), args)
     except ValueError as error:
@@ -220,10 +261,11 @@ def replay(recording: Recording, progress: Callable[[int, int, str], None] = lam
     return pool
 
 
-def write_recording(stem: Path, description: bytes, events: Iterable[Event]) -> None:
+def write_recording(stem: Path, description: bytes, events: Sequence[Event]) -> None:
     """Write `STEM.json` and `STEM.events.csv.xz`, each whole or not at all."""
     lines = (",".join(map(str, (*event[:4], *event.args))) for event in events)
-    table = "\n".join((CSV_HEADER, *lines, "")).encode("ascii")
+    header = CSV_HEADER + ",fee,unstakedFee" * any(len(event.args) > 6 for event in events)
+    table = "\n".join((header, *lines, "")).encode("ascii")
     for ending, data in ((".events.csv.xz", lzma.compress(table)), (".json", description)):
         part = Path(f"{stem}{ending}.part")
         part.write_bytes(data)
@@ -241,8 +283,8 @@ class RecordedMarket(InMemoryMarket):
     """A recording, block by block.
 
     It has no vault and no block hashes of its own. A vault is one recorded position, named `OWNER:LOWER:UPPER`; others
-    than `vault` may be asked for as well. Block times are interpolated between the blocks that have events, rounded
-    down.
+    than `vault` may be asked for as well. None is what a Slipstream gauge holds: it earns no fees. Block times are
+    interpolated between the blocks that have events, rounded down.
 
     Args:
         recording: with the call of every swap.
@@ -264,6 +306,8 @@ class RecordedMarket(InMemoryMarket):
                 fix = "complete the recording: python -m markets import PATH --out FOLDER"
                 raise MarketError(f"{place_of(event)}: the call of this swap is not known; {fix}")
         self._recording, self._idle = recording, idle
+        slipstream = recording.snapshot and recording.snapshot.slipstream
+        self._no_vaults = BACKGROUND, slipstream.gauge if slipstream else BACKGROUND
         self._blocks, self._times = block_times(recording)
         token0, token1 = (Token("", *token) for token in (recording.token0, recording.token1))
         chain_id = CHAIN_IDS.get(recording.chain, 0)
@@ -304,8 +348,8 @@ class RecordedMarket(InMemoryMarket):
         except ValueError:
             raise MarketError(f"vault {vault!r}: OWNER:LOWER:UPPER is expected, like 0:-199760:-196890") from None
         known = {position[:3] for position in self._recording.positions}
-        known |= {event.args[:3] for event in self._recording.events if event.kind == "mint"}
-        if key not in known or owner == BACKGROUND:
+        known |= {event.args[:3] for event in self._recording.events if event.kind in ("mint", "unstake")}
+        if key not in known or owner in self._no_vaults:
             fix = "leave the vault out for the default, or record from before it was minted"
             raise MarketError(f"vault {vault!r}: recording {self._recording.name} shows no such position; {fix}")
         return Purse(lambda args: args == key, self._idle)
@@ -316,7 +360,7 @@ class RecordedMarket(InMemoryMarket):
         changed = {
             event.args[:3]
             for event in recording.events
-            if event.kind in ("mint", "burn") and event.args[3] and event.time < until
+            if event.kind in ("mint", "burn", "stake", "unstake") and event.args[3] and event.time < until
         }
 
         def value(key: tuple) -> int:
@@ -324,7 +368,8 @@ class RecordedMarket(InMemoryMarket):
             held = amounts_of(pool.positions[key].liquidity, pool.sqrt_price_x96, *bounds, round_up=False)
             return worth(held, pool.sqrt_price_x96)
 
-        fit = [k for k in pool.positions if k[0] != BACKGROUND and k not in changed and k[1] <= pool.tick < k[2]]
+        own = [key for key in pool.positions if key[0] not in self._no_vaults and key not in changed]
+        fit = [key for key in own if key[1] <= pool.tick < key[2]]
         if not fit:
             fix = "name one that comes later with --vault OWNER:LOWER:UPPER, or record a longer stretch"
             raise MarketError(f"recording {recording.name}: no position in it is in range and stays; {fix}")

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from web3 import Web3
 
 from evm import abi
 from evm import pool as pool_module
@@ -69,6 +70,7 @@ OF_TOKENS = [
     pool_module.TOKEN_POSITIONS,
     pool_module.COLLECT,
     pool_module.STAKED_VALUES,
+    pool_module.POOL_POSITIONS,
 ]
 FUNCTIONS = {function.selector: function for function in (*OF_POOL, *OF_TOKENS)}
 CALLS = {  # the trace's arguments in the order of the method's
@@ -360,10 +362,21 @@ class TracedChain:
     def _call_stakedValues(self, to: str, block: TracedBlock, holder: str) -> tuple:
         return (list(block.staked) if holder == self.vault else [],)
 
-    def _call_positions(self, to: str, block: TracedBlock, token: int) -> tuple:
+    def _call_positions(self, to: str, block: TracedBlock, token: int | bytes) -> tuple:
+        if to == POOL:
+            return self._pool_position(block.pool, token)
         range_ = next(range_ for range_, number in block.tokens.items() if number == token)
         state = self._position(self.vault, *range_, block.pool)
         return 0, abi.NULL_ADDRESS, TOKEN0, TOKEN1, self.spacing, *range_, *state
+
+    def _pool_position(self, pool: SlipstreamPool, name: bytes) -> tuple:
+        """The position manager's have the vault's in them; of others nothing is read than how much there is."""
+        liquidity = 0
+        for (owner, *range_), state in pool.positions.items():
+            owner = self.manager if owner == self.vault else owner
+            if Web3.solidity_keccak(["address", "int24", "int24"], [Web3.to_checksum_address(owner), *range_]) == name:
+                liquidity += state.liquidity
+        return liquidity, 0, 0, 0, 0
 
     def _call_collect(self, to: str, block: TracedBlock, token: int, *_: Any) -> tuple:
         range_ = next(range_ for range_, number in block.tokens.items() if number == token)
