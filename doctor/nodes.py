@@ -185,7 +185,7 @@ async def check_pool(
 async def _look_at_contracts(rpc: Rpc, contract: Contract, vault: str | None, executes: bool) -> AsyncIterator[Finding]:
     pair, at = contract.pair, read_header((await rpc.batch([header_call("latest")]))[0]).hash
     what = f"{pair.token0.symbol}/{pair.token1.symbol}, fee {pair.fee / 10_000:g} %, spacing {pair.tick_spacing}"
-    yield Finding(OK, f"pool {pair.pool_address}: {what}")
+    yield Finding(OK, f"pool {pair.pool_address}: {what}{contract.remark}")
     yield await _look_at_oracle(rpc, contract, at, executes)
     what, _, fix = contract.no_manager.partition("; ")
     here = Finding(OK, f"position manager {contract.manager}")
@@ -197,6 +197,8 @@ async def _look_at_contracts(rpc: Rpc, contract: Contract, vault: str | None, ex
     tokens, working = (pair.token0, pair.token1), sum(position.liquidity > 0 for position in positions)
     amounts = [f"{amount / 10**t.decimals:.6g} {t.symbol}" for amount, t in zip(idle, tokens, strict=True)]
     what = f"vault {vault}: {len(positions)} positions in this pool, {working} with liquidity"
+    if staked := ", ".join(str(position.token_id) for position in positions if position.staked):
+        what += f", staked in the gauge: {staked}"
     fix = "its rounds are skipped as empty; is it the right address, on this chain?"
     yield judged(bool(working or any(idle)), f"{what}, idle {' and '.join(amounts)}", fix)
     if executes and contract.manager:

@@ -197,9 +197,10 @@ class Web3Market:
         """
         positions = []
         for token, position in held:
-            if position.staked and position.liquidity:
-                inside = snapshot.open().fee_growth_inside(position.tick_lower, position.tick_upper)
-                positions.append(VaultPosition(*token, position.liquidity, *inside, 0, 0, staked=True))
+            if position.staked:  # what an empty one is owed nobody can collect
+                if position.liquidity:
+                    inside = snapshot.open().fee_growth_inside(position.tick_lower, position.tick_upper)
+                    positions.append(VaultPosition(*token, position.liquidity, *inside, 0, 0, staked=True))
                 continue
             owed = released = position.tokens_owed0, position.tokens_owed1
             if position.liquidity:

@@ -78,6 +78,11 @@ class Contract:
         return bool(self.gauge)
 
     @property
+    def remark(self) -> str:
+        """For people: that it is Slipstream, and who keeps its positions."""
+        return f", Slipstream, gauge {self.gauge}, nft {self.manager}" if self.gauge else ""
+
+    @property
     def no_manager(self) -> str:
         """Why none is known, and the fix."""
         chain = self.pair.chain_id

@@ -192,13 +192,14 @@ async def status_lines(bot: Executor) -> list[str]:
     _, tick, averages = await read_prices(wallet.rpc, wallet.contract, tip.hash)
     lines = [
         f"block {tip.number} of chain {pair.chain_id}, gas {tip.base_fee_wei / GWEI:g} gwei",
-        f"pool {pair.pool_address}: tick {tick}, "
+        f"pool {pair.pool_address}{wallet.contract.remark}: tick {tick}, "
         + (f"average of {AVERAGE_SECONDS} s {averages[0]}" if averages else unknown_average(wallet.contract)),
         f"vault {wallet.vault}: {idle[0]} {pair.token0.symbol}, {idle[1]} {pair.token1.symbol} base units idle,"
         f" {await wallet.balance_wei()} wei for gas",
     ]
     for one in held:
         owed = f", owed {one.owed[0]} and {one.owed[1]}, which the next transaction collects" if one.owed else ""
+        owed = ", staked in the gauge: left alone" if one.staked else owed
         lines.append(f"  token {one.token_id}: {one.tick_lower}..{one.tick_upper}, L {one.liquidity}{owed}")
     for token, amount in zip((pair.token0, pair.token1), await wallet.allowances(tip.hash), strict=True):
         most, fix = "all" if amount >= UNLIMITED // 2 else amount, "" if amount else "; run: " + APPROVE_COMMAND

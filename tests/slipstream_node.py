@@ -36,6 +36,7 @@ from web3 import Web3
 from evm import abi
 from evm import pool as pool_module
 from evm.abi import Function, LogType
+from executor import readback, wallet
 from liquidity.slipstream import SlipstreamPool
 
 FIRST_BLOCK = 100  # the pool is there, and nothing has happened
@@ -71,6 +72,8 @@ OF_TOKENS = [
     pool_module.COLLECT,
     pool_module.STAKED_VALUES,
     pool_module.POOL_POSITIONS,
+    readback.OBSERVE,
+    wallet.ALLOWANCE,
 ]
 FUNCTIONS = {function.selector: function for function in (*OF_POOL, *OF_TOKENS)}
 CALLS = {  # the trace's arguments in the order of the method's
@@ -298,8 +301,11 @@ class TracedChain:
         block = self.blocks.get(self.head if number == "latest" else int(number, 16))
         if not block or block.number > self.head:
             return None
-        times = {"number": hex(block.number), "timestamp": hex(block.time)}
+        times = {"number": hex(block.number), "timestamp": hex(block.time), "baseFeePerGas": "0x1"}
         return times | {"hash": block.hash, "parentHash": block.parent}
+
+    def _eth_getBalance(self, holder: str, at: str) -> str:
+        return "0x0"
 
     def _eth_getLogs(self, wanted: dict) -> list[dict]:
         addresses = wanted["address"] if isinstance(wanted["address"], list) else [wanted["address"]]
@@ -343,6 +349,12 @@ class TracedChain:
         mark = block.pool.ticks[index]
         growth = mark.fee_growth_outside0_x128, mark.fee_growth_outside1_x128, mark.reward_growth_outside_x128
         return mark.liquidity_gross, mark.liquidity_net, mark.staked_liquidity_net, *growth, 0, 0, 0, True
+
+    def _call_observe(self, to: str, block: TracedBlock, ages: tuple[int, ...]) -> tuple:
+        return [-block.pool.tick * age for age in ages], [0] * len(ages)
+
+    def _call_allowance(self, to: str, block: TracedBlock, holder: str, spender: str) -> tuple:
+        return (0,)
 
     def _call_symbol(self, to: str, block: TracedBlock) -> tuple:
         return ("ONE" if to == TOKEN1 else "NIL",)

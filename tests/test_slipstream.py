@@ -27,6 +27,7 @@ import miner
 from audit import stored
 from audit.checks import audit
 from audit.evidence import seal
+from doctor.nodes import check_pool
 from doctor.trial import backtest
 from evm import rpc
 from evm.__main__ import build_parser as evm_parser
@@ -36,6 +37,7 @@ from evm.audit import audit_chain
 from evm.events import follow_to, to_events
 from evm.market import Web3Market
 from evm.pool import Contract, State
+from executor import __main__ as executor_command
 from liquidity import calls
 from liquidity.calls import find_call_and_fee
 from liquidity.events import Event, ReplayError
@@ -49,6 +51,7 @@ from markets.base import MarketEnded, MarketError
 from markets.memory import InMemoryMarket
 from markets.recordings import RecordedMarket, read_recording, replay, write_recording
 from protocol import Block, Code, Inventory, Job, JobSettings, Moment, Pair, Position, Token
+from runtime.options import parse_options
 from sim import MASK_128, MASK_256
 from store import Store
 from wire.codec import canonical, decode, encode, from_plain, to_plain
@@ -947,6 +950,41 @@ def test_what_is_no_slipstream_pool_or_cannot_be_followed_is_refused_in_one_line
     nameless = asyncio.run(refused(lambda name, found: None if name == "stakedLiquidity" else found))
     assert "no gauge yet" in no_gauge and "does not answer as a Slipstream pool" in nameless
     assert "\n" not in no_gauge + nameless
+
+
+def test_the_doctor_and_the_bots_status_say_that_it_is_slipstream_and_what_is_staked(tmp_path):
+    chain = staked(TracedChain(CALM), 2)
+    chain.head = FIRST_BLOCK + 150
+    held = chain.blocks[chain.head].tokens.values()
+    of_gauge, free = [token for token in held if not token % 2], [token for token in held if token % 2]
+    assert of_gauge and free
+
+    async def work():
+        async with chain.node() as url:
+            found = await check_pool([url], POOL, None, chain.vault, executes=False)
+            command = ["status", "--rpc", url, "--pool", POOL, "--vault", chain.vault, "--dir", str(tmp_path)]
+            options = parse_options(executor_command.build_parser(), command)
+            async with executor_command.opened(options, live=False, alone=False) as bot:
+                return [finding.what for finding in found], await executor_command.status_lines(bot)
+
+    said, lines = asyncio.run(work())
+    kind = f"Slipstream, gauge {chain.gauge}, nft {chain.manager}"
+    assert any(POOL in what and kind in what for what in said) and any(POOL in line and kind in line for line in lines)
+    assert any(f"staked in the gauge: {', '.join(map(str, of_gauge))}" in what for what in said)
+    shown = {int(line.split()[1][:-1]): "staked in the gauge" in line for line in lines if line.startswith("  token")}
+    assert shown == {token: token in of_gauge for token in held}
+
+
+def test_a_position_manager_that_is_not_the_slipstream_pools_own_is_refused(tmp_path):
+    chain = TracedChain(CALM)
+
+    async def opened(manager: str) -> str:
+        async with chain.node() as url, open_market(chain, tmp_path / "a.sqlite3", url, manager=manager) as market:
+            return market.contract.manager
+
+    assert asyncio.run(opened(chain.manager.upper().replace("X", "x"))) == chain.manager
+    with pytest.raises(MarketError, match=f"position manager {SOMEBODY}: the pool's own is {chain.manager}"):
+        asyncio.run(opened(SOMEBODY))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
