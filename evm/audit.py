@@ -128,8 +128,9 @@ def _check_events(stored: Iterable[Sequence], events: Iterable[Event], vault: st
     real = {event[:2]: (str(event.time), event.kind, *_unnamed(map(str, event.args))) for event in events}
     for place in sorted(told.keys() | real.keys()):
         mine, theirs = told.get(place), real.get(place)
-        if mine and mine[2] not in (vault, manager) and (theirs[2] == manager if theirs else mine[1] == "collect"):
-            if mine[1] == "collect":
+        others = mine and mine[2] not in (vault, manager)
+        if others and (theirs[2] == manager if theirs else mine[1] in ("collect", "write_off")):
+            if mine[1] == "collect" or not theirs:
                 continue
             mine = (*mine[:2], manager, *mine[3:])
         if theirs and theirs[1] == "collect" and (mine is None or _is_part(mine, theirs)):
@@ -174,10 +175,13 @@ def _unnamed(args: Iterable[str]) -> tuple[str, ...]:
 def _told(event: tuple | None) -> tuple | None:
     """An event without what its reader found out: call and fee of a Slipstream swap, for several may give its digits.
 
-    The evidence's own were held against those digits when it was replayed.
+    The evidence's own were held against those digits when it was replayed. What is written off is fees or what burns
+    released, as its reader knew of those.
     """
     if event and event[1] == "swap" and len(event) == 10:
         return *event[:2], *event[3:8], event[9]
+    if event and event[1] == "write_off":
+        return *event[:5], *(int(fees) + int(released) for fees, released in zip(event[5:7], event[7:], strict=True))
     return event
 
 

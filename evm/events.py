@@ -8,6 +8,7 @@ Read first: `pool.py`. Read next: `event_file.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from evm.abi import NULL_ADDRESS, Log, Malformed
@@ -46,7 +47,7 @@ class NamedToken(NamedTuple):
 
 def name_tokens(
     logs: Sequence[Log], contract: Contract, vaults: Iterable[str], tokens: dict[int, NamedToken]
-) -> tuple[dict[Place, str], list[tuple[int, int]]]:
+) -> tuple[dict[Place, str], list[tuple[int, int]], dict[Place, tuple[int, ...]]]:
     """Whose positions the position manager changed: in the pool's own logs it is the owner of them all.
 
     The manager logs what it did for a token after the pool logged the same, in one transaction.
@@ -57,9 +58,10 @@ def name_tokens(
         tokens: those known; new ones are added.
 
     Returns:
-        Names of owners by place of the pool's logs, and (token id, block) of the new tokens.
+        Names of owners by place of the pool's logs; (token id, block) of the new tokens; and by place of the pool's
+        collects that paid less than the manager asked for, and wrote off: its own log's index, and what it asked for.
     """
-    names, arriving, new = {}, {}, []
+    names, arriving, new, short = {}, {}, [], {}
     unclaimed: dict[str, list[Log]] = {}
     for one in logs:
         mine = unclaimed.setdefault(one.transaction, [])
@@ -92,13 +94,15 @@ def name_tokens(
             new.append((token_id, one.block))
         mine.remove(log_)
         names[log_[:2]] = tokens[token_id].owner
+        if kind == "Collect" and list(log_.values[-2:]) != amounts[-2:]:
+            short[log_[:2]] = one.index, *amounts[-2:]
         if kind == "Collect":  # before it the manager lets the pool settle fees, by burning nothing
             for log_ in reversed(mine):
                 if log_.name == "Burn" and log_.values[1:3] == ticks and not log_.values[3]:
                     mine.remove(log_)
                     names[log_[:2]] = tokens[token_id].owner
                     break
-    return names, new
+    return names, new, short
 
 
 def to_events(
@@ -107,8 +111,12 @@ def to_events(
     times: Mapping[int, int],
     names: Mapping[Place, str],
     released: dict[tuple, tuple[int, int]],
+    short: Mapping[Place, tuple[int, ...]] = MappingProxyType({}),
 ) -> tuple[list[Event], list[tuple]]:
     """The pool's logs as events; a collect is what it pays beyond what burns released before.
+
+    A pool owes the manager one sum for all tokens in a range, each part rounded down when any of them was touched: it
+    may pay some wei less than a token is owed by the manager's books, and the manager forgets the rest.
 
     Slipstream's gauge tells of a token that it staked or gave back; its ticks are those of the collect that the gauge
     makes before, in the same transaction. A stake follows that collect at once, and its log comes at once too. When a
@@ -120,6 +128,7 @@ def to_events(
         times: of their blocks, unix seconds.
         names: of owners, where they are not as logged; see `name_tokens`.
         released: by position, before the first log; brought up to date.
+        short: what the manager wrote off; see `name_tokens`.
 
     Returns:
         The events, swaps without their call, and the new rows of the table `released`.
@@ -144,21 +153,29 @@ def to_events(
             index = index if kind == "stake" else collect.index
         else:
             kind, args = _kind_and_args(one, owner, contract)
-        if kind in ("burn", "collect") and owner != contract.gauge and any(args[-2:]):
-            key = args[:3]
+        if kind in ("burn", "collect") and owner != contract.gauge and (any(args[-2:]) or one[:2] in short):
+            key, amounts = args[:3], args[-2:]
             held = released.get(key, (0, 0))
             if kind == "burn":
-                left = held[0] + args[-2], held[1] + args[-1]
+                left = held[0] + amounts[0], held[1] + amounts[1]
             else:
-                paid = tuple(map(min, held, args[-2:]))
-                left = held[0] - paid[0], held[1] - paid[1]
-                args = (*key, args[-2] - paid[0], args[-1] - paid[1])
+                at, *asked = short.get(one[:2], (index, *amounts))
+                left, fees = _beyond(held, asked), _beyond(amounts, held)
+                if at != index:
+                    lost = _beyond(_beyond(asked, held), fees)
+                    rest = _beyond(_beyond(asked, amounts), lost)
+                    events.append(Event(one.block, at, times[one.block], "write_off", (*key, *lost, *rest)))
+                args = (*key, *fees)
             if left != held:
                 released[key] = left
                 rows.append((*one[:2], *key, *map(str, left)))
         if kind != "collect" or any(args[-2:]):
             events.append(Event(one.block, index, times[one.block], kind, args))
     return sorted(events, key=lambda event: event[:2]), rows
+
+
+def _beyond(amounts: Iterable[int], others: Iterable[int]) -> tuple[int, ...]:
+    return tuple(max(0, amount - other) for amount, other in zip(amounts, others, strict=True))
 
 
 def _kind_and_args(one: Log, owner: str, contract: Contract) -> tuple[str, tuple]:

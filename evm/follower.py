@@ -297,9 +297,9 @@ class Follower:
                 raise TooMany(f"the unstaked fee changed in blocks {first} to {last}")
             if any(one.block_hash != headers[one.block].hash for one in logs):
                 raise Malformed("logs of blocks that are not in the chain")
-            names, new = name_tokens(logs, self.contract, self.vaults, tip.tokens)
+            names, new, short = name_tokens(logs, self.contract, self.vaults, tip.tokens)
             mine = [one for one in logs if one.address in self.contract.addresses]
-            events, released = to_events(mine, self.contract, times, names, tip.released)
+            events, released = to_events(mine, self.contract, times, names, tip.released, short)
             # Slipstream's fee may have changed and changed back: in one block it is seen, and until then nobody lied
             may_halve = self.contract.slipstream and last > first and tip.block == self.tip.block
             tip.pool, events = await asyncio.to_thread(follow_to, tip.pool, events, state)

@@ -180,8 +180,9 @@ def collect_call(token: TokenPosition, vault: str) -> bytes:
 
 def read_closed(results: Sequence[bytes], closed: int) -> tuple[Amounts, Amounts, Amounts]:
     """Of the calls to close so many and to collect from others: released, collected with fees, collected of others."""
-    released = [DECREASE.read(result.hex()) for result in results[0 : 3 * closed : 3]]
     collected = [COLLECT.read(result.hex()) for result in results[1 : 3 * closed : 3]]
+    burnt = [DECREASE.read(result.hex()) for result in results[0 : 3 * closed : 3]]
+    released = [apart(out, got)[0] for out, got in zip(burnt, collected, strict=True)]
     return add(*released), add(*collected), add(*(COLLECT.read(result.hex()) for result in results[3 * closed :]))
 
 

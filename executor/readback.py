@@ -98,16 +98,17 @@ class Done:
 async def read_back(rpc: Rpc, contract: Contract, vault: str, mined: Attempt, tip: Tip) -> Done:
     """Read back what a transaction did: from the pool's logs, held against the vault's balances."""
     released = collected = owed = paid = (0, 0)
-    minted, closing = [], False
+    minted, burnt = [], None
     for name, values in pool_logs(mined.receipt, contract):
         match name:
             case "Mint":
                 paid = add(paid, values[-2:])
                 minted.append(Minted(*values[1:3], values[4]))
             case "Burn":
-                released, closing = add(released, values[-2:]), True
-            case "Collect" if closing:
-                collected, closing = add(collected, values[-2:]), False
+                burnt = values[-2:]
+            case "Collect" if burnt:
+                released, collected = add(released, apart(burnt, values[-2:])[0]), add(collected, values[-2:])
+                burnt = None
             case "Collect":  # from an empty token
                 owed = add(owed, values[-2:])
     released, fees = apart(released, collected)

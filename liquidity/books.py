@@ -26,7 +26,7 @@ import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from liquidity.events import Event, idle_after
+from liquidity.events import OWN_KINDS, Event, idle_after
 from liquidity.tape import SHARE_QUANTUM, Holding, Tape, holding_of, worth
 from protocol import Position
 from sim import amounts_of, liquidity_for, sqrt_ratio_at_tick
@@ -184,12 +184,12 @@ class Book:
         """
         held = {holding.key: holding.liquidity for holding in self.holdings}
         for event in events:
-            if not (event.kind in ("mint", "burn", "collect") and self.tape.is_vaults(event.args[0])):
+            if not (event.kind in OWN_KINDS and self.tape.is_vaults(event.args[0])):
                 continue
             if self._block < event.block and any(event.args[3:]):
                 self._count_blocks(event.block)
             self.idle0, self.idle1 = idle_after((self.idle0, self.idle1), event)
-            if event.kind != "collect":
+            if event.kind in ("mint", "burn"):
                 key, liquidity = event.args[:3], event.args[3] if event.kind == "mint" else -event.args[3]
                 held[key] = held.get(key, 0) + liquidity
             self.holdings = [Holding(*key[1:], liquidity, key) for key, liquidity in held.items() if liquidity]

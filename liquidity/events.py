@@ -12,6 +12,8 @@ from typing import NamedTuple
 from sim import MAX_SQRT_RATIO, MIN_SQRT_RATIO
 from wire.text import integer, quoted
 
+OWN_KINDS = ("mint", "burn", "collect", "write_off")  # of events that change what a vault has
+
 
 class ReplayError(Exception):
     """An event contradicts the replay: the stream has a gap, or is not this pool's. Names the block and the digits."""
@@ -37,6 +39,8 @@ class Event(NamedTuple):
             `flash`: amount0, amount1, paid0, paid1 (above the loan). On Slipstream also unstaked_fee, pips.
             `set_fee_protocol`: fee_protocol0, fee_protocol1. `collect_protocol`: amount0, amount1.
             `collect`: owner, tick_lower, tick_upper, amount0, amount1.
+            `write_off`: owner, tick_lower, tick_upper, fees0, fees1, released0, released1: what the position was owed,
+            fees and what burns released, and its manager forgot when the pool paid less than it asked for.
             `stake`, `unstake` (Slipstream): owner, tick_lower, tick_upper, liquidity: from the owner's position to the
             gauge's and back; the owner is the position manager, or whose token it is.
             `collect_fees` (Slipstream): amount0, amount1 that the gauge was paid.
@@ -64,15 +68,15 @@ def swap_call(event: Event, how: str, before_x96: int = 0) -> tuple[bool, int, i
 
 
 def idle_after(idle: tuple[int, int], event: Event) -> tuple[int, int]:
-    """A vault's idle tokens after its own event: what a burn or collect gives goes in; a mint is paid from it as far as
-    it reaches, the rest came from outside."""
-    sign = -1 if event.kind == "mint" else 1
+    """A vault's idle tokens after its own event: what a burn or collect gives goes in, what of it is written off out; a
+    mint is paid from it as far as it reaches, the rest came from outside."""
+    sign = -1 if event.kind in ("mint", "write_off") else 1
     return tuple(max(0, have + sign * amount) for have, amount in zip(idle, event.args[-2:], strict=True))
 
 
 def event_args(kind: str, args: list[str]) -> tuple:
     """Event arguments from their decimal strings; calls and owners stay text."""
-    textual = kind in ("swap", "mint", "burn", "collect", "stake", "unstake")
+    textual = kind in ("swap", "mint", "burn", "collect", "write_off", "stake", "unstake")
     if kind == "swap" and args[0] not in ("in", "out", "limit", "?"):
         raise ValueError(f"{quoted(args[0])} is no call of a swap")
     return tuple(arg if textual and n == 0 else integer(arg) for n, arg in enumerate(args))

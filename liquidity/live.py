@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import add
+from operator import add, sub
 
 from liquidity.books import Book
-from liquidity.events import Event, ReplayError
+from liquidity.events import OWN_KINDS, Event, ReplayError
 from liquidity.executions import Execution
 from liquidity.replay import Snapshot
 from liquidity.rounds import Line, Round
@@ -102,7 +102,7 @@ def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
     for event in events:
         if event.kind == "mint" and tape.is_vaults(event.args[0]):
             keys.add(event.args[:3])
-        if event.kind in ("mint", "burn", "collect") and event.args[:3] in keys and any(event.args[3:]):
+        if event.kind in OWN_KINDS and event.args[:3] in keys and any(event.args[3:]):
             own.setdefault(event.block, []).append(event)
     return own
 
@@ -110,11 +110,11 @@ def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
 def sums_of(own: Iterable[Event]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple]:
     """What a vault's own events come to: (released, fees, paid, minted), as `Execution` has them."""
     own = list(own)
-    flows = (
+    burnt, *flows, lost = (
         tuple(sum(event.args[side] for event in own if event.kind == kind) for side in (-2, -1))
-        for kind in ("burn", "collect", "mint")
+        for kind in ("burn", "collect", "mint", "write_off")
     )
-    return *flows, tuple(event.args[1:4] for event in own if event.kind == "mint")
+    return tuple(map(sub, burnt, lost)), *flows, tuple(event.args[1:4] for event in own if event.kind == "mint")
 
 
 def _unexplained(tape: Tape, events: Sequence[Event], executions: Iterable[Execution]) -> str:

@@ -207,13 +207,15 @@ def _amounts_of(said: Execution, tape: Tape, events: deque[Event]) -> dict[str, 
     """What the vault's own events say of an execution; takes `tape` to the end of its block."""
     while events and events[0].block < said.block:
         tape.feed([events.popleft()])
-    before, own = tape.idle, []
+    own = []
     while events and events[0].block == said.block:
         own.append(events.popleft())
     tape.feed(own)
     released, fees, paid, minted = sums_of(own_events(tape, own).get(said.block, ()))
     minted = said.minted if sorted(said.minted) == sorted(minted) else minted
-    amounts = {"before": before, "released": released, "fees": fees, "paid": paid, "after": tape.idle}
+    after = tape.idle
+    before = tuple(had - out - fee + took for had, out, fee, took in zip(after, released, fees, paid, strict=True))
+    amounts = {"before": before, "released": released, "fees": fees, "paid": paid, "after": after}
     return amounts | {"minted": minted}
 
 

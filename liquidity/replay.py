@@ -71,9 +71,9 @@ def apply_event(pool: Pool, event: Event, accounts: Collection[tuple] | None = N
     elif kind == "collect_protocol":
         if (found := pool.collect_protocol(*args)) != args:
             raise ReplayError(event, "amounts", args, found)
-    elif kind == "collect":
-        if (accounts is None or args[:3] in accounts) and (found := pool.collect(*args)) != args[3:]:
-            raise ReplayError(event, "amounts", args[3:], found)
+    elif kind in ("collect", "write_off"):
+        if (accounts is None or args[:3] in accounts) and (found := pool.collect(*args[:5])) != args[3:5]:
+            raise ReplayError(event, "amounts", args[3:5], found)
     elif isinstance(pool, SlipstreamPool) and kind in ("stake", "unstake", "collect_fees"):
         _gauge(pool, event, accounts)
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise, repeat
 from operator import add, attrgetter, floordiv, sub
 
-from liquidity.events import Event, idle_after
+from liquidity.events import OWN_KINDS, Event, idle_after
 from liquidity.replay import Snapshot, VaultPosition, apply_event
 from liquidity.slipstream import SlipstreamPool
 from sim import MASK_256, MAX_SQRT_RATIO, PIPS, PositionState, amounts_of, sqrt_ratio_at_tick
@@ -151,8 +151,10 @@ class Tape:
             if event.kind == "swap":
                 self.swaps += 1
                 self.unknown_swaps += event.args[0] == "?"
-            elif event.kind in ("mint", "burn", "collect") and event.args[:3] in self.vault_keys:
+            elif event.kind in OWN_KINDS and event.args[:3] in self.vault_keys:
                 self._follow_vault(event)
+            elif event.kind == "write_off" and self.is_vaults(event.args[0]):  # of an empty token: it was idle
+                self.idle = tuple(map(sub, self.idle, map(add, event.args[3:5], event.args[5:])))
             elif event.kind in ("stake", "unstake") and event.args[:3] in self.vault_keys:
                 self._follow_stake(event)
             if self._news:
@@ -175,6 +177,7 @@ class Tape:
         self.idle = idle_after(self.idle, event)
         if event.kind == "collect":
             self.collected = tuple(map(add, self.collected, amounts))
+        if event.kind in ("collect", "write_off"):
             return
         self.touches.append((len(self.blocks), key))
         self._cell = _NO_CELL

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
-from liquidity.events import Event, ReplayError, idle_after
+from liquidity.events import OWN_KINDS, Event, ReplayError, idle_after
 from liquidity.executions import Execution, Order
 from liquidity.replay import Snapshot, apply_event
 from markets.base import MarketEnded, MarketError
@@ -112,7 +112,7 @@ class Purse:
 
     def read(self, index: int, event: Event) -> None:
         """Take note of the next event."""
-        if event.kind in ("mint", "burn", "collect") and self.owns(event.args[:3]):
+        if event.kind in OWN_KINDS and self.owns(event.args[:3]):
             self._indices.append(index)
             self._amounts.append(idle_after(self._amounts[-1], event))
 

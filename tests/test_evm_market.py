@@ -15,7 +15,9 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
+from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -27,18 +29,19 @@ import validator
 from evm import market as market_module
 from evm import pool as pool_module
 from evm import rpc as rpc_module
-from evm.abi import Function, Malformed, read_header, read_logs
+from evm.abi import Function, Log, Malformed, read_header, read_logs
 from evm.audit import audit_chain
+from evm.events import NamedToken, name_tokens, to_events
 from evm.market import Web3Market
-from evm.pool import TOKEN_OF_OWNER, read_pool
+from evm.pool import TOKEN_OF_OWNER, Contract, read_pool
 from liquidity.events import Event
 from liquidity.executions import Execution, Sent
-from liquidity.live import LiveInputs, play_live
+from liquidity.live import LiveInputs, play_live, sums_of
 from liquidity.replay import Snapshot, apply_event
 from liquidity.rounds import Round
 from markets.base import MarketError
 from markets.recordings import RecordedMarket, read_recording, replay
-from protocol import Code, JobSettings
+from protocol import Code, JobSettings, Pair, Token
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
 from wire.codec import canonical, to_json, to_plain
 
@@ -395,13 +398,9 @@ class LiveRound:
         receipt = world.chain.receipt(transaction)
         await self.market.catch_up()
         block, indices = int(receipt["blockNumber"], 16), {int(log["logIndex"], 16) for log in receipt["logs"]}
-        flows, minted = {"burn": [0, 0], "collect": [0, 0], "mint": [0, 0]}, []
-        for event in await self.market.events(block, block):
-            if event.log_index in indices:
-                flows[event.kind] = [a + b for a, b in zip(flows[event.kind], event.args[-2:], strict=True)]
-                minted += [event.args[1:4]] if event.kind == "mint" else []
+        done = [event for event in await self.market.events(block, block) if event.log_index in indices]
+        released, fees, paid, minted = sums_of(done)
         after = [world.balance(vault, token) for token in (uniswap.token0, uniswap.token1)]
-        released, fees, paid = (tuple(flows[kind]) for kind in ("burn", "collect", "mint"))
         assert after == [b + r + f - p for b, r, f, p in zip(before, released, fees, paid, strict=True)]
         gas = int(receipt["gasUsed"], 16)
         wei = gas * int(receipt["effectiveGasPrice"], 16)
@@ -409,7 +408,7 @@ class LiveRound:
         ranges = tuple((held.tick_lower, held.tick_upper) for _, held in closing)
         asked = tuple((*row[:2], 0, 0) for row in minted)
         sent = Sent(Code.EXECUTED, "", transaction, gas, wei, wei, 0)
-        amounts = tuple(before), released, fees, paid, tuple(after), tuple(minted)
+        amounts = tuple(before), released, fees, paid, tuple(after), minted
         self.executions.append(Execution(block, vault, (), ranges, asked, *amounts, sent))
 
     async def evidence(self) -> dict[str, Any]:
@@ -514,6 +513,85 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
     assert transfers[1] == [f"round: scored; the chain shows live_foreign_transfer {detail}"]
     assert dusty["round"]["code"] == "live_foreign_transfer" and "the vault's positions" in dusty["round"]["detail"]
     assert dusted == []
+
+
+@pytest.mark.parametrize(("seed", "theirs"), [(1, ETHER // 10), (1, 1000)])
+def test_what_the_pool_pays_less_than_the_manager_asks_for_is_written_off_and_voids_nothing(
+    chain, tmp_path, seed, theirs
+):
+    """Another holder in the vault's range collects now and then: each time the pool rounds down what it owes both."""
+    uniswap, rng = anvil.Uniswap(chain), Random(seed)
+    vault, other = (account.lower() for account in chain.accounts[1:3])
+    uniswap.mint_direct(-12_000, 12_000, ETHER)
+    uniswap.mint(vault, -600, 600, ETHER, ETHER)
+    uniswap.mint(other, -600, 600, theirs, theirs)
+    chain.mine()
+    place = SimpleNamespace(uniswap=uniswap, chain=chain, vault=vault)
+    place.balance, place.everything = partial(World.balance, place), partial(World.everything, place)
+
+    async def work():
+        options = {"vaults": [vault], "manager": uniswap.manager, "confirmations": 0, "following": False}
+        async with Web3Market.open([chain.url], uniswap.address, tmp_path / "a.sqlite3", **options) as market:
+            live = LiveRound(place, market)
+            live.opening = (await market.head()).number + 1
+            [position] = (await market.snapshot(vault, live.opening)).vault
+            for _ in range(10):
+                uniswap.swap(rng.random() < 0.5, rng.randint(10**9, 10**12))
+                uniswap.collect(other, 2)
+                chain.mine()
+            positions = Function("positions(uint256)", *["uint256"] * 7, "uint128", *["uint256"] * 4)
+            held = chain.call(uniswap.manager, positions, 2)[7]
+            uniswap.send(uniswap.manager, "multicall(bytes[])", uniswap.closing(other, 2, held), sender=other)
+            chain.mine()
+            minting = [uniswap.minting(vault, -1200, 1200, ETHER // 10, ETHER // 10)]
+            await live.carry_out([(1, position)], minting)
+            live.snapshot = await market.snapshot(vault, live.opening)
+            live.close = (await market.head()).number + 1
+            evidence, total = await live.evidence(), place.everything(await market.snapshot(vault, live.close))
+            for fees in (await anvil.uncollected(market, vault, live.close - 1)).values():
+                total = [have + fee for have, fee in zip(total, fees, strict=True)]
+            return live, evidence, total, await audit_chain(evidence, [chain.url], uniswap.manager)
+
+    live, evidence, total, wrong = asyncio.run(work())
+    [lost] = [args for *_, kind, args in evidence["events"] if kind == "write_off"]
+    assert sum(map(int, lost[3:])) > 0 and wrong == [] and live.result.code == Code.SCORED, live.result.detail
+    outcome = live.result.lines[0].outcome
+    assert [outcome.final0 + outcome.fees0, outcome.final1 + outcome.fees1] == total
+    told = evidence | {"events": [event for event in evidence["events"] if event[3] != "write_off"]}
+    assert any("write_off" in what for what in asyncio.run(audit_chain(told, [chain.url], uniswap.manager)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_what_burns_released_and_of_fees_that_is_left_what_the_manager_forgot_is_gone(seed):
+    """The manager's own ledger is the oracle: it takes off what it asks for; the pool pays some wei less."""
+    rng, key = Random(seed), ("vault", -10, 10)
+    contract = Contract(Pair(1, "0xp", Token("0x1", "A", 18), Token("0x2", "B", 18), 500, 10), "0xm")
+    tape_owed, released, owed, idle, logs, tokens = [0, 0], {}, [0, 0], [0, 0], [], {3: NamedToken(*key)}
+    for n in range(0, 400, 4):
+        earned, burnt = ([rng.choice([0, rng.randint(0, 50)]) for _ in "01"] for _ in "01")
+        asked = [rng.choice([have, rng.randint(0, have)]) for have in map(sum, zip(owed, earned, burnt, strict=True))]
+        paid = [max(0, amount - rng.choice([0, 0, 1, 2])) for amount in asked]
+        logs = [
+            Log(7, n, "0x", "0x1", "0xp", "Burn", ("0xm", -10, 10, 5, *burnt)),
+            Log(7, n + 1, "0x", "0x1", "0xm", "DecreaseLiquidity", (3, 5, *burnt)),
+            Log(7, n + 2, "0x", "0x1", "0xp", "Collect", ("0xm", -10, 10, "0xv", *paid)),
+            Log(7, n + 3, "0x", "0x1", "0xm", "Collect", (3, "0xv", *asked)),
+        ]
+        names, _, short = name_tokens(logs, contract, ["0xv"], tokens)
+        pool = [one for one in logs if one.address == "0xp"]
+        events, _ = to_events(pool, contract, {7: 70}, names, released, short)
+        owed = [have + more + out - gone for have, more, out, gone in zip(owed, earned, burnt, asked, strict=True)]
+        tape_owed = [have + more for have, more in zip(tape_owed, earned, strict=True)]
+        for event in events:
+            sign = -1 if event.kind == "write_off" else 1
+            assert event.args[:3] == key
+            idle = [have + sign * amount for have, amount in zip(idle, event.args[-2:], strict=True)]
+            if event.kind != "burn":
+                tape_owed = [have - amount for have, amount in zip(tape_owed, event.args[3:5], strict=True)]
+        left = released.get(key, (0, 0))
+        assert [fees + more for fees, more in zip(tape_owed, left, strict=True)] == owed and min(*tape_owed, *left) >= 0
+        idle = [have - got for have, got in zip(idle, paid, strict=True)]
+        assert idle == list(left)  # what was collected has gone
 
 
 def test_the_audit_command_compares_with_the_chain_after_the_digits(world, tmp_path, monkeypatch, capsys):
