@@ -101,6 +101,7 @@ class Code(StrEnum):
     EXECUTION_DRY_RUN = "execution_dry_run"
     EXECUTION_PENDING = "execution_pending"
     EXECUTION_EXPIRED = "execution_expired"
+    EXECUTION_REFUSED = "execution_refused"  # no node takes the transaction
     EXECUTION_REVERTED = "execution_reverted"
     EXECUTION_UNKNOWN = "execution_unknown"
     EXECUTOR_KEY = "executor_key"

@@ -16,7 +16,7 @@ from executor import plan
 from executor.journal import OrderJournal
 from executor.plan import Amounts, add
 from executor.readback import AVERAGE_SECONDS, Done, Tip, read_prices, unknown_average
-from executor.wallet import Later, Wallet
+from executor.wallet import GWEI, Later, Wallet
 from liquidity.executions import Minted, Order
 from liquidity.tape import worth
 from markets.base import MarketError
@@ -24,7 +24,6 @@ from protocol import MAX_POSITIONS, MAX_TICK, MIN_TICK, Code, ProtocolError
 from runtime.process import number
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
 
-GWEI = 10**9
 HOUR_SECONDS = 3600
 
 

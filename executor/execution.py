@@ -5,7 +5,7 @@
 
 The journal decides what is done next (`state_of`), so a process may be killed anywhere. At most one of an order's
 transactions can succeed: those of one nonce exclude each other, and another nonce is used only after the transaction of
-the last one was mined and had failed.
+the last one was mined and had failed. An order that is given up leaves its nonce to the next one.
 Read next: `drafting.py`, `wallet.py`, `journal.py`.
 """
 
@@ -24,7 +24,7 @@ from evm.rpc import Refusal, RpcError
 from executor.drafting import Draft, Drafter, Limits
 from executor.journal import CANCEL, PLAN, Attempt, OrderJournal
 from executor.readback import Tip, checked_receipt, gas_of, read_back
-from executor.wallet import Later, Wallet
+from executor.wallet import Later, Untaken, Wallet
 from liquidity.executions import Order, Report
 from markets.base import MarketError
 from protocol import MAX_TEXT_CHARS, Code, ProtocolError
@@ -33,7 +33,7 @@ from runtime.hidden import hide
 from wire.text import one_line
 
 MAX_REVERTED = 3  # attempts of one order that were mined and failed; then it is given up
-FOREIGN_SECONDS = 30  # past the deadline: a node that still has no receipt by then has none
+FOREIGN_SECONDS = 30  # past the deadline: a node that still has no receipt by then has none, and nobody waits on
 
 log = logging.getLogger("execution")
 
@@ -60,6 +60,8 @@ def state_of(order: Order, attempts: Sequence[Attempt], now: int) -> tuple[State
     late = now > order.deadline
     if mined is None:
         return (State.SENT if attempts else State.STALE if late else State.UNSENT), None
+    if mined.decision != order.decision:  # of an order that was given up; this one needs another nonce
+        return (State.STALE if late else State.UNSENT), mined
     if mined.kind == CANCEL:
         return State.CANCELLED, mined
     if mined.succeeded:
@@ -179,12 +181,11 @@ class Executor:
                 code, why = Code.EXECUTION_DRY_RUN, draft.words
             await self._finish(draft.done.fill(await self._report(order, attempts, code, why)))
             return True
-        count, next_nonce = await self.wallet.count(), await self.journal.next_nonce()
-        if count < next_nonce:
-            if lost := await self.journal.mined_with(count):
-                log.error("%s was final and is not in the chain: a reorganisation, or a node that is behind", lost.hash)
-                await self.wallet.broadcast(lost)
-            raise Later(f"the chain is at nonce {count}, {next_nonce} is next")
+        count = await self.wallet.count()
+        if lost := await self.journal.mined_with(count):
+            log.error("%s was final and is not in the chain: a reorganisation, or a node that is behind", lost.hash)
+            await self.wallet.broadcast(lost)
+            raise Later(f"the chain is at nonce {count}, {lost.hash} was mined with it")
         await self._check_alone(order, draft.tip, count)
         await self._send(order, PLAN, count, draft, None)
         return True
@@ -209,9 +210,11 @@ class Executor:
             why = "another bot, an old journal, or somebody else has the key"
             raise ProtocolError(Code.VAULT_CHANGED, f"{what}: {why}")
 
-    async def _send(self, order: Order, kind: str, nonce: int, draft: Draft, over: Attempt | None) -> None:
+    async def _send(
+        self, order: Order, kind: str, nonce: int, draft: Draft, over: Attempt | None, cheap: bool = False
+    ) -> None:
         """Sign a transaction, write it down, and send it, in this order; with more gas than what it replaces."""
-        fees = await self.wallet.fees(draft.tip, over)
+        fees = await self.wallet.fees(draft.tip, over, cheap)
         to = self.wallet.contract.manager if kind == PLAN else self.wallet.vault
         raw, hash_ = self.wallet.sign(nonce, to, draft.data, draft.gas, fees)
         attempt = Attempt(nonce, kind, hash_, raw, *fees, draft.tip.number, draft.moved_ppm)
@@ -227,19 +230,26 @@ class Executor:
         waiting = [one for one in attempts if one.nonce == attempts[-1].nonce]
         newest = waiting[-1]
         calls = [("eth_getTransactionReceipt", [one.hash]) for one in waiting]
-        calls.append(("eth_getTransactionByHash", [newest.hash]))
+        calls += [("eth_getTransactionByHash", [one.hash]) for one in waiting]
         deep = hex(max(0, tip.number - self.limits.confirmations))
         calls += [("eth_getTransactionCount", [self.wallet.vault, block]) for block in ("latest", deep)]
-        *receipts, known, count, deep_count = await self.wallet.rpc.batch(calls)  # from one node: they belong together
+        *found, count, deep_count = await self.wallet.rpc.batch(calls)  # from one node: they belong together
+        receipts, known = found[: len(waiting)], found[len(waiting) :]
         for attempt, receipt in zip(waiting, receipts, strict=True):
             if receipt is not None:
                 return await self._confirm(attempt, receipt, tip)
-        count, self.said = number(count), f"{newest.hash} was signed at block {newest.block} and is not mined"
+        count, said = number(count), self.said
+        over = tip.time > order.deadline + FOREIGN_SECONDS
         if count > newest.nonce:  # or its receipt is not there yet
-            gone = tip.time > order.deadline + FOREIGN_SECONDS and number(deep_count) > newest.nonce
-            if not gone or await self._is_known(waiting):
+            self.said = f"{newest.hash} was signed at block {newest.block}, its nonce is used, it has no receipt"
+            if not over or number(deep_count) <= newest.nonce or await self._is_known(waiting):
                 return False
             detail = f"nonce {newest.nonce} was used by a transaction that is not this bot's: who else has the key?"
+            await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
+            return True
+        self.said = f"{newest.hash} was signed at block {newest.block} and is not mined"
+        if over:
+            detail = f"not included until {order.deadline}: {said or self.said}; the next order gets its nonce"
             await self._refuse(order, attempts, Code.EXECUTION_EXPIRED, detail)
             return True
         if not self.live or self.wallet.paused:
@@ -249,11 +259,14 @@ class Executor:
             log.error("%s was final and is not in the chain: %s waits behind it", lost.hash, newest.hash)
             await self.wallet.broadcast(lost)
             return False
-        if await self._replace(order, newest, tip):
-            return True
-        if known is None:
-            await self.wallet.broadcast(newest)
-        return False
+        late, untaken = tip.time > order.deadline, None
+        if known[-1] is None and not (late and newest.kind == PLAN):
+            untaken = await self.wallet.broadcast(newest)
+        if untaken:
+            self.said = f"{newest.hash} is not sent: {untaken.why}"
+            if said != self.said:
+                self._tell("trouble", f"{order.decision}: {self.said}")
+        return await self._replace(order, attempts, tip, untaken, any(known))
 
     async def _confirm(self, attempt: Attempt, receipt: dict[str, Any], tip: Tip) -> bool:
         """It is mined: write that down once enough blocks stand on it."""
@@ -278,20 +291,31 @@ class Executor:
                 return True
         return False
 
-    async def _replace(self, order: Order, newest: Attempt, tip: Tip) -> bool:
-        """What waits for too long by a new plan, or after the deadline by a transaction that does nothing."""
-        late, stuck = tip.time > order.deadline, tip.number - newest.block >= self.limits.replace_blocks
+    async def _replace(
+        self, order: Order, attempts: Sequence[Attempt], tip: Tip, untaken: Untaken | None, known: bool
+    ) -> bool:
+        """What waits for too long, or offers too little, by a new plan; after the deadline by one that does nothing.
+
+        What no node takes for as long, or could take within the limits, ends the order, unless any is `known`.
+        """
+        newest, late, cheap = attempts[-1], tip.time > order.deadline, bool(untaken and untaken.cheap)
+        stuck = tip.number - newest.block >= self.limits.replace_blocks
         try:
-            if late and (newest.kind == PLAN or stuck):
+            if late and (newest.kind == PLAN or stuck or cheap):
                 gas = await self.wallet.estimate(self.wallet.vault, "0x")
-                await self._send(order, CANCEL, newest.nonce, Draft(tip, "0x", gas), newest)
+                await self._send(order, CANCEL, newest.nonce, Draft(tip, "0x", gas), newest, cheap)
                 return True
-            if stuck and not late:
+            if stuck and untaken and not (late or cheap or known):
+                raise ProtocolError(Code.EXECUTION_REFUSED, f"no node takes it: {untaken.why}")
+            if (stuck or cheap) and not late:
                 draft = await self.drafter.draft(order, tip)
                 if draft.data:
-                    await self._send(order, PLAN, newest.nonce, draft, newest)
+                    await self._send(order, PLAN, newest.nonce, draft, newest, cheap)
                     return True
         except (ProtocolError, Later) as error:
+            if untaken and not (late or known) and isinstance(error, ProtocolError):
+                await self._refuse(order, attempts, error.code, error.detail)
+                return True
             log.warning("%s: %s is not replaced: %s", order.decision, newest.hash, error)
         return False
 

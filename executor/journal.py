@@ -75,6 +75,7 @@ class Attempt:
     moved_ppm: int
     receipt: dict[str, Any] | None = None
     time: int | None = None
+    decision: str = ""
 
     @property
     def succeeded(self) -> bool:
@@ -135,14 +136,15 @@ class OrderJournal:
         return decode(Order, body, MAX_ORDER_BYTES) if body else None
 
     async def attempts(self, decision: str) -> list[Attempt]:
-        """An order's, in the order they were signed in."""
-        rows = await self._db.rows("SELECT * FROM attempts WHERE decision = ? ORDER BY id", decision)
+        """An order's, in the order they were signed in, among those of others that were given up with its nonces."""
+        nonces = "SELECT nonce FROM attempts WHERE decision = ?"
+        rows = await self._db.rows(f"SELECT * FROM attempts WHERE nonce IN ({nonces}) ORDER BY id", decision)
         return [_attempt(row) for row in rows]
 
     async def sign(self, decision: str, attempt: Attempt) -> None:
         """Before it is sent."""
         fees = {name: str(getattr(attempt, name)) for name in _FEES}  # they may not fit the 8 bytes of an INTEGER
-        row = {"decision": decision, **asdict(attempt), **fees}
+        row = {**asdict(attempt), "decision": decision, **fees}
         await self._db.write(lambda connection: insert(connection, "attempts", [row]))
 
     async def mined(self, attempt: Attempt, receipt: dict[str, Any], time: int) -> None:
@@ -194,6 +196,8 @@ class OrderJournal:
             report = _report(row)
             lines.append(f"  {row['decision']}: {f'{report.code}, {report.detail}' if report else 'open'}")
             for attempt in await self.attempts(row["decision"]):
+                if attempt.decision != row["decision"]:
+                    continue
                 became = {True: "succeeded", False: "reverted"}[attempt.succeeded] if attempt.receipt else "not mined"
                 what = f"{attempt.kind} {attempt.hash}, nonce {attempt.nonce}"
                 lines.append(f"    {what}, signed at block {attempt.block}, {became}")

@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median_high
 from typing import Any, NamedTuple
 
 from web3 import Account
 
-from evm.abi import Function, Malformed, header_call, integer, number, read_header
+from evm.abi import Function, Malformed, header_call, integer, number, read_header, reading
 from evm.pool import Contract
 from evm.rpc import Refusal, Rpc, RpcError
 from executor import plan
@@ -33,6 +35,8 @@ from runtime.process import UserError
 POLL_SECONDS = 1.0
 GAS_MARGIN_PERCENT = 25  # above the estimate
 APPROVE_SECONDS = 180
+GWEI = 10**9
+HISTORY_BLOCKS = 20  # whose tips are looked at where no node says what is usual
 STILL_SECONDS, BEHIND_BLOCKS = 120, 20  # a node whose head stands still, or is so far behind, is not asked
 UNLIMITED = 2**256 - 1
 
@@ -41,6 +45,24 @@ APPROVE = Function("approve(address,uint256)", "bool")
 WETH9 = Function("WETH9()", "address")
 
 log = logging.getLogger("execution")
+
+
+_UNTAKEN = (  # what nodes say of a transaction that they do not take, and what that means; no meaning: they have it
+    (r"already (known|imported|exists)|known transaction|nonce.* (too low|lower|already)|same hash", ""),
+    (r"insufficient (funds|balance)|not enough (funds|balance)", "the vault has too little for gas"),
+    (
+        r"underpriced|(fee|price)\W*too ?low|tip (cap|needed)|priority fee|gas ?price|fee per ?gas|minimum|pool.* full",
+        _CHEAP := "it offers too little for gas",
+    ),
+)
+_LEAST = re.compile(r"(?:needed|minimum|at least|<|below)\D{0,30}?([0-9]{1,30})(?:\.[0-9]+)?( ?gwei)?", re.IGNORECASE)
+
+
+class Untaken(NamedTuple):
+    """No node that was asked takes a transaction: why, in our words, and whether more gas money may mend it."""
+
+    why: str
+    cheap: bool
 
 
 class Later(Exception):
@@ -70,6 +92,7 @@ class Wallet:
         self.max_gas_wei, self.pause_file = max_gas_wei, pause_file
         self.tokens = contract.pair.token0.address.lower(), contract.pair.token1.address.lower()
         self._native: str | None = None
+        self._least_tip = 0  # what nodes said that the chain wants at least, wei
         self._head = 0, time.monotonic()  # the highest block seen, and when it came
 
     @property
@@ -137,14 +160,30 @@ class Wallet:
             raise Later(f"gas cannot be estimated: {answer}")
         return integer(answer) * (100 + GAS_MARGIN_PERCENT) // 100
 
-    async def fees(self, tip: Tip, over: Attempt | None) -> Fees:
-        """What to offer; an eighth more than what it shall replace, as nodes demand. Raises `ProtocolError`."""
-        answer = await self.ask("eth_maxPriorityFeePerGas", refusable=True)
-        priority = 0 if isinstance(answer, Refusal) else integer(answer)
-        most, least = 2 * tip.base_fee_wei + priority, tip.base_fee_wei
+    async def usual_tip(self) -> int:
+        """What who makes a block is paid: as a node says, else as was paid lately. Raises `Later`: nobody knows."""
+        answers = await self.rpc.second([("eth_maxPriorityFeePerGas", [])], set())  # once: not all have it
+        if answers and not isinstance(answers[0], Refusal):
+            return integer(answers[0])
+        history = await self.ask("eth_feeHistory", hex(HISTORY_BLOCKS), "latest", [50], refusable=True)
+        if isinstance(history, Refusal):
+            raise Later(f"no node says what tip is usual: {history}")
+        with reading("fee history"):
+            return median_high(integer(tip) for (tip,) in history["reward"])
+
+    async def fees(self, tip: Tip, over: Attempt | None, cheap: bool = False) -> Fees:
+        """What to offer; an eighth more than what it shall replace, as nodes demand.
+
+        Of what was too `cheap` twice as much, where nobody said how much is wanted. Raises `ProtocolError`, `Later`.
+        """
+        priority = max(await self.usual_tip(), self._least_tip)
+        most, least = 2 * tip.base_fee_wei + priority, max(tip.base_fee_wei, self._least_tip)
         if over:
             more, priority_more = (fee * 9 // 8 + 1 for fee in (over.max_fee_wei, over.priority_fee_wei))
-            most, priority, least = max(most, more), max(priority, priority_more), max(least, more, priority_more)
+            least = max(least, more, priority_more)
+            if cheap and self._least_tip <= over.priority_fee_wei:
+                more, priority_more = 2 * over.max_fee_wei, max(2 * over.priority_fee_wei, over.max_fee_wei // 16)
+            most, priority = max(most, more), max(priority, priority_more)
         if least > self.max_gas_wei:
             raise ProtocolError(Code.GAS_PRICE_LIMIT, f"gas would cost {most} wei, at most {self.max_gas_wei}")
         return Fees(min(most, self.max_gas_wei), min(priority, self.max_gas_wei))
@@ -158,14 +197,24 @@ class Wallet:
         signed = self._account.sign_transaction({**what, "value": 0, "data": data, **costs})
         return f"0x{bytes(signed.raw_transaction).hex()}", f"0x{bytes(signed.hash).hex()}"
 
-    async def broadcast(self, attempt: Attempt) -> None:
-        """Whether it arrived is not asked here: the next look at the chain says."""
+    async def broadcast(self, attempt: Attempt) -> Untaken | None:
+        """Why it is not taken, if so. Whether it arrived the next look at the chain says."""
         if self.paused:
             log.warning("paused: %s is not sent", attempt.hash)
-            return
-        answer = await self.ask("eth_sendRawTransaction", attempt.raw, refusable=True)
-        if isinstance(answer, Refusal):
-            log.warning("%s: the node says %s", attempt.hash, answer.message)
+            return None
+        answers = await self.rpc.batch(calls := [("eth_sendRawTransaction", [attempt.raw])], refusable=True)
+        if isinstance(answers[0], Refusal):
+            answers = await self.rpc.second(calls, answers.endpoints) or answers
+        if not isinstance(said := answers[0], Refusal):
+            return None
+        log.warning("%s: the node says %s", attempt.hash, said.message)
+        unknown = f"a node refuses it, {said}; its log has the words"
+        why = next((why for words, why in _UNTAKEN if re.search(words, said.message, re.IGNORECASE)), unknown)
+        if why == _CHEAP:
+            wanted = (int(amount) * (GWEI if unit else 1) for amount, unit in _LEAST.findall(said.message))
+            wanted = [one for one in wanted if attempt.priority_fee_wei < one <= self.max_gas_wei]
+            self._least_tip = max(wanted, default=self._least_tip)
+        return Untaken(why, why == _CHEAP) if why else None
 
     async def approve(self, token: str) -> str:
         """Let the position manager take all of a token; returns the transaction. Raises `UserError` if that fails."""

@@ -24,6 +24,8 @@ from random import Random
 import aiohttp
 import anvil
 import pytest
+from eth_account.typed_transactions import TypedTransaction
+from hexbytes import HexBytes
 from multidict import CIMultiDict
 from web3 import Account, Web3
 
@@ -724,22 +726,28 @@ def test_a_dry_run_awaits_what_was_sent_before_and_sends_nothing(world, tmp_path
     assert asyncio.run(work(True, 1)) is None and len(lost) == 1
     assert asyncio.run(work(False, 3)) is None and len(lost) == 1
     world.chain.mine(2, 200)  # past the deadline: what cancels it is not sent either
-    assert asyncio.run(work(False, 3)) is None and len(lost) == 1 and world.nonce == nonce
+    assert asyncio.run(work(False, 3)).code == Code.EXECUTION_EXPIRED and len(lost) == 1 and world.nonce == nonce
     assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
 
 
-def test_a_stuck_transaction_is_replaced_with_the_same_nonce_and_a_higher_fee(world, tmp_path):
-    """By a new plan; only one of them can be mined."""
-    dear = 40 * 10**9
+@pytest.mark.parametrize("dear", [False, True])
+def test_a_stuck_transaction_is_replaced_with_the_same_nonce_and_a_higher_fee(world, tmp_path, dear):
+    """By a new plan; only one of them can be mined. At once where a block costs more than it offers."""
 
     async def work():
         async with world.bot(tmp_path, replace_blocks=2) as bot:
+            said = {} if dear else {"eth_sendRawTransaction": "0x" + "12" * 32}  # taken, and lost
+            speaking(bot, said)
             await bot.journal.accept(order)
             await bot.step()
-            for _ in range(2):
-                world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(dear))
+            for _ in range(1 if dear else 2):
+                assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 1
+                if dear:
+                    world.chain.rpc("anvil_setNextBlockBaseFeePerGas", hex(40 * GWEI))
                 world.chain.mine()
                 assert await bot.step()
+            assert len(rows(tmp_path, "SELECT 1 FROM attempts")) == 2
+            said.clear()
             return await world.carry_out(bot, order)
 
     order, nonce = world.order("first", WIDE), world.nonce
@@ -770,6 +778,147 @@ def test_a_transaction_that_waits_past_the_deadline_is_cancelled_and_the_next_or
     assert "cancelled" in report.detail and later.code == Code.EXECUTED and later.before == Inventory(*balances)
     kinds = rows(tmp_path, "SELECT decision, kind, nonce FROM attempts ORDER BY id")
     assert kinds == [("first", "plan", nonce), ("first", "cancel", nonce), ("second", "plan", nonce + 1)]
+
+
+def speaking(bot: Executor, said: dict[str, object]) -> list[str]:
+    """Let the node answer these methods otherwise; returns the raw transactions that it was sent."""
+    post, sent = bot.wallet.rpc._post, []
+
+    async def wrapped(endpoint, calls, seconds, refusable):
+        (method, parameters), *_ = calls
+        if method == "eth_sendRawTransaction":
+            sent.append(parameters[0])
+        answer = said.get(method)
+        answer = answer(*parameters) if callable(answer) else answer
+        if isinstance(answer, Exception) and not isinstance(answer, Refusal):
+            raise answer
+        return [answer] if answer is not None else await post(endpoint, calls, seconds, refusable)
+
+    bot.wallet.rpc._post = wrapped
+    return sent
+
+
+def tip_of(raw: str) -> int:
+    return TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["maxPriorityFeePerGas"]
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        ("gas tip cap {0}, minimum needed 25000000000", 2),
+        ("transaction underpriced: tip needed 25000000000, tip permitted {0}", 2),
+        ("transaction underpriced: address 0x12 have gas tip cap ({0}) < pool gas tip cap (25000000000)", 2),
+        ("max priority fee per gas {0} is below the minimum of 25 gwei", 2),
+        ("transaction underpriced", 9),
+    ],
+)
+def test_the_least_tip_of_a_chain_is_found_in_what_refuses_less(world, tmp_path, monkeypatch, words, most):
+    """And what is usual in what was paid lately, where nobody says it. The next order offers enough at once."""
+    monkeypatch.setattr(rpc_module, "MAX_REST_SECONDS", 0.01)
+    tips = []
+
+    def takes(raw: str) -> Refusal | None:
+        tips.append(tip_of(raw))
+        return Refusal(-32000, words.format(tips[-1])) if tips[-1] < 25 * GWEI else None
+
+    async def work():
+        async with world.bot(tmp_path, max_gas_wei=500 * GWEI) as bot:
+            limited = rpc_module._Limited("too many requests")
+            sent = speaking(bot, {"eth_maxPriorityFeePerGas": limited, "eth_sendRawTransaction": takes})
+            first = await world.carry_out(bot, world.order("first", WIDE))
+            tried = len(set(sent))
+            return first, tried, await world.carry_out(bot, world.order("second")), len(set(sent)) - tried
+
+    first, tried, second, again = asyncio.run(work())
+    assert first.code == second.code == Code.EXECUTED and 2 <= tried <= most, tips
+    assert (again == 1 or most > 2) and max(tips) < 60 * GWEI
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "said"),
+    [
+        (
+            Refusal(-32000, "insufficient funds for gas * price + value: have 5"),
+            Code.EXECUTION_REFUSED,
+            "too little for",
+        ),
+        (
+            Refusal(-32000, "exceeds block gas limit"),
+            Code.EXECUTION_REFUSED,
+            "a node refuses it, an error (code -32000)",
+        ),
+        (Refusal(-32000, "gas tip cap 1, minimum needed 900000000000"), Code.GAS_PRICE_LIMIT, "gas would cost"),
+    ],
+)
+def test_a_send_that_is_refused_for_good_is_told_and_ends_the_order_and_the_next_one_goes_on(
+    world, tmp_path, refusal, code, said
+):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            bot._tell = lambda *what: told.append(what)
+            answers = {"eth_sendRawTransaction": refusal}
+            speaking(bot, answers)
+            report = await world.carry_out(bot, first, blocks=12)
+            answers.clear()
+            world.chain.mine()
+            return report, await world.carry_out(bot, world.order("second", WIDE))
+
+    first, nonce, told = world.order("first", WIDE), world.nonce, []
+    report, second = asyncio.run(work())
+    assert report.code == code and said in report.detail and world.time < first.deadline
+    assert (second.code, world.nonce) == (Code.EXECUTED, nonce + 1)
+    alerts = [text for kind, text in told if kind == "trouble"]
+    assert len(set(alerts)) == len(alerts) and all("is not sent" in text for text in alerts) and alerts
+    assert [kind for kind, _ in told].count("executor") == 1
+
+
+def given_up(world: World, folder: Path, paused: bool = False) -> tuple[Report, list[str]]:
+    """An order whose transactions a node takes and loses until it is over, and those transactions."""
+
+    async def work():
+        async with world.bot(folder) as bot:
+            sent = speaking(bot, {"eth_sendRawTransaction": lambda raw: "0x" + "12" * 32})
+            await bot.journal.accept(order)
+            while await bot.step():
+                assert world.time < order.deadline + 90
+                if paused:
+                    bot.wallet.pause_file.touch()
+                world.chain.mine(1, 10)
+            bot.wallet.pause_file.unlink(missing_ok=True)
+            return (await bot.journal.report("first"))[1], sent
+
+    order = world.order("first", WIDE)
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_an_order_that_no_block_takes_ends_past_its_deadline_and_the_next_one_takes_its_nonce(world, tmp_path, paused):
+    nonce = world.nonce
+    first, _ = given_up(world, tmp_path, paused)
+    assert first.code == Code.EXECUTION_EXPIRED and "the next order gets its nonce" in first.detail
+    assert ("nothing is sent in a pause" in first.detail) == paused
+    [second] = world.run(tmp_path, world.order("second", WIDE))
+    assert (second.code, world.nonce, len(world.held())) == (Code.EXECUTED, nonce + 1, 1)
+
+
+def test_what_was_given_up_and_is_mined_after_all_does_nothing_and_the_next_order_takes_another_nonce(world, tmp_path):
+    async def work():
+        async with world.bot(tmp_path) as bot:
+            await bot.journal.accept(world.order("second", WIDE))
+            await bot.step()
+            world.chain.rpc("anvil_dropAllTransactions")
+            world.chain.rpc("eth_sendRawTransaction", sent[0])
+            world.chain.mine()
+            for _ in range(4):
+                await bot.step()
+                world.chain.mine()
+            return (await bot.journal.report("second"))[1], await bot.journal.lines()
+
+    nonce = world.nonce
+    _, sent = given_up(world, tmp_path)
+    second, lines = asyncio.run(work())
+    assert (second.code, world.nonce, len(world.held())) == (Code.EXECUTED, nonce + 2, 1)
+    assert sum(", reverted" in line for line in lines) == 1 == sum(", succeeded" in line for line in lines), lines
 
 
 def test_a_transaction_that_is_mined_after_the_deadline_does_nothing(world, tmp_path):
@@ -1655,7 +1804,8 @@ def test_a_pause_is_looked_at_before_every_send(world, tmp_path, caplog):
             await bot.step()
             pause.touch()
             world.chain.rpc("anvil_dropAllTransactions")
-            world.chain.mine(2, 200)
+            world.chain.rpc("evm_setNextBlockTimestamp", third.deadline + 2)
+            world.chain.mine()
             assert await bot.step() and not world.pending()
             pause.unlink()
             return first, second, await world.carry_out(bot, third)
