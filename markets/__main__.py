@@ -79,7 +79,7 @@ def import_command(options: argparse.Namespace) -> int:
         return 2
     calls = Counter(event.args[0] for event in events if event.kind == "swap")
     found = sum(event.kind == "swap" and not event.args[0] for event in recording.events)
-    print(f"{recording.name}: {calls.total()} swaps, {len(events) - calls.total()} mints and burns, every digit agrees")
+    print(f"{recording.name}: {calls.total()} swaps, {len(events) - calls.total()} other events, every digit agrees")
     print(f"calls: {', '.join(f'{how} {calls[how]}' for how in CALLS)}; {found} of them found now")
     print(f"written to {target}.json and {target}.events.csv.xz")
     return 0

@@ -308,11 +308,12 @@ class RecordedMarket(InMemoryMarket):
         self._recording, self._idle = recording, idle
         slipstream = recording.snapshot and recording.snapshot.slipstream
         self._no_vaults = BACKGROUND, slipstream.gauge if slipstream else BACKGROUND
+        remark = "; of Slipstream, whose rewards are not scored" if slipstream else ""
         self._blocks, self._times = block_times(recording)
         token0, token1 = (Token("", *token) for token in (recording.token0, recording.token1))
         chain_id = CHAIN_IDS.get(recording.chain, 0)
         super().__init__(
-            label=f"recording {recording.name} ({recording.chain}); its block hashes are synthetic",
+            label=f"recording {recording.name} ({recording.chain}); its block hashes are synthetic{remark}",
             pair=Pair(chain_id, recording.pool_address, token0, token1, recording.fee, recording.tick_spacing),
             pool=open_pool(recording),
             first=recording.start_block,

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import anvil
 import pytest
@@ -34,7 +35,7 @@ from evm.__main__ import build_parser as evm_parser
 from evm.__main__ import record
 from evm.abi import CL_LOGS, POOL_LOGS, Log, Malformed
 from evm.audit import audit_chain
-from evm.events import follow_to, to_events
+from evm.events import NamedToken, follow_to, name_tokens, to_events
 from evm.market import Web3Market
 from evm.pool import Contract, State
 from executor import __main__ as executor_command
@@ -42,6 +43,7 @@ from liquidity import calls
 from liquidity.calls import find_call_and_fee
 from liquidity.events import Event, ReplayError
 from liquidity.live import LiveInputs, play_live
+from liquidity.recheck import check_shown
 from liquidity.replay import Snapshot, apply_event
 from liquidity.rounds import Round
 from liquidity.slipstream import SlipstreamPool
@@ -531,9 +533,15 @@ def test_a_staked_position_is_shown_where_it_may_be_moved_in_thought_but_not_whe
     for round_type in ("evaluation", "live"):
         moment = Moment(a_job(), A_PAIR, "r", round_type, 900, Block(0, 880, "0x"), Block(0, 880, "0x"))
         query = Round(JobSettings(), snapshot).query(moment)
-        shown[round_type] = [position.tick_lower for position in query.current_positions]
         assert query.inventory_remaining == Inventory(5, 6)
-    assert shown == {"evaluation": [-500, -600], "live": [-600]}
+        shown[query] = [position.tick_lower for position in query.current_positions]
+    (evaluation, of_it), (live, of_that) = shown.items()
+    assert (of_it, of_that) == ([-500, -600], [-600])
+    parts = {"played": True, "live": True, "settings": JobSettings(), "snapshot": snapshot, "events": []}
+    parts |= {"evidence": {"entrants": []}, "decisions": [], "executions": [], "row": {"code": "scored"}}
+    for query, wrong in ((live, False), (replace(live, current_positions=evaluation.current_positions), True)):
+        asks = [SimpleNamespace(query=query, first=False, hotkey="a", path="asks[0]")]
+        assert bool(list(check_shown(SimpleNamespace(**parts, asks=asks)))) is wrong
 
 
 def test_a_token_of_the_same_tokens_with_another_spacing_is_not_of_this_pool(tmp_path):
@@ -919,6 +927,31 @@ def test_stakes_are_of_the_token_whose_collect_the_gauge_made_just_before():
     ]
     with pytest.raises(Malformed, match="Withdraw without the collect before it"):
         to_events(logs_of(logs[0][4:7], (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1))), A_CONTRACT, {7: 70}, {}, {})
+
+
+def test_a_vaults_token_keeps_its_name_while_the_gauge_has_it():
+    """Each transaction as the contracts log it, as far as it is asked for; the token goes to the gauge and back."""
+    vault, tokens = "0x" + "d" * 40, {3: NamedToken("0x" + "d" * 40, -10, 10)}
+    deposit = logs_of(
+        (POOL, "Burn", (A_MANAGER, -10, 10, 0, 0, 0)),
+        (POOL, "Collect", (A_MANAGER, -10, 10, vault, 5, 6)),
+        (A_MANAGER, "Collect", (3, vault, 5, 6)),
+        (A_MANAGER, "Transfer", (vault, A_GAUGE, 3)),
+        (A_GAUGE, "Deposit", (vault, 3, 1000)),
+    )
+    withdraw = logs_of(
+        (POOL, "Burn", (A_GAUGE, -10, 10, 0, 0, 0)),
+        (POOL, "Collect", (A_GAUGE, -10, 10, A_GAUGE, 0, 0)),
+        (A_MANAGER, "Collect", (3, A_GAUGE, 0, 0)),
+        (A_MANAGER, "Transfer", (A_GAUGE, vault, 3)),
+        (A_GAUGE, "Withdraw", (vault, 3, 1000)),
+    )
+    for logs, kind, first in ((deposit, "stake", vault), (withdraw, "unstake", A_GAUGE), (deposit, "stake", vault)):
+        names, new = name_tokens(logs, A_CONTRACT, {vault}, tokens)
+        events, _ = to_events([one for one in logs if one.address != A_MANAGER], A_CONTRACT, {7: 70}, names, {})
+        assert (events[0].kind, events[0].args[0]) == ("burn", first) and not new
+        assert (events[-1].kind, events[-1].args) == (kind, (vault, -10, 10, 1000))
+    assert tokens == {3: NamedToken(vault, -10, 10)}
 
 
 def test_what_somebody_gives_to_the_gauge_is_not_staked():
