@@ -214,7 +214,7 @@ class Receipt(NamedTuple):
     success: bool
     sender: str
     gas_used: int
-    gas_wei: int  # what it cost, a layer 2's fee for data included
+    gas_wei: int  # what it cost, a layer 2's fees for data and to its operator included
     places: frozenset[tuple[int, int]]  # (block, log index) of its logs
 
 
@@ -222,7 +222,12 @@ class Receipt(NamedTuple):
 def read_receipt(raw: Any) -> Receipt:
     """Check one receipt of an answer. Raises `Malformed`."""
     block, gas_used = number(raw["blockNumber"]), number(raw["gasUsed"])
-    gas_wei = gas_used * integer(raw["effectiveGasPrice"]) + integer(raw.get("l1Fee") or "0x0")
+    data_fee, scalar, constant = (
+        integer(raw.get(name) or "0x0") for name in ("l1Fee", "operatorFeeScalar", "operatorFeeConstant")
+    )
+    jovian = raw.get("daFootprintGasScalar") is not None  # since that release of the OP stack
+    operator_fee = (gas_used * scalar * 100 if jovian else gas_used * scalar // 10**6) + constant
+    gas_wei = gas_used * integer(raw["effectiveGasPrice"]) + data_fee + operator_fee
     if gas_wei >> 128:
         raise ValueError("its gas costs more than there is")
     places = frozenset((block, number(log["logIndex"])) for log in raw["logs"])

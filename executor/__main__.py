@@ -202,7 +202,7 @@ async def status_lines(bot: Executor) -> list[str]:
         owed = ", staked in the gauge: left alone" if one.staked else owed
         lines.append(f"  token {one.token_id}: {one.tick_lower}..{one.tick_upper}, L {one.liquidity}{owed}")
     for token, amount in zip((pair.token0, pair.token1), await wallet.allowances(tip.hash), strict=True):
-        most, fix = "all" if amount >= UNLIMITED // 2 else amount, "" if amount else "; run: " + APPROVE_COMMAND
+        most, fix = "all" if amount == UNLIMITED else amount, "" if amount else "; run: " + APPROVE_COMMAND
         lines.append(f"the position manager may take {most} {token.symbol}{fix}")
     mined, moved = await bot.journal.within(tip.time - HOUR_SECONDS)
     lines.append(f"moved within an hour: {moved / 10**4:.2f} % of the inventory, in {mined} transactions")
@@ -218,11 +218,16 @@ async def approve(options: argparse.Namespace) -> int:
             raise UserError("an order is open: let `python -m executor serve` end it first")
         tokens = wallet.contract.pair.token0, wallet.contract.pair.token1
         allowed = await wallet.allowances((await wallet.tip()).hash)
-        due = [token for token, amount in zip(tokens, allowed, strict=True) if amount < UNLIMITED // 2]
-        for token in due:
+        due, failed = [one for one in zip(tokens, allowed, strict=True) if one[1] != UNLIMITED], []
+        for token, amount in due:
             print(f"{token.symbol} {token.address}: approve {wallet.contract.manager} for all", flush=True)
-            if options.yes:
-                print(f"  {await wallet.approve(token.address)}", flush=True)
+            try:
+                for hash_ in await wallet.approve(token.address, amount) if options.yes else ():
+                    print(f"  {hash_}", flush=True)
+            except UserError as error:  # the other may be approved nonetheless
+                failed.append(str(error))
+        if failed:
+            raise UserError("; ".join(failed))
         if not due:
             print("the position manager may take all of both tokens already")
         elif not options.yes:

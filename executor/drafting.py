@@ -131,7 +131,7 @@ class Drafter:
         await wallet.simulate(calls, tip)
         data = plan.multicall(calls)
         gas = await wallet.estimate(wallet.contract.manager, data)
-        now = await self._look_again(order, tip, gas)
+        now = await self._look_again(order, tip, gas, data)
         return Draft(now, data, gas, moved_ppm, idle, released, fees, tuple(mints), len(close))
 
     def _spendable(
@@ -146,7 +146,7 @@ class Drafter:
             for have, got, out, least in zip(idle, collected, released, worst, strict=True)
         )
 
-    async def _look_again(self, order: Order, tip: Tip, gas: int) -> Tip:
+    async def _look_again(self, order: Order, tip: Tip, gas: int, data: str) -> Tip:
         """The latest block, where all that may have changed since the plan is held against the limits again."""
         now = await self.wallet.tip()
         if now.time > order.deadline:
@@ -154,8 +154,8 @@ class Drafter:
         if now.hash != tip.hash:
             await self._check_market(order, now)
         have = await self.wallet.balance_wei()
-        need = gas * (await self.wallet.fees(now, None)).most  # nodes want to see all that is offered
-        if have < need:
+        need = gas * (await self.wallet.fees(now, None)).most + await self.wallet.layer2_fees(data, gas, now)
+        if have < need:  # nodes want to see all that is offered
             what = f"{have} wei for gas, {need} are needed; send some to {self.wallet.vault}"
             raise ProtocolError(Code.EXECUTION_REVERTED, what)
         self._check_pause()

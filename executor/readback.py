@@ -173,7 +173,7 @@ async def _balances_around(
 
 
 def gas_of(attempts: Sequence[Attempt]) -> tuple[int, int]:
-    """Gas used by all that were mined, and the wei paid for it, an OP stack chain's data fee included."""
+    """Gas used by all that were mined, and the wei paid for it, a layer 2's own fees included."""
     receipts = [read_receipt(attempt.receipt) for attempt in attempts if attempt.receipt]
     return sum(receipt.gas_used for receipt in receipts), sum(receipt.gas_wei for receipt in receipts)
 

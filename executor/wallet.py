@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median_high
 from typing import Any, NamedTuple
@@ -41,8 +42,12 @@ STILL_SECONDS, BEHIND_BLOCKS = 120, 20  # a node whose head stands still, or is 
 UNLIMITED = 2**256 - 1
 
 ALLOWANCE = Function("allowance(address,address)", "uint256")
+TOTAL_SUPPLY = Function("totalSupply()", "uint256")
 APPROVE = Function("approve(address,uint256)", "bool")
 WETH9 = Function("WETH9()", "address")
+GAS_ORACLE = "0x420000000000000000000000000000000000000f"  # a contract of the OP stack
+L1_FEE, OPERATOR_FEE = Function("getL1Fee(bytes)", "uint256"), Function("getOperatorFee(uint256)", "uint256")
+ENVELOPE_BYTES = 200  # that a transaction has beside its data, at most
 
 log = logging.getLogger("execution")
 
@@ -128,6 +133,14 @@ class Wallet:
         """What there is to pay gas from."""
         return integer(await self.ask("eth_getBalance", self.vault, "latest"))
 
+    async def layer2_fees(self, data: str, gas: int, tip: Tip) -> int:
+        """What an OP stack chain takes besides, for a transaction's data and for its operator, wei; elsewhere 0."""
+        envelope = bytes.fromhex(data[2:]) + bytes(ENVELOPE_BYTES)
+        calls = (L1_FEE.call(GAS_ORACLE, tip.hash, envelope), OPERATOR_FEE.call(GAS_ORACLE, tip.hash, gas))
+        answers = await self.rpc.batch(calls)
+        found = (function.read(answer) for function, answer in zip((L1_FEE, OPERATOR_FEE), answers, strict=True))
+        return sum(fee for (fee,) in filter(None, found))
+
     async def native_token(self) -> str:
         """The token that gas can be counted in: the manager's wrapped native one; asked once."""
         if self._native is None:
@@ -136,9 +149,12 @@ class Wallet:
         return self._native
 
     async def allowances(self, block_hash: str) -> list[int]:
-        """How much of each token the position manager may take from the vault."""
+        """How much of each token the position manager may take from the vault; `UNLIMITED` for all that there is."""
         calls = [ALLOWANCE.call(token, block_hash, self.vault, self.contract.manager) for token in self.tokens]
-        return [one(ALLOWANCE.read(answer)) for answer in await self.rpc.batch(calls)]
+        answers = await self.rpc.batch(calls + [TOTAL_SUPPLY.call(token, block_hash) for token in self.tokens])
+        allowed, there = ([one(ALLOWANCE.read(answer)) for answer in part] for part in (answers[:2], answers[2:]))
+        enough = (min(max(supply, 1), UNLIMITED // 2) for supply in there)
+        return [UNLIMITED if amount >= all_ else amount for amount, all_ in zip(allowed, enough, strict=True)]
 
     async def simulate(self, calls: Sequence[bytes], tip: Tip) -> Sequence[bytes]:
         """What the manager's calls would return in the state after a block. Raises `ProtocolError` if they fail."""
@@ -216,9 +232,30 @@ class Wallet:
             self._least_tip = max(wanted, default=self._least_tip)
         return Untaken(why, why == _CHEAP) if why else None
 
-    async def approve(self, token: str) -> str:
-        """Let the position manager take all of a token; returns the transaction. Raises `UserError` if that fails."""
-        tip, data = await self.tip(), "0x" + plan.data_of(APPROVE, self.contract.manager, UNLIMITED).hex()
+    async def approve(self, token: str, allowed: int) -> list[str]:
+        """Let the position manager take all of a token; returns the transactions. Raises `UserError` if that fails.
+
+        Some tokens change no allowance but from or to 0, and some count in 96 bits.
+        """
+        sent = []
+        if not (amount := await self._most(token)) and allowed:
+            sent.append(await self._let(token, 0))
+            amount = await self._most(token)
+        return [*sent, await self._let(token, amount or UNLIMITED)]
+
+    async def _most(self, token: str) -> int:
+        """The largest allowance that a token takes now; 0 if none."""
+        for amount in (UNLIMITED, 2**96 - 1):
+            with suppress(Later):
+                await self.estimate(token, self._approval(amount))
+                return amount
+        return 0
+
+    def _approval(self, amount: int) -> str:
+        return "0x" + plan.data_of(APPROVE, self.contract.manager, amount).hex()
+
+    async def _let(self, token: str, amount: int) -> str:
+        tip, data = await self.tip(), self._approval(amount)
         try:
             gas, fees = await self.estimate(token, data), await self.fees(tip, None)
         except (ProtocolError, Later) as error:

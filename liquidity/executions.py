@@ -19,7 +19,7 @@ class Sent:
         code: `EXECUTED`, or why nothing of the plan is on the chain; `EXECUTION_UNKNOWN` if nobody said in time.
         transaction: hash of the one that did it; empty if there is none.
         gas_used: of all transactions that were mined for it, also reverted ones.
-        gas_wei: paid for that in the chain's native token, a layer 2's fee for data included.
+        gas_wei: paid for that in the chain's native token, a layer 2's own fees included.
         gas0, gas1: the same where token0 or token1 is the wrapped native one, else 0: what a live score deducts.
     """
 

@@ -175,6 +175,37 @@ def trader_code(pool: str, token0: str, token1: str) -> str:
     return "0x" + assemble(f"{stores} {len(runtime):x} 0 RETURN").hex()
 
 
+BEHIND = "0x" + "1d" * 20  # where the code of a token that was made odd then stands
+_FEW = f"""  ; totalSupply() fits what an allowance can be
+        0 CALLDATALOAD e0 SHR 18160ddd EQ ISZERO @more JUMPI {2**90:x} 0 MSTORE 20 0 RETURN :more"""
+ODD_TOKENS = {  # what runs before the token's own code, which it may never reach
+    "through_zero": f"""  ; as USDT: an allowance that is not 0 can be changed to 0 alone
+        0 CALLDATALOAD e0 SHR 095ea7b3 EQ ISZERO @forward JUMPI 24 CALLDATALOAD ISZERO @forward JUMPI
+        dd62ed3e{"0" * 56} 0 MSTORE CALLER 4 MSTORE 4 CALLDATALOAD 24 MSTORE
+        20 0 44 0 {BEHIND[2:]} GAS DELEGATECALL POP 0 MLOAD ISZERO @forward JUMPI 0 0 REVERT""",
+    "narrow": f"""{_FEW}  ; allowances have 96 bits, more is refused
+        0 CALLDATALOAD e0 SHR 095ea7b3 EQ ISZERO @forward JUMPI
+        {2**96 - 1:x} 24 CALLDATALOAD GT ISZERO @forward JUMPI 0 0 REVERT""",
+    "capped": f"""{_FEW}  ; as UNI and COMP: more than 96 bits become as much as they hold
+        0 CALLDATALOAD e0 SHR 095ea7b3 EQ ISZERO @forward JUMPI
+        {2**96 - 1:x} 24 CALLDATALOAD GT ISZERO @forward JUMPI
+        44 0 0 CALLDATACOPY {2**96 - 1:x} 24 MSTORE
+        0 0 44 0 {BEHIND[2:]} GAS DELEGATECALL @quiet JUMPI 0 0 REVERT""",
+    "stubborn": "0 CALLDATALOAD e0 SHR 095ea7b3 EQ ISZERO @forward JUMPI 0 0 REVERT",  # nothing can be approved
+}
+
+
+def make_odd(chain: Chain, token: str, how: str) -> None:
+    """Let a token behave as real ones do; its approvals then return nothing, as USDT's."""
+    chain.rpc("anvil_setCode", BEHIND, chain.rpc("eth_getCode", token, "latest"))
+    code = assemble(f"""{ODD_TOKENS[how]}
+        :forward CALLDATASIZE 0 0 CALLDATACOPY 0 0 CALLDATASIZE 0 {BEHIND[2:]} GAS DELEGATECALL
+        @good JUMPI RETURNDATASIZE 0 0 RETURNDATACOPY RETURNDATASIZE 0 REVERT :good
+        0 CALLDATALOAD e0 SHR 095ea7b3 EQ @quiet JUMPI RETURNDATASIZE 0 0 RETURNDATACOPY RETURNDATASIZE 0 RETURN
+        :quiet 0 0 RETURN""")
+    chain.rpc("anvil_setCode", token, "0x" + code.hex())
+
+
 class Uniswap:
     """The contracts, and calls of them that wait for `chain.mine()`.
 

@@ -543,7 +543,7 @@ def test_what_an_empty_token_is_owed_is_collected_first_and_was_shown_as_idle(wo
     world.chain.rpc("evm_revert", saved)
 
 
-def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_fee_for_data():
+def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_own_fees():
     def attempt(**gas: int) -> Attempt:
         receipt = {"from": "0x", "logs": [], "blockNumber": "0x1", "status": "0x1"}
         receipt |= {name: hex(value) for name, value in gas.items()}
@@ -551,6 +551,11 @@ def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_fee_for_data
 
     found = [attempt(gasUsed=5, effectiveGasPrice=7), attempt(), attempt(gasUsed=11, effectiveGasPrice=13, l1Fee=17)]
     assert gas_of(found) == (5 + 11, 5 * 7 + 11 * 13 + 17)
+    fees = {"l1Fee": 17, "operatorFeeScalar": 2 * 10**6, "operatorFeeConstant": 19}
+    more = attempt(gasUsed=11, effectiveGasPrice=13, **fees)  # the operator's fee, since Isthmus, and since Jovian
+    assert gas_of([more]) == (11, 11 * 13 + 17 + 11 * 2 + 19)
+    more = attempt(gasUsed=11, effectiveGasPrice=13, **fees | {"operatorFeeScalar": 2, "daFootprintGasScalar": 400})
+    assert gas_of([more]) == (11, 11 * 13 + 17 + 11 * 2 * 100 + 19)
 
 
 def test_liquidity_that_a_stranger_adds_to_the_vaults_position_changes_no_decision(world, tmp_path):
@@ -1768,6 +1773,18 @@ def test_missing_allowances_and_missing_gas_money_are_said_with_their_fix(world,
     assert report.code == Code.EXECUTED  # the node takes it
 
 
+def test_gas_money_must_do_for_a_second_layers_fees_for_data_and_to_its_operator_too(world, tmp_path):
+    """Each costs an ether there: getL1Fee(bytes) and getOperatorFee(uint256), to whatever data and gas."""
+    code = anvil.assemble(f"{ETHER:x} 0 MSTORE 20 0 RETURN")
+    world.chain.rpc("anvil_setCode", wallet_module.GAS_ORACLE, "0x" + code.hex())
+    world.chain.rpc("anvil_setBalance", world.vault, hex(2 * ETHER))
+    report = refused(world, tmp_path, world.order("first", WIDE))
+    [need] = re.search(rf"{2 * ETHER} wei for gas, (\d+) are needed", report.detail).groups()
+    assert report.code == Code.EXECUTION_REVERTED and 2 * ETHER < int(need) < 2 * ETHER + ETHER // 10
+    world.chain.rpc("anvil_setBalance", world.vault, hex(int(need)))
+    assert world.run(tmp_path, world.order("second", WIDE))[0].code == Code.EXECUTED
+
+
 def test_a_plan_that_the_contracts_would_refuse_is_refused_before_anything_is_signed(world, tmp_path):
     """Here the range's ticks hold as much as a tick may hold."""
     most = Pool(world.uniswap.fee, world.uniswap.spacing).max_liquidity_per_tick
@@ -2127,6 +2144,37 @@ def test_approve_gives_the_allowances_only_with_yes(world, tmp_path, capsys):
     assert "already" in command(capsys, *approve)[1]
     [report] = world.run(tmp_path, world.order("first", WIDE))
     assert report.code == Code.EXECUTED
+
+
+@pytest.mark.parametrize(("how", "transactions"), [("through_zero", 2), ("narrow", 1), ("capped", 1)])
+def test_approve_knows_tokens_that_take_no_allowance_but_through_0_or_of_96_bits(
+    world, tmp_path, capsys, how, transactions
+):
+    uniswap, chain = world.uniswap, world.chain
+    for token in (uniswap.token0, uniswap.token1):
+        uniswap.send(token, "approve(address,uint256)", uniswap.manager, 1, sender=world.vault)
+    chain.mine()
+    anvil.make_odd(chain, uniswap.token0, how)
+    nonce, approve = world.nonce, words(world, tmp_path, "approve")
+    with mining(chain):
+        code, said, _ = command(capsys, *approve, "--yes")
+    assert (code, world.nonce) == (0, nonce + transactions + 1) and said.count("  0x") == transactions + 1
+    assert "already" in command(capsys, *approve)[1]
+    assert command(capsys, *words(world, tmp_path, "status"))[1].count("may take all") == 2
+    [report] = world.run(tmp_path, world.order("first", WIDE))
+    assert report.code == Code.EXECUTED
+
+
+def test_a_token_that_cannot_be_approved_is_said_and_the_other_is_approved(world, tmp_path, capsys):
+    uniswap = world.uniswap
+    for token in (uniswap.token0, uniswap.token1):
+        uniswap.send(token, "approve(address,uint256)", uniswap.manager, 0, sender=world.vault)
+    world.chain.mine()
+    anvil.make_odd(world.chain, uniswap.token0, "stubborn")
+    with mining(world.chain):
+        code, said, trouble = command(capsys, *words(world, tmp_path, "approve"), "--yes")
+    assert code == 2 and said.count("  0x") == 1 and uniswap.token1 in said
+    assert f"{uniswap.token0} cannot be approved" in trouble and trouble.count("\n") == 1
 
 
 def test_keys_are_read_from_files_that_nobody_else_may_read(tmp_path):
