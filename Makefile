@@ -30,6 +30,7 @@ bench: $(VENV)/dev node_modules/.installed
 	$(RUN) bench/memory.py
 	$(RUN) bench/status.py
 	$(RUN) bench/follower.py
+	$(RUN) bench/sweep.py
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .

@@ -24,7 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from chain import sweeping
-from chain.base import BLOCK_SECONDS, Chain, ChainError, Metagraph, Next, Refused, WriteOutcome, done, refusal
+from chain.base import (
+    BLOCK_SECONDS,
+    Chain,
+    ChainError,
+    Metagraph,
+    Next,
+    Refused,
+    StakeParams,
+    WriteOutcome,
+    check_move,
+    done,
+)
 from chain.journal import ROUNDING_RAO, Journal, Reading, Step, alpha
 from chain.loop import Result, follow, teller
 from chain.notify import AlertRules, Notifier, add_notify_options
@@ -122,6 +133,7 @@ class Sweeper:
         self._chain, self._journal, self._policy, self._allowed = chain, journal, policy, allowed
         self._new_state = "skipped" if skip_first else "observed"
         self._news: dict[str, Any] = {}
+        self._elsewhere: str | None = None  # what is wrong with where the income lands; None: not asked yet
 
     async def step(self) -> Result:
         """Do all that can be done now.
@@ -133,52 +145,59 @@ class Sweeper:
         first_state = "observed" if self._policy.take_all else "baseline"
         await self._journal.observe(now, self._new_state, first_state)
         self._new_state = "observed"
+        if self._elsewhere is None:
+            await self._params()
         while True:
-            step = await self._journal.open_step()
-            if step is None:
-                epoch_block = await self._journal.next_epoch()
-                if epoch_block is None:
-                    return Result(1, "", self._news)
-                await self._plan(epoch_block)
+            step, epoch_block = await self._journal.open_step(), await self._journal.next_epoch()
+            stuck = step if step and step.state == "planned" and step.retry_block else None
+            if stuck and now.block < stuck.retry_block:
+                return Result(1, f"step {step.id} ({step.detail}); again at block {step.retry_block}", self._news)
+            if epoch_block is not None and (stuck or step is None):
+                await self._plan(epoch_block, stuck)
+            elif step is None:
+                return Result(1, self._elsewhere, self._news)
             elif waiting := await (self._settle(step) if step.state == "sent" else self._send(step)):
                 return Result(1, waiting, self._news)
 
-    async def _plan(self, epoch_block: int) -> None:
-        baseline_rao = await self._journal.baseline_rao()
-        earned_rao, aggregator_rao = await sweeping.available(self._chain, self._policy, baseline_rao)
-        steps = sweeping.plan(self._policy, self._chain.hotkey, self._chain.coldkey, earned_rao, aggregator_rao)
+    async def _params(self) -> StakeParams:
+        params = await self._chain.stake_params()
+        self._elsewhere = self._news["income"] = sweeping.elsewhere(self._chain, params)
+        return params
+
+    async def _plan(self, epoch_block: int, stuck: Step | None) -> None:
+        """Write down an epoch's sweep, with what one that is stuck was to move: its amounts follow what is there."""
+        policy, least_rao, moved_rao = self._policy, (await self._params()).least_rao, 0
+        earned_rao, aggregator_rao = await sweeping.available(self._chain, policy, await self._journal.baseline_rao())
+        if not policy.take_all:
+            aggregator_rao = moved_rao = await self._journal.moved_rao(policy.aggregator_hotkey)
+        ends = self._chain.hotkey, self._chain.coldkey
+        steps = sweeping.plan(policy, *ends, earned_rao, aggregator_rao, least_rao)
         self._news["registered"] = (await self._chain.metagraph()).by_hotkey(self._chain.hotkey) is not None
-        await self._journal.write_plan(epoch_block, earned_rao, steps)
+        await self._journal.write_plan(epoch_block, earned_rao, steps, stuck if steps or not moved_rao else None)
         if not steps:
             log.info("epoch %d: %d rao to sweep, below the minimum; left to the next", epoch_block, earned_rao)
 
     async def _send(self, step: Step) -> str:
-        policy, block = self._policy, await self._chain.block()
-        if block < step.retry_block:
-            return f"step {step.id} ({step.detail}); again at block {step.retry_block}"
-        free_rao = await self._chain.free_balance()
-        if free_rao is not None and free_rao < policy.fee_reserve_rao:
-            detail = f"the coldkey's free TAO is {free_rao} rao, the fee reserve {policy.fee_reserve_rao}: send it some"
-            return await self._again(step, block, refusal("FeeReserve", detail, block))
-        try:
-            self._allowed()
-        except UserError as error:
-            return await self._again(step, block, refusal("NotAllowed", str(error), block))
-        before = await sweeping.read(self._chain, *self._ends(step))
+        block, before = await self._chain.block(), await sweeping.read(self._chain, *self._ends(step))
         kept_rao = 0
-        if step.origin_hotkey == self._chain.hotkey and not policy.take_all:
+        if step.origin_hotkey == self._chain.hotkey and not self._policy.take_all:
             kept_rao = await self._journal.baseline_rao()
-        amount_rao = min(step.amount_rao, before.rao[0] - kept_rao)
-        detail = ""
+        amount_rao, detail = min(step.amount_rao, before.rao[0] - kept_rao), ""
         if amount_rao < step.amount_rao - ROUNDING_RAO:
             detail = f"{step.amount_rao} rao were to leave {step.origin_hotkey}, {max(0, amount_rao)} are there"
-        if not sweeping.is_planned(policy, self._chain.hotkey, self._chain.coldkey, step):
+        if not sweeping.is_planned(self._policy, self._chain.hotkey, self._chain.coldkey, step):
             detail = f"{step.origin_hotkey} to {step.dest_hotkey} of {step.dest_coldkey}: not planned by this program"
         if detail:
             log.warning("epoch %d: %s; dropped", step.epoch_block, detail)
             await self._journal.drop(step, detail)
-            self._news["sweep"] = refusal("Dropped", detail, block)
+            self._news["sweep"] = Refused("Dropped", detail).outcome(block)
             return ""
+        try:
+            await sweeping.check(self._chain, self._policy, self._allowed)
+            check_move(await self._params(), True, step.origin_hotkey, amount_rao, before.rao[0])  # a move precedes one
+        except Refused as refused:
+            return await self._again(step, block + RETRY_BLOCKS, refused.outcome(block))
+        later = await sweeping.next_try(self._chain, step.attempts + 1)
         step = await self._journal.sending(step, amount_rao, before)
         if step.action == "move":
             outcome = await self._chain.move_stake(step.origin_hotkey, step.dest_hotkey, amount_rao)
@@ -187,12 +206,12 @@ class Sweeper:
             outcome = await self._chain.transfer_stake(step.origin_hotkey, step.dest_coldkey, amount_rao, elsewhere)
         if outcome.ok or outcome.next is Next.READ_STATE_FIRST:
             return await self._settle(step)
-        return await self._again(step, block, outcome)
+        soon = sweeping.free_wait(outcome)
+        return await self._again(step, max(block, outcome.block) + soon if soon else later, outcome)
 
-    async def _again(self, step: Step, block: int, outcome: WriteOutcome) -> str:
-        wait_blocks = {Next.WAIT_BLOCKS: outcome.wait_blocks, Next.SIGN_AGAIN: 1}.get(outcome.next, RETRY_BLOCKS)
-        retry_block = max(block, outcome.block) + wait_blocks
-        self._news["sweep"] = outcome
+    async def _again(self, step: Step, retry_block: int, outcome: WriteOutcome) -> str:
+        if outcome.name != "AmountTooLow":  # that is no trouble: it waits for more
+            self._news["sweep"] = outcome
         await self._journal.not_applied(step, retry_block, outcome.detail)
         return f"epoch {step.epoch_block}: {outcome.detail}; again at block {retry_block}"
 
@@ -219,14 +238,15 @@ class Sweeper:
         if fate == "expired":
             detail = f"{step.action} of {step.amount_rao} rao of block {step.sent_block} did not happen"
             log.warning("epoch %d: %s; sending it again", step.epoch_block, detail)
-            await self._journal.not_applied(step, 0, detail)
+            again = await sweeping.next_try(self._chain, step.attempts) if step.attempts > 1 else 0
+            await self._journal.not_applied(step, again, detail)
             return ""
         if fate == "pending":
             return f"the fate of step {step.id}, sent at block {step.sent_block}: known after block {last_block}"
         what = f"{step.amount_rao} rao left {step.origin_hotkey} after block {step.sent_block}"
         fix = "look, then --settle applied or not-applied"
         detail = f"step {step.id}: neither the chain's record nor the balances say whether {what}; {fix}"
-        self._news["sweep"] = refusal("FateUnknown", detail, block)
+        self._news["sweep"] = Refused("FateUnknown", detail).outcome(block)
         return detail
 
     def _ends(self, step: Step) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -373,8 +393,9 @@ async def show(chain: Chain, netuid: int, path: Path, policy: Policy | None) -> 
     if policy is not None:
         if policy.take_all:
             print(await what_all_includes(chain, policy))
-        takes = await sweeping.available(chain, policy, baseline_rao)
-        steps = sweeping.plan(policy, chain.hotkey, chain.coldkey, *takes)
+        takes, params = await sweeping.available(chain, policy, baseline_rao), await chain.stake_params()
+        steps = sweeping.plan(policy, chain.hotkey, chain.coldkey, *takes, params.least_rao)
+        print(sweeping.elsewhere(chain, params) or f"the chain moves {alpha(params.least_rao)} or more", flush=True)
         print(f"plan, if an epoch came now:{'' if steps else ' nothing, it is below the minimum'}")
         for step in steps:
             to = f"{step.dest_hotkey} of {step.dest_coldkey}"
@@ -443,7 +464,7 @@ def build_parser() -> Parser:
     add("--destination-coldkey", metavar="SS58", required=True, help="who owns it then (as in the allow-list)")
     what = "lines `aggregator-hotkey SS58` and `destination-coldkey SS58` (default: stake-allow.txt in the folder)"
     add("--allow-list", metavar="FILE", help=what)
-    what = f"less is left to the next epoch (default: {MINIMUM_RAO}, about the chain's own minimum)"
+    what = f"less is left to the next epoch (default: {MINIMUM_RAO}; and than 0.002 TAO at the pool's price)"
     add("--minimum-rao", type=number(1), default=MINIMUM_RAO, metavar="RAO", help=what)
     what = f"send nothing while the coldkey's free TAO is below this (default: {FEE_RESERVE_RAO})"
     add("--fee-reserve-rao", type=number(0), default=FEE_RESERVE_RAO, metavar="RAO", help=what)

@@ -18,6 +18,7 @@ from typing import Protocol
 BLOCK_SECONDS = 12  # Bittensor's block time
 ERA_BLOCKS = 32  # a signed write that did not land within so many blocks never will
 U16_MAX = 2**16 - 1  # the largest weight of a stored vector
+LEAST_MOVE_TAO_RAO = 2_000_000  # what stake must be worth to move, in rao of TAO (subtensor `DefaultMinStake`)
 
 
 class ChainError(Exception):
@@ -93,6 +94,26 @@ class WeightParams:
     commit_reveal: bool  # weights are committed now and shown later
     last_update_block: int | None  # of this hotkey on this mechanism; None if it is not registered
     unrevealed_commits: int = 0  # of this hotkey on this mechanism
+
+
+@dataclass(frozen=True, slots=True)
+class StakeParams:
+    """What decides whether a coldkey's stake can move in the subnet, and where what it mines lands."""
+
+    moves: bool  # stake may move at all (subtensor `SubtokenEnabled`)
+    transfers: bool  # it may change its owner; the subnet's owner decides (`TransferToggle`)
+    price_rao: int  # as `Pool.price_rao`
+    auto_stake_hotkey: str | None  # where the chain stakes what the coldkey mines, instead of on its miners
+    least_tao_rao: int = LEAST_MOVE_TAO_RAO
+
+    @property
+    def least_rao(self) -> int:
+        """The alpha that may move at least: worth more than the least of TAO, and a hundredth for fee and slippage.
+
+        Source: subtensor `validate_stake_transition`: `sim_swap` must pay out more. Newer runtimes ask it only between
+            subnets, older ones of every move; less is worth no fee anyway.
+        """
+        return self.least_tao_rao * 101 * 10**7 // max(1, self.price_rao) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +198,6 @@ def done(block: int, detail: str = "") -> WriteOutcome:
     return WriteOutcome(True, WriteCode.OK, "", Next.NOTHING, detail, block)
 
 
-def refusal(name: str, detail: str, block: int) -> WriteOutcome:
-    """The outcome of what was not even sent."""
-    return WriteOutcome(False, WriteCode.INVALID_ARGUMENT, name, Next.NOTHING, detail, block)
-
-
 Weights = Mapping[int, int | Fraction | Decimal]
 """Exact numbers >= 0 by uid; only their ratios matter."""
 
@@ -209,22 +225,25 @@ def u16_weights(weights: Weights) -> dict[int, int]:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a chain refuses, said before anything is signed
 
-_REFUSALS = {  # the chain's names of its errors by their kind in the SDK's error map; `NoBurnUid`, `NoTarget` are ours
+_REFUSALS = {  # the chain's names of its errors by their kind in the SDK's error map, and those of `Refused`
     WriteCode.RATE_LIMITED: "SettingWeightsTooFast CommittingWeightsTooFast",
     WriteCode.NOT_REGISTERED: "HotKeyNotRegisteredInSubNet HotKeyNotRegisteredInNetwork HotKeyAccountNotExists"
     " NoBurnUid NoTarget",
-    WriteCode.NOT_AUTHORIZED: "NeuronNoValidatorPermit ColdkeyLocked",
-    WriteCode.INSUFFICIENT_BALANCE: "NotEnoughStakeToSetWeights NotEnoughStakeToWithdraw",
+    WriteCode.NOT_AUTHORIZED: "NeuronNoValidatorPermit ColdkeyLocked NotAllowed",
+    WriteCode.INSUFFICIENT_BALANCE: "NotEnoughStakeToSetWeights NotEnoughStakeToWithdraw FeeReserve",
     WriteCode.INVALID_ARGUMENT: "IncorrectWeightVersionKey UidVecContainInvalidOne WeightVecLengthIsLow"
-    " SameNetuid InvalidIpAddress InvalidPort ValueError",
+    " SameNetuid InvalidIpAddress InvalidPort ValueError Dropped FateUnknown",
     WriteCode.LIMIT_EXCEEDED: "MaxWeightExceeded AmountTooLow",
+    WriteCode.DISABLED: "TransferDisallowed",
+    WriteCode.SUBTOKEN_DISABLED: "SubtokenDisabled",
     WriteCode.SUBNET_NOT_EXISTS: "MechanismDoesNotExist",
 }
 REFUSALS = {name: kind for kind, names in _REFUSALS.items() for name in names.split()}
 
 
 class Refused(Exception):
-    """A write that the chain would not take: its name of the error, detail, and blocks to wait if waiting helps."""
+    """A write that the chain would not take, or that we do not send (`NoBurnUid`, `NoTarget`, `FeeReserve`,
+    `NotAllowed`, `Dropped`, `FateUnknown`): the name of the error, detail, and blocks to wait if waiting helps."""
 
     def outcome(self, block: int) -> WriteOutcome:
         name, detail, *wait = self.args
@@ -278,12 +297,16 @@ def check_weights(
     return me
 
 
-def check_amount(hotkey: str, amount_rao: int, held_rao: int, least_rao: int) -> None:
-    """Whether so much can leave a hotkey; raises `Refused`."""
+def check_move(params: StakeParams, transfer: bool, hotkey: str, amount_rao: int, held_rao: int) -> None:
+    """Whether so much can leave a hotkey, with `transfer` to another coldkey; raises `Refused`."""
+    if not params.moves:
+        raise Refused("SubtokenDisabled", "no stake of this subnet moves; its owner has not started it")
     if amount_rao > held_rao:
         raise Refused("NotEnoughStakeToWithdraw", f"{amount_rao} rao of {held_rao} on {hotkey}")
-    if amount_rao < least_rao:
-        raise Refused("AmountTooLow", f"{amount_rao} rao, at least {least_rao}")
+    if amount_rao < params.least_rao:
+        raise Refused("AmountTooLow", f"{amount_rao} rao, at least {params.least_rao} at the price of the moment")
+    if transfer and not params.transfers:
+        raise Refused("TransferDisallowed", "the subnet's owner has switched transfers of stake off")
 
 
 def served_address(graph: Metagraph, hotkey: str, host: str, port: int) -> tuple[str, bool]:
@@ -349,10 +372,14 @@ class Chain(Protocol):
         one; cannot be undone.
 
         Refused: `SameNetuid` (nothing would move), `HotKeyAccountNotExists`, `NotEnoughStakeToWithdraw`,
-        `AmountTooLow`; on Bittensor also without the coldkey in the wallet, and for a wrong address.
+        `AmountTooLow`, `TransferDisallowed`, `SubtokenDisabled`; on Bittensor also without the coldkey in the wallet,
+        and for a wrong address.
 
         Source: subtensor `validate_stake_transition`.
         """
+
+    async def stake_params(self) -> StakeParams:
+        """What decides whether this coldkey's stake can move now; `check_move` is what both chains hold against it."""
 
     async def free_balance(self) -> int | None:
         """Free TAO of this coldkey in rao, from which fees are paid; None on a chain without fees."""

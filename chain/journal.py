@@ -201,17 +201,36 @@ class Journal:
         row = await self._db.row("SELECT * FROM steps WHERE state IN ('planned', 'sent') ORDER BY id LIMIT 1")
         return Step(**row) if row else None
 
+    async def moved_rao(self, aggregator_hotkey: str) -> int:
+        """What a sweep that is not finished has moved to the aggregator, and not given on yet."""
+        sql = """SELECT COALESCE(SUM(iif(action = 'move', -amount_rao, amount_rao)), 0) FROM steps
+            WHERE state = 'planned' AND (action = 'move' OR origin_hotkey = ?)"""
+        return await self._db.value(sql, aggregator_hotkey)
+
     async def next_epoch(self) -> int | None:
         """The oldest epoch that was observed and not yet planned."""
         return await self._db.value("SELECT MIN(epoch_block) FROM epochs WHERE state = 'observed'")
 
-    async def write_plan(self, epoch_block: int, earned_rao: int, steps: Sequence[Wanted]) -> None:
-        """The movements of an epoch's sweep; without any there was nothing to sweep."""
+    async def write_plan(
+        self, epoch_block: int, earned_rao: int, steps: Sequence[Wanted], stuck: Step | None = None
+    ) -> None:
+        """The movements of an epoch's sweep; without any there was nothing to sweep.
+
+        They take the place of a sweep that is stuck, and what is still to be moved of it is in them.
+        """
+        attempts = stuck.attempts if stuck else 0
 
         def work(db: sqlite3.Connection) -> None:
+            if stuck:
+                detail = f"left to the sweep of epoch {epoch_block}"
+                db.execute("UPDATE steps SET state = 'dropped', detail = ? WHERE state = 'planned'", (detail,))
+                db.execute("""UPDATE epochs SET state = 'nothing', earned_rao = (SELECT COALESCE(SUM(amount_rao), 0)
+                    FROM steps WHERE steps.epoch_block = epochs.epoch_block AND state = 'applied' AND action = 'move')
+                    WHERE state = 'open'""")
             sql = "UPDATE epochs SET state = ?, earned_rao = ? WHERE epoch_block = ? AND state = 'observed'"
             db.execute(sql, ("open" if steps else "nothing", earned_rao, epoch_block))
-            insert(db, "steps", [asdict(step) | {"epoch_block": epoch_block, "state": "planned"} for step in steps])
+            row = {"epoch_block": epoch_block, "state": "planned", "attempts": attempts}
+            insert(db, "steps", [asdict(step) | row for step in steps])
 
         await self._db.write(work)
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chain.base import U16_MAX, ChainError, EpochInfo, Metagraph, Neuron, WeightParams
+from chain.base import LEAST_MOVE_TAO_RAO, U16_MAX, ChainError, EpochInfo, Metagraph, Neuron, StakeParams, WeightParams
 
 MIGRATIONS = (
     """CREATE TABLE subnet (  -- one row: the head of the chain and the subnet's owner and rules
@@ -75,7 +75,9 @@ class Hyperparameters:
     immunity_blocks: int = 4096  # a neuron younger than this is pruned only when all are
     max_validators: int = 64  # permits, given to the highest stakes
     stake_threshold_rao: int = 1_000 * 10**9  # the least for a permit, for setting weights, for being heard in an epoch
-    min_stake_move_rao: int = 2_000_000  # the least amount of a move or transfer
+    min_stake_move_rao: int = LEAST_MOVE_TAO_RAO  # what a move or transfer must be worth, in TAO
+    alpha_price_rao: int = 10**9  # rao of TAO for one alpha; here nobody trades it
+    transfers_allowed: bool = True  # stake may change its owner
     mechanism_count: int = 1  # they share the emission equally
     emission_rao_per_block: int = 10**9  # paid per epoch: half to miners, half to validators
 
@@ -162,6 +164,11 @@ def weight_params_of(db: sqlite3.Connection, subnet: sqlite3.Row, hotkey: str, m
         last = row["block"] if row else neuron.registered_block
     limits = rules.weights_rate_limit_blocks, rules.min_allowed_weights, rules.max_weight
     return WeightParams(*limits, rules.version_key, commit_reveal=False, last_update_block=last)
+
+
+def stake_params_of(subnet: sqlite3.Row) -> StakeParams:
+    rules = rules_of(subnet)
+    return StakeParams(True, rules.transfers_allowed, rules.alpha_price_rao, None, rules.min_stake_move_rao)
 
 
 def neuron_of(db: sqlite3.Connection, hotkey: str) -> Neuron | None:

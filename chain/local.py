@@ -26,11 +26,12 @@ from chain.base import (
     Pool,
     Refused,
     StakeMove,
+    StakeParams,
     WeightParams,
     Weights,
     WriteCode,
     WriteOutcome,
-    check_amount,
+    check_move,
     check_weights,
     checked_vector,
     done,
@@ -84,7 +85,7 @@ class LocalChain:
     weight on oneself but the owner's; both as on the real chain. Permits are given anew at each epoch and registration.
 
     Simpler than the real chain: no consensus clipping, bonds, commit-reveal, takes, nominators' dividends, owner's cut,
-    fees, registration cost or serving rate limit; loopback addresses are served.
+    fees, auto-stake, registration cost or serving rate limit; loopback addresses are served.
     """
 
     def __init__(self, db: Database, path: Path, hotkey: str, coldkey: str, clock: Callable | None):
@@ -198,6 +199,9 @@ class LocalChain:
         values = self.coldkey, from_block, to_block
         return [StakeMove(**row) for row in await self._at_head(lambda db, subnet: db.execute(sql, values).fetchall())]
 
+    async def stake_params(self) -> StakeParams:
+        return await self._at_head(lambda db, subnet: ledger.stake_params_of(subnet))
+
     async def free_balance(self) -> None:
         """None: there are no fees."""
 
@@ -237,7 +241,7 @@ class LocalChain:
                 if not ledger.row_of(db, "SELECT 1 FROM hotkeys WHERE hotkey = ?", hotkey):
                     raise Refused("HotKeyAccountNotExists", f"hotkey {hotkey} was never registered")
             held = ledger.stake_of(db, origin_hotkey, self.coldkey)
-            check_amount(origin_hotkey, amount_rao, held, ledger.rules_of(subnet).min_stake_move_rao)
+            check_move(ledger.stake_params_of(subnet), dest_coldkey != self.coldkey, origin_hotkey, amount_rao, held)
             ledger.add_stake(db, origin_hotkey, self.coldkey, -amount_rao)
             ledger.add_stake(db, dest_hotkey, dest_coldkey, amount_rao)
             ends = origin_hotkey, dest_hotkey, dest_coldkey

@@ -215,6 +215,7 @@ class AlertRules:
         permit: bool | None = None,
         weights: WriteOutcome | None = None,
         sweep: WriteOutcome | None = None,
+        income: str | None = None,
     ) -> list[Alert]:
         """Take in what is newly known (None: nothing new) and say what is to be told.
 
@@ -223,6 +224,7 @@ class AlertRules:
             registered, permit: of our hotkey.
             weights, sweep: how the last try ended. "Too soon" is no trouble; what only a person can mend is one at
                 once; the rest, which may pass, is one at the second time in a row. Weights that are late are one, too.
+            income: what is wrong with where the wallet's income lands; empty: nothing.
         """
         news: dict[str, str | None] = {}  # by kind: what is wrong, None: nothing
         if chain:
@@ -234,6 +236,8 @@ class AlertRules:
             news["registration"] = None if registered else "the hotkey is not registered on the subnet; register it"
         if permit is not None:
             news["permit"] = None if permit else "the hotkey has no validator permit, its weights count for nothing"
+        if income is not None:
+            news["income"] = income or None
         for kind, outcome in (("weights", weights), ("sweep", sweep)):
             if outcome is not None:
                 news |= self._judge(kind, outcome)

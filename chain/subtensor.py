@@ -10,8 +10,8 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -32,23 +32,23 @@ from chain.base import (
     Pool,
     Refused,
     StakeMove,
+    StakeParams,
     WeightParams,
     Weights,
     WriteCode,
     WriteOutcome,
-    check_amount,
+    check_move,
     check_weights,
     checked_vector,
     done,
     served_address,
 )
+from chain.lines import LOST, Lines
 from chain.wallets import Wallet, cause, check_address
 
 MECHANISM_STRIDE = 4096  # a mechanism's weights are stored under mechid * 4096 + netuid (GLOBAL_MAX_SUBNET_COUNT)
 READ_SECONDS, WRITE_SECONDS = 60.0, 180.0  # total deadlines; a write waits until it is final, three blocks or more
 MAX_FEE_TAO = "0.01"  # no write may cost more
-CLOSE_SECONDS = 5.0
-LOST = (bt.RpcConnectionError, bt.ConnectionNotReady, OSError, TimeoutError)
 
 T = TypeVar("T")
 
@@ -177,6 +177,9 @@ class BittensorChain:
     async def stake(self, hotkey: str, coldkey: str) -> int:
         return (await self._read("stake", lambda client: client.staking.get(coldkey, hotkey, self.netuid))).rao
 
+    async def stake_params(self) -> StakeParams:
+        return await self._read("stake parameters", self._stake_params)
+
     async def stake_moves(self, from_block: int, to_block: int) -> list[StakeMove]:
         """See `Chain.stake_moves`. Two requests a block; a node that prunes has the last 256, an archive has all.
 
@@ -230,7 +233,7 @@ class BittensorChain:
 
     async def move_stake(self, origin_hotkey: str, dest_hotkey: str, amount_rao: int) -> WriteOutcome:
         async def prepare(client: Any) -> bt.MoveStake:
-            amount = await self._amount(client, origin_hotkey, amount_rao)
+            amount = await self._amount(client, origin_hotkey, amount_rao, transfer=False)
             return bt.MoveStake(origin_hotkey, self.netuid, check_address(dest_hotkey), self.netuid, amount)
 
         return await self._write(prepare, coldkey=True)
@@ -239,7 +242,7 @@ class BittensorChain:
         self, hotkey: str, dest_coldkey: str, amount_rao: int, dest_hotkey: str | None = None
     ) -> WriteOutcome:
         async def prepare(client: Any) -> bt.TransferStake:
-            amount = await self._amount(client, hotkey, amount_rao)
+            amount = await self._amount(client, hotkey, amount_rao, transfer=True)
             landing = check_address(dest_hotkey) if dest_hotkey else None
             return bt.TransferStake(check_address(dest_coldkey), hotkey, self.netuid, self.netuid, amount, landing)
 
@@ -297,9 +300,19 @@ class BittensorChain:
         check_weights(vector, version_key, params, graph, self.hotkey, int(threshold or 0))
         return vector
 
-    async def _amount(self, client: Any, hotkey: str, amount_rao: int) -> Any:
+    async def _stake_params(self, client: Any) -> StakeParams:
+        storage, api = bt.storage.SubtensorModule, bt.runtime_api.SwapRuntimeApi
+        moves, transfers, auto, price_rao = await asyncio.gather(
+            client.query(storage.SubtokenEnabled, [self.netuid]),
+            client.query(storage.TransferToggle, [self.netuid]),
+            client.query(storage.AutoStakeDestination, [self.coldkey, self.netuid]),
+            client.runtime(api.current_alpha_price, [self.netuid]),
+        )
+        return StakeParams(bool(moves), bool(transfers), int(price_rao), auto or None)
+
+    async def _amount(self, client: Any, hotkey: str, amount_rao: int, transfer: bool) -> Any:
         held = (await client.staking.get(self.coldkey, check_address(hotkey), self.netuid)).rao
-        check_amount(hotkey, amount_rao, held, least_rao=1)
+        check_move(await self._stake_params(client), transfer, hotkey, amount_rao, held)
         return bt.Balance.from_rao(amount_rao, self.netuid)
 
     async def _read(self, what: str, read: Callable[[Any], Awaitable[T]]) -> T:
@@ -423,77 +436,3 @@ def stake_move(block: int, record: Mapping[str, Any], netuid: int, coldkey: str)
     if owner != coldkey or not int(origin_netuid) == int(dest_netuid) == netuid:
         return None
     return StakeMove(f"{block}-{record.get('extrinsic_idx')}", block, origin, dest, new_owner)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The one client that all calls of a process share: dialed when needed, given up when it fails
-
-
-@dataclass(slots=True)
-class _Line:
-    """One client: the task that opens it, and how many calls are using it."""
-
-    dialing: asyncio.Task
-    users: int = 0
-    given_up: bool = False
-
-
-class Lines:
-    """One open client at a time; one that failed is closed after its last call, and the next call opens another."""
-
-    def __init__(self, make_client: Callable[[], Any]):
-        self._make_client = make_client
-        self._line: _Line | None = None
-        self._closing: set[asyncio.Task] = set()
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Any]:
-        """The open client, or a new one; when it fails or does not answer in time, the next call dials anew."""
-        if self._line is None:
-            self._line = _Line(asyncio.create_task(self._dial()))
-            self._line.dialing.add_done_callback(lambda task: task.cancelled() or task.exception())  # it is seen here
-        line = self._line
-        line.users += 1
-        try:
-            yield await asyncio.shield(line.dialing)  # a deadline stops the call, not the dialing: the SDK ends that
-        except BaseException as error:
-            dialed = line.dialing.done() and not line.dialing.cancelled()
-            if dialed and (line.dialing.exception() or isinstance(error, (asyncio.CancelledError, *LOST))):
-                self._give_up(line)
-            raise
-        finally:
-            line.users -= 1
-            if line.given_up and not line.users:
-                self._hang_up(line)
-
-    async def _dial(self) -> Any:
-        client = self._make_client()
-        try:
-            return await client.connect()
-        except BaseException:
-            await client.close()
-            raise
-
-    def _give_up(self, line: _Line | None) -> None:
-        if line and not line.given_up:
-            line.given_up, self._line = True, None if self._line is line else self._line
-            if not line.users:
-                self._hang_up(line)
-
-    def _hang_up(self, line: _Line) -> None:
-        async def close() -> None:
-            with suppress(Exception):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    if line.dialing.done():
-                        await line.dialing.result().close()
-                    else:
-                        line.dialing.cancel()
-
-        task = asyncio.create_task(close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        self._give_up(self._line)
-        if self._closing:
-            await asyncio.wait(self._closing, timeout=2 * CLOSE_SECONDS)

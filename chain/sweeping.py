@@ -11,19 +11,21 @@ from __future__ import annotations
 import argparse
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from chain.base import ERA_BLOCKS, Chain, ChainError, StakeMove
+from chain.base import ERA_BLOCKS, Chain, ChainError, Next, Refused, StakeMove, StakeParams, WriteCode, WriteOutcome
 from chain.journal import ROUNDING_RAO, Reading, Step, Wanted
 from chain.wallets import check_address
 from runtime.process import UserError
 
-MINIMUM_RAO = 2_000_000  # subtensor refuses what is worth less in TAO (AmountTooLow)
+MINIMUM_RAO = 2_000_000  # in alpha; what the chain itself asks for at the price of the moment holds besides
 FEE_RESERVE_RAO = 10_000_000  # free TAO to keep on the coldkey: short of it subtensor takes fees out of the stake
 RETRY_BLOCKS = 10  # after what cost nothing and waiting may not mend
 FATE_BLOCKS = 2 * ERA_BLOCKS  # then a write of unknown fate cannot land any more: its era, and half for signing it
+LONGEST_EPOCHS = 16  # between two tries of what the chain refuses for a fee: 19 hours at a tempo of 360
 READ_TRIES = 5  # to read several values without an epoch in between
 MAX_ALLOW_LIST_CHARS = 2**16
 ROLES = ("aggregator-hotkey", "destination-coldkey")  # the options, and the words of the allow-list
@@ -42,15 +44,19 @@ class Policy:
     wait_final: bool = False  # believe only blocks `FINAL_BLOCKS` deep
 
 
-def plan(policy: Policy, hotkey: str, coldkey: str, earned_rao: int, aggregator_rao: int) -> list[Wanted]:
+def plan(
+    policy: Policy, hotkey: str, coldkey: str, earned_rao: int, aggregator_rao: int, least_rao: int = 0
+) -> list[Wanted]:
     """The movements of one sweep, in order; none when there is less than the minimum.
 
     Args:
         earned_rao: on the miner hotkey, above the baseline.
-        aggregator_rao: what `--all` takes from the aggregator besides; 0 without it.
+        aggregator_rao: what to take from the aggregator besides: by `--all`, or moved there and not given on yet.
+        least_rao: what the chain moves at least.
     """
     to, treasury = policy.aggregator_hotkey, policy.destination_coldkey
-    earned_rao = earned_rao if earned_rao >= policy.minimum_rao else 0
+    least_rao = max(least_rao, policy.minimum_rao)
+    earned_rao = earned_rao if earned_rao >= least_rao else 0
     if hotkey == to:  # nothing to move: it is where it should be
         return [Wanted("transfer", to, to, treasury, earned_rao)] if earned_rao else []
     steps = []
@@ -59,7 +65,7 @@ def plan(policy: Policy, hotkey: str, coldkey: str, earned_rao: int, aggregator_
         aggregator_rao += earned_rao
     elif earned_rao:
         steps.append(Wanted("transfer", hotkey, to, treasury, earned_rao))
-    if aggregator_rao >= policy.minimum_rao:
+    if aggregator_rao >= least_rao:
         steps.append(Wanted("transfer", to, to, treasury, aggregator_rao))
     return steps
 
@@ -127,6 +133,40 @@ async def available(chain: Chain, policy: Policy, baseline_rao: int | None) -> t
     if policy.take_all:
         return miner_rao, aggregator_rao if policy.aggregator_hotkey != chain.hotkey else 0
     return max(0, miner_rao - (miner_rao if baseline_rao is None else baseline_rao)), 0
+
+
+async def check(chain: Chain, policy: Policy, allowed: Callable[[], Any]) -> None:
+    """Whether a wallet may send anything now; raises `Refused`."""
+    free_rao = await chain.free_balance()
+    if free_rao is not None and free_rao < policy.fee_reserve_rao:
+        detail = f"the coldkey's free TAO is {free_rao} rao, the fee reserve {policy.fee_reserve_rao}: send it some"
+        raise Refused("FeeReserve", detail)
+    try:
+        allowed()
+    except UserError as error:
+        raise Refused("NotAllowed", error) from None
+
+
+def free_wait(outcome: WriteOutcome) -> int:
+    """After how many blocks what failed without a fee is tried again; 0 where it most likely cost one."""
+    if outcome.next is Next.WAIT_BLOCKS and outcome.code is not WriteCode.RATE_LIMITED:
+        return outcome.wait_blocks
+    return int(outcome.next is Next.SIGN_AGAIN)
+
+
+async def next_try(chain: Chain, attempts: int) -> int:
+    """The block of the next try after so many that failed for a fee: one, two, four, ... epochs on."""
+    epoch, block = await chain.epoch(), await chain.block()
+    following = epoch.next_epoch_block or block + 360
+    return following + (min(2 ** (attempts - 1), LONGEST_EPOCHS) - 1) * (following - epoch.last_epoch_block)
+
+
+def elsewhere(chain: Chain, params: StakeParams) -> str:
+    """What is to be said where the chain stakes what this wallet mines on another hotkey; empty if it does not."""
+    if params.auto_stake_hotkey in (None, chain.hotkey):
+        return ""
+    fix = "set it to this one (btcli stake set-auto), or sweep with that one's wallet"
+    return f"the chain stakes what is mined on {params.auto_stake_hotkey}, not on {chain.hotkey} (auto-stake): {fix}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

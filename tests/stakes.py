@@ -116,7 +116,7 @@ class Unreliable(Scripted):
         if name not in ("move_stake", "transfer_stake"):
             return ChainError("the node does not answer") if draw < 0.01 else None
         if draw < 0.01:
-            return refused("SubtokenDisabled")
+            return refused("Stale", Next.SIGN_AGAIN)
         return self.random.choice(["lost", "gone", "late"]) if draw < 0.02 else None
 
 

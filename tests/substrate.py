@@ -52,12 +52,14 @@ class Rules:
     version_key: int = 0
     max_validators: int = 64
     stake_threshold_rao: int = 1_000 * 10**9
-    min_stake_move_rao: int = 2_000_000
+    min_stake_move_rao: int = 2_000_000  # of TAO, at the pool's price
+    alpha_price_rao: int = 30_000_000
     mechanism_count: int = 1
     commit_reveal: bool = False
     reveal_period_epochs: int = 1
     serving_rate_limit_blocks: int = 50
     transfers_allowed: bool = True
+    subtoken_enabled: bool = True
 
 
 @dataclass
@@ -89,6 +91,7 @@ class State:
     uids: list[Uid] = field(default_factory=list)
     stakes: dict = field(default_factory=lambda: defaultdict(int))  # (hotkey, coldkey) -> rao
     hotkeys: dict = field(default_factory=dict)  # hotkey -> its coldkey
+    auto_stake: dict = field(default_factory=dict)  # coldkey -> where what it mines is staked
     free: dict = field(default_factory=lambda: defaultdict(lambda: 10**9))  # coldkey -> rao
     nonces: dict = field(default_factory=lambda: defaultdict(int))
     weights: dict = field(default_factory=dict)  # (storage index, uid) -> [(uid, u16), ...]
@@ -308,13 +311,15 @@ class Node:
 
     def _shift(self, origin: str, destination: str, hotkey: str, dest_hotkey: str, rao: int) -> None:
         state = self.state
+        if not state.rules.subtoken_enabled:
+            raise Failed("SubtokenDisabled")
         if (origin, hotkey) == (destination, dest_hotkey):
             raise Failed("SameNetuid")
         if not {hotkey, dest_hotkey} <= state.hotkeys.keys():
             raise Failed("HotKeyAccountNotExists")
         if rao > state.stakes[hotkey, origin]:
             raise Failed("NotEnoughStakeToWithdraw")
-        if rao < state.rules.min_stake_move_rao:
+        if rao * state.rules.alpha_price_rao // 10**9 <= state.rules.min_stake_move_rao:
             raise Failed("AmountTooLow")
         state.stakes[hotkey, origin] -= rao
         state.stakes[dest_hotkey, destination] += rao
@@ -328,6 +333,7 @@ class Node:
         if (module, item) == ("System", "Events"):
             return state.events
         found = {
+            "AutoStakeDestination": lambda coldkey, _: state.auto_stake.get(coldkey),
             "CommitRevealWeightsEnabled": lambda _: rules.commit_reveal,
             "LastEpochBlock": lambda _: state.last_epoch,
             "LastUpdate": lambda index: (
@@ -341,6 +347,8 @@ class Node:
             "RevealPeriodEpochs": lambda _: rules.reveal_period_epochs,
             "ServingRateLimit": lambda _: rules.serving_rate_limit_blocks,
             "StakeThreshold": lambda: rules.stake_threshold_rao,
+            "SubtokenEnabled": lambda _: rules.subtoken_enabled,
+            "TransferToggle": lambda _: rules.transfers_allowed,
             "SubnetEpochConsensus": lambda _: "Yuma",
             "SubnetEpochIndex": lambda _: state.epoch_index,
             "Tempo": lambda _: rules.tempo,
@@ -377,6 +385,8 @@ class Node:
             root = {"netuid": 0, "tao_in": 7, "alpha_in": 7, "alpha_out": 7, "moving_price": {"bits": 2**32}}
             ours = {"netuid": self.netuid, "tao_in": 3 * 10**12, "alpha_in": 10**14, "alpha_out": 2 * 10**14}
             return [root, None, ours | {"moving_price": {"bits": 2**27}}]
+        if method == "current_alpha_price":
+            return state.rules.alpha_price_rao
         if method == "current_alpha_price_all":
             return [{"netuid": 0, "price": 10**9}, {"netuid": self.netuid, "price": 30_000_000 + state.block}]
         raise ValueError(f"Runtime API Call {method} not found in registry")

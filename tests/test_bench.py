@@ -25,6 +25,7 @@ SMALL = {
     "memory": "--rounds 1 none",
     "status": "--quick",
     "follower": "--blocks 1",
+    "sweep": "--days 20",
 }
 
 

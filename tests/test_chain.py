@@ -418,10 +418,51 @@ def test_each_refusal_of_a_stake_move_has_the_chains_name_and_moves_nothing(in_w
         ):
             assert refused(await write) == (name, code, Next.NOTHING, 0)
         assert await v.stake(hot("v"), cold("v")) == 3000 * TAO
-        assert (await v.move_stake(hot("v"), hot("a"), 2_000_000)).ok
-        assert await v.stake(hot("a"), cold("v")) == 2_000_000
+        least_rao = (await v.stake_params()).least_rao
+        assert refused(await v.move_stake(hot("v"), hot("a"), least_rao - 1))[0] == "AmountTooLow"
+        assert (await v.move_stake(hot("v"), hot("a"), least_rao)).ok
+        assert await v.stake(hot("a"), cold("v")) == least_rao
 
     in_world(main)
+
+
+@pytest.mark.parametrize("price_rao", [1, 10_000_000, 999_999_999, 10**9, 7 * 10**10])
+def test_the_least_movement_is_worth_more_than_the_chains_minimum_in_tao_and_hardly_more(in_world, price_rao):
+    """The minimum is of TAO at the pool's price: at 0.01 TAO an alpha, 0.2 alpha and not 0.002."""
+
+    async def main(world, v):
+        await world.set_rules(alpha_price_rao=price_rao)
+        worth_rao = (await v.stake_params()).least_rao * price_rao // 10**9
+        assert 2_000_000 < worth_rao <= 2_020_000 + price_rao // 10**9 + 1
+
+    in_world(main)
+
+
+def test_a_transfer_that_the_subnets_owner_has_switched_off_is_refused_before_it_is_signed(in_world):
+    async def main(world, v):
+        await world.register("a")
+        await world.set_rules(transfers_allowed=False)
+        outcome = await v.transfer_stake(hot("v"), cold("x"), 5 * TAO, hot("a"))
+        assert refused(outcome) == ("TransferDisallowed", "disabled", Next.NOTHING, 0)
+        assert not (await v.stake_params()).transfers
+        assert (await v.move_stake(hot("v"), hot("a"), 5 * TAO)).ok  # the owner stays
+        assert getattr(world, "node", None) is None or world.node.submitted == 1
+        await world.set_rules(transfers_allowed=True)
+        assert (await v.transfer_stake(hot("v"), cold("x"), 5 * TAO, hot("a"))).ok
+
+    in_world(main)
+
+
+def test_a_subnet_that_has_not_started_and_stake_that_lands_elsewhere_are_seen(tmp_path):
+    async def main(world, v):
+        assert (await v.stake_params()).auto_stake_hotkey is None
+        world.node.state.auto_stake[cold("v")] = hot("a")
+        assert (await v.stake_params()).auto_stake_hotkey == hot("a")
+        await world.set_rules(subtoken_enabled=False)
+        outcome = await v.move_stake(hot("v"), hot("owner"), TAO)
+        assert refused(outcome)[:2] == ("SubtokenDisabled", "subtoken_disabled") and world.node.submitted == 0
+
+    on_node(tmp_path, main)
 
 
 def test_serving_publishes_the_address_and_refuses_what_is_none(in_world):

@@ -285,37 +285,50 @@ def test_a_fate_that_nothing_can_decide_is_held_until_a_person_says(tmp_path):
 
 
 @BOTH
-def test_a_refused_step_is_said_and_tried_again_and_a_transfer_never_runs_before_its_move(tmp_path, policy):
+def test_a_refused_step_is_said_and_tried_again_an_epoch_later_with_all_that_is_there_by_then(tmp_path, policy):
     first = "move_stake" if policy.two_calls else "transfer_stake"
 
     async def main():
-        refusals = [refused("SubtokenDisabled"), refused("Stale", Next.SIGN_AGAIN)]
+        refusals = [refused("StakeUnavailable"), refused("Stale", Next.SIGN_AGAIN)]
         async with sweeping(tmp_path, policy, {first: refusals}) as (owner, chain, sweeper, _):
             await owner.advance_to(GENESIS + 101)
             result = await sweeper.step()
-            assert "SubtokenDisabled" in result.problem and result.news["sweep"].name == "SubtokenDisabled"
+            assert "StakeUnavailable" in result.problem and result.news["sweep"].name == "StakeUnavailable"
             assert [alert.kind for alert in AlertRules(0).observe(1, **result.news)] == ["sweep"]
             assert chain.calls[0][0] == first and len(chain.calls) == 1 and not moved(tmp_path)
-            await owner.advance_to(GENESIS + 101 + RETRY_BLOCKS - 1)
-            assert "SubtokenDisabled" in (await sweeper.step()).problem and len(chain.calls) == 1
-            await advance(owner, sweeper, GENESIS + 190, every=1)
+            results = await advance(owner, sweeper, GENESIS + 199, every=1)
+            assert all("StakeUnavailable" in result.problem for result in results) and len(chain.calls) == 1
+            await owner.advance_to(GENESIS + 200)
+            assert "Stale" in (await sweeper.step()).problem and len(chain.calls) == 2
+            await owner.advance_to(GENESIS + 201)
+            assert (await sweeper.step()).problem == "" and len(chain.calls) == (4 if policy.two_calls else 3)
 
     asyncio.run(main())
-    check(tmp_path, 1, policy)
+    held = stakes(tmp_path / "ledger")
+    assert held["agg", "treasury"] == 2 * EPOCH_RAO and held["miner", "cold"] == PRINCIPAL_RAO
+    epochs = rows(tmp_path / "journal", "SELECT state, earned_rao FROM epochs ORDER BY epoch_block")
+    assert epochs == [("baseline", 0), ("nothing", 0), ("swept", 2 * EPOCH_RAO)]
 
 
-def test_a_refused_transfer_leaves_the_moved_stake_to_the_next_try_and_no_unrelated_stake_goes(tmp_path):
+def test_a_refused_transfer_is_tried_ever_more_rarely_and_what_was_moved_goes_with_it_and_nothing_unrelated(tmp_path):
+    blocks = []
+
     async def main():
-        async with sweeping(tmp_path, TWO, {"transfer_stake": [refused("TransferDisallowed")] * 3}) as (
-            owner, _, sweeper, _,
+        async with sweeping(tmp_path, TWO, {"transfer_stake": [refused("StakeUnavailable")] * 3}) as (
+            owner, chain, sweeper, _,
         ):  # fmt: skip
-            await owner.advance_to(GENESIS + 101)
-            await sweeper.step()
-            assert moved(tmp_path) == [("miner", "agg", "cold", EPOCH_RAO)]
-            await advance(owner, sweeper, GENESIS + 190)
+            for block in range(GENESIS + 101, GENESIS + 1000, 3):
+                await owner.advance_to(block)
+                before = sum(call[0] == "transfer_stake" for call in chain.calls)
+                await sweeper.step()
+                after = sum(call[0] == "transfer_stake" for call in chain.calls)
+                blocks.extend([block - GENESIS] * (after - before))
 
     asyncio.run(main())
-    check(tmp_path, 1, TWO)
+    assert [block // 100 for block in blocks] == [1, 2, 4, 8, 9]  # after one epoch, two, four; then all is well
+    held = stakes(tmp_path / "ledger")
+    assert held["miner", "cold"] == PRINCIPAL_RAO and held["agg", "treasury"] == 9 * EPOCH_RAO
+    assert held["agg", "cold"] == UNRELATED_RAO + 9 * EPOCH_RAO  # with the dividends of its own stake
 
 
 def test_an_ok_that_the_chain_does_not_show_is_not_believed(tmp_path):
@@ -369,6 +382,65 @@ def test_too_short_a_free_balance_sends_nothing_and_says_so(tmp_path):
     check(tmp_path, 1)
 
 
+@BOTH
+def test_what_the_chain_would_refuse_is_seen_told_and_costs_nothing_until_it_is_allowed_again(tmp_path, policy):
+    async def main():
+        async with sweeping(tmp_path, policy) as (owner, chain, sweeper, _):
+            await owner.set_hyperparameters(transfers_allowed=False)
+            results = await advance(owner, sweeper, GENESIS + 560)
+            told = AlertRules(0).observe(1, **next(one.news for one in results if "sweep" in one.news))
+            assert [alert.kind for alert in told] == ["sweep"] and "switched transfers" in told[0].text
+            assert "transfer_stake" not in [call[0] for call in chain.calls]
+            await owner.set_hyperparameters(transfers_allowed=True)
+            assert (await advance(owner, sweeper, GENESIS + 590))[-1].problem == ""
+
+    asyncio.run(main())
+    assert stakes(tmp_path / "ledger")["agg", "treasury"] == 5 * EPOCH_RAO
+
+
+@BOTH
+def test_less_than_the_chain_moves_at_the_price_of_the_moment_waits_for_more_and_nobody_is_woken(tmp_path, policy):
+    """Also what was moved already, when the price falls before it is given on."""
+
+    async def main():
+        rules = {"emission_rao_per_block": 400_000, "alpha_price_rao": 10**9}  # 0.02 alpha an epoch
+        script = {"transfer_stake": [refused("StakeUnavailable")]}
+        async with sweeping(tmp_path, policy, script, **rules) as (owner, chain, sweeper, _):
+            await advance(owner, sweeper, GENESIS + 150)
+            await owner.set_hyperparameters(alpha_price_rao=10_000_000)  # at which 0.2 alpha are 0.002 TAO
+            results = await advance(owner, sweeper, GENESIS + 1990)
+            assert [one.news["sweep"].ok for one in results if "sweep" in one.news] == [True]
+            sent = [call[3] for call in chain.calls if call[0] == "transfer_stake"]
+            assert sent == [20_000_000, swept_rao]
+
+    swept_rao = 240_000_000 if policy.two_calls else 220_000_000  # with two calls 0.02 were moved before
+    asyncio.run(main())
+    assert stakes(tmp_path / "ledger")["agg", "treasury"] == swept_rao
+
+
+def test_income_that_the_chain_stakes_elsewhere_is_said_once_and_its_end_too(tmp_path):
+    class Elsewhere(Scripted):
+        hotkey_of_income = "agg"
+
+        async def stake_params(self):
+            return replace(await self.chain.stake_params(), auto_stake_hotkey=self.hotkey_of_income)
+
+    async def main():
+        async with sweeping(tmp_path) as (owner, chain, _, journal):
+            chain = Elsewhere(chain.chain)
+            sweeper, rules, told = Sweeper(chain, journal, POLICY), AlertRules(0), []
+            for at in range(40):
+                chain.hotkey_of_income = "agg" if at < 20 else "miner"
+                await owner.advance_to(GENESIS + 20 * at)
+                result = await sweeper.step()
+                assert bool(result.problem) == (at < 20) and ("auto-stake" in result.problem) == (at < 20)
+                told += rules.observe(float(at), chain=True, **result.news)
+            assert [alert.kind for alert in told] == ["income", "income"] and "agg" in told[0].text
+            assert told[1].text.startswith("RECOVERED")
+
+    asyncio.run(main())
+
+
 def test_less_than_the_minimum_stays_until_it_is_enough(tmp_path):
     async def main():
         policy = replace(POLICY, minimum_rao=2 * EPOCH_RAO)
@@ -399,7 +471,7 @@ def test_stake_that_came_or_went_without_an_epoch_is_not_taken_for_earnings(tmp_
 
 def test_stake_that_was_taken_away_by_hand_drops_the_sweep_instead_of_touching_what_is_left(tmp_path):
     async def main():
-        script = {"transfer_stake": [refused("TransferDisallowed")]}
+        script = {"transfer_stake": [refused("Stale", Next.SIGN_AGAIN)]}
         async with sweeping(tmp_path, TWO, script) as (owner, _, sweeper, journal):
             await owner.advance_to(GENESIS + 101)
             await sweeper.step()  # moved, not transferred
@@ -680,7 +752,7 @@ def test_a_month_of_faults_kills_triggered_epochs_and_tempo_changes_ends_like_on
 
 
 @BOTH
-@pytest.mark.parametrize("fault", [None, "lost before", "lost after", "dispatch: TransferDisallowed", LOST])
+@pytest.mark.parametrize("fault", [None, "lost before", "lost after", "dispatch: StakeUnavailable", LOST])
 def test_the_sweep_through_the_sdks_client_ends_the_same_whatever_becomes_of_a_call(
     tmp_path, sdk_caches, policy, fault
 ):
@@ -705,7 +777,7 @@ def test_the_sweep_through_the_sdks_client_ends_the_same_whatever_becomes_of_a_c
             node.state.stakes[ss58["miner"], ss58["cold"]] += EPOCH_RAO  # the epoch's pay
             if fault:
                 node.faults["submit"].append(fault)
-            for _ in range(30):
+            for _ in range(80):
                 with suppress(ChainError):
                     await sweeper.step()
                 node.advance(5)
@@ -715,7 +787,7 @@ def test_the_sweep_through_the_sdks_client_ends_the_same_whatever_becomes_of_a_c
     assert node.state.stakes[ss58["miner"], ss58["cold"]] == PRINCIPAL_RAO
     assert node.state.stakes[ss58["agg"], ss58["cold"]] == UNRELATED_RAO
     assert node.state.stakes[ss58["agg"], ss58["treasury"]] == EPOCH_RAO
-    steps = rows(tmp_path / "journal", "SELECT state, extrinsic IS NULL FROM steps")
+    steps = rows(tmp_path / "journal", "SELECT state, extrinsic IS NULL FROM steps WHERE state != 'dropped'")
     assert steps == [("applied", 0)] * (2 if policy.two_calls else 1)
 
 
