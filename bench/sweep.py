@@ -86,7 +86,7 @@ class Year:
         if refusal:
             self.ended[f"failed: {refusal[0]}"] += 1
             self.failed_in[self.now // TEMPO] += 1
-            return WriteOutcome(False, *refusal[1:2], refusal[0], refusal[2], refusal[0], self.now, 1)
+            return WriteOutcome(False, *refusal[1:2], refusal[0], refusal[2], refusal[0], self.now, 1, paid=True)
         assert rao <= self.stakes[origin, "cold"] and rao > 0
         self.stakes[origin, "cold"] -= rao
         self.stakes[dest, dest_coldkey] += rao

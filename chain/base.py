@@ -192,6 +192,7 @@ class WriteOutcome:
     detail: str  # one line with the values, for people
     block: int  # the chain's when it ended, as far as it was seen
     wait_blocks: int = 0
+    paid: bool = False  # it failed inside a block, for its fee: tried again soon, it costs one each time
 
 
 def done(block: int, detail: str = "") -> WriteOutcome:

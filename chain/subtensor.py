@@ -359,7 +359,8 @@ class BittensorChain:
             return done(self._head, detail)
         error = result.error or bt.ChainError(result.message)
         at_the_door = error.name not in _FATE_UNKNOWN and error.code is not bt.ErrorCode.UNKNOWN
-        return self._failed(error, at_the_door or result.block_hash is not None, wait)
+        paid = result.block_hash is not None
+        return replace(self._failed(error, at_the_door or paid, wait), paid=paid)
 
     def _failed(self, error: Exception, certain: bool, wait_blocks: int) -> WriteOutcome:
         """How it ended; `certain`: not applied, as it was not signed, refused at the door, or failed inside a block."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chain.base import ERA_BLOCKS, Chain, ChainError, Next, Refused, StakeMove, StakeParams, WriteCode, WriteOutcome
+from chain.base import ERA_BLOCKS, Chain, ChainError, Next, Refused, StakeMove, StakeParams, WriteOutcome
 from chain.journal import ROUNDING_RAO, Reading, Step, Wanted
 from chain.wallets import check_address
 from runtime.process import UserError
@@ -148,10 +148,9 @@ async def check(chain: Chain, policy: Policy, allowed: Callable[[], Any]) -> Non
 
 
 def free_wait(outcome: WriteOutcome) -> int:
-    """After how many blocks what failed without a fee is tried again; 0 where it most likely cost one."""
-    if outcome.next is Next.WAIT_BLOCKS and outcome.code is not WriteCode.RATE_LIMITED:
-        return outcome.wait_blocks
-    return int(outcome.next is Next.SIGN_AGAIN)
+    """After how many blocks what certainly failed without a fee is tried again; else 0."""
+    waits = {Next.WAIT_BLOCKS: outcome.wait_blocks, Next.SIGN_AGAIN: 1}
+    return 0 if outcome.paid else waits.get(outcome.next, 0)
 
 
 async def next_try(chain: Chain, attempts: int) -> int:

@@ -223,9 +223,10 @@ class Weigher:
         """What an attempt's outcome is called, and after how many blocks the next one follows."""
         if outcome.ok:
             return Code.WEIGHTS_SET, self.interval_blocks
-        return {
+        code, wait = {
             Next.WAIT_BLOCKS: (Code.WEIGHTS_TOO_SOON, outcome.wait_blocks),
             Next.SIGN_AGAIN: (Code.WEIGHTS_REJECTED, 1),
             Next.READ_STATE_FIRST: (Code.WEIGHTS_UNKNOWN, outcome.wait_blocks),
             Next.NOTHING: (Code.WEIGHTS_REJECTED, RETRY_BLOCKS),
         }[outcome.next]
+        return code, self.interval_blocks if outcome.paid else wait

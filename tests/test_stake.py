@@ -752,7 +752,9 @@ def test_a_month_of_faults_kills_triggered_epochs_and_tempo_changes_ends_like_on
 
 
 @BOTH
-@pytest.mark.parametrize("fault", [None, "lost before", "lost after", "dispatch: StakeUnavailable", LOST])
+@pytest.mark.parametrize(
+    "fault", [None, "lost before", "lost after", "dispatch: StakeUnavailable", "dispatch: TxRateLimitExceeded", LOST]
+)
 def test_the_sweep_through_the_sdks_client_ends_the_same_whatever_becomes_of_a_call(
     tmp_path, sdk_caches, policy, fault
 ):

@@ -337,6 +337,19 @@ def test_a_signature_that_came_too_late_is_made_anew_at_the_next_block(on_node):
     on_node(main)
 
 
+def test_what_the_chain_refuses_for_a_fee_is_tried_again_an_interval_later(on_node):
+    async def main(scene):
+        node = scene.world.node
+        node.faults["submit"] = ["dispatch: TooManyUnrevealedCommits", "dispatch: SettingWeightsTooFast"]
+        for name in ("TooManyUnrevealedCommits", "SettingWeightsTooFast"):
+            look = await scene.look()
+            assert look.name == name and look.next_block == look.block + INTERVAL_BLOCKS
+            await scene.quiet_until(look.next_block)
+        assert (await scene.look()).code == Code.WEIGHTS_SET and node.submitted == 3
+
+    on_node(main)
+
+
 def test_a_crash_between_the_chain_and_the_note_does_not_send_the_vector_twice(on_both, monkeypatch):
     async def main(scene):
         await scene.advance(5)
