@@ -275,14 +275,17 @@ def test_the_rounds_are_of_the_kinds_that_the_tests_below_speak_of(rounds, playe
 def test_the_audit_agrees_with_every_round_from_the_database_and_from_the_exported_file(played, tmp_path, capsys):
     everything = [round_id for (round_id,) in played.rows("SELECT round_id FROM rounds")]
     assert len(everything) == 4 * PLAYED_ROUNDS
+    codes = [code for (code,) in played.rows("SELECT code FROM rounds")]
+    idle = sum(code not in ("scored", "void_unknown_swap", "void_contradiction", "empty_vault") for code in codes)
+    ended = f"{len(everything)} rounds audited, 0 differ, {idle} were not played\n"
     files = []
     for n, round_id in enumerate(everything):
         files.append(tmp_path / f"{n}.json")
         files[-1].write_bytes(canonical(exported(played.path, round_id)) + b"\n")
     assert validator.main(["audit", "all", "--db", str(played.path)]) == 0
-    assert capsys.readouterr().out.endswith(f"{len(everything)} rounds audited, 0 differ\n")
+    assert capsys.readouterr().out.endswith(ended)
     assert validator.main(["audit", *map(str, files)]) == 0
-    assert capsys.readouterr().out.endswith(f"{len(everything)} rounds audited, 0 differ\n")
+    assert capsys.readouterr().out.endswith(ended)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
