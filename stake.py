@@ -85,12 +85,12 @@ class Burner:
 
     async def plan(self) -> str:
         """One line: on whom the weight will be, and from which block on; raises `ChainError`."""
-        graph, journal = await self._chain.metagraph(), self._weigher.store
-        params, last = await self._chain.weight_params(self._chain.hotkey), await last_weights(journal)
-        free = (params.last_update_block or 0) + params.rate_limit_blocks
-        due = max(graph.block, free, last.next_block if last else 0)
+        graph, last = await self._chain.metagraph(), await last_weights(self._weigher.store)
+        params = await self._chain.weight_params(self._chain.hotkey)
+        taken = (params.last_update_block or 0) + params.rate_limit_blocks
+        due = max(graph.block, taken, last.next_block if last else 0)
         try:
-            (hotkey,) = await self._vector(journal, 0, graph)
+            (hotkey,) = await self._vector(self._weigher.store, 0, graph)
             whom = f"the owner's uid {graph.burn_uid()} (burned)" if hotkey == BURN else f"{hotkey}, who is paid for it"
         except Refused as refused:
             whom = f"nobody: {refused.args[1]}"

@@ -53,13 +53,10 @@ class Attempt:
 
 async def last_weights(store: Memory) -> Attempt | None:
     """The newest attempt to set weights."""
-    return await store.read(_last)
-
-
-def _last(db: sqlite3.Connection) -> Attempt | None:
-    for row in db.execute("SELECT block, code, uids, next_block FROM weights ORDER BY id DESC LIMIT 1"):
-        uids = {int(uid): Decimal(part) for uid, part in json.loads(row["uids"]).items()}
-        return Attempt(row["block"], Code(row["code"]), uids, row["next_block"])
+    sql = "SELECT block, code, uids, next_block FROM weights ORDER BY id DESC LIMIT 1"
+    for block, code, uids, next_block in await store.read(lambda db: db.execute(sql).fetchall()):
+        parts = {int(uid): Decimal(part) for uid, part in json.loads(uids).items()}
+        return Attempt(block, Code(code), parts, next_block)
     return None
 
 
