@@ -74,6 +74,28 @@ SCHEMA = (
         reason TEXT NOT NULL
     ) STRICT
     """,
+    """
+    ALTER TABLE released RENAME TO released_before;
+    CREATE TABLE released (            -- as before, where one event may be of two positions: a token changes hands
+        block INTEGER NOT NULL, log_index INTEGER NOT NULL,
+        owner TEXT NOT NULL,
+        tick_lower INTEGER NOT NULL, tick_upper INTEGER NOT NULL,
+        amount0 TEXT NOT NULL, amount1 TEXT NOT NULL,
+        PRIMARY KEY (block, log_index, owner)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO released SELECT * FROM released_before;
+    DROP TABLE released_before;
+    ALTER TABLE tokens RENAME TO tokens_before;
+    CREATE TABLE tokens (              -- whose a token is from a block on; an empty owner is nobody who is followed
+        token_id TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        tick_lower INTEGER NOT NULL, tick_upper INTEGER NOT NULL,
+        block INTEGER NOT NULL,
+        PRIMARY KEY (token_id, block)
+    ) STRICT;
+    INSERT INTO tokens SELECT * FROM tokens_before;
+    DROP TABLE tokens_before
+    """,
 )
 
 
@@ -146,7 +168,7 @@ class EventFile:
             (number,) = connection.execute("SELECT block FROM cursor").fetchone()
             last = "SELECT block, body FROM anchors WHERE block <= ? ORDER BY block DESC LIMIT 1"
             anchor = connection.execute(last, (number,)).fetchone()
-            tables = "released ORDER BY block, log_index", "tokens", "gaps"
+            tables = "released ORDER BY block, log_index", "tokens ORDER BY block", "gaps"
             return number, *anchor, *(connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables)
 
         number, anchor, packed, released, tokens, gaps = await self._db.read(work)
@@ -155,7 +177,7 @@ class EventFile:
         pool.protocol_fees = tuple(map(int, body["protocol_fees"]))
         await asyncio.to_thread(follow, pool, await self.events(anchor + 1, number))
         left = {tuple(key): (int(amount0), int(amount1)) for _, _, *key, amount0, amount1 in released}
-        names = {int(token_id): NamedToken(*token) for token_id, *token, _ in tokens}
+        names = {token_id: token for token_id, token in _tokens(tokens).items() if token.owner}
         return Tip(await self.block(number), pool, left, names), list(map(tuple, gaps))
 
     async def begin(self, facts: dict[str, str], block: Block, pool: Snapshot, fees: Fees) -> None:
@@ -211,16 +233,22 @@ class EventFile:
 
         return await self._db.write(work)
 
-    async def name(self, vault: str, gone: Iterable[int], new: list[tuple[Any, ...]]) -> None:
-        """A vault is followed: these of its tokens are no longer its own, those are new rows of `tokens`."""
-        gone = [(str(token_id),) for token_id in gone]
+    async def tokens(self, block: int) -> dict[int, NamedToken]:
+        """Whose each token was after a block."""
+        return _tokens(await self._db.rows("SELECT * FROM tokens WHERE block <= ? ORDER BY block", block))
+
+    async def name(self, vault: str, rows: list[tuple[Any, ...]]) -> None:
+        """A vault is followed, and this is how its tokens are called, rows of `tokens`."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR IGNORE INTO vaults VALUES (?)", (vault,))
-            connection.executemany("DELETE FROM tokens WHERE token_id = ?", gone)
-            connection.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", new)
+            connection.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", rows)
 
         await self._db.write(work)
+
+
+def _tokens(rows: Iterable[sqlite3.Row]) -> dict[int, NamedToken]:
+    return {int(token_id): NamedToken(*token) for token_id, *token, _ in rows}
 
 
 def _put_anchor(connection: sqlite3.Connection, block: Block, pool: Snapshot, fees: Fees) -> None:

@@ -8,7 +8,7 @@ Read first: `pool.py`. Read next: `event_file.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from operator import add
 from typing import NamedTuple
 
 from evm.abi import NULL_ADDRESS, Log, Malformed
@@ -38,6 +38,10 @@ class NamedToken(NamedTuple):
     tick_lower: int
     tick_upper: int
 
+    @property
+    def vault(self) -> str:
+        return self.owner.partition("#")[0]
+
     @classmethod
     def of(cls, vault: str, token_id: int, ticks: tuple[int, int], others: Mapping[int, NamedToken]) -> NamedToken:
         """The vault's plain name, or one with the token's number where another in the same range has that."""
@@ -45,9 +49,24 @@ class NamedToken(NamedTuple):
         return cls(f"{vault}#{token_id}" if taken else vault, *ticks)
 
 
-def name_tokens(
-    logs: Sequence[Log], contract: Contract, vaults: Iterable[str], tokens: dict[int, NamedToken]
-) -> tuple[dict[Place, str], list[tuple[int, int]], dict[Place, tuple[int, ...]]]:
+class Named(NamedTuple):
+    """What the position manager's logs say of whose positions are whose.
+
+    Attributes:
+        owners: of the pool's logs, by place.
+        moved: what tokens that changed hands were called before and after, by place of the transfer.
+        short: by place of the pool's collects that paid less than the manager asked for, and wrote off: its own log's
+            index, and what it asked for.
+        rows: of the table `tokens`.
+    """
+
+    owners: dict[Place, str]
+    moved: dict[Place, tuple[NamedToken, NamedToken]]
+    short: dict[Place, tuple[int, ...]]
+    rows: list[tuple]
+
+
+def name_tokens(logs: Sequence[Log], contract: Contract, vaults: Iterable[str], tokens: dict[int, NamedToken]) -> Named:
     """Whose positions the position manager changed: in the pool's own logs it is the owner of them all.
 
     The manager logs what it did for a token after the pool logged the same, in one transaction.
@@ -55,13 +74,10 @@ def name_tokens(
     Args:
         logs: in order, the pool's and the manager's.
         vaults: whose tokens get names.
-        tokens: those known; new ones are added.
-
-    Returns:
-        Names of owners by place of the pool's logs; (token id, block) of the new tokens; and by place of the pool's
-        collects that paid less than the manager asked for, and wrote off: its own log's index, and what it asked for.
+        tokens: those known; new ones are added, and those that nobody has who is followed left out.
     """
-    names, arriving, new, short = {}, {}, [], {}
+    names, moved, short, rows = found = Named({}, {}, {}, [])
+    arriving: dict[int, str] = {}
     unclaimed: dict[str, list[Log]] = {}
     for one in logs:
         mine = unclaimed.setdefault(one.transaction, [])
@@ -75,6 +91,12 @@ def name_tokens(
             sender, to, token_id = one.values
             if sender == NULL_ADDRESS and to in vaults:
                 arriving[token_id] = to
+            elif token_id in tokens and contract.gauge not in (sender, to):  # who stakes it has it all the same
+                old = tokens.pop(token_id)
+                if to in vaults:
+                    tokens[token_id] = NamedToken.of(to, token_id, old[1:], tokens)
+                moved[one[:2]] = old, tokens.get(token_id, old._replace(owner=contract.manager))
+                rows.append((str(token_id), *tokens.get(token_id, old._replace(owner="")), one.block))
             continue
         token_id, *amounts = one.values
         if token_id not in tokens and token_id not in arriving:
@@ -91,7 +113,7 @@ def name_tokens(
             continue  # a position in another pool
         if token_id in arriving:
             tokens[token_id] = NamedToken.of(arriving.pop(token_id), token_id, ticks, tokens)
-            new.append((token_id, one.block))
+            rows.append((str(token_id), *tokens[token_id], one.block))
         mine.remove(log_)
         names[log_[:2]] = tokens[token_id].owner
         if kind == "Collect" and list(log_.values[-2:]) != amounts[-2:]:
@@ -102,16 +124,15 @@ def name_tokens(
                     mine.remove(log_)
                     names[log_[:2]] = tokens[token_id].owner
                     break
-    return names, new, short
+    return found
 
 
 def to_events(
     logs: Iterable[Log],
     contract: Contract,
     times: Mapping[int, int],
-    names: Mapping[Place, str],
+    named: Named,
     released: dict[tuple, tuple[int, int]],
-    short: Mapping[Place, tuple[int, ...]] = MappingProxyType({}),
 ) -> tuple[list[Event], list[tuple]]:
     """The pool's logs as events; a collect is what it pays beyond what burns released before.
 
@@ -124,11 +145,10 @@ def to_events(
     stood, which pays nothing to a gauge.
 
     Args:
-        logs: the pool's and its gauge's, in order.
+        logs: the pool's and its gauge's, in order, and the transfers of tokens that changed hands.
         times: of their blocks, unix seconds.
-        names: of owners, where they are not as logged; see `name_tokens`.
+        named: whose they are where they are not whose the log says; see `name_tokens`.
         released: by position, before the first log; brought up to date.
-        short: what the manager wrote off; see `name_tokens`.
 
     Returns:
         The events, swaps without their call, and the new rows of the table `released`.
@@ -136,8 +156,14 @@ def to_events(
     Raises:
         Malformed: a log that the pool cannot have made.
     """
-    events, rows, collects = [], [], {}
+    (names, moved, short, _), events, rows, collects = named, [], [], {}
     for one in logs:
+        if one[:2] in moved:
+            before, after = moved[one[:2]]
+            if any(left := released.pop(before, (0, 0))):
+                left = released[after] = tuple(map(add, left, released.get(after, (0, 0))))
+                rows += [(*one[:2], *before, "0", "0"), (*one[:2], *after, *map(str, left))]
+            continue
         index, owner = one.index, names.get(one[:2], one.values[0])
         if contract.slipstream and one.name == "Collect":
             collects[one.transaction, one.values[0]] = one

@@ -70,7 +70,7 @@ class Reader:
         """The logs of some blocks, in order, and the headers of those blocks that have any, and of both ends.
 
         Args:
-            vaults: of which all tokens that come to them are looked up.
+            vaults: of which all tokens that come to them and go from them are looked up.
             tokens: of the position manager, by id; what happens to them is looked up.
             endpoints: is given those that answered.
 
@@ -82,8 +82,9 @@ class Reader:
         calls = [header_call(first), header_call(last), ("eth_getLogs", [pool])]
         manager = span | {"address": self.contract.manager}
         if vaults and self.contract.manager:
-            to = ["0x" + vault[2:].rjust(64, "0") for vault in sorted(vaults)]
-            calls.append(("eth_getLogs", [manager | {"topics": [TRANSFER.topic, None, to]}]))
+            words = ["0x" + vault[2:].rjust(64, "0") for vault in sorted(vaults)]
+            topics = [TRANSFER.topic, words], [TRANSFER.topic, None, words]
+            calls += [("eth_getLogs", [manager | {"topics": one}]) for one in topics]
         from_block, to_block, *found = await self._ask(calls, first, last, endpoints)
         if ids := sorted({one.values[2] for one in read_logs(*found[1:])} | tokens.keys()):
             topics = [[kind.topic for kind in MANAGER_LOGS], [f"0x{token_id:064x}" for token_id in ids]]
@@ -297,9 +298,9 @@ class Follower:
                 raise TooMany(f"the unstaked fee changed in blocks {first} to {last}")
             if any(one.block_hash != headers[one.block].hash for one in logs):
                 raise Malformed("logs of blocks that are not in the chain")
-            names, new, short = name_tokens(logs, self.contract, self.vaults, tip.tokens)
-            mine = [one for one in logs if one.address in self.contract.addresses]
-            events, released = to_events(mine, self.contract, times, names, tip.released, short)
+            named = name_tokens(logs, self.contract, self.vaults, tip.tokens)
+            mine = [one for one in logs if one.address in self.contract.addresses or one[:2] in named.moved]
+            events, released = to_events(mine, self.contract, times, named, tip.released)
             # Slipstream's fee may have changed and changed back: in one block it is seen, and until then nobody lied
             may_halve = self.contract.slipstream and last > first and tip.block == self.tip.block
             tip.pool, events = await asyncio.to_thread(follow_to, tip.pool, events, state)
@@ -321,7 +322,7 @@ class Follower:
         draft.blocks |= {number: header.block for number, header in headers.items()}
         draft.released += released
         draft.endpoints |= endpoints
-        draft.tokens += [(str(token_id), *tip.tokens[token_id], block) for token_id, block in new]
+        draft.tokens += named.rows
         self.reader.grow(len(logs))
         return state is not None
 
@@ -409,23 +410,26 @@ class Follower:
         return count
 
     async def name(self, vault: str, held: Sequence[TokenPosition], at: Block) -> dict[int, NamedToken]:
-        """Names for the tokens that a vault holds after a block, which they keep while it holds them."""
+        """Names for the tokens that a vault holds after a block, which they keep while it holds them.
+
+        What no log has told of who holds them is made good at the tip.
+        """
         async with self._busy:
-            tokens = dict(self.tip.tokens)
-            ids = {position.token_id for position in held}
-            mine = {token_id for token_id, token in tokens.items() if token.owner.partition("#")[0] == vault}
-            gone = mine - ids if at == self.tip.block else set()
-            for token_id in gone:
-                del tokens[token_id]
-            new = []
+            tokens, then = dict(self.tip.tokens), await self.file.tokens(at.number)
+            found, rows, newest = {}, [], at == self.tip.block
+            for token_id in set(tokens) - {position.token_id for position in held} if newest else ():
+                if tokens[token_id].vault == vault:
+                    rows.append((str(token_id), *tokens.pop(token_id)._replace(owner=""), at.number))
             for token_id, lower, upper, *_ in held:
-                if token_id not in tokens:
-                    tokens[token_id] = NamedToken.of(vault, token_id, (lower, upper), tokens)
-                    new.append((str(token_id), *tokens[token_id], 0))  # it was there before: no way back forgets it
-            if gone or new or vault not in self.vaults:
-                await self.file.name(vault, gone, new)
+                known = [one[token_id] for one in (then, tokens) if token_id in one and one[token_id].vault == vault]
+                found[token_id] = known[0] if known else NamedToken.of(vault, token_id, (lower, upper), tokens)
+                if not known and (newest or token_id not in tokens):
+                    tokens[token_id] = found[token_id]  # never known, it was there before: no way back forgets it
+                    rows.append((str(token_id), *found[token_id], at.number if token_id in then else 0))
+            if rows or vault not in self.vaults:
+                await self.file.name(vault, rows)
                 if vault not in self.vaults:
                     log.info("vault %s: its positions are followed from block %d on", vault, self.tip.block.number + 1)
                 self.vaults.add(vault)
                 self.tip = replace(self.tip, tokens=tokens)
-            return {token_id: tokens[token_id] for token_id in ids}
+            return found

@@ -251,6 +251,75 @@ def test_what_the_vault_does_itself_is_followed_token_by_token(chain, tmp_path, 
     assert {"mint", "burn", "collect"} <= set(mine)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_whose_a_tokens_events_are_follows_it_from_hand_to_hand(chain, tmp_path, known):
+    """From one vault to another, to a stranger, and back; whether or not both vaults were followed before.
+
+    What its burns released and nobody collected goes with it: no fee.
+    """
+    uniswap = anvil.Uniswap(chain)
+    (old, new), stranger = (name.lower() for name in chain.accounts[1:3]), chain.accounts[3].lower()
+    uniswap.mint_direct(-12000, 12000, 10**20)
+    for owner, count in ((old, 2), (new, 1)):
+        for _ in range(count):
+            uniswap.mint(owner, -600, 600, 10**18, 10**18)
+    chain.mine(3)
+
+    def hand(sender: str, to: str) -> None:
+        uniswap.send(uniswap.manager, "transferFrom(address,address,uint256)", sender, to, 1, sender=sender)
+
+    def opened(*vaults: str):
+        options = {"manager": uniswap.manager, "confirmations": 0, "following": False, "vaults": vaults}
+        return Web3Market.open([chain.url], uniswap.address, tmp_path / "a.sqlite3", **options)
+
+    async def look(market: Web3Market, owner: str, holder: str) -> tuple[list[str], list[tuple]]:
+        """Names of a vault's positions, then of the events of some burnt liquidity that its holder collects."""
+        await market.catch_up()
+        opening = (await market.head()).number + 1
+        names = [position.owner for position in (await market.snapshot(owner, opening)).vault]
+        uniswap.decrease(holder, 1, 10**17)
+        chain.mine()
+        uniswap.swap(True, 10**16)
+        uniswap.collect(holder, 1)
+        chain.mine()
+        await market.catch_up()
+        found = await market.events(opening, (await market.head()).number)
+        return names, [(event.kind, event.args[0], event.args[-2:]) for event in found if event.kind != "swap"]
+
+    async def work():
+        async with opened(old, new) if known else opened(old) as market:
+            await market.catch_up()
+            uniswap.decrease(old, 1, 10**17)  # and never collected by its owner
+            chain.mine()
+            hand(old, new)
+            chain.mine(2)
+            if known:
+                await market.catch_up()
+        async with opened(new) as market:
+            found = [await look(market, new, new)]
+            hand(new, stranger)
+            chain.mine()
+            found.append(await look(market, new, stranger))
+            hand(stranger, old)
+            chain.mine()
+        async with opened(old) as market:
+            found.append(await look(market, old, old))
+            back = market._follower.tip.tokens[1]
+            await market._follower._load()
+            assert market._follower.tip.tokens[1] == back
+            at = market._follower.first
+            assert (await market._follower.file.tokens(at))[1].vault == old
+        return found
+
+    moved, gone, back = asyncio.run(work())
+    mine, again = f"{new}#1", old
+    assert moved[0] == [mine, new] and gone[0] == [new] and sorted(back[0]) == [again, f"{old}#2"]
+    for (_, events), owner in ((moved, mine), (gone, uniswap.manager.lower()), (back, again)):
+        assert {name for _, name, _ in events} == {owner} and events[0][0] == "burn"
+        for fees in (amounts for kind, _, amounts in events if kind == "collect"):
+            assert max(fees) < 10**15, "what was released is no fee"
+
+
 def test_tokens_that_were_released_and_not_collected_are_idle_and_those_of_other_pools_are_not_the_vaults(
     world, tmp_path
 ):
@@ -446,7 +515,7 @@ def changed(value: Any, path: tuple, new: Any) -> Any:
 
 
 def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_transactions(world, tmp_path):
-    """Also by an auditor that follows the vault from this round on, to whom its tokens have other names."""
+    """Also by an auditor that follows the vault from this round on. What is closed leaves its name to the next."""
 
     async def work():
         async with world.market(tmp_path / "a.sqlite3") as market:
@@ -506,7 +575,7 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
     assert honest == [] and evidence["round"]["code"] == "scored"
     assert [outcome.final0 + outcome.fees0, outcome.final1 + outcome.fees1] == total
     assert outcome.changes == 2 and 0 < outcome.in_range < 1
-    assert len({args[0] for *_, kind, args in evidence["events"] if args[0].startswith(world.vault)}) == 2
+    assert {args[0] for *_, kind, args in evidence["events"] if args[0].startswith(world.vault)} == {world.vault}
     for name, found in wrong.items():
         assert any(what.startswith("executions[0]: ") and name in what for what in found), (name, found)
     assert transfers[0] == [] and detail == "at the close the vault has +5 of token0 that nothing in the round explains"
@@ -577,9 +646,9 @@ def test_of_what_burns_released_and_of_fees_that_is_left_what_the_manager_forgot
             Log(7, n + 2, "0x", "0x1", "0xp", "Collect", ("0xm", -10, 10, "0xv", *paid)),
             Log(7, n + 3, "0x", "0x1", "0xm", "Collect", (3, "0xv", *asked)),
         ]
-        names, _, short = name_tokens(logs, contract, ["0xv"], tokens)
+        named = name_tokens(logs, contract, ["0xv"], tokens)
         pool = [one for one in logs if one.address == "0xp"]
-        events, _ = to_events(pool, contract, {7: 70}, names, released, short)
+        events, _ = to_events(pool, contract, {7: 70}, named, released)
         owed = [have + more + out - gone for have, more, out, gone in zip(owed, earned, burnt, asked, strict=True)]
         tape_owed = [have + more for have, more in zip(tape_owed, earned, strict=True)]
         for event in events:

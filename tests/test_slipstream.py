@@ -35,7 +35,7 @@ from evm.__main__ import build_parser as evm_parser
 from evm.__main__ import record
 from evm.abi import CL_LOGS, POOL_LOGS, Log, Malformed
 from evm.audit import audit_chain
-from evm.events import NamedToken, follow_to, name_tokens, to_events
+from evm.events import Named, NamedToken, follow_to, name_tokens, to_events
 from evm.market import Web3Market
 from evm.pool import Contract, State
 from executor import __main__ as executor_command
@@ -880,6 +880,7 @@ def test_an_audit_on_the_chain_agrees_and_names_a_stake_and_an_unstaked_fee_that
 
 A_MANAGER, A_GAUGE, SOMEBODY = ("0x" + digit * 40 for digit in "ace")
 A_PAIR = Pair(8453, POOL, Token("0x" + "8" * 40, "NIL", 18), Token("0x" + "9" * 40, "ONE", 18), 500, 10)
+NOT_NAMED = Named({}, {}, {}, [])
 A_CONTRACT = Contract(A_PAIR, A_MANAGER, A_GAUGE)
 
 
@@ -898,7 +899,7 @@ def test_a_token_is_unstaked_before_its_receiver_is_called_who_may_trade_first()
         (POOL, "Collect", (SOMEBODY, -90, 90, SOMEBODY, 1, 1)),
         (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1000)),
     )
-    events, _ = to_events(logs, A_CONTRACT, {7: 70}, {}, {})
+    events, _ = to_events(logs, A_CONTRACT, {7: 70}, NOT_NAMED, {})
     assert [(event.log_index, event.kind) for event in events] == [
         (0, "burn"),
         (1, "unstake"),
@@ -918,7 +919,7 @@ def test_stakes_are_of_the_token_whose_collect_the_gauge_made_just_before():
         (A_GAUGE, "Withdraw", (SOMEBODY, 3, 0)),
         (POOL, "CollectFees", (A_GAUGE, 8, 9)),
     )
-    events, _ = to_events(logs, A_CONTRACT, {7: 70}, {(7, 3): "vault"}, {})
+    events, _ = to_events(logs, A_CONTRACT, {7: 70}, NOT_NAMED._replace(owners={(7, 3): "vault"}), {})
     assert [(event.kind, *event.args) for event in events] == [
         ("collect", A_MANAGER, -10, 10, 3, 4),
         ("stake", A_MANAGER, -10, 10, 1000),
@@ -926,7 +927,7 @@ def test_stakes_are_of_the_token_whose_collect_the_gauge_made_just_before():
         ("collect_fees", 8, 9),
     ]
     with pytest.raises(Malformed, match="Withdraw without the collect before it"):
-        to_events(logs_of(logs[0][4:7], (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1))), A_CONTRACT, {7: 70}, {}, {})
+        to_events(logs_of(logs[0][4:7], (A_GAUGE, "Withdraw", (SOMEBODY, 3, 1))), A_CONTRACT, {7: 70}, NOT_NAMED, {})
 
 
 def test_a_vaults_token_keeps_its_name_while_the_gauge_has_it():
@@ -947,9 +948,9 @@ def test_a_vaults_token_keeps_its_name_while_the_gauge_has_it():
         (A_GAUGE, "Withdraw", (vault, 3, 1000)),
     )
     for logs, kind, first in ((deposit, "stake", vault), (withdraw, "unstake", A_GAUGE), (deposit, "stake", vault)):
-        names, new = name_tokens(logs, A_CONTRACT, {vault}, tokens)
-        events, _ = to_events([one for one in logs if one.address != A_MANAGER], A_CONTRACT, {7: 70}, names, {})
-        assert (events[0].kind, events[0].args[0]) == ("burn", first) and not new
+        named = name_tokens(logs, A_CONTRACT, {vault}, tokens)
+        events, _ = to_events([one for one in logs if one.address != A_MANAGER], A_CONTRACT, {7: 70}, named, {})
+        assert (events[0].kind, events[0].args[0]) == ("burn", first) and not named.rows
         assert (events[-1].kind, events[-1].args) == (kind, (vault, -10, 10, 1000))
     assert tokens == {3: NamedToken(vault, -10, 10)}
 
@@ -960,7 +961,7 @@ def test_what_somebody_gives_to_the_gauge_is_not_staked():
         (POOL, "Mint", (A_GAUGE, -10, 10, SOMEBODY, 50, 1, 1)),
         (POOL, "Mint", (A_GAUGE, -10, 10, A_MANAGER, 50, 1, 1)),
     )
-    events, _ = to_events(logs, A_CONTRACT, {7: 70}, {}, {})
+    events, _ = to_events(logs, A_CONTRACT, {7: 70}, NOT_NAMED, {})
     pool = SlipstreamPool(500, 10, 0, A_MANAGER, A_GAUGE)
     pool.initialize(1 << 96)
     for event, staked_ in zip(events, (0, 50), strict=True):
