@@ -215,7 +215,7 @@ async def _describe(rpc: Rpc, pool_address: str, manager: str | None) -> Contrac
     if slipstream:
         wrong = used != usual and f"the pool's own is {usual}"
     elif used:
-        answers = await rpc.batch([FACTORY.call(one, at) for one in (pool_address, used)], refusable=True)
+        answers = await rpc.batch([FACTORY.call(one, at) for one in (pool_address, used)])
         of_pool, of_manager = map(FACTORY.read, answers)
         if of_manager is None or of_manager != of_pool:
             wrong = "no position manager stands there" if of_manager is None else "it is of another factory's pools"
