@@ -15,6 +15,7 @@ Read next: `sim.py` (what a position earns), `scoring.py` (what that is worth), 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_DOWN, Context, Decimal
@@ -310,8 +311,10 @@ class RebalanceAnswer:
     miner_metadata: MinerMetadata
 
 
-def check_answer(answer: RebalanceAnswer, query: RebalanceQuery) -> None:
+def check_answer(answer: RebalanceAnswer, query: RebalanceQuery, keeps: bool = True) -> None:
     """Hold a decoded answer against the rules of its query; a refusal needs no further check.
+
+    What only keeps shown positions may keep any number of them; by the rules of version 1, without `keeps`, not.
 
     Raises:
         ProtocolError: one code a rule, with the offending values: `TOO_MANY_POSITIONS`, `TICK_RANGE`, `TICK_ORDER`,
@@ -322,7 +325,7 @@ def check_answer(answer: RebalanceAnswer, query: RebalanceQuery) -> None:
     if not answer.accepted:
         return
     spacing, positions, most = query.tick_spacing, answer.desired_positions, query.settings.max_positions
-    if len(positions) > most:
+    if len(positions) > most and not (keeps and Counter(positions) <= Counter(query.current_positions)):
         raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{len(positions)} positions, at most {most}")
     for n, p in enumerate(positions):
         lower, upper, ticks = p.tick_lower, p.tick_upper, f"position {n}: ticks {p.tick_lower}, {p.tick_upper}"

@@ -25,7 +25,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 from protocol import REPUTATIONS, TARGETS
 
-RULES_VERSION = 1  # part of a round's evidence: any change below that can change a digit needs the next number
+RULES_VERSION = 2  # part of a round's evidence: any change below that can change a digit needs the next number
 _TRAPS = [decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow]
 CONTEXT = Context(  # every field is named, so that a caller's decimal.DefaultContext changes nothing here
     prec=120, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[], traps=_TRAPS

@@ -10,19 +10,21 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import islice
+from operator import ge
 from typing import Any
 
 from audit.evidence import FORMAT, SEAL_SCHEME, EvidenceError, digests_of
 from audit.shape import each, misshapen
 from liquidity.events import Event, ReplayError, event_args
 from liquidity.executions import Execution, execution_of
+from liquidity.live import gifts_of, words_of
 from protocol import MAX_ANSWER_BYTES, MAX_QUERY_BYTES, ROUND_TYPES, Code, Entrant, ProtocolError, RoundResult
 from sim import PoolError
 from spine.asking import judged, kept
-from spine.mechanism import Mechanism, load
+from spine.mechanism import Mechanism, by_rules, load
 from wire.codec import canonical, decode, digest, from_plain, to_json, to_plain
 from wire.signing import verify_answer, verify_statement
 from wire.text import differences, ordered, quoted, quoted_name
@@ -165,9 +167,11 @@ def audit(evidence: Any, mechanisms: Mapping[str, Mechanism] | None = None) -> l
     if evidence.get("format") != FORMAT:
         raise EvidenceError(f"format {quoted(evidence.get('format'))}, this program audits {FORMAT}")
     mechanism = _mechanism_of(evidence, mechanisms or load())
-    version, known = evidence.get("rules_version"), mechanism.rules_version
-    if type(version) is not int or version != known:
-        raise EvidenceError(f"rules version {quoted(version)}, this program has {known}: use the release that has them")
+    version, newest = evidence.get("rules_version"), mechanism.rules_version
+    if not (mechanism := by_rules(mechanism, version)):
+        raise EvidenceError(
+            f"rules version {quoted(version)}, this program has {newest}: use the release that has them"
+        )
     if problems := list(islice(misshapen(evidence, SHAPE, ""), MAX_MALFORMED)):
         return problems
     problems = []
@@ -325,8 +329,12 @@ def check_result(parts: Parts) -> Iterator[str]:
         hotkey = parts.asks[0].hotkey if parts.asks else ""
         result = parts.mechanism.play_live(*played, hotkey, parts.executions, None)
         on_a_chain = all(execution.sent for execution in parts.executions)
-        if on_a_chain and result.code is Code.SCORED and row["code"] == Code.LIVE_FOREIGN_TRANSFER:
-            result = RoundResult(Code.LIVE_FOREIGN_TRANSFER, row["detail"])  # which only the chain's close shows
+        if on_a_chain and result.code is Code.SCORED:  # what only the chain's close shows
+            gifts, used = gifts_of(row["detail"]), gifts_of(result.detail)
+            if row["code"] == Code.LIVE_FOREIGN_TRANSFER:
+                result = RoundResult(Code.LIVE_FOREIGN_TRANSFER, row["detail"])
+            elif all(map(ge, gifts, used)):
+                result = replace(result, detail=words_of(gifts))
     else:
         taking_part = parts.evidence["entrants"]
         entrants = [Entrant(e["hotkey"], e["registered_block"], Decimal(e["combined"])) for e in taking_part]

@@ -27,7 +27,8 @@ compares all lines. So a validator that seals a falsehood of its own is caught t
 (`tests/test_evidence.py` holds every field against it, both ways):
 
     a falsehood in                                     sealed by the validator itself is
-    format, rules_version                              refused by name
+    format, rules_version                              refused by name; attributable where the same digits are of
+                                                         older rules, too
     round, scores, baselines, executions               always caught in a round that came to its close
     an answered ask, but for its response_seconds      always caught: the miner has signed query and answer
     the query of an ask without an answer              caught wherever it says what follows from the round, from the
@@ -41,8 +42,9 @@ compares all lines. So a validator that seals a falsehood of its own is caught t
       decision was not carried out, its transaction    `python validator.py audit --rpc` holds it against the chain
       and gas; amounts that a dry run foresaw
     a live round void by live_foreign_transfer:        recomputed where the vault's own events differ from what the
-      its detail, and the amounts of its executions    executions say, attributable where the chain shows other tokens
-                                                       or positions at the close; `audit --rpc` looks there itself
+      its detail, and the amounts of its executions    executions say, attributable where the chain shows fewer tokens
+                                                       or less liquidity at the close; `audit --rpc` looks there itself
+    what its detail says that others gave the vault    the same; no query and no execution may show more than that
     why and when a round was skipped, void or          attributable, unless it is a swap of unknown call, an empty
       interrupted; its pool and settings if nobody       vault, or the live miner's own first answer: these are
       was asked                                          recomputed

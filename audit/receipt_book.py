@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from audit.issuer import PAGE_BYTES, PAGE_RECEIPTS
-from audit.receipts import MAX_PAGE_BYTES, problems, read
+from audit.receipts import MAX_PAGE_BYTES, problems, read, rules_of
 from audit.shape import check_shape
 from chain.base import ChainError
 from chain.opening import joined, local_wallet, wallet_of
@@ -32,7 +32,6 @@ from protocol import MAX_QUERY_BYTES, Code, ProtocolError
 from runtime.db import Database, StoreError, connect
 from runtime.options import is_local
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError, number, run
-from scoring import RULES_VERSION
 from wire.client import Reply, ask, client_session
 from wire.codec import canonical, digest, parse_json
 from wire.server import Handler
@@ -342,7 +341,7 @@ async def _table(book: ReceiptBook, last: int) -> bool:
         found = [*_misfiled(book, row, said, seen), *problems(said)]
         misquoted, late = await book.compare(said)
         wrong += [(row["round_id"], what) for what in found + misquoted]
-        unheard, older = unheard + late, older + (said["rules_version"] != RULES_VERSION)
+        unheard, older = unheard + late, older + (rules_of(said) is None)
         cells = [row["round_id"], "", "", "", said["round"]["code"]]
         if line and not found:
             over = Decimal(line["score"]) - Decimal(said["baselines"]["keep"])

@@ -33,7 +33,7 @@ from typing import Any
 from audit.shape import Maybe, check_shape, each, is_shown
 from protocol import Code, ProtocolError
 from scoring import Outcome, Terms
-from spine.mechanism import Mechanism, load
+from spine.mechanism import Mechanism, by_rules, load
 from wire.codec import canonical, digest, from_plain
 from wire.signing import sign_statement, verify_statement
 
@@ -136,6 +136,12 @@ def _mechanism_of(said: dict[str, Any]) -> str:
     return said["round"].get("mechanism", "liquidity")
 
 
+def rules_of(said: dict[str, Any], mechanisms: Mapping[str, Mechanism] | None = None) -> Mechanism | None:
+    """By whose rules a statement's scores can be computed again; None if this program does not have them."""
+    mechanism = (mechanisms or load()).get(_mechanism_of(said))
+    return mechanism and by_rules(mechanism, said["rules_version"])
+
+
 def problems(
     said: dict[str, Any], evidence: dict[str, Any] | None = None, mechanisms: Mapping[str, Mechanism] | None = None
 ) -> Iterator[str]:
@@ -163,8 +169,7 @@ def problems(
         for text in (*said["baselines"].values(), line and line["score"]):
             if text is not None and not is_shown(text):
                 yield f"a score is {text[:50]}"
-        mechanism = (mechanisms or load()).get(_mechanism_of(said))
-        if line is not None and mechanism and said["rules_version"] == mechanism.rules_version:
+        if line is not None and (mechanism := rules_of(said, mechanisms)):
             yield from mechanism.line_problems(said)
     except (ValueError, ArithmeticError, TypeError) as error:  # TypeError: there is a line, and no score of keep
         yield f"line: cannot be computed: {type(error).__name__}: {error}"

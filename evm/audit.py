@@ -73,7 +73,8 @@ async def audit_chain(
         wrong += _check_events(evidence["events"], seen.events, vault, seen.manager)
     if closing:
         settings = from_plain(JobSettings, row["settings"])
-        inputs = LiveInputs(settings, seen.opening, last + 1, tuple(seen.events), "", tuple(executions), closing)
+        told = tuple(seen.events), "", tuple(executions), closing, evidence["rules_version"]
+        inputs = LiveInputs(settings, seen.opening, last + 1, *told)
         wrong += _check_end(row, await asyncio.to_thread(play_live, inputs))
     return wrong
 

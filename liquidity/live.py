@@ -7,10 +7,11 @@ Pure. Read first: `rounds.py`. Read next: `audit/checks.py`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import add, sub
+from operator import add, gt, ne, sub
 
 from liquidity.books import Book
 from liquidity.events import OWN_KINDS, Event, ReplayError
@@ -19,11 +20,12 @@ from liquidity.replay import Snapshot
 from liquidity.rounds import Line, Round
 from liquidity.tape import Tape
 from protocol import Code, JobSettings, RoundResult
-from scoring import Outcome, counted, gas_cost, score_outcome
+from scoring import RULES_VERSION, Outcome, counted, gas_cost, score_outcome
 from sim import PoolError
 
 FLOWS = ("released", "fees", "paid")  # of an execution: what burns, collects and mints of the vault come to
 MAX_DETAIL_CHARS = 500
+_GIFTS = "others gave the vault {} of token0 and {} of token1, which count for nobody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class LiveInputs:
         hotkey: of the miner that managed the vault.
         executions: what became of its decisions that change something.
         closing: what the chain itself shows before the close's first event; None where nobody can touch the vault.
+        rules_version: by version 1 a gift voided the round, or counted where a mint took all of it.
     """
 
     settings: JobSettings
@@ -43,14 +46,16 @@ class LiveInputs:
     hotkey: str
     executions: tuple[Execution, ...]
     closing: Snapshot | None = None
+    rules_version: int = RULES_VERSION
 
 
 def play_live(inputs: LiveInputs) -> RoundResult:
     """Score a live round from what the vault really held from the opening to the close.
 
     All but gas follows from the vault's own events, wherever in their blocks they stand; gas from the executions, also
-    of those that failed. What Slipstream's gauge holds earns nothing, as it does, and in *keep* neither. The round is
-    void where executions do not explain the vault.
+    of those that failed. What Slipstream's gauge holds earns nothing, as it does, and in *keep* neither. What others
+    gave the vault counts for nobody, and is named. The round is void where executions do not explain the vault's own
+    events, and where the vault has less than these.
     """
     game, close = Round(inputs.settings, inputs.snapshot, live=True), inputs.close_block
     events = [event for event in inputs.events if event.block < close]
@@ -65,13 +70,18 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     if not any(book.initial):
         return RoundResult(Code.EMPTY_VAULT, "the vault holds no tokens at the opening")
     done = [execution for execution in inputs.executions if acted(execution) and execution.block < close]
-    if detail := _unexplained(tape, events, done) or (inputs.closing and _transferred(tape, inputs.closing)):
+    detail, gifts = _unexplained(tape, events, done), tape.gifts
+    if inputs.closing and not detail:
+        detail, gifts = _transferred(tape, inputs)
+    if detail:
         return RoundResult(Code.LIVE_FOREIGN_TRANSFER, detail)
     before, price = book.fees(), tape.price_before(close)
     book.mirror(events, close)
     tokens, owed = tape.vault_holds()
     earned = [owed[n] + tape.collected[n] - before[n] for n in (0, 1)]
     final = [tokens[n] + owed[n] - earned[n] for n in (0, 1)]
+    if inputs.rules_version > 1:
+        final, detail = list(map(sub, final, tape.gifts)), words_of(gifts)
     share = game.share(book, close)
     outcome = Outcome(*book.initial, *final, *earned, inputs.snapshot.sqrt_price_x96, price, len(done), share)
     sent = [execution.sent for execution in inputs.executions if execution.sent]
@@ -79,7 +89,18 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     terms = score_outcome(outcome, inputs.settings.target, inputs.settings.rebalance_cost, gas_cost(*gas, price))
     score, _ = counted(terms, keep.terms, inputs.settings.min_in_range, False)
     line = Line(inputs.hotkey, outcome, terms, score, rank=1, gas=gas if any(gas) else None)
-    return RoundResult(Code.SCORED, "", (line,), {"keep": keep}, "keep", tape.swaps)
+    return RoundResult(Code.SCORED, detail, (line,), {"keep": keep}, "keep", tape.swaps)
+
+
+def words_of(gifts: tuple[int, int]) -> str:
+    """A scored round's detail where others gave the vault so much of the two tokens; `gifts_of` reads it."""
+    return _GIFTS.format(*gifts) if any(gifts) else ""
+
+
+def gifts_of(detail: str) -> tuple[int, int]:
+    """What a scored round's detail says that others gave the vault."""
+    found = re.fullmatch(_GIFTS.format(*2 * ["([0-9]{1,78})"]), detail, re.ASCII)
+    return tuple(map(int, found.groups())) if found else (0, 0)
 
 
 def was_carried_out(execution: Execution) -> bool:
@@ -142,9 +163,9 @@ def _flows(amounts: Iterable[tuple[int, int]], minted: Iterable[tuple]) -> str:
     return ", ".join(words + [f"minted {liquidity} from {lower} to {upper}" for lower, upper, liquidity in minted])
 
 
-def _transferred(tape: Tape, closing: Snapshot) -> str:
-    """What the chain shows at the close and the vault's own events do not explain; empty if nothing."""
-    mine, theirs = Counter(), Counter()  # liquidity by range
+def _transferred(tape: Tape, inputs: LiveInputs) -> tuple[str, tuple[int, int]]:
+    """What of the vault's own events the chain does not show at the close, empty if all, and what it shows besides."""
+    closing, mine, theirs = inputs.closing, Counter(), Counter()  # liquidity by range
     for key in tape.vault_keys:
         mine[key[1:]] += tape.pool.position(*key).liquidity
     for position in closing.vault:
@@ -152,10 +173,11 @@ def _transferred(tape: Tape, closing: Snapshot) -> str:
     for ticks in sorted(mine.keys() | theirs.keys()):
         if (expected := mine[ticks]) != (found := theirs[ticks]):
             range_ = f"from {ticks[0]} to {ticks[1]}"
-            return f"at the close the vault has liquidity {found} {range_}, {expected} by its events"
+            return f"at the close the vault has liquidity {found} {range_}, {expected} by its events", (0, 0)
     expected = tuple(map(add, *tape.vault_holds()))
     found = Book(Tape(closing)).initial  # what burns released and what fees paid may be told apart differently
-    if found != expected:
-        more = [f"{found[n] - expected[n]:+d} of token{n}" for n in (0, 1) if found[n] != expected[n]]
-        return f"at the close the vault has {', '.join(more)} that nothing in the round explains"
-    return ""
+    more = tuple(map(sub, found, expected))
+    if any(map(gt if inputs.rules_version > 1 else ne, expected, found)):
+        amounts = [f"{amount:+d} of token{n}" for n, amount in enumerate(more) if amount]
+        return f"at the close the vault has {', '.join(amounts)} that nothing in the round explains", (0, 0)
+    return "", tuple(map(add, more, tape.gifts))

@@ -36,13 +36,15 @@ class Liquidity:
     """The first mechanism; its attributes and methods are explained at `spine.mechanism.Mechanism`."""
 
     name, path = "liquidity", "/rebalance"
-    rules_version = RULES_VERSION
     settings, state, query, answer = JobSettings, Snapshot, RebalanceQuery, RebalanceAnswer
     settle_seconds, live = 0, True
     game = Round
     showing = showing
     checks = recheck.CHECKS
     line_problems = staticmethod(recheck.line_problems)
+
+    def __init__(self, rules_version: int = RULES_VERSION, *earlier: Liquidity):
+        self.rules_version, self.earlier = rules_version, earlier
 
     def interval_blocks(self, settings: JobSettings) -> int:
         return settings.checkpoint_blocks
@@ -59,7 +61,7 @@ class Liquidity:
     def judge(self, body: bytes, query: RebalanceQuery) -> tuple[Code, str, RebalanceAnswer | None]:
         try:
             answer = decode(RebalanceAnswer, body, MAX_ANSWER_BYTES)
-            check_answer(answer, query)
+            check_answer(answer, query, keeps=self.rules_version > 1)
         except ProtocolError as error:
             return error.code, error.detail, None
         if not answer.accepted:  # the reason goes to terminals and logs
@@ -87,8 +89,8 @@ class Liquidity:
 
     def play_live(self, settings, snapshot, close_block, events, hotkey, executions, closing) -> RoundResult:
         """The score of who managed the vault; arguments as of `LiveInputs`."""
-        inputs = LiveInputs(settings, snapshot, close_block, tuple(events), hotkey, tuple(executions), closing)
-        return play_live(inputs)
+        told = tuple(events), hotkey, tuple(executions), closing
+        return play_live(LiveInputs(settings, snapshot, close_block, *told, self.rules_version))
 
 
-MECHANISM = Liquidity()
+MECHANISM = Liquidity(RULES_VERSION, Liquidity(1))

@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, replace
 from decimal import Decimal
+from operator import add
 from typing import Any
 
 from liquidity.events import Event, ReplayError
 from liquidity.executions import Execution, Sent
-from liquidity.live import FLOWS, acted, own_events, sums_of, was_carried_out
+from liquidity.live import FLOWS, acted, gifts_of, own_events, sums_of, was_carried_out
 from liquidity.rounds import Round, plan
 from liquidity.tape import Holding, Tape
 from protocol import (
@@ -138,7 +139,7 @@ def check_shown(parts: Any) -> Iterator[str]:
         if parts.live:
             done = sum(acted(execution) and execution.block <= head for execution in parts.executions)
             untouched = not game.tape.unknown_swaps and parts.row["code"] != Code.LIVE_FOREIGN_TRANSFER
-            vault = _vault_shown(game.tape, query) if untouched else {}
+            vault = _vault_shown(parts, game.tape, query) if untouched else {}
             again = replace(again, **vault, rebalances_so_far=done)
         elif ask.hotkey in game.books:
             book = game.books[ask.hotkey].at(head + 1)
@@ -149,14 +150,15 @@ def check_shown(parts: Any) -> Iterator[str]:
             yield from differences(f"{ask.path}.query", to_plain(query), to_plain(again))
 
 
-def _vault_shown(tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
+def _vault_shown(parts: Any, tape: Tape, query: RebalanceQuery) -> dict[str, Any]:
     """What a live query shows of the vault, as its own events left it; in which order positions are listed is free."""
+    said = query.inventory_remaining.amount0, query.inventory_remaining.amount1
     held = [Holding(*key[1:], tape.pool.position(*key).liquidity) for key in tape.vault_keys - tape.staked]
     price = tape.pool.sqrt_price_x96
     shown = tuple(Position(h.tick_lower, h.tick_upper, *h.amounts(price)) for h in held if h.liquidity)
     if sorted(map(astuple, shown)) == sorted(map(astuple, query.current_positions)):
         shown = query.current_positions
-    idle, fees = Inventory(*tape.idle), Inventory(*tape.vault_holds()[1])
+    idle, fees = Inventory(*_with_gifts(parts, tape.idle, said)), Inventory(*tape.vault_holds()[1])
     return {"current_positions": shown, "inventory_remaining": idle, "uncollected_fees": fees}
 
 
@@ -197,13 +199,19 @@ def check_executions(parts: Any) -> Iterator[str]:
             after = tuple(had + out + fee - paid for had, out, fee, paid in flows)
             again = replace(again, **{name: getattr(said, name) for name in (*FLOWS, "minted")}, after=after)
         elif on_chain:
-            again = replace(again, **_amounts_of(said, tape, events))
+            again = replace(again, **_amounts_of(parts, said, tape, events))
         yield from differences(f"{path}.execution", stored["execution"], to_json(again))
         if said.sent:
             yield from _check_sent(f"{path}.execution.sent", said.sent, on_chain, transactions)
 
 
-def _amounts_of(said: Execution, tape: Tape, events: deque[Event]) -> dict[str, Any]:
+def _with_gifts(parts: Any, idle: tuple[int, int], said: tuple[int, int]) -> tuple[int, ...]:
+    """The vault's idle tokens, or what is said of them where they are more by what others gave it in the round."""
+    most = map(add, idle, gifts_of(parts.row["detail"]))
+    return tuple(max(have, min(told, limit)) for have, told, limit in zip(idle, said, most, strict=True))
+
+
+def _amounts_of(parts: Any, said: Execution, tape: Tape, events: deque[Event]) -> dict[str, Any]:
     """What the vault's own events say of an execution; takes `tape` to the end of its block."""
     while events and events[0].block < said.block:
         tape.feed([events.popleft()])
@@ -213,7 +221,7 @@ def _amounts_of(said: Execution, tape: Tape, events: deque[Event]) -> dict[str, 
     tape.feed(own)
     released, fees, paid, minted = sums_of(own_events(tape, own).get(said.block, ()))
     minted = said.minted if sorted(said.minted) == sorted(minted) else minted
-    after = tape.idle
+    after = _with_gifts(parts, tape.idle, said.after)
     before = tuple(had - out - fee + took for had, out, fee, took in zip(after, released, fees, paid, strict=True))
     amounts = {"before": before, "released": released, "fees": fees, "paid": paid, "after": after}
     return amounts | {"minted": minted}

@@ -111,6 +111,7 @@ class Tape:
         touches: (leg index, vault key) whenever the vault's position was touched and its fees settled.
         idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
             there. `collected` of it are fees since the start.
+        gifts: what mints took beyond that: somebody else brought it.
         staked: keys of the vault's positions that Slipstream's gauge holds now: they earn no fees.
         live: of a live round: what is staked earns nothing in books either, which else count it as unstaked.
         vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
@@ -129,7 +130,7 @@ class Tape:
         self.touches: list[tuple[int, tuple]] = []
         self.swaps = self.unknown_swaps = 0
         self.start_spot = self.pool.spot
-        self.idle, self.collected = (snapshot.idle0, snapshot.idle1), (0, 0)
+        self.idle, self.collected, self.gifts = (snapshot.idle0, snapshot.idle1), (0, 0), (0, 0)
         self._news = self.pool.record()
         self._slipstream = isinstance(self.pool, SlipstreamPool)
         self._cell = _NO_CELL
@@ -174,6 +175,10 @@ class Tape:
 
     def _follow_vault(self, event: Event) -> None:
         key, amounts = event.args[:3], event.args[-2:]
+        if event.kind == "mint":
+            self.gifts = tuple(
+                g + max(0, paid - have) for g, paid, have in zip(self.gifts, amounts, self.idle, strict=True)
+            )
         self.idle = idle_after(self.idle, event)
         if event.kind == "collect":
             self.collected = tuple(map(add, self.collected, amounts))

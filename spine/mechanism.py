@@ -79,6 +79,7 @@ class Mechanism(Protocol):
 
     name: str  # of its jobs and rounds
     rules_version: int  # of what can change a digit of its scores
+    earlier: tuple[Mechanism, ...]  # the same by rules of before, for their rounds' audit; may be left out
     settings: type  # a job's rules, with `weight`, `shares` and `reputation`
     state: type  # what `observe` returns, with `block` and `block_hash`
     query: type | None  # with `block_number` and `block_hash` of what it shows; None where nobody is asked
@@ -138,6 +139,12 @@ def load(modules: Iterable[str] = ()) -> Mapping[str, Mechanism]:
             raise UserError(f"--mechanism {module}: {mechanism.name} is there twice")
         found[mechanism.name] = mechanism
     return MappingProxyType(found)
+
+
+def by_rules(mechanism: Mechanism, version: Any) -> Mechanism | None:
+    """The mechanism with rules of this version; None if they are not known any more, or not yet."""
+    known = {one.rules_version: one for one in (mechanism, *getattr(mechanism, "earlier", ()))}
+    return known.get(version) if type(version) is int else None
 
 
 def showings(mechanisms: Mapping[str, Mechanism]) -> list[Any]:

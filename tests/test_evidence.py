@@ -40,10 +40,12 @@ from audit.checks import audit
 from audit.evidence import EvidenceError, seal
 from liquidity import mechanism
 from liquidity.executions import Execution, Sent
+from liquidity.live import words_of
 from liquidity.rounds import plan
 from markets import model
 from markets.model import FIRST_TIME, ModelMarket
 from protocol import Code, Position
+from spine.mechanism import by_rules
 from store import Store
 from wire import codec
 from wire.codec import canonical
@@ -551,7 +553,7 @@ def test_a_live_round_is_void_by_the_vaults_own_events_or_by_the_validators_word
     void = {"code": "live_foreign_transfer", "detail": detail, "winner": None, "swaps": 0}
     subject["round"] |= void
     subject |= {"scores": [], "baselines": {}}
-    assert audit(seal(subject, KEY)) == []
+    assert audit(seal(subject, KEY)) == audit(seal(subject | {"rules_version": 1}, KEY)) == []
     said = subject["executions"][-1]["execution"]
     for name in ("block", "keep", "close", "vault"):
         was, said[name] = said[name], next(others(said[name])) if isinstance(said[name], str) else [["1", "2"]]
@@ -568,6 +570,33 @@ def test_a_live_round_is_void_by_the_vaults_own_events_or_by_the_validators_word
     modelled["round"] |= void
     modelled |= {"scores": [], "baselines": {}}
     assert named(audit(seal(modelled, KEY)), "round.code")
+
+
+def test_a_gift_is_the_validators_word_which_its_queries_and_executions_must_fit(rounds):
+    """By no rules more than the round's detail names may be shown; on the model there is none."""
+    subject = copy.deepcopy(rounds["chain"])
+    subject["round"]["detail"] = words_of((5, 7))
+    assert audit(seal(subject, KEY)) == []
+    said = subject["executions"][-1]["execution"]
+    ask = next(ask for ask in reversed(subject["asks"]) if not ask["answer"])
+    query = json.loads(base64.b64decode(ask["query"]))
+    for more in ((5, 7), (0, 7), (5, 8), (6, 0), (-1, 0)):
+        for name in ("before", "after"):
+            was = rounds["chain"]["executions"][-1]["execution"][name]
+            said[name] = [str(int(amount) + gift) for amount, gift in zip(was, more, strict=True)]
+        idle = query["inventory_remaining"]
+        had = {name: str(int(idle[name]) + gift) for name, gift in zip(sorted(idle), more, strict=True)}
+        ask["query"] = base64.b64encode(canonical(query | {"inventory_remaining": had})).decode()
+        problems = audit(seal(subject, KEY))
+        assert (problems == []) == (more in ((5, 7), (0, 7))), (more, problems)
+        if problems:
+            assert named(problems, "executions[5].execution.after")
+            assert named(problems, f"asks[{subject['asks'].index(ask)}].query.inventory_remaining")
+    subject["round"]["detail"] = words_of((5, 7)).replace("7", "07")
+    assert named(audit(seal(subject, KEY)), "round.detail")
+    modelled = copy.deepcopy(rounds["live"])
+    modelled["round"]["detail"] = words_of((5, 7))
+    assert named(audit(seal(modelled, KEY)), "round.detail")
 
 
 def test_who_seals_with_another_key_is_named_by_every_signed_answer(rounds):
@@ -712,7 +741,7 @@ def test_a_round_of_other_rules_is_refused_by_name_and_the_other_rounds_are_audi
     shutil.copy(events_of(played.path), events_of(path))
     write(path, "UPDATE rounds SET rules_version = 0 WHERE round_id = ?", ids["evaluation"])
     code, out = audited(capsys, "all", "--db", path)
-    said = "cannot be audited: rules version 0, this program has 1: use the release that has them"
+    said = "cannot be audited: rules version 0, this program has 2: use the release that has them"
     assert code == 1 and f"{ids['evaluation']}: {said}\n" in out
     with closing(sqlite3.connect(path)) as db:
         skipped = dict(db.execute("SELECT round_id, code FROM rounds WHERE close_block IS NULL"))
@@ -762,7 +791,7 @@ def test_a_constant_that_decides_a_score_does_not_change_without_a_new_rules_ver
     assert {"PENALTY_RATE = 10", "HINDSIGHT_SPACINGS = 50", "MAX_POSITIONS = 64"} <= pinned
     assert not pinned - found, (
         f"changed or gone: {sorted(pinned - found)}; give scoring.RULES_VERSION the next number, write a new"
-        " rules_N.txt and new round_rules_N files, and keep the old round_rules files: they must be refused by name"
+        " rules_N.txt and new round_rules_N files, and keep the old ones: they replay by their rules, or are refused"
     )
     assert not found - pinned, f"new: {sorted(found - pinned)}; if it decides a digit, as above, else add it to {file}"
 
@@ -779,7 +808,7 @@ def test_a_round_that_was_exported_elsewhere_replays_to_the_last_digit_or_is_ref
     file, version = tmp_path / "round.json", int(path.name.split("_")[2])
     file.write_bytes(lzma.decompress(path.read_bytes()))
     code, out = audited(capsys, file)
-    if version == scoring.RULES_VERSION:
+    if by_rules(mechanism.MECHANISM, version):
         assert code == 0 and out == f"{file}: every digit agrees\n1 rounds audited, 0 differ\n", out
     else:
         assert code == 1 and f"rules version {version}, this program has {scoring.RULES_VERSION}" in out

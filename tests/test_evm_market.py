@@ -36,12 +36,13 @@ from evm.market import Web3Market
 from evm.pool import TOKEN_OF_OWNER, Contract, read_pool
 from liquidity.events import Event
 from liquidity.executions import Execution, Sent
-from liquidity.live import LiveInputs, play_live, sums_of
+from liquidity.live import LiveInputs, play_live, sums_of, words_of
 from liquidity.replay import Snapshot, apply_event
 from liquidity.rounds import Round
 from markets.base import MarketError
 from markets.recordings import RecordedMarket, read_recording, replay
 from protocol import Code, JobSettings, Pair, Token
+from scoring import RULES_VERSION
 from sim import Pool, amounts_of, sqrt_ratio_at_tick
 from wire.codec import canonical, to_json, to_plain
 
@@ -488,6 +489,7 @@ class LiveRound:
         self.result = play_live(LiveInputs(JobSettings(), *inputs))
         return {
             "pool": self.world.uniswap.address,
+            "rules_version": RULES_VERSION,
             "round": {
                 "opening_hash": self.snapshot.block_hash,
                 "close_block": self.close,
@@ -557,9 +559,12 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
             await market.catch_up()
             live.close += 1
             transfer = await live.evidence()
-            hidden = changed(changed(transfer, ("round", "code"), "scored"), ("round", "detail"), "")
+            gifted = live.result.lines
+            hidden = changed(transfer, ("round", "detail"), "")
+            void = changed(transfer, ("round", "code"), "live_foreign_transfer")
+            earlier = changed(transfer, ("rules_version",), 1)
             assert await audit_chain(changed(transfer, (*one, "sent", "gas_used"), gas), urls, manager) == []
-            transfers = await audit_chain(transfer, urls, manager), await audit_chain(hidden, urls, manager)
+            transfers = [await audit_chain(one, urls, manager) for one in (transfer, hidden, void, earlier)]
             detail = live.result.detail
             [token_id] = world.chain.call(manager, TOKEN_OF_OWNER, world.vault, 0)
             dust = world.uniswap.increase(world.other, token_id, 10**6, 10**6)
@@ -569,17 +574,24 @@ def test_a_live_round_is_scored_by_what_the_vault_has_and_audited_down_to_its_tr
             live.close += 1
             dusty = await live.evidence()
             dusted = await audit_chain(dusty, urls, manager)
-            return outcome, total, evidence, honest, wrong, transfers, detail, dusty, dusted
+            return outcome, total, evidence, honest, wrong, transfers, gifted, detail, dusty, dusted
 
-    outcome, total, evidence, honest, wrong, transfers, detail, dusty, dusted = asyncio.run(work())
+    outcome, total, evidence, honest, wrong, transfers, gifted, detail, dusty, dusted = asyncio.run(work())
     assert honest == [] and evidence["round"]["code"] == "scored"
     assert [outcome.final0 + outcome.fees0, outcome.final1 + outcome.fees1] == total
     assert outcome.changes == 2 and 0 < outcome.in_range < 1
     assert {args[0] for *_, kind, args in evidence["events"] if args[0].startswith(world.vault)} == {world.vault}
+    before = "at the close the vault has +5 of token0 that nothing in the round explains"
     for name, found in wrong.items():
         assert any(what.startswith("executions[0]: ") and name in what for what in found), (name, found)
-    assert transfers[0] == [] and detail == "at the close the vault has +5 of token0 that nothing in the round explains"
-    assert transfers[1] == [f"round: scored; the chain shows live_foreign_transfer {detail}"]
+    assert (
+        transfers[0] == []
+        and detail == words_of((5, 0))
+        and replace(gifted[0].outcome, in_range=outcome.in_range) == outcome
+    )
+    assert transfers[1] == [f"round: scored; the chain shows scored {detail}"]
+    assert transfers[2] == [f"round: live_foreign_transfer {detail}; the chain shows scored {detail}"]
+    assert transfers[3] == ["round: scored " + detail + "; the chain shows live_foreign_transfer " + before]
     assert dusty["round"]["code"] == "live_foreign_transfer" and "the vault's positions" in dusty["round"]["detail"]
     assert dusted == []
 

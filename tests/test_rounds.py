@@ -29,7 +29,7 @@ from liquidity.books import Book
 from liquidity.events import Event
 from liquidity.executions import Execution, Sent
 from liquidity.hindsight import best_fixed_range
-from liquidity.live import LiveInputs, play_live
+from liquidity.live import LiveInputs, gifts_of, play_live, words_of
 from liquidity.replay import Snapshot
 from liquidity.rounds import Decision, Round, RoundInputs, play
 from liquidity.tape import SHARE_QUANTUM, Tape
@@ -564,13 +564,16 @@ def test_at_the_end_of_the_scale_the_grid_ends_too(monkeypatch):
 # Live rounds
 
 
-def live_round(seed: int, poke: bool = False, first: bool = True, token: str = "") -> tuple[LiveInputs, Decision]:
+def live_round(
+    seed: int, poke: bool = False, first: bool = True, token: str = "", gift: tuple[int, int] = (0, 0)
+) -> tuple[LiveInputs, Decision]:
     """The vault closes its position in block 104 and mints another, on chain; the decision says the same.
 
     Args:
         poke: somebody settles the position's fees in block 102.
         first: the transaction comes before block 104's swap, as on the model, or after it.
         token: what the new position's owner is called beyond the vault.
+        gift: what somebody gave the vault after the opening; the mint takes all that it can.
     """
     rng, pool = Random(seed), market(swaps=0)[0].open()
     idle, events = (10**17, 10**17), []
@@ -600,7 +603,8 @@ def live_round(seed: int, poke: bool = False, first: bool = True, token: str = "
     fees = state.tokens_owed0 - out[0], state.tokens_owed1 - out[1]
     pool.collect(VAULT, -100, 100, 2**127, 2**127)
     note(104, "collect", (VAULT, -100, 100, *fees))
-    have = tuple(i + o + f for i, o, f in zip(idle, out, fees, strict=True))
+    had = tuple(map(sum, zip(idle, gift, strict=True)))
+    have = tuple(i + o + f for i, o, f in zip(had, out, fees, strict=True))
     lower, upper = sqrt_ratio_at_tick(-200), sqrt_ratio_at_tick(200)
     liquidity = sim.liquidity_for(*have, pool.sqrt_price_x96, lower, upper)
     paid = pool.mint(VAULT + token, -200, 200, liquidity)
@@ -610,7 +614,7 @@ def live_round(seed: int, poke: bool = False, first: bool = True, token: str = "
     left = tuple(h - p for h, p in zip(have, paid, strict=True))
     closing = Snapshot.of(pool, [(VAULT + token, -200, 200)], left, CLOSE, 12 * CLOSE, "synthetic", VAULT)
     plan = ((-100, 100),), ((-200, 200, *have),)
-    execution = Execution(104, VAULT, (), *plan, idle, out, fees, paid, left, ((-200, 200, liquidity),))
+    execution = Execution(104, VAULT, (), *plan, had, out, fees, paid, left, ((-200, 200, liquidity),))
     inputs = LiveInputs(JobSettings(), snapshot, CLOSE, tuple(events), "a", (execution,), closing)
     return inputs, Decision("a", 104, tuple(shown), (Position(-200, 200, *have),))
 
@@ -710,19 +714,58 @@ def foreign(inputs: LiveInputs, **terms) -> str:
 def test_what_the_chain_shows_at_the_close_and_no_event_explains_voids_the_round_with_the_amounts():
     inputs, _ = live_round(2)
     closing, (position,) = inputs.closing, inputs.closing.vault
-    assert "+5 of token0 that" in foreign(inputs, closing=replace(closing, idle0=closing.idle0 + 5))
     out = replace(closing, idle0=closing.idle0 - 1, idle1=closing.idle1 - 2)
     assert "-1 of token0, -2 of token1" in foreign(inputs, closing=out)
     gone = foreign(inputs, closing=replace(closing, vault=()))
     assert f"liquidity 0 from -200 to 200, {position.liquidity} by its events" in gone
-    given = replace(position, owner=f"{VAULT}#3", tick_lower=-300)
-    assert "liquidity 5 from" in foreign(
-        inputs, closing=replace(closing, vault=(position, replace(given, liquidity=5)))
-    )
+    given = replace(position, owner=f"{VAULT}#3", tick_lower=-300, liquidity=5)
+    assert "liquidity 5 from" in foreign(inputs, closing=replace(closing, vault=(position, given)))
     # fees that were released and not collected are idle to one reader and owed to another
     owed = replace(position, tokens_owed0=position.tokens_owed0 + 3)
     same = replace(closing, idle0=closing.idle0 - 3, vault=(owed,))
     assert play_live(replace(inputs, closing=same)) == play_live(inputs)
+
+
+def random_gift(rng: Random) -> tuple[int, int]:
+    gift = [rng.choice([0, 1, rng.randint(1, 10**17), 10**30]) for _ in "01"]
+    return tuple(gift) if any(gift) else (0, 1)
+
+
+def test_a_gift_is_named_and_changes_no_digit_and_what_went_out_beside_it_voids_the_round():
+    for seed in range(20):
+        rng, (inputs, _) = Random(seed), live_round(seed, token="#9")
+        inputs = sent(inputs)
+        gift, closing = random_gift(rng), inputs.closing
+        fuller = replace(closing, idle0=closing.idle0 + gift[0], idle1=closing.idle1 + gift[1])
+        if rng.random() < 0.5:  # it came before the bot's transaction, which says what it saw
+            done = inputs.executions[0]
+            seen = {name: tuple(map(sum, zip(getattr(done, name), gift, strict=True))) for name in ("before", "after")}
+            inputs = replace(inputs, executions=(replace(done, **seen),))
+        plain, result = play_live(inputs), play_live(replace(inputs, closing=fuller))
+        assert result.code == Code.SCORED and result == replace(plain, detail=words_of(gift)), seed
+        assert gifts_of(result.detail) == gift and gifts_of(plain.detail) == (0, 0) and plain.detail == ""
+        side = rng.randrange(2)
+        gone = replace(fuller, **{f"idle{side}": (closing.idle0, closing.idle1)[side] - rng.randint(1, 10**9)})
+        assert f" of token{side}" in foreign(inputs, closing=gone)
+        assert " that nothing in the round explains" in foreign(inputs, closing=fuller, rules_version=1)
+
+
+def test_a_gift_that_the_bot_spent_is_taken_off_what_the_vault_ends_with():
+    """What is there at the close, counted by itself, is what counts and the gift, however much of it was spent."""
+    for seed in range(20):
+        rng = Random(seed)
+        gift = tuple(amount % 10**18 for amount in random_gift(rng))
+        inputs, _ = live_round(seed, gift=gift)
+        result, [line] = play_live(inputs), play_live(inputs).lines
+        assert gifts_of(result.detail) == gift, (seed, result)
+        outcome, there = line.outcome, Book(Tape(inputs.closing)).initial
+        counted = outcome.final0 + outcome.fees0, outcome.final1 + outcome.fees1
+        assert tuple(map(sum, zip(counted, gift, strict=True))) == there
+        start = Book(Tape(inputs.snapshot)).initial
+        assert (outcome.initial0, outcome.initial1) == start and 0 < outcome.in_range <= 1
+        more = replace(inputs.closing, idle0=inputs.closing.idle0 + 7)
+        assert play_live(replace(inputs, closing=more)).lines == result.lines
+        foreign(inputs, closing=replace(inputs.closing, idle0=inputs.closing.idle0 - 1 - gift[0]))
 
 
 def test_a_change_of_the_vaults_positions_that_no_execution_explains_voids_the_round():
