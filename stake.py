@@ -44,7 +44,7 @@ from chain.sweeping import FATE_BLOCKS, FEE_RESERVE_RAO, MINIMUM_RAO, RETRY_BLOC
 from chain.wallets import check_address
 from chain.weights import Vector, Weigher, last_weights
 from runtime.db import StoreError
-from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, parse_options, settings_lines
+from runtime.options import MAX_NETUID, add_chain_options, add_logging_options, file_path, parse_options, settings_lines
 from runtime.process import EXIT_OK, Parser, UserError, number, only_one, run
 from scoring import BURN
 
@@ -298,10 +298,7 @@ async def opened(
         opening = open_chain(options, need_coldkey, patient=not options.once)
         chain, netuid, folder = await stack.enter_async_context(opening)
         path = journal_path(options, folder, netuid, chain.hotkey)
-        try:
-            stack.enter_context(only_one(Path(f"{path}.{options.verb}.lock"), "journal"))
-        except OSError as error:
-            raise UserError(f"journal {path}: {error.strerror}; choose another with --journal") from None
+        stack.enter_context(only_one(Path(f"{path}.{options.verb}.lock"), "--journal"))
         journal = await stack.enter_async_context(Journal.open(path, netuid, chain.hotkey, chain.coldkey))
         sender = f"stake.py {options.verb}, netuid {netuid}, {chain.hotkey[:8]}"
         notifier = await stack.enter_async_context(Notifier.open(options.slack_webhook_url, sender))
@@ -332,6 +329,8 @@ async def burn(options: argparse.Namespace) -> int:
 async def sweep(options: argparse.Namespace) -> int:
     """The sweeper's loop; without `--yes` only what it would do."""
     if not options.yes:
+        if options.settle:
+            raise UserError("--settle changes the journal; add --yes")
         async with open_chain(options) as (chain, netuid, folder):
             policy = policy_of(options, folder)
             await show(chain, netuid, journal_path(options, folder, netuid, chain.hotkey), policy)
@@ -437,8 +436,10 @@ def build_parser() -> Parser:
     def verb(name: str, what: str) -> Callable:
         inner = verbs.add_parser(name, help=what, description=what, **how)
         add = inner.add_argument
-        add("--journal", metavar="FILE", help="SQLite (default: stake-NETUID-HOTKEY.sqlite3 in the folder)")
-        add("--dir", default="local", help="folder of journal, allow-list and local subnet (default: local)")
+        what = "SQLite (default: stake-NETUID-HOTKEY.sqlite3 in the folder)"
+        add("--journal", type=file_path, metavar="FILE", help=what)
+        what = "folder of journal, allow-list and local subnet (default: local)"
+        add("--dir", type=file_path, default="local", help=what)
         add("--name", default="mine", help="development wallet on the local subnet (default: mine)")
         add("--local", action="store_true", help="with --netuid: the wallet on the local subnet, to try it out")
         add_chain_options(inner)
@@ -463,7 +464,7 @@ def build_parser() -> Parser:
     add("--aggregator-hotkey", metavar="SS58", required=True, help=what)
     add("--destination-coldkey", metavar="SS58", required=True, help="who owns it then (as in the allow-list)")
     what = "lines `aggregator-hotkey SS58` and `destination-coldkey SS58` (default: stake-allow.txt in the folder)"
-    add("--allow-list", metavar="FILE", help=what)
+    add("--allow-list", type=file_path, metavar="FILE", help=what)
     what = f"less is left to the next epoch (default: {MINIMUM_RAO}; and than 0.002 TAO at the pool's price)"
     add("--minimum-rao", type=number(1), default=MINIMUM_RAO, metavar="RAO", help=what)
     what = f"send nothing while the coldkey's free TAO is below this (default: {FEE_RESERVE_RAO})"

@@ -27,6 +27,7 @@ from typing import Any
 
 import aiohttp
 
+import runtime.home  # noqa: F401
 import audit.__main__ as auditing
 import doctor.__main__ as doctor
 import scoring

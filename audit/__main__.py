@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import runtime.home  # noqa: F401
 from audit import evidence, stored
 from audit.checks import audit
 from audit.receipts import MAX_PAGE_BYTES, problems, read
@@ -25,7 +26,7 @@ from markets.base import MarketError
 from protocol import ProtocolError
 from runtime.db import StoreError
 from runtime.hidden import hide
-from runtime.options import evm_address, url
+from runtime.options import add_logging_options, evm_address, file_path, refuse, url
 from runtime.process import EXIT_FAILED, EXIT_OK, Parser, UserError, run
 from spine.mechanism import load
 from store import Store
@@ -38,14 +39,18 @@ HELP = "recompute rounds; exit 0 only if every digit agrees, else 1 and what dif
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `validator.py audit`; one that the program has too is only set when given."""
     add = parser.add_argument
-    add("rounds_or_files", nargs="+", metavar="ROUND|FILE", help="stored rounds, exported files, or all")
-    add("--db", dest="audit_db", default="local/validator.sqlite3", help="jobs database for stored rounds")
+    add(
+        "rounds_or_files", nargs="+", type=file_path, metavar="ROUND|FILE", help="stored rounds, exported files, or all"
+    )
+    usual, about = "local/validator.sqlite3", "jobs database for stored rounds"
+    add("--db", dest="audit_db", type=file_path, default=usual, metavar="FILE", help=about)
     rpc = "compare with the chain too, as this node tells it; it must have the old state (archive); give several"
     add("--rpc", dest="audit_rpc", action="append", type=url("http", "https"), metavar="URL", help=rpc)
     manager = "the position manager's address, where it is not the chain's usual one"
     add("--manager", dest="audit_manager", type=evm_address, metavar="0x...", help=manager)
     also = "also audit rounds of the mechanism of this Python module"
     add("--mechanism", action="append", metavar="MODULE", default=argparse.SUPPRESS, help=also)
+    add_logging_options(parser)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,10 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     add = verbs.add_parser("export", help="print a finished round's evidence; without a round, list them").add_argument
     add("round", nargs="?", help="a round's id, like pol:evaluation:1767229200")
-    add("--db", default="local/validator.sqlite3", help="jobs database (default: local/validator.sqlite3)")
+    about = "jobs database (default: local/validator.sqlite3)"
+    add("--db", type=file_path, default="local/validator.sqlite3", metavar="FILE", help=about)
     add = verbs.add_parser("verify", help="verify receipts offline: exit 0 only if each is right").add_argument
-    add("files", nargs="+", metavar="FILE", help="what `python miner.py receipts --export` prints")
-    add("--evidence", metavar="FILE", help="the round's, as `python -m audit export ROUND` prints it")
+    add("files", nargs="+", type=file_path, metavar="FILE", help="what `python miner.py receipts --export` prints")
+    add("--evidence", type=file_path, metavar="FILE", help="the round's, as `python -m audit export ROUND` prints it")
     return parser
 
 
@@ -108,6 +114,8 @@ async def _export(options: argparse.Namespace) -> int:
 async def run_audit(options: argparse.Namespace) -> int:
     """Audit stored rounds and exported files, one line each; those that agree also on the chain, if one is named."""
     wrong, refused, idle, mechanisms = 0, 0, 0, load(options.mechanism)
+    if not options.audit_rpc:
+        refuse(options, "is asked for on the chain alone; add --rpc URL", "audit_manager")
     async with AsyncExitStack() as stack:
         store, names = None, []
         for name in options.rounds_or_files:
@@ -152,7 +160,7 @@ async def _audit_on_chain(found: dict[str, Any], options: argparse.Namespace) ->
         return [], "; nothing of a chain is in this round to compare with"
     from evm.audit import audit_chain  # it needs web3, which takes seconds to import
 
-    wrong = await audit_chain(found, options.audit_rpc, options.audit_manager or options.manager)
+    wrong = await audit_chain(found, options.audit_rpc, options.audit_manager)
     return wrong, " with the chain" if wrong else ", also with the chain"
 
 

@@ -20,7 +20,7 @@ from chain.base import Chain, ChainError, Metagraph, NoSuchSubnet
 from chain.local import LocalChain
 from chain.subtensor import BittensorChain
 from chain.wallets import Wallet, load_wallet
-from runtime.options import is_local
+from runtime.options import is_local, refuse
 from runtime.passwords import read_password
 from runtime.process import UserError
 from wire.signing import local_keypair
@@ -119,6 +119,7 @@ async def open_chain(
         keypair, coldkey = local_wallet(options.name)
         hotkey = keypair.ss58_address
     else:
+        refuse(options, "is a wallet of the local subnet; with --netuid name one with --wallet", "name")
         wallet = await asyncio.to_thread(wallet_of, options, need_coldkey)
         hotkey, coldkey = wallet.hotkey.ss58_address, wallet.coldkey_address
     if not (is_local(options) or options.local):

@@ -9,8 +9,6 @@ Read next: `journal.py`, `stake.py` (who carries it out).
 from __future__ import annotations
 
 import argparse
-import os
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 from chain.base import ERA_BLOCKS, Chain, ChainError, Next, Refused, StakeMove, StakeParams, WriteOutcome
 from chain.journal import ROUNDING_RAO, Reading, Step, Wanted
 from chain.wallets import check_address
+from runtime.passwords import read_private
 from runtime.process import UserError
 
 MINIMUM_RAO = 2_000_000  # in alpha; what the chain itself asks for at the price of the moment holds besides
@@ -27,7 +26,7 @@ RETRY_BLOCKS = 10  # after what cost nothing and waiting may not mend
 FATE_BLOCKS = 2 * ERA_BLOCKS  # then a write of unknown fate cannot land any more: its era, and half for signing it
 LONGEST_EPOCHS = 16  # between two tries of what the chain refuses for a fee: 19 hours at a tempo of 360
 READ_TRIES = 5  # to read several values without an epoch in between
-MAX_ALLOW_LIST_CHARS = 2**16
+MAX_ALLOW_LIST_BYTES = 2**16
 ROLES = ("aggregator-hotkey", "destination-coldkey")  # the options, and the words of the allow-list
 
 
@@ -175,17 +174,15 @@ def elsewhere(chain: Chain, params: StakeParams) -> str:
 def read_allow_list(path: Path) -> set[tuple[str, str]]:
     """The pairs of an allow-list file: lines `aggregator-hotkey SS58` or `destination-coldkey SS58`, `#` begins a note.
 
-    Raises `UserError` if it is missing, others may write it, or a line is not one of the two.
+    Raises `UserError` if it is missing, not ours, others may write it, or a line is not one of the two.
     """
+    fix = "; write the lines `aggregator-hotkey SS58` and `destination-coldkey SS58` into it, or name another with"
+    fix += " --allow-list"
+    data = read_private(path, "allow-list", MAX_ALLOW_LIST_BYTES, 0o022, fix)
     try:
-        with open(path, encoding="utf-8") as file:
-            if os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise UserError(f"allow-list {path} can be written by others; run: chmod go-w {path}")
-            text = file.read(MAX_ALLOW_LIST_CHARS)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        fix = "write the lines `aggregator-hotkey SS58` and `destination-coldkey SS58` into it"
-        raise UserError(f"allow-list {path}: {reason}; {fix}, or name another with --allow-list") from None
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"allow-list {path}: it is no text{fix}") from None
     pairs = set()
     for at, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()

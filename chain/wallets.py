@@ -16,6 +16,7 @@ from bittensor.sp_core import CRYPTO_SR25519, KeyfileError, WrongPasswordError, 
 
 from chain.base import ChainError
 from runtime.hidden import hide
+from runtime.passwords import unseen
 
 MAX_LOGGED_CHARS = 300
 
@@ -66,7 +67,7 @@ def _keypair(file: Keyfile, password: str | None) -> Any:
     except FileNotFoundError:
         raise ChainError(f"no key file {file.path}; name the wallet, its hotkey and their folder as they are") from None
     except WrongPasswordError:
-        raise ChainError(f"wrong password for {file.path}") from None
+        raise ChainError(f"wrong password for {file.path}{unseen(password)}") from None
     except (OSError, KeyfileError, ValueError) as error:
         raise ChainError(f"{file.path}: it cannot be used ({type(error).__name__})") from None
 

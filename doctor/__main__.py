@@ -20,7 +20,7 @@ from pathlib import Path
 from doctor import machine
 from doctor.machine import FAIL, OK, WARN, Finding, tell
 from doctor.network import check_market, check_subnet
-from runtime.options import add_chain_options, add_market_options, resolve
+from runtime.options import add_chain_options, add_market_options, file_path, resolve
 from runtime.process import Parser, UserError
 
 DEFAULT_PORT = 8091  # of miner.py
@@ -29,8 +29,8 @@ DEFAULT_PORT = 8091  # of miner.py
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options; those that `validator.py` has too are only set when given."""
     add, given = parser.add_argument, {"default": argparse.SUPPRESS}
-    add("--dir", **given, help="folder of the databases (default: local, or netuid-N)")
-    add("--db", **given, metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
+    add("--dir", **given, type=file_path, help="folder of the databases (default: local, or netuid-N)")
+    add("--db", **given, type=file_path, metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
     add("--port", type=int, default=DEFAULT_PORT, help=f"where a miner would listen (default: {DEFAULT_PORT})")
     add_chain_options(parser)
     add_market_options(parser)

@@ -29,6 +29,7 @@ from liquidity import showing
 from markets.base import Market, MarketError
 from markets.recordings import RecordingError
 from protocol import ASK_SECONDS, FIRST_ASK_LEAD_SECONDS, TARGETS, Code, Job, RebalanceAnswer, RebalanceQuery
+from runtime.options import AXON_NAMES, CHAIN_NAMES, file_path, refuse
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError, clear_progress, number, progress, run
 from scoring import CONTEXT
 from spine.ground import REFERENCE_STRATEGIES
@@ -38,6 +39,8 @@ LEVEL_PERCENT, Z = 95, Decimal("1.959963984540054")  # two-sided, and the normal
 FEWEST_ROUNDS = 20  # with fewer, nothing is said about skill
 SLOW_SECONDS = 10  # an answer that takes longer gets a warning
 CHECK_TRIES = 8  # rounds that `--check` tries until one has scores: a recording may begin with an unknown swap
+TRYING = ("events", "target", "round_seconds", "vault", "seed")  # options of the two commands, and of a miner
+SERVING = (*AXON_NAMES, "trusted_proxy", "address_limit", "status_port", "status_host", "exit_with_parent")
 YOURS = "yours"  # what the leaderboard of `--check` calls the strategy
 
 
@@ -120,11 +123,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     which("--backtest", nargs="*", type=_moment, metavar=("FROM", "TO"), help=help_)
     help_ = "recordings to play on (default: the market model)"
-    add("--events", nargs="+", action="extend", metavar="PATH", help=help_)
+    add("--events", nargs="+", action="extend", type=file_path, metavar="PATH", help=help_)
+    parser.set_defaults(check_options=check_options)
     add("--target", choices=TARGETS, default="PoL", help="the job's (default: PoL)")
     add("--round-seconds", type=number(1, trial.DAY_SECONDS), default=900, help="length of a round (default: 900)")
     add("--vault", help="OWNER:LOWER:UPPER on a recording (default: as python validator.py chooses)")
     add("--seed", type=int, default=trial.MODEL_SEED, help=f"of the market model (default: {trial.MODEL_SEED})")
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse what the work that a miner is asked for would not use; for `parse_options`."""
+    if options.check or options.backtest is not None:
+        refuse(options, "is of the running miner; leave it out", *SERVING)
+    elif not options.command:
+        refuse(options, "is of --check and --backtest; add one of them", *TRYING)
+    if options.backtest is not None:
+        refuse(options, "is of a subnet, --backtest plays without one; leave it out", *CHAIN_NAMES, "dir", "name")
 
 
 def _moment(text: str) -> int:
@@ -157,7 +171,7 @@ def main(
             return await backtest_command(options, strategies, respond)
         return await check_command(options, strategies, respond) or await reach.report(options, min_caller_stake_rao)
 
-    return run(work(), options.log_level, (RecordingError, MarketError))
+    return run(work(), options.log_level, (RecordingError, MarketError), options.log_json, options.log_file)
 
 
 async def check_command(options: argparse.Namespace, strategies: Mapping[str, Strategy], respond: Callable) -> int:

@@ -10,7 +10,6 @@ import asyncio
 import ipaddress
 import json
 import logging
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 from doctor.machine import FAIL, OK, WARN, Finding, judged
 from runtime.options import is_local, masked_url
-from runtime.passwords import read_executor_key, read_password
+from runtime.passwords import check_own, read_executor_key, read_password
 from runtime.process import UserError
 
 CHAIN_SECONDS = 90  # for all that is asked of it; dialing a public endpoint takes several
@@ -40,7 +39,7 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
     except (ImportError, SyntaxError, TypeError) as error:
         yield Finding(WARN, f"wallet and chain are not checked: {error}", "mend the lines above first")
         return
-    folder = Path(options.wallet_path).expanduser() / options.wallet
+    folder = Path(options.wallet_path) / options.wallet
     try:
         password = read_password(options)
         unlock = password is not None and (folder / "coldkey").exists()
@@ -68,10 +67,16 @@ def check_subnet(options: argparse.Namespace) -> Iterator[Finding]:
 
 
 def check_key_files(*paths: Path) -> Iterator[Finding]:
-    """Whether others on this machine can read what signs."""
+    """Whether others on this machine own or can read what signs."""
     for path in paths:
-        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            yield Finding(WARN, f"key file {path} can be read by others", f"chmod 600 {path}")
+        try:
+            with open(path, "rb") as file:
+                check_own(file.fileno(), f"key file {path}", path)
+        except UserError as error:
+            what, _, fix = str(error).partition("; run: ")
+            yield Finding(WARN, what, fix)
+        except OSError:  # the wallet was opened: it needs none that is not there
+            pass
 
 
 async def check_chain(chain, place: str) -> list[Finding]:

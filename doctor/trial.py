@@ -43,6 +43,7 @@ from protocol import (
     RebalanceQuery,
     RoundResult,
 )
+from runtime.options import refuse
 from runtime.process import UserError
 from scoring import CONTEXT, Standing, update_eval
 from sim import PoolError
@@ -302,6 +303,8 @@ def rules_of(job: Job) -> str:
 def markets_of(options: argparse.Namespace) -> Iterator[tuple[Market, str, int]]:
     """Each market with its vault and its end in unix seconds; the model's is where the demo ends."""
     paths = options.events or ()
+    if paths:
+        refuse(options, "is of the market model; leave it out, or --events", "seed")
     if options.vault and len(paths) > 1:
         raise UserError(f"--vault {options.vault} is of one recording, {len(paths)} are named: try them one by one")
     for path in paths:

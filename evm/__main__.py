@@ -35,6 +35,7 @@ from markets.recordings import (
     write_recording,
 )
 from runtime.db import StoreError
+from runtime.options import file_path
 from runtime.process import EXIT_OK, Parser, UserError, clear_progress, number, only_one, progress, run
 from wire.codec import to_plain
 
@@ -47,7 +48,7 @@ def build_parser() -> Parser:
     verb.add_argument("--pool", required=True, metavar="0x...", help="the pool's address")
     verb.add_argument("--from", required=True, type=number(1), dest="first", metavar="BLOCK", help="the first block")
     verb.add_argument("--to", required=True, type=number(1), dest="last", metavar="BLOCK", help="the last block")
-    verb.add_argument("-o", "--out", required=True, type=Path, metavar="FOLDER", help="where the recording goes")
+    verb.add_argument("-o", "--out", required=True, type=file_path, metavar="FOLDER", help="where the recording goes")
     verb.add_argument("--name", help="of the recording (default: chain, tokens, fee and blocks)")
     help_ = f"blocks on top of the last one (default: {CONFIRMATIONS})"
     verb.add_argument("--confirmations", type=number(0), default=CONFIRMATIONS, help=help_)
@@ -66,6 +67,7 @@ async def record(options: argparse.Namespace) -> int:
     """Fetch, check, write."""
     if options.last < options.first:
         raise UserError(f"--to {options.last} is before --from {options.first}")
+    options.out = Path(options.out)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -30,7 +30,16 @@ from executor.readback import AVERAGE_SECONDS, read_prices, unknown_average
 from executor.wallet import POLL_SECONDS, UNLIMITED, Wallet, load_account
 from markets.base import MarketError
 from runtime.db import StoreError
-from runtime.options import Setting, add_logging_options, add_settings, parse_options, settings_lines, url
+from runtime.options import (
+    Setting,
+    add_logging_options,
+    add_settings,
+    file_path,
+    parse_options,
+    refuse,
+    settings_lines,
+    url,
+)
 from runtime.passwords import read_password
 from runtime.process import EXIT_OK, Parser, UserError, number, only_one, run
 from wire.server import serve
@@ -60,12 +69,16 @@ CHAIN_SETTINGS = (
     _setting("pool", "the pool's address", "ADDRESS"),
     _setting("manager", "the position manager's address (default: the chain's usual one)", "ADDRESS"),
     _setting("vault", "the vault's address, which the key must be of (default: the key's)", "ADDRESS"),
-    _setting("key_file", "the vault's key, 64 hexadecimal digits or a keystore; nobody else may read it", "FILE"),
+    _setting("key_file", "the vault's key, 64 hexadecimal digits or a keystore; nobody else may read it", "FILE",
+             type=file_path),
     Setting("password", (), "", ("EXECUTOR_PASSWORD",), secret=True),
-    _setting("password_file", "its first line is the keystore's password; nobody else may read it", "FILE"),
+    _setting("password_file", "its first line is the keystore's password; nobody else may read it", "FILE",
+             type=file_path),
     _setting("password_command", "its first line of output is the keystore's password", "COMMAND"),
+)  # fmt: skip
+DOOR_SETTINGS = (
+    _setting("api_key_file", "its first line is the key of this door; nobody else may read it", "FILE", type=file_path),
 )
-DOOR_SETTINGS = (_setting("api_key_file", "its first line is the key of this door; nobody else may read it", "FILE"),)
 _EXAMPLES = """examples:
   python -m executor approve --rpc URL --pool 0x... --key-file vault.key --yes
   python -m executor serve --rpc URL --pool 0x... --key-file vault.key --api-key-file api.key
@@ -86,7 +99,8 @@ def build_parser() -> Parser:
 
     def verb(name: str, what: str, chain: bool = True) -> argparse.ArgumentParser:
         inner = verbs.add_parser(name, help=what, description=what)
-        inner.add_argument("--dir", default="local", help="folder of journal and pause switch (default: local)")
+        about = "folder of journal and pause switch (default: local)"
+        inner.add_argument("--dir", type=file_path, default="local", help=about)
         if chain:
             add_settings(inner, "vault", CHAIN_SETTINGS)
         add_logging_options(inner)
@@ -146,9 +160,11 @@ def _whose(options: argparse.Namespace, live: bool) -> tuple[str, Any]:
     """The vault's address, and the account with its key; None where it is not needed."""
     account = None
     if options.key_file:
-        account = load_account(Path(options.key_file).expanduser(), read_password(options))
+        account = load_account(Path(options.key_file), read_password(options))
     elif live:
         raise UserError("the vault's key is needed to send anything; add --key-file FILE")
+    else:
+        refuse(options, "is of the vault's key; add --key-file FILE", "password_file", "password_command")
     vault = address(options.vault, "--vault") if options.vault else account.address.lower() if account else ""
     if not vault:
         raise UserError("whose vault? add --key-file FILE, or --vault ADDRESS for a dry run")
@@ -161,7 +177,7 @@ async def serve_orders(options: argparse.Namespace) -> None:
     """Until it is stopped."""
     if not options.api_key_file:
         raise UserError("who may place orders? add --api-key-file FILE; its first line is the key")
-    key_file = Path(options.api_key_file).expanduser()
+    key_file = Path(options.api_key_file)
     read_api_key(key_file)
     async with opened(options, options.live, alone=True) as bot:
         for line in settings_lines(options):

@@ -16,10 +16,10 @@ from aiohttp import web
 
 from executor.client import MAX_ORDER_BYTES
 from executor.execution import Executor
-from executor.wallet import read_text
 from liquidity.executions import Order, Report
 from protocol import MAX_TEXT_CHARS, Code, ProtocolError
-from runtime.hidden import conceal, hide
+from runtime.hidden import hide
+from runtime.passwords import first_line, header_key, read_private
 from runtime.process import UserError
 from wire.body import read_body
 from wire.codec import decode, encode
@@ -130,9 +130,8 @@ class Door:
 
 
 def read_api_key(path: Path) -> str:
-    """The first line of a file that nobody else may read. Raises `UserError`."""
-    key = read_text(path, "API key file").partition("\n")[0].strip()
-    conceal(key)
-    if len(key) < MIN_API_KEY_CHARS or not key.isascii() or not key.isprintable():
+    """The first line of a file that nobody else may read, as `read_executor_key` reads it. Raises `UserError`."""
+    key = header_key(first_line(read_private(path, "API key file"), path, "key"), path)
+    if len(key) < MIN_API_KEY_CHARS:
         raise UserError(f"API key file {path}: its first line must be a key of at least {MIN_API_KEY_CHARS} characters")
     return key

@@ -30,7 +30,7 @@ from executor.readback import Tip, one
 from markets.base import MarketError
 from protocol import Code, ProtocolError
 from runtime.hidden import conceal
-from runtime.passwords import read_private
+from runtime.passwords import read_private, unseen
 from runtime.process import UserError
 
 POLL_SECONDS = 1.0
@@ -277,7 +277,7 @@ def load_account(path: Path, password: str | None) -> Any:
 
     Decrypting a keystore takes a second or more, by design. Raises `UserError`, which contains nothing of it.
     """
-    text = read_text(path, "key file").strip()
+    text = read_private(path, "key file").decode("utf-8-sig", "replace").strip()
     encrypted = text.startswith("{")
     if encrypted and password is None:
         raise UserError(f"key file {path} is encrypted; name its password with --password-file FILE")
@@ -287,12 +287,5 @@ def load_account(path: Path, password: str | None) -> Any:
         return Account.from_key(key)
     except Exception:  # the packages' errors may quote the key
         fix = "is its password right?" if encrypted else "64 hexadecimal digits or a keystore are expected"
+        fix += unseen(password if encrypted else text)
         raise UserError(f"key file {path} holds no key that can be used: {fix}") from None
-
-
-def read_text(path: Path, what: str) -> str:
-    """A file that nobody else may read. Raises `UserError`."""
-    try:
-        return read_private(path, what).decode()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no UTF-8") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from liquidity.events import ReplayError
 from markets.base import MarketError
 from markets.recordings import CALLS, RecordingError, complete, read_recording, replay, write_recording
+from runtime.options import file_path
 from runtime.process import Parser, clear_progress, progress
 from sim import PoolError
 
@@ -29,8 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     }
     for name, text in helps.items():
         verb = verbs.add_parser(name, help=text)
-        verb.add_argument("path", help="path of a recording, without its endings")
-    verb.add_argument("-o", "--out", required=True, type=Path, metavar="FOLDER", help="where the completed one goes")
+        verb.add_argument("path", type=file_path, help="path of a recording, without its endings")
+    verb.add_argument(
+        "-o", "--out", required=True, type=file_path, metavar="FOLDER", help="where the completed one goes"
+    )
     return parser
 
 
@@ -60,10 +63,11 @@ def replay_command(options: argparse.Namespace) -> int:
 def import_command(options: argparse.Namespace) -> int:
     """Complete a recording; 1: it contradicts itself."""
     events, recording = [], read_recording(options.path)
-    source, target = Path(options.path).parent / recording.name, options.out / recording.name
-    if not options.out.is_dir():
+    out = Path(options.out)
+    source, target = Path(options.path).parent / recording.name, out / recording.name
+    if not out.is_dir():
         raise RecordingError(f"--out {options.out}: no such folder; create it or choose another")
-    if source.parent.resolve() == options.out.resolve():
+    if source.parent.resolve() == out.resolve():
         raise RecordingError(f"--out {options.out}: the recording itself is there; choose another folder")
     try:
         for event in complete(recording):

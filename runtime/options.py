@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import runtime.home  # noqa: F401
 from runtime.hidden import conceal, masked_host
-from runtime.passwords import Secret, read_executor_key
+from runtime.passwords import Secret, check_own, read_executor_key, without_ends
 from runtime.process import EXIT_USAGE, LOG_FILE_BYTES, LOG_FILES_KEPT, LOG_LEVELS, UserError, number
 
 NETWORKS = ("finney", "test", "archive", "devnet", "local")  # the SDK's names; others are ws:// or wss:// addresses
@@ -43,6 +44,11 @@ def text(value: str) -> str:
     if not value.strip():
         raise argparse.ArgumentTypeError("is empty")
     return value
+
+
+def file_path(value: str) -> str:
+    """The type of an option that is a file or folder: `~` is the user's home, as no shell says it in a variable."""
+    return os.path.expanduser(text(value))
 
 
 def url(*schemes: str) -> Callable[[str], str]:
@@ -128,21 +134,21 @@ CHAIN_SETTINGS = (
     Setting("netuid", ("--netuid",), "the subnet; without it everything stays on this machine", ("NETUID",),
             type=number(0, MAX_NETUID), metavar="N"),
     Setting("network", ("--network", "--subtensor.network", "--subtensor_network"),
-            f"{', '.join(NETWORKS)} or an address (default: finney)", ("BT_NETWORK", "SUBTENSOR_NETWORK"),
-            type=_network),
+            f"{', '.join(NETWORKS)} or an address (default: finney)",
+            ("BT_NETWORK", "BT_SUBTENSOR_NETWORK", "SUBTENSOR_NETWORK"), type=_network),
     Setting("chain_endpoint", ("--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"),
-            "a node of your own instead of the network's", ("BT_CHAIN_ENDPOINT",), type=url("ws", "wss"),
-            metavar="URL"),
+            "a node of your own instead of the network's", ("BT_CHAIN_ENDPOINT", "BT_SUBTENSOR_CHAIN_ENDPOINT"),
+            type=url("ws", "wss"), metavar="URL"),
     Setting("wallet", ("--wallet", "--wallet.name", "--wallet_name"), "the wallet's name",
-            ("BT_WALLET", "WALLET_NAME"), "default", _key_name, "NAME"),
+            ("BT_WALLET", "BT_WALLET_NAME", "WALLET_NAME"), "default", _key_name, "NAME"),
     Setting("wallet_hotkey", ("--wallet-hotkey", "--wallet.hotkey", "--wallet_hotkey"), "the hotkey's name",
             ("BT_WALLET_HOTKEY", "HOTKEY_NAME"), "default", _key_name, "NAME"),
     Setting("wallet_path", ("--wallet-path", "--wallet.path", "--wallet_path"), "the folder of wallets",
-            ("BT_WALLET_PATH",), "~/.bittensor/wallets", metavar="DIR"),
+            ("BT_WALLET_PATH",), "~/.bittensor/wallets", file_path, "DIR"),
     Setting("password", (), "", ("BT_WALLET_PASSWORD", "MINER_WALLET_PASSWORD"), secret=True),
     Setting("password_file", ("--password-file", "--password_file"),
             "its first line is the wallet's password; nobody else may read it", ("BT_WALLET_PASSWORD_FILE",),
-            metavar="FILE"),
+            type=file_path, metavar="FILE"),
     Setting("password_command", ("--password-command", "--password_command"),
             "its first line of output is the wallet's password; for Google Secret Manager:"
             " 'gcloud secrets versions access latest --secret=NAME'", ("BT_WALLET_PASSWORD_COMMAND",),
@@ -163,14 +169,42 @@ MARKET_SETTINGS = (
             " are no live rounds", ("EXECUTOR_BOT_URL",), type=_service, metavar="URL"),
     Setting("executor_key", (), "", ("EXECUTOR_API_KEY",), secret=True),
     Setting("executor_key_file", ("--executor-key-file",), "its first line is the executor bot's key; nobody else may"
-            " read it", ("EXECUTOR_API_KEY_FILE",), metavar="FILE"),
+            " read it", ("EXECUTOR_API_KEY_FILE",), type=file_path, metavar="FILE"),
 )  # fmt: skip
 LOG_SETTINGS = (
-    Setting("log_level", (), "", default="INFO"),
+    Setting("log_level", (), "", ("BT_LOGGING_TRACE", "BT_LOGGING_DEBUG", "BT_LOGGING_INFO"), "INFO"),
     Setting("log_json", (), "", default=False),
     Setting("log_file", (), ""),
 )
-_CHAIN_NAMES = [setting.name for setting in CHAIN_SETTINGS]
+
+
+def axon_settings(port: int | None, listens: str, publishes: str) -> tuple[Setting, ...]:
+    """Where a program listens and what the chain is told of it.
+
+    Args:
+        port: the usual one; None: the program chooses.
+        listens, publishes: help of `--port` and `--external-ip`.
+    """
+    outside = "the port to publish, where another one outside leads to --port (default: the same)"
+    host, external = ("--host", "--axon.ip"), ("--external-port", "--axon.external_port")
+    return (
+        Setting("host", host, "where to listen; 0.0.0.0 is all", ("BT_AXON_IP",), "127.0.0.1", _host, "IP"),
+        Setting("port", ("--port", "--axon.port"), listens, ("BT_AXON_PORT",), port, number(0, 65535), "PORT"),
+        Setting("external_ip", ("--external-ip", "--axon.external_ip"), publishes, ("BT_AXON_EXTERNAL_IP",),
+                type=_host, metavar="IP"),
+        Setting("external_port", external, outside, ("BT_AXON_EXTERNAL_PORT",), None, number(1, 65535), "PORT"),
+    )  # fmt: skip
+
+
+def _host(value: str) -> str:
+    return text(value).strip("[]")  # the SDK wrote IPv6 in brackets
+
+
+_OF_THE_SDK = re.compile(r"BT_(SUBTENSOR|WALLET|AXON|LOGGING|PRIORITY)_.+")  # whatever of these is not read, is refused
+_READ = {name for setting in (*CHAIN_SETTINGS, *axon_settings(None, "", ""), *LOG_SETTINGS) for name in setting.env}
+_OFF = ("", "0", "false", "no", "off", "none")
+AXON_NAMES = ("host", "port", "external_ip", "external_port")
+CHAIN_NAMES = [setting.name for setting in CHAIN_SETTINGS]
 _RPC_NAMES = [setting.name for setting in MARKET_SETTINGS if setting.name != "vault"]
 _NEVER_LEFT_TO_A_CHILD = r"BT_PW_.*|(BT|MINER)_WALLET_PASSWORD|SLACK_WEBHOOK_URL|EXECUTOR_API_KEY|ALM_RPC_URLS"
 
@@ -210,7 +244,7 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
         level = name.upper()
         add(f"--logging.{name}", action="store_const", const=level, dest="log_level", help=f"--log-level {level}")
     add("--log-json", "--log_json", action="store_true", help="one JSON object a line")
-    add("--log-file", "--log_file", metavar="FILE", type=text, help=f"write the log there too; {kept}")
+    add("--log-file", "--log_file", metavar="FILE", type=file_path, help=f"write the log there too; {kept}")
     parser.set_defaults(settings_log=LOG_SETTINGS)
 
 
@@ -220,13 +254,25 @@ def parse_options(
     environ: MutableMapping[str, str] = os.environ,
     dotenv: Path = Path(".env"),
 ) -> argparse.Namespace:
-    """The program's options with all settings resolved; a mistake is one line on stderr and exit code 2."""
+    """The program's options with all settings resolved; a mistake is one line on stderr and exit code 2.
+
+    A parser whose default `check_options` is a function has that refuse, with `UserError`, what would not be used.
+    """
     options = parser.parse_args(argv)
     try:
         resolve(options, environ, dotenv)
+        if check := getattr(options, "check_options", None):
+            check(options)
     except UserError as error:
         parser.exit(EXIT_USAGE, f"{parser.prog}: {error}\n")
     return options
+
+
+def refuse(options: argparse.Namespace, why: str, *names: str) -> None:
+    """Raises `UserError` for the first of these options that was given: what is asked for would not use it."""
+    for name in names:
+        if name in options.given:
+            raise UserError(f"{options.given[name]} {why}")
 
 
 def resolve(
@@ -248,7 +294,7 @@ def resolve(
             conceal(environ.pop(name))
         elif name.lower().endswith("_proxy"):  # the SDK's websockets use one, and its address may hold a password
             conceal(known[name])
-    file = read_dotenv(dotenv)
+    known, file = _plain(known), _plain(read_dotenv(dotenv))
     options.sources = {}
     for setting in settings:
         if hasattr(options, setting.name):
@@ -261,6 +307,10 @@ def resolve(
         options.sources[setting.name] = source
     if hasattr(options, "netuid"):
         _settle_chain(options)
+        if is_local(options):
+            _forget_published(options, settings)
+        else:
+            _refuse_unread({**dict.fromkeys(file, dotenv), **dict.fromkeys(known, "environment")}, {**file, **known})
     if "executor_url" in options.sources:  # the bot itself names a chain too, in its own way
         _settle_market(options)
 
@@ -269,29 +319,53 @@ def _look_up(setting: Setting, environ: Mapping, file: Mapping, dotenv: Path) ->
     for rank, where, variables in ((ENVIRONMENT, "environment", environ), (DOTENV, str(dotenv), file)):
         if not any(name in variables for name in setting.env):
             continue
-        name = next((name for name in setting.env if variables.get(name)), None)
-        if name is None:
+        given = {name: variables[name] for name in setting.env if variables.get(name)}
+        if not given:
             break
-        if setting.secret and rank == DOTENV and dotenv.stat().st_mode & 0o077:
-            raise UserError(f"{dotenv} holds {name} and others can read it; run: chmod 600 {dotenv}")
+        name, *others = given
+        if len(set(given.values())) > 1:
+            raise UserError(f"{name} and {others[0]} ({where}) say different things; unset one")
+        if setting.secret and rank == DOTENV:
+            with dotenv.open("rb") as secret:
+                check_own(secret.fileno(), f"{dotenv} holds {name} and", dotenv)
         try:
-            return setting.read(variables[name]), Source(rank, f"{where} {name}")
+            return setting.read(given[name].encode().decode()), Source(rank, f"{where} {name}")
+        except UnicodeEncodeError:
+            raise UserError(f"{name} ({where}) is no UTF-8") from None
         except argparse.ArgumentTypeError as error:
             raise UserError(f"{name} ({where}) {error}") from None
-    return setting.default, Source(DEFAULT, "default")
+    expand = setting.type is file_path and setting.default
+    return file_path(setting.default) if expand else setting.default, Source(DEFAULT, "default")
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _plain(variables: Mapping[str, str]) -> dict[str, str]:
+    """Variables without the marks that editors and `echo` leave; of the SDK's switches the level that is on."""
+    found = {name: without_ends(value) for name, value in variables.items()}
+    for name in found.keys() & set(LOG_SETTINGS[0].env):
+        found[name] = "" if found[name].lower() in _OFF else name.rpartition("_")[2]
+    return found
+
+
+def _forget_published(options: argparse.Namespace, settings: Sequence[Setting]) -> None:
+    """What somebody has in the environment for a real network's miner is no part of a local subnet."""
+    for setting in settings:
+        if setting.name in AXON_NAMES and options.sources[setting.name].rank in (ENVIRONMENT, DOTENV):
+            setattr(options, setting.name, setting.default)
+            options.sources[setting.name] = Source(DEFAULT, "default")
+
+
+def _refuse_unread(places: Mapping[str, Any], variables: Mapping[str, str]) -> None:
+    """A variable that the SDK has or had, and nobody reads here, would be believed to work."""
+    for name, value in variables.items():
+        if _OF_THE_SDK.fullmatch(name) and name not in _READ and value.lower() not in _OFF:
+            raise UserError(f"{name} ({places[name]}): nothing here reads it; see docs/options.md, and unset it")
 
 
 def _settle_chain(options: argparse.Namespace) -> None:
     """Of network and endpoint the one that was given nearer to the command line counts, of equals the endpoint."""
     sources = options.sources
     if is_local(options):
-        given = [name for name in sources if sources[name].rank == OPTION and name in _CHAIN_NAMES]
-        if given:
-            raise UserError(f"{_flag(given[0])} is given, but not which subnet; add --netuid N or set NETUID")
+        refuse(options, "is given, but not which subnet; add --netuid N or set NETUID", *CHAIN_NAMES)
     elif options.chain_endpoint and sources["network"].rank != sources["chain_endpoint"].rank:
         nearer = sources["network"].rank < sources["chain_endpoint"].rank
         setattr(options, "chain_endpoint" if nearer else "network", None)
@@ -300,6 +374,8 @@ def _settle_chain(options: argparse.Namespace) -> None:
     if options.network and "://" in options.network:  # one node, as btcli takes it too
         options.chain_endpoint, options.network = options.network, None
         sources["chain_endpoint"] = sources["network"]
+    if options.network == "local" and not options.chain_endpoint:  # the SDK would take it from the environment
+        options.chain_endpoint = "ws://127.0.0.1:9944"
 
 
 def is_local(options: argparse.Namespace) -> bool:
@@ -312,14 +388,15 @@ def is_local(options: argparse.Namespace) -> bool:
 
 def _settle_market(options: argparse.Namespace) -> None:
     """A recording that is named counts for more than a chain in the environment; both as options are a mistake."""
-    given = [name for name in _RPC_NAMES if options.sources[name].rank == OPTION and getattr(options, name) is not None]
-    if getattr(options, "events", None) and not given:
+    if getattr(options, "events", None):
+        refuse(options, "is for a real chain, --events is a recording; name one", *_RPC_NAMES)
         options.rpc = options.pool = options.executor_url = None
-    elif getattr(options, "events", None):
-        raise UserError(f"--events is a recording, {_flag(given[0])} is for a real chain; name one")
-    elif not options.rpc and given:
-        raise UserError(f"{_flag(given[0])} is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS")
-    elif options.rpc and options.vault is not None:
+        return
+    if not options.rpc:
+        refuse(options, "is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS", *_RPC_NAMES, "vault")
+    if not options.executor_url:
+        refuse(options, "is the key of an executor bot; add --executor-url URL", "executor_key_file")
+    if options.rpc and options.vault is not None:
         try:
             options.vault = evm_address(options.vault)
         except argparse.ArgumentTypeError as error:
@@ -362,7 +439,7 @@ def settings_lines(options: argparse.Namespace) -> list[str]:
     lines = ["SETTING chain = embedded, on this machine (no --netuid)"] if local else []
     for name, source in options.sources.items():
         value = getattr(options, name)
-        if value is None or (local and name in _CHAIN_NAMES) or (modelled and name in _RPC_NAMES):
+        if value is None or (local and name in CHAIN_NAMES) or (modelled and name in _RPC_NAMES):
             continue
         if name == "password_command":  # its arguments may be secret
             value = f"{value.split()[0]} ..."
@@ -384,9 +461,9 @@ def read_dotenv(path: Path) -> dict[str, str]:
     Raises:
         UserError: with the line's number, never its text, which may be a secret.
     """
-    if not path.is_file():
-        return {}
     try:
+        if not path.is_file():
+            return {}
         with path.open("rb") as file:
             data = file.read(MAX_DOTENV_BYTES + 1)
         lines = data.decode("utf-8-sig").split("\n")
@@ -396,7 +473,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
         raise UserError(f"{path} is longer than {MAX_DOTENV_BYTES} bytes")
     found: dict[str, str] = {}
     for at, line in enumerate(lines, 1):
-        line = line.strip()
+        line = line.strip(" \t\r")  # no more: a secret may end in what Unicode calls a space
         if not line or line.startswith("#"):
             continue
         if not (match := _DOTENV_LINE.fullmatch(line)):

@@ -51,9 +51,9 @@ def read_password(options: argparse.Namespace) -> str | None:
         case "password":
             return options.password.reveal()
         case "password_file":
-            return _first_line(read_private(options.password_file, "password file"), options.password_file)
+            return first_line(read_private(options.password_file, "password file"), options.password_file)
         case "password_command":
-            return _first_line(_output_of(options.password_command), "--password-command")
+            return first_line(_output_of(options.password_command), "--password-command")
     return None
 
 
@@ -66,10 +66,28 @@ def read_executor_key(options: argparse.Namespace) -> Secret | None:
     key, what = options.executor_key, "EXECUTOR_API_KEY"
     if name == "executor_key_file":
         what = options.executor_key_file
-        key = Secret(_first_line(read_private(what, "key file"), what, "key"))
-    if not re.fullmatch(r"[!-~]+", key.reveal()):
-        raise UserError(f"{what}: the key has a space or another character that an HTTP header cannot carry")
+        key = Secret(first_line(read_private(what, "key file"), what, "key"))
+    return Secret(header_key(key.reveal(), what))
+
+
+def header_key(key: str, what: str | Path) -> str:
+    """The same key; raises `UserError` if an HTTP header cannot carry it."""
+    if not re.fullmatch(r"[!-~]+", key):
+        why = "the key has a space or another character that an HTTP header cannot carry"
+        raise UserError(f"{what}: {why}{unseen(key)}")
     return key
+
+
+def without_ends(value: str) -> str:
+    """A value without the mark before it and the end of a line after it that an editor or `echo` left there."""
+    return value.removeprefix("\ufeff").rstrip("\r\n")
+
+
+def unseen(secret: str) -> str:
+    """What cannot be seen in a secret that was refused, to be added to the refusal."""
+    found = {f"U+{ord(letter):04X}" for letter in secret if not letter.isprintable()}
+    found |= {"a space at an end"} if secret.strip(" ") != secret else set()
+    return f"; it has what cannot be seen: {', '.join(sorted(found))}" if found else ""
 
 
 def _given(options: argparse.Namespace, *names: str) -> str | None:
@@ -80,26 +98,40 @@ def _given(options: argparse.Namespace, *names: str) -> str | None:
     return given[0][1] if given else None
 
 
-def read_private(name: str | Path, what: str) -> bytes:
-    """The first `MAX_PASSWORD_BYTES + 1` bytes of a file. Raises `UserError` if others may read it or we cannot."""
-    path = Path(name).expanduser()
+def read_private(
+    path: str | Path, what: str, most_bytes: int = MAX_PASSWORD_BYTES, forbidden: int = 0o077, fix: str = ""
+) -> bytes:
+    """The first `most_bytes + 1` bytes of a file. Raises `UserError` if it is not ours alone, as `check_own` says, or
+    cannot be read, with the `fix` of that."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
     try:
         with open(path, "rb", opener=opener) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 fix = "; use --password-command for anything else" if what.startswith("password") else ""
                 raise UserError(f"{what} {path} is no regular file{fix}")
-            # systemd guards its credentials with an ACL, which shows as permission for the group
-            by_systemd = os.environ.get("CREDENTIALS_DIRECTORY") == str(path.parent)
-            if mode & 0o077 and not by_systemd:
-                raise UserError(f"{what} {path} can be read by others; run: chmod 600 {path}")
-            return file.read(MAX_PASSWORD_BYTES + 1)
+            check_own(file.fileno(), f"{what} {path}", path, forbidden)
+            return file.read(most_bytes + 1)
     except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror}") from None
+        raise UserError(f"{what} {path}: {error.strerror}{fix}") from None
+
+
+def check_own(file: int, what: str, path: str | Path, forbidden: int = 0o077) -> None:
+    """Raises `UserError` where an open file is another user's, or others have one of the forbidden permissions.
+
+    Not asked of what nobody here could mend: systemd guards its credentials with an ACL, which shows as permission for
+    the group, and containers have their secrets on a mount that is read-only, for everybody in them.
+    """
+    found, guarded = os.fstat(file), os.environ.get("CREDENTIALS_DIRECTORY") == str(Path(path).parent)
+    if guarded or os.fstatvfs(file).f_flag & os.ST_RDONLY:
+        return
+    if found.st_uid not in (0, os.geteuid()):
+        raise UserError(f"{what} belongs to another user, number {found.st_uid}; run: chown {os.geteuid()} {path}")
+    if found.st_mode & forbidden:
+        how, fix = ("read", "600") if forbidden & 0o044 else ("written", "go-w")
+        raise UserError(f"{what} can be {how} by others; run: chmod {fix} {path}")
 
 
 def _output_of(command: str) -> bytes:
@@ -132,11 +164,12 @@ def _output_of(command: str) -> bytes:
         process.wait()
 
 
-def _first_line(data: bytes, what: str, kind: str = "password") -> str:
+def first_line(data: bytes, what: str | Path, kind: str = "password") -> str:
+    """The secret that a file or command holds. Raises `UserError`."""
     if len(data) > MAX_PASSWORD_BYTES:
         raise UserError(f"{what}: more than {MAX_PASSWORD_BYTES} bytes, that is no {kind}")
     try:
-        line = data.decode().split("\n")[0].removesuffix("\r")
+        line = without_ends(data.decode().split("\n")[0])
     except UnicodeDecodeError:
         raise UserError(f"{what}: the {kind} is no UTF-8") from None
     if not line:

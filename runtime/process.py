@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,15 +50,33 @@ class Parser(argparse.ArgumentParser):
     """Options of a program; a mistake in them is one line on stderr and exit code 2."""
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple:
-        """An option that nobody knows is blamed itself: argparse would take its value for a command, and blame that."""
+        """Also sets `given`: by attribute the options of the command line, as they were written.
+
+        An option that nobody knows is blamed itself: argparse would take its value for a command, and blame that. One
+        before a command that does not read it there is a mistake, too.
+        """
         words = sys.argv[1:] if args is None else list(args)
-        groups = self._subparsers._group_actions if self._subparsers else ()
-        parsers = [self, *(verb for group in groups for verb in group.choices.values())]
-        known = [option for parser in parsers for option in parser._option_string_actions]
+        commands = self._subparsers._group_actions[0] if self._subparsers else None
+        verbs = commands.choices if commands else {}
         for word in words:
-            if word.startswith("--") and not any(option.startswith(word.partition("=")[0]) for option in known):
+            if word[:2] == "--" != word and not any(parser._named(word) for parser in (self, *verbs.values())):
                 self.error(f"unrecognized arguments: {word}")
-        return super().parse_known_args(words, namespace)
+        namespace, rest = super().parse_known_args(words, namespace)
+        name = getattr(namespace, commands.dest) if commands else None
+        verb, begin, namespace.given = verbs.get(name, self), words.index(name) if name else 0, {}
+        for at, word in enumerate(words):
+            if (option := (self if at < begin else verb)._named(word)) is None:
+                continue
+            written, theirs = word.partition("=")[0], verb._named(word)
+            if theirs is None or theirs.dest != option.dest:
+                self.error(f"{written} goes after {name}" if theirs else f"{written} is no option of {name}")
+            namespace.given[option.dest] = written
+        return namespace, rest
+
+    def _named(self, word: str) -> argparse.Action | None:
+        """The option that a word is, or begins."""
+        word, options = word.partition("=")[0], self._option_string_actions
+        return options.get(word) or next((options[one] for one in options if word[2:] and one.startswith(word)), None)
 
     def error(self, message: str) -> NoReturn:
         """A word that is no option is not quoted, nor an address or what follows `=`: they may hold a secret."""
@@ -89,13 +107,16 @@ def number(least: float, most: float = math.inf, kind: type = int) -> Callable[[
 def only_one(path: Path, what: str) -> Iterator[None]:
     """Inside, this process alone holds the lock file; the system frees it with the process, however that ends.
 
-    Raises `UserError` where another process holds it, with `what` it stands for; `OSError` where it cannot be made.
+    Raises `UserError`, with `what` it stands for, where another process holds it or the system gives none.
     """
-    with open(path, "ab") as file:
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context(open(path, "ab"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{path}: another process works with this {what}; stop it or choose another") from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; choose another {what}") from None
         yield
 
 

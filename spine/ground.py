@@ -30,7 +30,17 @@ from markets.base import Market
 from markets.model import ModelMarket
 from markets.recordings import RecordedMarket, read_recording
 from protocol import FIRST_ASK_LEAD_SECONDS, UINT128_MAX, Job, JobSettings
-from runtime.options import RealMarket, is_local, real_market, settings_lines
+from runtime.options import (
+    AXON_NAMES,
+    RealMarket,
+    add_settings,
+    axon_settings,
+    file_path,
+    is_local,
+    real_market,
+    refuse,
+    settings_lines,
+)
 from runtime.process import UserError, number, only_one
 from spine.mechanism import Mechanism, settings_of
 from spine.schedule import DAY_SECONDS
@@ -74,10 +84,6 @@ async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism
         StoreError, MarketError, RecordingError, ChainError: a part cannot be opened.
     """
     local = is_local(options)
-    if local and (options.external_ip or options.external_port):
-        raise UserError("--external-ip is for a real network; add --netuid N, or leave it out")
-    if options.rpc and options.pace is not None:
-        raise UserError("--pace is for a recording or the model; a real market has its own")
     real = real_market(options)
     folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
     path = Path(options.db) if options.db else folder / "validator.sqlite3"
@@ -116,6 +122,7 @@ async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism
             await chain.register(keypair.ss58_address, coldkey, LOCAL_STAKE_RAO)
         for job in [] if jobs else _first_jobs(market, options.round_seconds, real and real.vault):
             await store.put_job(job)
+        _check_old(options, jobs, path)
         names = {}
         if local and not options.no_miners:
             for name in REFERENCE_STRATEGIES:  # here, so that their uids do not depend on which process is faster
@@ -138,12 +145,43 @@ def _take(folder: Path, stack: AsyncExitStack, fresh: bool) -> None:
         raise UserError(f"--dir {folder}: {error.strerror}; choose another folder") from error
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse what would not be used."""
+    if options.command:  # it has options of its own
+        return
+    local = is_local(options)
+    if local:
+        outward = ("external_ip", "external_port", "host")
+        refuse(options, "is for a real network; add --netuid N, or leave it out", *outward)
+    else:
+        refuse(options, "forgets a local subnet; to forget a real one's memory move its files away", "fresh")
+        refuse(options, "is for a local subnet; a real one has the miners that registered", "no_miners")
+    if not local and not options.external_ip:
+        door = (*AXON_NAMES, "trusted_proxy", "address_limit")
+        refuse(options, "is where miners fetch their receipts; add --external-ip IP, or leave it out", *door)
+    if options.rpc:
+        refuse(options, "is for a recording or the model; a real market has its own", "pace", "latency_seconds")
+    if options.rpc or options.events:
+        refuse(options, "is of the market model; leave it out", "seed")
+    if not options.events:
+        refuse(options, "is of a recorded vault; add --events PATH, or leave it out", "idle")
+    if not local or options.pace is not None:
+        refuse(options, "is for full speed; a market with a --pace has real answers", "latency_seconds")
+    elif not options.rpc:
+        refuse(options, "tells of trouble in real time, at full speed there is none; add --pace 1", "slack_webhook_url")
+        options.slack_webhook_url = None
+
+
+def _check_old(options: argparse.Namespace, jobs: list[Job], path: Path) -> None:
+    """What is for new jobs alone must be as it is in those that there are."""
+    for name in ("round_seconds", "vault"):
+        there = {getattr(job, name) for job in jobs}
+        if there and getattr(options, name) not in there:
+            refuse(options, f"is for new jobs, those of {path} have {', '.join(map(str, sorted(there)))}", name)
+
+
 def _check_real(options: argparse.Namespace) -> None:
     """What the validator of a real network must not be told to do."""
-    if options.fresh:
-        raise UserError("--fresh forgets a local subnet; to forget a real validator's memory move its files away")
-    if options.no_miners:
-        raise UserError("--no-miners is for a local subnet; a real one has the miners that registered")
     if not options.dry_run and not options.rpc:
         what = "the market is invented or past, nobody can be paid by it"
         raise UserError(f"{what}; name a real one with --rpc, or --dry-run shows what would be sent")
@@ -257,7 +295,7 @@ async def reference_miners(strategies: Sequence[str], folder: Path) -> AsyncIter
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
     """A market in memory."""
     add = parser.add_argument_group("market").add_argument
-    add("--events", metavar="PATH", help="replay this recording of a real pool instead of the model")
+    add("--events", type=file_path, metavar="PATH", help="replay this recording of a real pool instead of the model")
     add("--idle", type=_amounts, metavar="A0,A1", default="0,0", help="the recorded vault's idle tokens, base units")
     add("--seed", type=int, default=98, help="of the market model (default: 98)")
     days = "stop so many days after the market's first block, 0 never (default: 7 on the model)"
@@ -287,17 +325,14 @@ def add_round_options(parser: argparse.ArgumentParser) -> None:
 def add_local_options(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
     """Where files are, and who listens; returns what adds further ones to the group."""
     add = parser.add_argument_group("this machine").add_argument
-    add("--dir", help="folder of databases and logs (default: local, or netuid-N on a real network)")
-    add("--db", metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
+    add("--dir", type=file_path, help="folder of databases and logs (default: local, or netuid-N on a real network)")
+    add("--db", type=file_path, metavar="FILE", help="jobs database (default: DIR/validator.sqlite3)")
     add("--fresh", action="store_true", help="forget the folder's earlier local subnet first")
     add("--no-miners", action="store_true", help="start no reference miners")
     port = "where miners fetch their receipts, 0 for any free port (default: 8090, or any free one if that is taken)"
-    add("--port", type=number(0, 65535), help=port)
     address = "on a real network: publish this address, and serve receipts at --port"
-    add("--external-ip", metavar="IP", help=address)
-    outside = "the port to publish, where another one outside leads to --port (default: the same)"
-    add("--external-port", type=number(1, 65535), metavar="PORT", help=outside)
-    add("--host", default=LOCAL_HOST, help="where to listen then; 0.0.0.0 is all (default: 127.0.0.1)")
+    parser.set_defaults(check_options=check_options)
+    add_settings(parser, "receipts", axon_settings(None, port, address))
     return add
 
 

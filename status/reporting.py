@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from runtime.options import add_logging_options, file_path
 from runtime.process import UserError
 from spine.ground import REFERENCE_STRATEGIES
 from spine.mechanism import Mechanism, load, showings
@@ -24,8 +25,13 @@ HELP = "write jobs, leaderboards and rounds as one self-contained HTML file"
 def add_options(parser: argparse.ArgumentParser) -> None:
     about = "whose panels to draw (default: each job's newest)"
     parser.add_argument("rounds_shown", nargs="*", metavar="ROUND", help=about)
-    parser.add_argument("-o", "--output", default="report.html", help="the file (default: report.html)")
-    parser.add_argument("--db", dest="report_db", default="local/validator.sqlite3", help="jobs database")
+    about = "the file (default: report.html)"
+    parser.add_argument("-o", "--output", type=file_path, default="report.html", metavar="FILE", help=about)
+    usual = "local/validator.sqlite3"
+    parser.add_argument("--db", dest="report_db", type=file_path, default=usual, metavar="FILE", help="jobs database")
+    also = "also show rounds of the mechanism of this Python module"
+    parser.add_argument("--mechanism", action="append", metavar="MODULE", default=argparse.SUPPRESS, help=also)
+    add_logging_options(parser)
 
 
 async def write_report(options: argparse.Namespace) -> None:

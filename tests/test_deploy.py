@@ -20,7 +20,14 @@ import miner
 from bench.memory import TARGET_MB
 from chain.notify import add_notify_options
 from doctor import machine
-from runtime.options import add_chain_options, add_logging_options, add_market_options, read_dotenv, resolve
+from runtime.options import (
+    add_chain_options,
+    add_logging_options,
+    add_market_options,
+    parse_options,
+    read_dotenv,
+    resolve,
+)
 from runtime.process import EXIT_OK, EXIT_USAGE, Parser
 from spine import ground
 
@@ -42,7 +49,7 @@ KEYS = {  # systemd.unit(5), systemd.exec(5), systemd.service(5): those in use; 
 def parsed(words: list[str]) -> argparse.Namespace:
     """The options as the program itself takes them; fails as it would."""
     program, arguments = called(words)
-    return program.build_parser().parse_args(arguments)
+    return parse_options(program.build_parser(), arguments, read_dotenv(DEPLOY / "example.env"), ROOT / "no.env")
 
 
 def test_there_is_an_example_for_each_program():

@@ -37,7 +37,7 @@ from evm import rpc
 from evm.abi import Function
 from evm.pool import SLOT0
 from miner import build_parser
-from runtime.options import resolve
+from runtime.options import parse_options, resolve
 from runtime.process import Parser
 from runtime.tables import JOBS_SCHEMA
 from store import Store
@@ -133,14 +133,14 @@ def test_web3_8_beside_bittensor_11_fails(monkeypatch, tmp_path):
 # The machine
 
 
-def test_a_port_that_is_taken_is_a_warning():
+def test_a_port_that_is_taken_is_a_warning(tmp_path):
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
         (found,) = machine.check_port(port)
         assert found.level == WARN and str(port) in found.what and "--port 0" in found.fix
     (found,) = machine.check_port(port)
     assert found.level == OK
-    assert build_parser().parse_args([]).port == doctor_main.DEFAULT_PORT
+    assert parse_options(build_parser(), [], {}, tmp_path / "none").port == doctor_main.DEFAULT_PORT
 
 
 def clock(tmp_path: Path, now: float, jump: float = 0.0) -> list[Finding]:

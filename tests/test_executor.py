@@ -2195,8 +2195,10 @@ def test_keys_are_read_from_files_that_nobody_else_may_read(tmp_path):
     plain.chmod(0o640)
     with pytest.raises(UserError, match="chmod 600"):
         load_account(plain, None)
-    for text in ("", "short", "\n" + "k" * 40):
-        with pytest.raises(UserError, match="at least 16"):
+    for text, said in (
+        ("", "is empty"), ("\n" + "k" * 40, "is empty"), ("short", "at least 16"), ("k" * 40 + "\xa0", r"U\+00A0")
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=said):
             read_api_key(private(tmp_path / "api", text))
 
 

@@ -6,6 +6,7 @@ Run with `python -m pytest tests/test_runtime.py`. Read next: `runtime.py`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import logging
@@ -366,6 +367,16 @@ def test_two_validators_never_work_with_the_same_folder_or_database(capsys, tmp_
             assert code == 2 and error.startswith(said)
     assert not any(one.glob("*.sqlite3"))
     assert validator.main([*options, "--dir", str(one)]) == 0  # whoever held it is gone
+
+
+def test_a_system_that_locks_no_files_is_one_line(monkeypatch, tmp_path):
+    def flock(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(process.fcntl, "flock", flock)
+    said = "held: No locks available; choose another --dir"
+    with pytest.raises(process.UserError, match=said), process.only_one(tmp_path / "held", "--dir"):
+        raise AssertionError("it holds nothing")
 
 
 def test_fresh_forgets_the_local_subnet_and_nothing_else_in_the_folder(capsys, tmp_path):

@@ -69,7 +69,7 @@ PLANTED = {  # every setting that holds a secret, or names a file or command tha
 }
 OPEN = {  # settings that hold none
     *("netuid", "wallet", "wallet_hotkey", "wallet_path", "pool", "vault", "manager", "confirmations"),
-    *("log_level", "log_json", "log_file"),
+    *("log_level", "log_json", "log_file", "host", "port", "external_ip", "external_port"),
 }
 PROGRAMS = validator, miner, stake, bot, recording, replaying, auditing, telling
 PARTS = "user", "word", "path", "key"

@@ -15,22 +15,29 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from subnets import ROOT
 
+import miner
 from chain.notify import NOTIFY_SETTINGS
+from chain.sweeping import read_allow_list
 from evm.follower import CONFIRMATIONS
+from executor.door import read_api_key
+from executor.wallet import load_account
 from runtime import options as options_module
 from runtime import passwords
 from runtime.options import (
     CHAIN_SETTINGS,
+    LOG_SETTINGS,
     MARKET_SETTINGS,
     Setting,
     add_chain_options,
     add_logging_options,
     add_market_options,
     add_settings,
+    axon_settings,
     is_local,
     masked_url,
     parse_options,
@@ -38,7 +45,7 @@ from runtime.options import (
     real_market,
     settings_lines,
 )
-from runtime.passwords import Secret, read_executor_key, read_password
+from runtime.passwords import Secret, read_executor_key, read_password, unseen
 from runtime.process import Parser, UserError
 
 PASSWORD = "correct horse # 'battery' \"staple\" ${HOME} é"
@@ -58,6 +65,7 @@ def build_parser() -> Parser:
     doctor = parser.add_subparsers(dest="command").add_parser("doctor")
     add_chain_options(doctor)
     add_market_options(doctor)
+    add_logging_options(doctor)
     return parser
 
 
@@ -98,10 +106,12 @@ def mistake(parsed, capsys):
     [
         ("netuid", 35, ["--netuid"], ["NETUID"]),
         ("network", "test", ["--network", "--subtensor.network", "--subtensor_network"],
-         ["BT_NETWORK", "SUBTENSOR_NETWORK"]),
+         ["BT_NETWORK", "BT_SUBTENSOR_NETWORK", "SUBTENSOR_NETWORK"]),
         ("chain_endpoint", "ws://127.0.0.1:9946",
-         ["--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"], ["BT_CHAIN_ENDPOINT"]),
-        ("wallet", "treasury", ["--wallet", "--wallet.name", "--wallet_name"], ["BT_WALLET", "WALLET_NAME"]),
+         ["--chain-endpoint", "--subtensor.chain_endpoint", "--chain_endpoint"],
+         ["BT_CHAIN_ENDPOINT", "BT_SUBTENSOR_CHAIN_ENDPOINT"]),
+        ("wallet", "treasury", ["--wallet", "--wallet.name", "--wallet_name"],
+         ["BT_WALLET", "BT_WALLET_NAME", "WALLET_NAME"]),
         ("wallet_hotkey", "hot", ["--wallet-hotkey", "--wallet.hotkey", "--wallet_hotkey"],
          ["BT_WALLET_HOTKEY", "HOTKEY_NAME"]),
         ("wallet_path", "keys", ["--wallet-path", "--wallet.path", "--wallet_path"], ["BT_WALLET_PATH"]),
@@ -135,9 +145,10 @@ def test_an_option_beats_the_environment_which_beats_the_file_which_beats_the_de
         assert options.wallet == next(value for there, value in given if there)
 
 
-def test_of_two_names_in_one_place_the_first_counts_and_one_set_to_nothing_hides_the_file(parsed):
+def test_two_names_in_one_place_must_agree_and_one_set_to_nothing_hides_the_file(parsed, mistake):
     both = {"NETUID": "1", "BT_NETWORK": "test", "SUBTENSOR_NETWORK": "local"}
-    assert parsed("", both).network == "test"
+    assert "BT_NETWORK and SUBTENSOR_NETWORK (environment) say different things; unset one" in mistake("", both)
+    assert parsed("", both | {"SUBTENSOR_NETWORK": "test"}).network == "test"
     assert parsed("", both | {"BT_NETWORK": ""}).network == "local"
     assert parsed("", {"BT_NETWORK": "", "NETUID": "1"}, "SUBTENSOR_NETWORK=local").network == "finney"
     assert is_local(parsed("", {"NETUID": ""}, "NETUID=98"))
@@ -170,9 +181,58 @@ def test_network_and_endpoint_agree_however_they_are_given(parsed):
         ("", {"BT_NETWORK": "test"}, f"BT_CHAIN_ENDPOINT={node}", "test", None),
         (f"--network {other}", {}, "", None, other),  # a node, as btcli takes it there too
         ("", {"BT_CHAIN_ENDPOINT": node}, "", None, node),
+        ("--network local", {"BT_CHAIN_ENDPOINT": other}, "", "local", "ws://127.0.0.1:9944"),
     ):
         options = parsed(line, environ | {"NETUID": "1"}, dotenv)
         assert (options.network, options.chain_endpoint) == (network, endpoint), (line, environ, dotenv)
+
+
+def axon(line: str, environ: dict) -> argparse.Namespace:
+    """The options of a miner's parser."""
+    return parse_options(miner.build_parser(), shlex.split(line), environ, Path("no.env"))
+
+
+def test_a_setup_of_sdk_10_leads_where_it_led(parsed):
+    sdk = {"BT_SUBTENSOR_NETWORK": "test", "BT_WALLET_NAME": "w", "BT_WALLET_HOTKEY": "h", "BT_WALLET_PATH": "/w"}
+    options = parsed("", sdk | {"NETUID": "98"})
+    found = options.netuid, options.network, options.wallet, options.wallet_hotkey, options.wallet_path
+    assert found == (98, "test", "w", "h", "/w")
+    here = {"BT_AXON_IP": "[::]", "BT_AXON_PORT": "5", "BT_AXON_EXTERNAL_IP": "5.6.7.8", "BT_AXON_EXTERNAL_PORT": "41"}
+    options = axon("--netuid 98", dict(here))
+    assert (options.host, options.port, options.external_ip, options.external_port) == ("::", 5, "5.6.7.8", 41)
+    options = axon("", dict(here))  # a local subnet has none of it, as it has no wallet
+    assert (options.host, options.port, options.external_ip, options.external_port) == ("127.0.0.1", 8091, None, None)
+    assert axon("--axon.port 7", dict(here)).port == 7
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BT_AXON_MAX_WORKERS", "5"), ("BT_LOGGING_RECORD_LOG", "1"), ("BT_LOGGING_LOGGING_DIR", "/x"),
+        ("BT_PRIORITY_MAXSIZE", "5"), ("BT_SUBTENSOR_MOCK", "true"), ("BT_WALLET_HOTKY", "misspelt"),
+    ],
+)  # fmt: skip
+def test_a_variable_of_the_sdk_that_nobody_reads_is_refused_where_it_would_be_believed(
+    parsed, mistake, variable, value
+):
+    assert f"{variable} (environment): nothing here reads it" in mistake("--netuid 1", {variable: value})
+    assert ".env): nothing here reads it" in mistake("--netuid 1", {}, f"{variable}={value}")
+    for environ in ({variable: ""}, {variable: "0"}, {variable: "false"}):
+        assert parsed("--netuid 1", environ, f"{variable}={value}").netuid == 1
+    assert is_local(parsed("", {variable: value}))
+
+
+def test_the_sdks_switches_of_the_log_are_on_or_off(parsed, mistake):
+    for environ, level in (
+        ({"BT_LOGGING_DEBUG": "1"}, "DEBUG"),
+        ({"BT_LOGGING_TRACE": "true"}, "TRACE"),
+        ({"BT_LOGGING_TRACE": "false", "BT_LOGGING_INFO": "True"}, "INFO"),
+        ({"BT_LOGGING_DEBUG": "0"}, "INFO"),
+    ):
+        assert (
+            parsed("", dict(environ)).log_level == level and parsed("--log-level ERROR", environ).log_level == "ERROR"
+        )
+    assert "say different things" in mistake("", {"BT_LOGGING_DEBUG": "1", "BT_LOGGING_TRACE": "1"})
 
 
 def test_the_log_options_give_what_run_takes(parsed):
@@ -235,7 +295,9 @@ def test_a_market_that_lacks_a_part_says_which(parsed, line, environ, says):
         (f"--pool {POOL}", {}, "--pool is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS"),
         ("--executor-url http://127.0.0.1:1", {}, "--executor-url is given, but no node"),
         ("--confirmations 5", {}, "--confirmations is given, but no node"),
-        (f"--rpc {NODE} --events recording", {}, "--events is a recording, --rpc is for a real chain; name one"),
+        (f"--rpc {NODE} --events recording", {}, "--rpc is for a real chain, --events is a recording; name one"),
+        (f"--vault {VAULT}", {}, "--vault is given, but no node of the chain"),
+        (f"--rpc {NODE} --executor-key-file k", {}, "--executor-key-file is the key of an executor bot; add --exec"),
         (f"--rpc {NODE} --vault 0:-60:60", {}, "--vault '0:-60:60': 0x and 40 hexadecimal digits"),
         (f"--rpc {NODE} --vault 0x{'5e' * 32}", {}, "--vault 66 characters: 0x and 40"),  # a private key
         ("--rpc ws://node/SECRET", {}, "--rpc"),
@@ -262,7 +324,7 @@ def test_the_executors_key_comes_from_one_place_and_fits_into_a_header(parsed, t
     path = tmp_path / "key"
     path.write_text("from-file\nrest")
     path.chmod(0o600)
-    line = f"--rpc {NODE} --executor-key-file {path}"
+    line = f"--rpc {NODE} --executor-url http://127.0.0.1:1 --executor-key-file {path}"
     assert read_executor_key(parsed(f"--rpc {NODE}")) is None
     assert read_executor_key(parsed(line)).reveal() == "from-file"
     environ = {"EXECUTOR_API_KEY": "from-environment"}
@@ -354,6 +416,15 @@ def test_what_is_not_clear_in_a_file_is_refused_by_its_line_number_without_its_t
     assert "98" not in said and "open" not in said
 
 
+def test_a_folder_that_may_not_be_looked_into_is_one_line(monkeypatch):
+    def refuses(_) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuses)
+    with pytest.raises(UserError, match="here cannot be read: Permission denied"):
+        read_dotenv(Path("here"))
+
+
 def test_no_file_and_a_folder_are_no_variables_but_an_unreadable_file_is_a_mistake(tmp_path):
     assert read_dotenv(tmp_path / "none") == {} and read_dotenv(tmp_path) == {}
     (tmp_path / "file").write_bytes(b"X=\xff\xfe")
@@ -392,7 +463,7 @@ def test_what_is_printed_names_every_setting_and_its_source_but_no_secret(parsed
         "SETTING chain_endpoint = wss://node:443/***** (option)",
         "SETTING wallet = alice (option)",
         "SETTING wallet_hotkey = default (default)",
-        "SETTING wallet_path = ~/.bittensor/wallets (default)",
+        f"SETTING wallet_path = {Path.home()}/.bittensor/wallets (default)",
         "SETTING password = ***** (environment MINER_WALLET_PASSWORD)",
         "SETTING log_level = INFO (default)",
         "SETTING log_json = False (default)",
@@ -469,6 +540,42 @@ def test_every_way_gives_the_same_password_to_the_last_letter(parsed, tmp_path):
     assert read_password(parsed("", {}, "BT_WALLET_PASSWORD='pass word'")) == "pass word"
 
 
+@pytest.mark.parametrize("kind", ["password", "executor key"])
+def test_what_cannot_be_seen_in_a_secret_is_treated_alike_wherever_it_comes_from(parsed, tmp_path, kind):
+    """The end of its line and the mark before it go, the rest stays; a refusal names what cannot be seen."""
+    password = kind == "password"
+    variable, file = ("BT_WALLET_PASSWORD", "PASSWORD") if password else ("EXECUTOR_API_KEY", "API_KEY")
+    prefix, bot = "BT_WALLET" if password else "EXECUTOR", f"ALM_RPC_URLS={NODE}\nEXECUTOR_BOT_URL=http://127.0.0.1:1\n"
+
+    def read(environ: dict, dotenv: str = "") -> str:
+        options = parsed("", environ, bot + dotenv)
+        try:
+            return read_password(options) if password else read_executor_key(options).reveal()
+        except UserError as error:
+            assert "hunter2" not in str(error)
+            return str(error).partition("; ")[2]
+
+    for before, after, said in (
+        ("", "\n", ""), ("", "\r\n", ""), ("", "\r", ""), ("\ufeff", "", ""), ("\ufeff", "\r\n", ""),
+        ("", "\xa0", "it has what cannot be seen: U+00A0"), ("\u200b", "\n", "it has what cannot be seen: U+200B"),
+        ("", "\ufeff", "it has what cannot be seen: U+FEFF"),
+        ("", " ", "it has what cannot be seen: a space at an end"),
+    ):  # fmt: skip
+        raw = f"{before}hunter2{after}"
+        kept = raw.removeprefix("\ufeff").rstrip("\r\n")
+        path = password_file(tmp_path, raw.encode())
+        ways = [read({variable: raw}), read({f"{prefix}_{file}_FILE": path})]
+        ways += [read({}, f"{variable}='{raw}'\n")] if "\n" not in raw else []
+        ways += [read({}, f"{variable}={raw}\n")] if after != " " else []  # without quotes a space there is none
+        ways += [read({"BT_WALLET_PASSWORD_COMMAND": f"cat {path}"})] if password else []
+        assert set(ways) == {kept if password or not said else said}, (before, after)
+        assert unseen(kept) == (f"; {said}" if said else "")
+
+
+def test_a_value_that_is_no_utf_8_is_one_line(mistake):
+    assert "BT_WALLET_PASSWORD (environment) is no UTF-8" in mistake("", {"BT_WALLET_PASSWORD": "hunter2\udcff"})
+
+
 def test_the_way_nearest_to_the_command_line_counts_and_two_in_one_place_are_a_mistake(parsed, tmp_path):
     path = password_file(tmp_path, b"of the file")
     options = parsed(f"--netuid 1 --password-file {path}", {"BT_WALLET_PASSWORD": "of the environment"})
@@ -495,6 +602,41 @@ def test_a_password_file_that_others_can_read_is_refused_with_the_fix(parsed, tm
     assert read_password(parsed(f"--netuid 1 --password-file {path}")) == "hunter2"
     password_file(tmp_path, b"hunter2", 0o400)
     assert read_password(parsed(f"--netuid 1 --password-file {path}")) == "hunter2"
+
+
+def test_a_secret_on_a_read_only_mount_as_containers_have_it_is_read_whatever_its_permissions(
+    parsed, tmp_path, monkeypatch
+):
+    path = password_file(tmp_path, b"hunter2", 0o444)
+    assert "can be read by others" in refused(parsed, f"--password-file {path}")
+    there = os.statvfs(path)
+    monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_flag=there.f_flag | os.ST_RDONLY))
+    assert read_password(parsed(f"--netuid 1 --password-file {path}")) == "hunter2"
+    (tmp_path / ".env").write_text("BT_WALLET_PASSWORD=hunter2")
+    (tmp_path / ".env").chmod(0o444)
+    options = parse_options(build_parser(), [], {}, tmp_path / ".env")
+    assert options.password.reveal() == "hunter2"
+
+
+def test_a_file_of_a_secret_or_of_who_may_be_paid_that_is_anothers_is_refused(parsed, tmp_path, monkeypatch):
+    path, user = Path(password_file(tmp_path, b"0123456789abcdef")), os.geteuid() or 12345
+    if os.geteuid():
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    else:
+        os.chown(path, user, -1)
+    says = f"{path} belongs to another user, number {user}; run: chown {os.geteuid()} {path}"
+    for read in (
+        lambda: read_password(parsed(f"--netuid 1 --password-file {path}")),
+        lambda: read_executor_key(parsed("", {"EXECUTOR_API_KEY_FILE": str(path)})),
+        lambda: load_account(path, None),
+        lambda: read_api_key(path),
+        lambda: read_allow_list(path),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)):
+            read()
+    path.write_text("BT_WALLET_PASSWORD=hunter2")
+    with pytest.raises(UserError, match=f"{path} holds BT_WALLET_PASSWORD and belongs to another user"):
+        options_module.resolve(build_parser().parse_args([]), {}, path)
 
 
 def test_a_password_file_that_holds_none_is_one_line(parsed, tmp_path):
@@ -553,10 +695,11 @@ def test_the_table_of_options_is_the_settings_as_they_are():
         for row in rows
         for flags, names, _ in [row]
     }
-    for setting in (*CHAIN_SETTINGS, *NOTIFY_SETTINGS, *MARKET_SETTINGS):
+    for setting in (*CHAIN_SETTINGS, *NOTIFY_SETTINGS, *MARKET_SETTINGS, *axon_settings(8091, "", "")):
         dotted = [flag for flag in setting.flags if "_" not in flag.partition(".")[0]]
         *_, default = listed.pop((*dotted, *setting.env))
         shown = re.findall(r"`(.+)`", default)
         usual = {"network": "finney"}.get(setting.name, setting.default)
         assert shown == ([] if usual is None else [str(usual)]), setting.name
-    assert [row[1].strip() for row in listed.values()] == [""] * 3  # the log's
+    level = ("--log-level", "--logging.debug", "--logging.trace", *LOG_SETTINGS[0].env)
+    assert [*listed] == [level, ("--log-json",), ("--log-file",)]

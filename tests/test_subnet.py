@@ -301,7 +301,7 @@ def test_a_dry_run_gives_no_orders_to_an_executor_bot(monkeypatch, tmp_path, dry
     ],
 )
 def test_receipts_are_served_where_miners_reach_them_and_published_unless_nothing_is_sent(line, door):
-    assert ground_module.receipts_door(options_of(validator, line)) == door
+    assert ground_module.receipts_door(options_of(validator, f"--netuid 98 {line}")) == door
 
 
 async def on_the_network(node, wallets, monkeypatch, tmp_path, line: str, after):
