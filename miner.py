@@ -25,6 +25,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import runtime.home  # noqa: F401
 from audit import receipt_book
 from chain.base import ChainError
 from chain.opening import joined
@@ -42,8 +43,16 @@ from protocol import (
     check_answer,
 )
 from runtime.db import StoreError
-from runtime.options import add_chain_options, add_logging_options, is_local, parse_options
-from runtime.process import Parser, UserError, number, run
+from runtime.options import (
+    add_chain_options,
+    add_logging_options,
+    add_settings,
+    axon_settings,
+    file_path,
+    is_local,
+    parse_options,
+)
+from runtime.process import Parser, UserError, run
 from status.miner import MinerStatus
 from status.server import MINER_PORT, add_options
 from wire.client import is_public
@@ -207,7 +216,6 @@ async def mine(options: argparse.Namespace) -> None:
             await chain.register(chain.hotkey, chain.coldkey)
         callers, read_at = await read_callers()  # before anybody can ask, and with itself: `--check` asks
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
-        Path(options.dir).mkdir(parents=True, exist_ok=True)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
         place = "local" if local else options.network or options.chain_endpoint
@@ -252,12 +260,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--strategy", choices=STRATEGIES, default="mine", help="`mine` is the function propose() (default)")
     add("--name", default="mine", help="names the local development key and this miner's files (default: mine)")
-    add("--dir", default="local", help="folder of the local subnet and of this miner's files (default: local)")
-    add("--host", "--axon.ip", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: 127.0.0.1)")
-    add("--port", "--axon.port", type=number(0, 65535), default=8091, help="port, 0 for any free one (default: 8091)")
-    add("--external-ip", "--axon.external_ip", metavar="IP", help="address to publish (default: that of --host)")
-    port = "port to publish, where another one outside leads here (default: that of --port)"
-    add("--external-port", "--axon.external_port", type=number(1, 65535), metavar="PORT", help=port)
+    folder = "folder of the local subnet and of this miner's files (default: local)"
+    add("--dir", type=file_path, default="local", help=folder)
+    listens, publishes = "port, 0 for any free one", "address to publish (default: that of --host)"
+    add_settings(parser, "address", axon_settings(8091, listens, publishes))
     add_limit_options(add)
     add_options(add, MINER_PORT)
     parser.add_argument("--exit-with-parent", action="store_true", help="stop when standard input closes")
@@ -266,7 +272,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_logging_options(parser)
     commands = parser.add_subparsers(dest="command", title="commands", metavar="receipts")
     help_ = "fetch, verify and list what validators signed about your scores; exit 1 if any is wrong"
-    receipt_book.add_options(commands.add_parser("receipts", help=help_, description=help_))
+    receipts = commands.add_parser("receipts", help=help_, description=help_)
+    receipt_book.add_options(receipts)
+    add_chain_options(receipts)
+    add_logging_options(receipts)
     return parser
 
 

@@ -17,7 +17,7 @@ import logging
 import sqlite3
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,8 @@ from audit.shape import check_shape
 from chain.base import ChainError
 from chain.opening import joined, local_wallet, wallet_of
 from protocol import MAX_QUERY_BYTES, Code, ProtocolError
-from runtime.db import Database, StoreError, connect
-from runtime.options import is_local
+from runtime.db import Database, StoreError, claim, connect
+from runtime.options import file_path, is_local, refuse
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError, number, run
 from wire.client import Reply, ask, client_session
 from wire.codec import canonical, digest, parse_json
@@ -62,9 +62,18 @@ SCHEMA = (
         PRIMARY KEY (validator, round_id, query, answer)
     ) STRICT, WITHOUT ROWID
     """,
+    """
+    CREATE TABLE owner (id INTEGER PRIMARY KEY CHECK (id = 1), hotkey TEXT NOT NULL) STRICT;
+    INSERT INTO owner SELECT 1, json_extract(statement, '$.hotkey') FROM receipts WHERE json_valid(statement) LIMIT 1
+    """,
 )
 
 log = logging.getLogger("receipt_book")
+
+
+def beside(path: Path, hotkey: str) -> Path:
+    """Where a hotkey's book is if `path` is another's."""
+    return path.with_name(f"{path.stem}-{hotkey[:8]}{path.suffix}")
 
 
 class ReceiptBook:
@@ -77,8 +86,17 @@ class ReceiptBook:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path, hotkey: str) -> AsyncIterator[ReceiptBook]:
-        """Open the file, made if missing, of the miner `hotkey`. Raises `StoreError`."""
-        async with connect(path, SCHEMA) as db:
+        """Open the book of the miner `hotkey`, made if missing: the file, or where that is another hotkey's the one
+        beside it that has this hotkey in its name. Raises `StoreError`."""
+        with suppress(OSError):  # `connect` says why
+            path.parent.mkdir(parents=True, exist_ok=True)
+        async with AsyncExitStack() as stack:
+            for file in (path, beside(path, hotkey)):
+                db = await stack.enter_async_context(connect(file, SCHEMA))
+                if await db.write(partial(claim, table="owner", hotkey=hotkey)) == {"hotkey": hotkey}:
+                    break
+            else:
+                raise StoreError(f"database {file}: is another hotkey's; choose another --dir")
             book = cls(db, hotkey)
             for size, table in (("sum(length(statement))", "receipts"), (f"count(*) * {NOTE_BYTES}", "answers")):
                 book._bytes.update(dict(await db.rows(f"SELECT validator, {size} FROM {table} GROUP BY validator")))
@@ -266,7 +284,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--from", dest="url", metavar="URL", help="of the validator's server (default: as the chain shows them)")
     add("--validator", metavar="HOTKEY", help="the validator at that URL (default: whose published address it is)")
     add("--name", **given, help="of the miner (default: mine)")
-    add("--dir", **given, help="folder of the local subnet (default: local)")
+    add("--dir", **given, type=file_path, help="folder of the local subnet (default: local)")
     add("--last", type=number(0), metavar="N", default=20, help="rounds to print, the newest (default: 20)")
     add("--export", metavar="ROUND", help="print one round's receipts as JSON instead, one a line; fetches nothing")
 
@@ -280,6 +298,8 @@ def command(options: argparse.Namespace) -> int:
 async def _report(options: argparse.Namespace) -> int:
     local = is_local(options)
     keypair = local_wallet(options.name)[0] if local else (await asyncio.to_thread(wallet_of, options)).hotkey
+    if options.export:
+        refuse(options, "is of no use with --export, which fetches and lists nothing", "url", "validator", "last")
     path, hotkey = Path(options.dir) / f"receipts-{options.name}.sqlite3", keypair.ss58_address
     sources = [] if options.export else await _sources(options, hotkey)
     if not path.exists() and not sources:
@@ -330,15 +350,18 @@ async def _export(book: ReceiptBook, round_id: str) -> int:
 async def _table(book: ReceiptBook, last: int) -> bool:
     """Print the newest receipts, totals, and whatever is wrong with any; returns whether something is."""
     newest, wrong, seen, totals, markets = deque(maxlen=last), [], {}, {}, set()
-    unheard = older = 0
+    unheard = older = foreign = 0
     async for row, receipt in book.receipts():
         try:
             said = read(receipt)
         except ProtocolError as error:
             wrong.append((row["round_id"], str(error)))
             continue
+        if said["hotkey"] != book.hotkey:  # of a time when two miners of one folder shared a book
+            foreign += 1
+            continue
         line, total = said["line"], totals.setdefault(said["round"]["job_id"], Counter())
-        found = [*_misfiled(book, row, said, seen), *problems(said)]
+        found = [*_misfiled(row, said, seen), *problems(said)]
         misquoted, late = await book.compare(said)
         wrong += [(row["round_id"], what) for what in found + misquoted]
         unheard, older = unheard + late, older + (rules_of(said) is None)
@@ -362,6 +385,8 @@ async def _table(book: ReceiptBook, last: int) -> bool:
         print(f"{unheard} answers that this miner noted are not named as received: too late, or lost in a crash")
     if older:
         print(f"{older} receipts are of other rules than this program's: their scores were not computed again")
+    if foreign:
+        print(f"{foreign} receipts are about another miner, and not judged here")
     for name, what in wrong:
         print(one_line(f"WRONG {name}: {what}"))
     bad = len({name for name, _ in wrong})
@@ -369,10 +394,10 @@ async def _table(book: ReceiptBook, last: int) -> bool:
     return bool(wrong)
 
 
-def _misfiled(book: ReceiptBook, row: sqlite3.Row, said: dict[str, Any], seen: dict) -> Iterator[str]:
+def _misfiled(row: sqlite3.Row, said: dict[str, Any], seen: dict) -> Iterator[str]:
     """What is wrong with a receipt among its miner's others."""
-    about = said["validator"], said["round"]["round_id"], said["hotkey"]
-    if about != (row["validator"], row["round_id"], book.hotkey):
-        yield f"is by {about[0]} about {about[2]} in {about[1]}"
-    if seen.setdefault(about[:2], row["digest"]) != row["digest"]:
+    about = said["validator"], said["round"]["round_id"]
+    if about != (row["validator"], row["round_id"]):
+        yield f"is by {about[0]} about {said['hotkey']} in {about[1]}"
+    if seen.setdefault(about, row["digest"]) != row["digest"]:
         yield "the validator has signed two different statements about this round; keep both, they prove it"

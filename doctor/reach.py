@@ -18,6 +18,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from audit.receipt_book import beside
 from chain.base import ChainError, Metagraph, Neuron
 from chain.opening import joined
 from doctor.machine import FAIL, OK, WARN, Finding, judged, tell, utc
@@ -84,7 +85,7 @@ async def examine(options: argparse.Namespace, min_caller_stake_rao: int) -> lis
         check_reply(reply, me.address),
         Finding(OK, "clock: a local subnet has only this one") if local else await check_clock(),
         check_callers(graph, me, min_caller_stake_rao),
-        check_asked(Path(options.dir) / f"receipts-{options.name}.sqlite3"),
+        check_asked(Path(options.dir) / f"receipts-{options.name}.sqlite3", keypair.ss58_address),
     ]
 
 
@@ -157,10 +158,11 @@ def check_callers(graph: Metagraph, me: Neuron, min_stake_rao: int) -> Finding:
     return judged(bool(may), what, fix)
 
 
-def check_asked(book: Path) -> Finding:
+def check_asked(book: Path, hotkey: str) -> Finding:
     """Who asked last, as far as this miner noted it."""
+    own = beside(book, hotkey)
     try:
-        rows = look(book, "SELECT DISTINCT validator, round_id FROM answers")
+        rows = look(own if own.exists() else book, "SELECT DISTINCT validator, round_id FROM answers")
     except sqlite3.Error:
         rows = []
     rows = [row for row in rows if re.fullmatch(r"[ -~]+:\d{1,10}", row[1])]  # a caller wrote these

@@ -202,9 +202,12 @@ def test_who_may_call_is_counted_without_oneself():
 
 def test_the_last_answer_is_the_newest_round_and_what_a_caller_wrote_cannot_break_the_line(tmp_path):
     book = tmp_path / "receipts.sqlite3"
-    assert reach.check_asked(book).level == WARN and not book.exists()
+    assert reach.check_asked(book, "5Hot").level == WARN and not book.exists()
     with closing(sqlite3.connect(book)) as db, db:
         db.execute("CREATE TABLE answers (validator, round_id)")
         names = ["pol:evaluation:900", "pol:live:86400", "x:1" + "0" * 40, "\x1b[2J:99", "no number"]
         db.executemany("INSERT INTO answers VALUES ('V', ?)", [(name,) for name in names])
-    assert reach.check_asked(book).what == "last answered: validator V, in round pol:live:86400, 1970-01-02 00:00 UTC"
+    assert (
+        reach.check_asked(book, "5Hot").what
+        == "last answered: validator V, in round pol:live:86400, 1970-01-02 00:00 UTC"
+    )

@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, closing
 from decimal import Decimal
@@ -592,6 +593,35 @@ def test_a_page_is_kept_once_however_often_it_comes(played, tmp_path):
     assert asyncio.run(take()) == [b'{"new":8}', b'{"new":0}', b'{"new":0}']
     assert [row[2] for row in kept(tmp_path)] == [digest(canonical(r["statement"])) for r in played.receipts("keeps")]
     assert asyncio.run(take()) == [b'{"new":0}'] * 3  # after a restart
+
+
+def test_two_miners_of_one_folder_have_two_books_and_neither_accuses_a_validator(played, tmp_path, capsys):
+    path = tmp_path / "receipts-mine.sqlite3"
+
+    async def keep_and_judge(*names: str) -> list[bool]:
+        found = []
+        for name in names:
+            async with ReceiptBook.open(path, hotkey_of(name)) as book:
+                await book.keep(VALIDATOR.ss58_address, played.receipts(name))
+                found.append(await receipt_book._table(book, 3))
+        return found
+
+    assert asyncio.run(keep_and_judge("keeps", "moves", "keeps")) == [False] * 3
+    files = path, receipt_book.beside(path, hotkey_of("moves"))
+    owners = [rows(file, "SELECT hotkey, count(*) FROM owner, receipts") for file in files]
+    assert owners == [[(hotkey_of(name), len(played.receipts(name)))] for name in ("keeps", "moves")]
+    assert sorted(tmp_path.glob("*.sqlite3")) == sorted(files)
+    # a book that two shared in the release before belongs to one of them, and the other's receipts prove nothing in it
+    write(path, "DROP TABLE owner")
+    write(path, "PRAGMA user_version = 1")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("ATTACH ? AS other", (str(files[1]),))
+        db.execute("INSERT INTO receipts SELECT * FROM other.receipts WHERE true ON CONFLICT DO NOTHING")
+    capsys.readouterr()
+    assert asyncio.run(keep_and_judge("keeps")) == [False]
+    assert (
+        f"{len(played.receipts('moves'))} receipts are about another miner, and not judged" in capsys.readouterr().out
+    )
 
 
 def hostile_pages(played: Played) -> list[tuple[Code, Any]]:
