@@ -216,7 +216,8 @@ class Executor:
         """Sign a transaction, write it down, and send it, in this order; with more gas than what it replaces."""
         fees = await self.wallet.fees(draft.tip, over, cheap)
         to = self.wallet.contract.manager if kind == PLAN else self.wallet.vault
-        raw, hash_ = self.wallet.sign(nonce, to, draft.data, draft.gas, fees)
+        gas = draft.gas + await self.journal.tried(nonce)  # of two orders that come to the same each has its own hash
+        raw, hash_ = self.wallet.sign(nonce, to, draft.data, gas, fees)
         attempt = Attempt(nonce, kind, hash_, raw, *fees, draft.tip.number, draft.moved_ppm)
         await self.journal.sign(order.decision, attempt)
         await self.wallet.broadcast(attempt)

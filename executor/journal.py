@@ -161,9 +161,9 @@ class OrderJournal:
         sql = "UPDATE orders SET report = ? WHERE decision = ? AND report IS NULL"
         await self._write(sql, encode(report), report.decision)
 
-    async def next_nonce(self) -> int:
-        """One above the last that was signed with."""
-        return await self._db.value("SELECT COALESCE(MAX(nonce) + 1, 0) FROM attempts")
+    async def tried(self, nonce: int) -> int:
+        """How many were signed with it."""
+        return await self._db.value("SELECT COUNT(*) FROM attempts WHERE nonce = ?", nonce)
 
     async def signed(self, first: int, end: int) -> int:
         """How many nonces from `first` to before `end` were signed with."""

@@ -670,6 +670,111 @@ def test_a_hundred_decisions_with_a_crash_at_every_step_are_each_carried_out_onc
     assert sum(report.fees.amount0 for report in reports) > 0 and any(len(report.minted) for report in reports)
 
 
+TROUBLES = {  # what befalls a decision, and how it may end
+    "none": {Code.EXECUTED},
+    "rate limits": {Code.EXECUTED},
+    "a least tip": {Code.EXECUTED},
+    "refused for good": {Code.EXECUTION_REFUSED},
+    "lost": {Code.EXECUTION_EXPIRED},
+    "lost, and mined after all": {Code.EXECUTION_EXPIRED},
+    "an allowance taken back": {Code.EXECUTION_REVERTED},
+    "a position given away": {Code.VAULT_CHANGED},
+    "a position as a gift": {Code.VAULT_CHANGED},
+    "a position emptied by hand": {Code.EXECUTED},
+}
+
+
+def test_a_hundred_decisions_in_the_field_are_each_carried_out_once_or_refused_with_their_code_in_time(
+    world, tmp_path, monkeypatch
+):
+    """Among rate limits, tips and sends that are refused, odd tokens, and positions that others or the owner move."""
+    monkeypatch.setattr(rpc_module, "MAX_REST_SECONDS", 0.001)
+    monkeypatch.setattr(wallet_module, "POLL_SECONDS", 0.01)
+    rng, uniswap, chain, stranger = Random(13), world.uniswap, world.chain, world.chain.accounts[2]
+    anvil.make_odd(chain, uniswap.token0, "through_zero")
+    said, limits, ended, late = {}, [0], [], []
+
+    def takes(least: int):
+        return lambda raw: Refusal(-32000, f"minimum needed {least}") if tip_of(raw) < least else None
+
+    def befall(trouble: str) -> None:
+        """Before the vault is shown."""
+        limits[0] = 3 if trouble == "rate limits" else 0
+        said.clear()
+        if trouble == "a least tip":
+            said["eth_maxPriorityFeePerGas"] = rpc_module._Limited("too many requests")
+            said["eth_sendRawTransaction"] = takes(rng.randint(1, 9) * GWEI)
+        elif trouble == "refused for good":
+            said["eth_sendRawTransaction"] = Refusal(-32000, "exceeds block gas limit")
+        elif trouble.startswith("lost"):
+            said["eth_sendRawTransaction"] = "0x" + "12" * 32
+        elif trouble == "an allowance taken back":
+            uniswap.send(uniswap.token0, "approve(address,uint256)", uniswap.manager, 0, sender=world.vault)
+            chain.mine()
+        elif trouble == "a position emptied by hand":
+            token_id, _, _, liquidity = next(row for row in world.held() if row[3])
+            uniswap.decrease(world.vault, token_id, liquidity)
+            chain.mine()
+
+    def change_hands(trouble: str) -> None:
+        """After it was shown."""
+        signature, full = "transferFrom(address,address,uint256)", [row[0] for row in world.held() if row[3]]
+        if trouble == "a position given away":
+            uniswap.send(uniswap.manager, signature, world.vault, stranger, full[0], sender=world.vault)
+        elif trouble == "a position as a gift":
+            uniswap.mint(stranger, -300, 300, 10**15, 10**15)
+            chain.mine()
+            [count] = chain.call(uniswap.manager, BALANCE, stranger)
+            [mine] = chain.call(uniswap.manager, OF_OWNER, stranger, count - 1)
+            uniswap.send(uniswap.manager, signature, stranger, world.vault, mine, sender=stranger)
+        chain.mine()
+
+    async def one(bot: Executor, trouble: str, sent: list[str]) -> Report:
+        befall(trouble)
+        lower, upper = -60 * rng.randint(1, 9), 60 * rng.randint(1, 9)
+        order = world.order(f"decision {len(ended)}", Position(lower, upper, ETHER // 9, ETHER // 9))
+        order = replace(order, shown=tuple(one for one in order.shown if one.allocation0 or one.allocation1))
+        change_hands(trouble)
+        await bot.journal.accept(order)
+        before = len(sent)
+        while await bot.step():
+            chain.mine(1, 10)
+            limits[0] = 3 if trouble == "rate limits" else 0
+        late.append(world.time - order.deadline)
+        if trouble == "lost, and mined after all":
+            said.clear()
+            chain.rpc("eth_sendRawTransaction", sent[before])
+        if trouble == "an allowance taken back":
+            with mining(chain):
+                await bot.wallet.approve(uniswap.token0, 0)
+        return (await bot.journal.report(order.decision))[1]
+
+    async def work() -> None:
+        async with world.bot(tmp_path) as bot:
+            sent, post = speaking(bot, said), bot.wallet.rpc._post
+
+            async def limited(*arguments):
+                limits[0] -= 1
+                if limits[0] >= 0:
+                    raise rpc_module._Limited("too many requests")
+                return await post(*arguments)
+
+            bot.wallet.rpc._post = limited
+            for n in range(100):
+                trouble = "none" if n < 2 else list(TROUBLES)[n % len(TROUBLES)]
+                ended.append((trouble, await one(bot, trouble, sent)))
+                uniswap.swap(n % 2 == 0, rng.randint(1, ETHER // 100))
+                chain.mine()
+
+    asyncio.run(work())
+    assert {trouble: {report.code for of, report in ended if of == trouble} for trouble in TROUBLES} == TROUBLES
+    assert max(late) <= FOREIGN_SECONDS + 12, "open past its deadline"
+    done = [report for _, report in ended if report.code == Code.EXECUTED]
+    assert all(map(balanced, done)) and len({report.transaction for report in done}) == len(done) == 40
+    succeeded = rows(tmp_path, "SELECT decision FROM attempts WHERE json_extract(receipt, '$.status') = '0x1'")
+    assert sorted(name for (name,) in succeeded) == sorted(report.decision for report in done)
+
+
 def test_an_order_is_not_carried_out_again_though_it_comes_back_days_later(world, tmp_path):
     order = world.order("first", WIDE)
     [report] = world.run(tmp_path, order)
@@ -865,7 +970,6 @@ def test_a_send_that_is_refused_for_good_is_told_and_ends_the_order_and_the_next
             speaking(bot, answers)
             report = await world.carry_out(bot, first, blocks=12)
             answers.clear()
-            world.chain.mine()
             return report, await world.carry_out(bot, world.order("second", WIDE))
 
     first, nonce, told = world.order("first", WIDE), world.nonce, []
@@ -2131,7 +2235,8 @@ def test_pause_and_resume_are_commands(tmp_path, capsys):
     assert code == 2 and "--dir" in said
 
 
-def test_approve_gives_the_allowances_only_with_yes(world, tmp_path, capsys):
+def test_approve_gives_the_allowances_only_with_yes(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(wallet_module, "POLL_SECONDS", 0.01)
     uniswap = world.uniswap
     uniswap.send(uniswap.token0, "approve(address,uint256)", uniswap.manager, 0, sender=world.vault)
     world.chain.mine()
@@ -2148,8 +2253,9 @@ def test_approve_gives_the_allowances_only_with_yes(world, tmp_path, capsys):
 
 @pytest.mark.parametrize(("how", "transactions"), [("through_zero", 2), ("narrow", 1), ("capped", 1)])
 def test_approve_knows_tokens_that_take_no_allowance_but_through_0_or_of_96_bits(
-    world, tmp_path, capsys, how, transactions
+    world, tmp_path, capsys, monkeypatch, how, transactions
 ):
+    monkeypatch.setattr(wallet_module, "POLL_SECONDS", 0.01)
     uniswap, chain = world.uniswap, world.chain
     for token in (uniswap.token0, uniswap.token1):
         uniswap.send(token, "approve(address,uint256)", uniswap.manager, 1, sender=world.vault)
@@ -2165,7 +2271,8 @@ def test_approve_knows_tokens_that_take_no_allowance_but_through_0_or_of_96_bits
     assert report.code == Code.EXECUTED
 
 
-def test_a_token_that_cannot_be_approved_is_said_and_the_other_is_approved(world, tmp_path, capsys):
+def test_a_token_that_cannot_be_approved_is_said_and_the_other_is_approved(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(wallet_module, "POLL_SECONDS", 0.01)
     uniswap = world.uniswap
     for token in (uniswap.token0, uniswap.token1):
         uniswap.send(token, "approve(address,uint256)", uniswap.manager, 0, sender=world.vault)
