@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from doctor.machine import FAIL, OK, WARN, Finding, judged
-from evm.abi import NULL_ADDRESS, Header, Malformed, header_call, read_header
-from evm.pool import SLOT0, Contract, describe, read_state, read_vault
+from evm.abi import NULL_ADDRESS, Function, Header, Malformed, header_call, read_header
+from evm.pool import BALANCE_OF, SLOT0, Contract, describe, read_state, read_vault
 from evm.rpc import Refusal, Rpc, RpcError, open_rpc
 from executor.readback import AVERAGE_SECONDS, OBSERVE
 from executor.wallet import Wallet
@@ -29,6 +29,14 @@ LOG_RANGES = (5000, 2000, 1000, 500, 200, 50, 10, 1)  # blocks of one eth_getLog
 GOOD_LOG_RANGE, GOOD_BATCH = 50, 100
 ENOUGH_CALLS = 1000  # in one request; what a validator sends at most
 HOUR, DAY = 3600, 86_400
+ARRIVES = Function("arrives(address,uint256)", "uint256")  # as the pool itself would send it, with this in its place:
+_SENDS = (  # code: balanceOf() of somebody before and after transfer() to them; returns the difference, or reverts
+    "0x"
+    "7f70a082310000000000000000000000000000000000000000000000000000000060005273c0ffee254729296a45a3885639"
+    "ac7e10f9d5497960045260206040602460006004355afa507fa9059cbb000000000000000000000000000000000000000000"
+    "0000000000000060605273c0ffee254729296a45a3885639ac7e10f9d5497960645260243560845260006000604460606000"
+    "6004355af11560bc5760206060602460006004355afa506040516060510360005260206000f35b60006000fd"
+)
 
 
 async def check_chain_side(options: argparse.Namespace) -> list[Finding]:
@@ -187,6 +195,11 @@ async def _look_at_contracts(rpc: Rpc, contract: Contract, vault: str | None, ex
     what = f"{pair.token0.symbol}/{pair.token1.symbol}, fee {pair.fee / 10_000:g} %, spacing {pair.tick_spacing}"
     yield Finding(OK, f"pool {pair.pool_address}: {what}{contract.remark}")
     yield await _look_at_oracle(rpc, contract, at, executes)
+    for token in (pair.token0, pair.token1):
+        sent, arrived = await _send_some(rpc, contract, token.address, at)
+        if arrived is not None and arrived != sent:
+            what = f"token {token.symbol} takes a fee on transfer: of {sent} base units {arrived} arrive"
+            yield Finding(FAIL, what, "no position can be minted of it; choose a pool of other tokens")
     what, _, fix = contract.no_manager.partition("; ")
     here = Finding(OK, f"position manager {contract.manager}")
     yield here if contract.manager else Finding(FAIL, what, fix)
@@ -209,6 +222,18 @@ async def _look_at_contracts(rpc: Rpc, contract: Contract, vault: str | None, ex
                 what = f"not {what}, {allowed} of {have} base units idle"
             fix = "the bot refuses to mint; python -m executor approve --yes mends it"
             yield judged(allowed > have, f"vault {vault}: the position manager may {what}", fix)
+
+
+async def _send_some(rpc: Rpc, contract: Contract, token: str, at: str) -> tuple[int, int | None]:
+    """Of how much of a token that the pool sends how much arrives; None where the node cannot try that."""
+    pool = contract.pair.pool_address
+    (balance,) = BALANCE_OF.read((await rpc.batch([BALANCE_OF.call(token, at, pool)]))[0])
+    if not (amount := balance // 100):
+        return 0, None
+    method, parameters = ARRIVES.call(pool, at, token, amount)
+    (answer,) = await rpc.batch([(method, [*parameters, {pool: {"code": _SENDS}}])], refusable=True)
+    found = ARRIVES.read(answer)
+    return amount, found[0] if found else None
 
 
 async def _look_at_oracle(rpc: Rpc, contract: Contract, at: str, executes: bool) -> Finding:

@@ -191,6 +191,10 @@ ODD_TOKENS = {  # what runs before the token's own code, which it may never reac
         {2**96 - 1:x} 24 CALLDATALOAD GT ISZERO @forward JUMPI
         44 0 0 CALLDATACOPY {2**96 - 1:x} 24 MSTORE
         0 0 44 0 {BEHIND[2:]} GAS DELEGATECALL @quiet JUMPI 0 0 REVERT""",
+    "taxed": f"""  ; of what is sent a hundred and twenty-eighth does not arrive
+        0 CALLDATALOAD e0 SHR a9059cbb EQ ISZERO @forward JUMPI 44 0 0 CALLDATACOPY
+        24 CALLDATALOAD 7 SHR 24 CALLDATALOAD SUB 24 MSTORE
+        20 0 44 0 {BEHIND[2:]} GAS DELEGATECALL @sent JUMPI 0 0 REVERT :sent 20 0 RETURN""",
     "stubborn": "0 CALLDATALOAD e0 SHR 095ea7b3 EQ ISZERO @forward JUMPI 0 0 REVERT",  # nothing can be approved
 }
 

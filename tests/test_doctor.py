@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import socket
 import sqlite3
 import subprocess
@@ -549,6 +550,16 @@ def test_a_wrong_address_is_named_with_its_fix(uniswap, changes, level, said, fi
     named = {name: getattr(uniswap, value or "", value) for name, value in changes.items()}
     found = of_pool(uniswap, **named)
     assert any(finding.level == level and said in finding.what and fix in finding.fix for finding in found), found
+
+
+def test_a_token_that_takes_a_fee_on_transfer_is_refused_in_a_sentence(uniswap):
+    saved = uniswap.chain.rpc("evm_snapshot")
+    assert not any("fee on transfer" in one.what for one in of_pool(uniswap))
+    anvil.make_odd(uniswap.chain, uniswap.token0, "taxed")
+    [found] = [one for one in of_pool(uniswap) if "fee on transfer" in one.what]
+    sent, arrived = map(int, re.search(r"of (\d+) base units (\d+) arrive", found.what).groups())
+    assert found.level == FAIL and arrived == sent - (sent >> 7) and "other tokens" in found.fix
+    uniswap.chain.rpc("evm_revert", saved)
 
 
 def test_the_usual_manager_of_a_chain_is_none_for_another_exchanges_pool(uniswap, monkeypatch):
