@@ -82,7 +82,7 @@ def _service(value: str) -> str:
 
 
 def _key_name(value: str) -> str:
-    if not re.fullmatch(r"[^/\0]+", value) or value.strip(" .") != value:
+    if not value.isprintable() or "/" in value or value.strip(" .") != value or not value:
         raise argparse.ArgumentTypeError(f"{value!r} is no name of a wallet or key")
     return value
 
@@ -394,6 +394,7 @@ def _settle_market(options: argparse.Namespace) -> None:
         return
     if not options.rpc:
         refuse(options, "is given, but no node of the chain; add --rpc URL or set ALM_RPC_URLS", *_RPC_NAMES, "vault")
+        options.pool = options.executor_url = None
     if not options.executor_url:
         refuse(options, "is the key of an executor bot; add --executor-url URL", "executor_key_file")
     if options.rpc and options.vault is not None:

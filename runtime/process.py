@@ -58,8 +58,9 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         commands = self._subparsers._group_actions[0] if self._subparsers else None
         verbs = commands.choices if commands else {}
-        for word in words:
-            if word[:2] == "--" != word and not any(parser._named(word) for parser in (self, *verbs.values())):
+        for word in words[: words.index("--") if "--" in words else None]:
+            number = self._negative_number_matcher.match(word)
+            if word[:1] == "-" != word and not (number or any(one._named(word) for one in (self, *verbs.values()))):
                 self.error(f"unrecognized arguments: {word}")
         namespace, rest = super().parse_known_args(words, namespace)
         name = getattr(namespace, commands.dest) if commands else None
@@ -74,9 +75,10 @@ class Parser(argparse.ArgumentParser):
         return namespace, rest
 
     def _named(self, word: str) -> argparse.Action | None:
-        """The option that a word is, or begins."""
+        """The option that a word is, or begins, or has its value behind as in `-oFILE`."""
         word, options = word.partition("=")[0], self._option_string_actions
-        return options.get(word) or next((options[one] for one in options if word[2:] and one.startswith(word)), None)
+        begun = (options[one] for one in options if word[2:] and one.startswith(word))
+        return options.get(word) or options.get(word[:2]) or next(begun, None)
 
     def error(self, message: str) -> NoReturn:
         """A word that is no option is not quoted, nor an address or what follows `=`: they may hold a secret."""

@@ -13,8 +13,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -251,6 +251,14 @@ def _first_jobs(market: Market, round_seconds: int, real_vault: str | None) -> l
     ]
 
 
+@contextmanager
+def _starting(strategy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ChainError(f"miner {strategy} cannot be started: {error.filename}: {error.strerror}") from None
+
+
 @asynccontextmanager
 async def reference_miners(strategies: Sequence[str], folder: Path) -> AsyncIterator[dict[str, str]]:
     """Run `miner.py` once for each strategy, as processes of their own behind real signed HTTP on loopback.
@@ -261,7 +269,7 @@ async def reference_miners(strategies: Sequence[str], folder: Path) -> AsyncIter
     program, names, processes = Path(__file__).parents[1] / "miner.py", {}, []
     try:
         for strategy in strategies:
-            with open(folder / f"miner-{strategy}.log", "ab") as log_file:
+            with _starting(strategy), open(folder / f"miner-{strategy}.log", "ab") as log_file:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, str(program), "--strategy", strategy, "--name", strategy, "--dir", str(folder)),
                     *("--port", "0", "--status-port", "0", "--exit-with-parent"),

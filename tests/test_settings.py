@@ -356,7 +356,7 @@ def test_the_executors_key_comes_from_one_place_and_fits_into_a_header(parsed, t
         ("NETUID", "9x"), ("NETUID", "-1"), ("NETUID", "65536"), ("NETUID", "1.0"), ("BT_NETWORK", "fineny"),
         ("SUBTENSOR_NETWORK", "http://node"), ("BT_CHAIN_ENDPOINT", "127.0.0.1:9944"), ("BT_CHAIN_ENDPOINT", "ws://"),
         ("BT_CHAIN_ENDPOINT", "ws://node:99999"), ("BT_WALLET", "../other"), ("HOTKEY_NAME", ".."),
-        ("WALLET_NAME", " x"), ("BT_WALLET_PATH", "  "), ("WEBHOOK", "http://plain"),
+        ("WALLET_NAME", " x"), ("WALLET_NAME", "x\xa0"), ("BT_WALLET_PATH", "  "), ("WEBHOOK", "http://plain"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_that_names_where_it_stands(mistake, name, value):

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import ipaddress
 import logging
+import sys
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,7 +163,7 @@ def test_what_leads_to_a_network_comes_from_the_option_the_environment_or_the_fi
 def test_the_miners_of_a_local_subnet_stay_in_it_whatever_a_file_says(tmp_path, monkeypatch):
     monkeypatch.delenv("NETUID")
     monkeypatch.chdir(tmp_path)
-    Path(".env").write_text("NETUID=98\nBT_WALLET=real\n")
+    Path(".env").write_text("NETUID=98\nBT_WALLET=real\nBT_AXON_IP=0.0.0.0\nBT_AXON_EXTERNAL_IP=5.6.7.8\n")
 
     async def main():
         ledger = LocalChain.open(tmp_path / "chain.sqlite3", hot("v"), cold("v"), genesis_block=1000)
@@ -178,6 +179,17 @@ def test_a_validator_that_is_local_by_an_empty_variable_has_local_miners_beside_
     line = ("--once", "--round-seconds", 60, "--dir", tmp_path / "local")
     ended = command(ROOT / "validator.py", *line, cwd=tmp_path)  # conftest.py has emptied the variable
     assert ended.returncode == 0 and "LOCAL MODE" in ended.stdout and " wide " in ended.stdout, ended.stderr
+
+
+def test_a_reference_miner_that_cannot_be_started_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/python")
+
+    async def start() -> None:
+        async with reference_miners(("keep",), tmp_path):
+            raise AssertionError("it runs")
+
+    with pytest.raises(ChainError, match="miner keep cannot be started: /no/python: No such file"):
+        asyncio.run(start())
 
 
 def options_of(program, line: str):
