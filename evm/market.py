@@ -32,6 +32,7 @@ from runtime.db import connect
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 60.0  # past an order's deadline: until its bot must know how it ended
 
+Amounts = tuple[int, int]  # of token0 and token1, base units
 Place = Callable[[Order, float], Awaitable[Report]]
 
 
@@ -239,12 +240,30 @@ class Web3Market:
                 said = f"the executor bot says that {order.decision} was done in block {report.block}"
                 raise MarketError(f"{said}, and block {head.number} is after its deadline {order.deadline}")
         keep, close, mint = plan(order.shown, order.desired)
+        amounts = {name: astuple(getattr(report, name)) for name in ("before", "released", "fees", "paid", "after")}
+        if report.block:
+            amounts |= await self._without_old(order.vault, report.block, **amounts)
         return Execution(
             *(report.block or order.block_number + 1, order.vault, tuple(keep), tuple(close), tuple(mint)),
-            **{name: astuple(getattr(report, name)) for name in ("before", "released", "fees", "paid", "after")},
+            **amounts,
             minted=tuple(map(astuple, report.minted)),
             sent=Sent(Code(report.code), *(getattr(report, name) for name in Sent.__slots__[1:])),
         )
+
+    async def _without_old(
+        self, vault: str, block: int, before: Amounts, released: Amounts, fees: Amounts, **_: Amounts
+    ) -> dict[str, Amounts]:
+        """What was released before of the positions that it closed, and never collected, was idle, as it was shown.
+
+        The bot cannot know: to the position manager it is owed like fees.
+        """
+        burnt = [event.args for event in await self._follower.file.events(block, block) if event.kind == "burn"]
+        keys = {NamedToken(*args[:3]) for args in burnt if args[0].partition("#")[0] == vault and args[3]}
+        old = [await self._follower.file.released(key, block) for key in sorted(keys)]
+        had = sum(amount for amount, _ in old), sum(amount for _, amount in old)
+        earned = tuple(max(0, fee - amount) for fee, amount in zip(fees, had, strict=True))
+        out = tuple(map(sum, zip(released, fees, (-had[0], -had[1]), (-earned[0], -earned[1]), strict=True)))
+        return {"before": (before[0] + had[0], before[1] + had[1]), "released": out, "fees": earned}
 
     @_as_market_errors()
     async def ends(self, first: int, last: int, keys: Iterable[tuple]) -> tuple[Snapshot, Snapshot]:

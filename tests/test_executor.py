@@ -543,6 +543,41 @@ def test_what_an_empty_token_is_owed_is_collected_first_and_was_shown_as_idle(wo
     world.chain.rpc("evm_revert", saved)
 
 
+def test_what_was_taken_out_of_a_position_and_not_collected_is_no_fee_when_it_is_closed(world, tmp_path):
+    """It was idle, as it was shown: else what the chain tells would differ from what the bot says it did."""
+
+    async def work():
+        options = {"manager": world.uniswap.manager, "vaults": [world.vault], "confirmations": 0, "following": False}
+        async with world.bot(tmp_path) as bot:
+
+            async def place_(order: Order, _: float) -> Report:
+                report = await world.carry_out(bot, order)
+                await market.catch_up()
+                return report
+
+            opened = Web3Market.open([world.chain.url], world.uniswap.address, tmp_path / "a.sqlite3", **options)
+            async with opened as market:
+                market._place = place_
+                await market.execute(world.order("first", WIDE))
+                [(token_id, _, _, liquidity)] = world.held()
+                world.uniswap.decrease(world.vault, token_id, liquidity // 3)
+                for down in (True, False):
+                    world.uniswap.swap(down, ETHER)
+                    world.chain.mine()
+                await market.catch_up()
+                snapshot = await market.snapshot(world.vault, (await market.head()).number + 1)
+                done = await market.execute(world.order("second", Position(-60, 60, ETHER, ETHER)))
+                events = await market.events(snapshot.block, (await market.head()).number)
+                return snapshot, done, own_events(Tape(snapshot), events)[done.block]
+
+    snapshot, done, own = asyncio.run(work())
+    assert (done.released, done.fees, done.paid, done.minted) == sums_of(own) and min(done.fees) > 0
+    assert done.before == (snapshot.idle0, snapshot.idle1) and snapshot.idle0 > 6 * ETHER // 10
+    assert done.after == world.balances()
+    flows = zip(done.before, done.released, done.fees, done.paid, done.after, strict=True)
+    assert all(before + out + fee - paid == after for before, out, fee, paid, after in flows)
+
+
 def test_gas_is_that_of_all_mined_transactions_with_a_second_layers_own_fees():
     def attempt(**gas: int) -> Attempt:
         receipt = {"from": "0x", "logs": [], "blockNumber": "0x1", "status": "0x1"}
