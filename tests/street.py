@@ -39,7 +39,7 @@ MNEMONIC = "test test test test test test test test test test test junk"  # of e
 PACE = 30  # chain seconds per second
 BLOCK_SECONDS = 2
 LEAD_SECONDS = 100  # before the first round's start, when the validator comes up
-API_KEY = "a key that only this test knows"
+API_KEY = "a-key-that-only-this-test-knows"
 WALLET = [local_keypair(f"validator-{kind}").ss58_address for kind in ("hotkey", "coldkey")]
 
 
