@@ -59,7 +59,7 @@ def play(folder: Path, rounds: int = 2, kill_at: int = 0) -> Subnet:
         async def guessing(caller: str, body: bytes) -> bytes:
             nonlocal asked
             asked += name == "a"
-            if asked == kill_at:
+            if name == "a" and asked == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return await guess(name)(body)
 
