@@ -25,7 +25,7 @@ from evm.abi import Function, Malformed, header_call, integer, number, read_head
 from evm.pool import Contract
 from evm.rpc import Refusal, Rpc, RpcError
 from executor import plan
-from executor.journal import Attempt
+from executor.journal import PLAN, Attempt
 from executor.readback import Tip, one
 from markets.base import MarketError
 from protocol import Code, ProtocolError
@@ -255,13 +255,21 @@ class Wallet:
         return "0x" + plan.data_of(APPROVE, self.contract.manager, amount).hex()
 
     async def _let(self, token: str, amount: int) -> str:
-        tip, data = await self.tip(), self._approval(amount)
+        tip, data, sent, untaken = await self.tip(), self._approval(amount), None, None
         try:
-            gas, fees = await self.estimate(token, data), await self.fees(tip, None)
+            if self.paused:
+                raise Later("paused; python -m executor resume ends that")
+            gas, nonce = await self.estimate(token, data), await self.count()
+            while not sent or (untaken and untaken.cheap):
+                fees = await self.fees(tip, sent, cheap=True)
+                raw, hash_ = self.sign(nonce, token, data, gas, fees)
+                sent = Attempt(nonce, PLAN, hash_, raw, *fees, tip.number, 0)
+                untaken = await self.broadcast(sent)
+            if untaken:
+                raise Later(untaken.why)
         except (ProtocolError, Later) as error:
             raise UserError(f"{token} cannot be approved: {error}") from None
-        raw, hash_ = self.sign(await self.count(), token, data, gas, fees)
-        log.info("sent as %s (%s)", hash_, await self.ask("eth_sendRawTransaction", raw, refusable=True))
+        log.info("sent as %s", hash_)
         until = time.monotonic() + APPROVE_SECONDS
         while time.monotonic() < until:
             if receipt := await self.ask("eth_getTransactionReceipt", hash_):

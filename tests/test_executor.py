@@ -2306,6 +2306,30 @@ def test_approve_knows_tokens_that_take_no_allowance_but_through_0_or_of_96_bits
     assert report.code == Code.EXECUTED
 
 
+@pytest.mark.parametrize(
+    ("refusal", "code", "said"),
+    [("minimum needed 7000000000", 0, ""), ("exceeds block gas limit", 2, "a node refuses it")],
+)
+def test_an_approval_that_no_node_takes_is_said_at_once_or_offers_more(
+    world, tmp_path, capsys, monkeypatch, refusal, code, said
+):
+    async def wrapped(rpc, endpoint, calls, *more):
+        (method, parameters), *_ = calls
+        if method == "eth_sendRawTransaction" and tip_of(parameters[0]) < 7 * GWEI:
+            return [Refusal(-32000, refusal)]
+        return await post(rpc, endpoint, calls, *more)
+
+    post, uniswap = rpc_module.Rpc._post, world.uniswap
+    uniswap.send(uniswap.token0, "approve(address,uint256)", uniswap.manager, 0, sender=world.vault)
+    world.chain.mine()
+    nonce = world.nonce
+    monkeypatch.setattr(rpc_module.Rpc, "_post", wrapped)
+    monkeypatch.setattr(wallet_module, "POLL_SECONDS", 0.01)
+    with mining(world.chain):
+        ended, _, trouble = command(capsys, *words(world, tmp_path, "approve"), "--yes")
+    assert ended == code and said in trouble and world.nonce == nonce + (not code)
+
+
 def test_a_token_that_cannot_be_approved_is_said_and_the_other_is_approved(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(wallet_module, "POLL_SECONDS", 0.01)
     uniswap = world.uniswap
