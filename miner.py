@@ -28,7 +28,7 @@ from pathlib import Path
 import runtime.home  # noqa: F401
 from audit import receipt_book
 from chain.base import ChainError
-from chain.opening import joined
+from chain.opening import Published, joined
 from doctor import backtest
 from liquidity import showing
 from protocol import (
@@ -198,10 +198,6 @@ async def mine(options: argparse.Namespace) -> None:
     strategy, local, address = STRATEGIES[options.strategy], is_local(options), published_address(options)
     thinker = ThreadPoolExecutor(max_workers=1)  # one proposal at a time; meanwhile the server goes on answering
 
-    async def read_callers() -> tuple[dict[str, tuple[bool, int]], float]:
-        neurons = (await chain.metagraph()).neurons
-        return {neuron.hotkey: (neuron.permit, neuron.stake_rao) for neuron in neurons}, time.monotonic()
-
     async def rebalance(caller: str, body: bytes) -> bytes:
         query, began = decode(RebalanceQuery, body, MAX_QUERY_BYTES), time.monotonic()
         work = answer, query, strategy, options.strategy, shown.failed
@@ -214,7 +210,7 @@ async def mine(options: argparse.Namespace) -> None:
         chain, hotkey = await stack.enter_async_context(joined(options))
         if local:
             await chain.register(chain.hotkey, chain.coldkey)
-        callers, read_at = await read_callers()  # before anybody can ask, and with itself: `--check` asks
+        callers, read_at = {}, -3600.0  # nobody may call before the chain was read
         gate = Gate(lambda: (callers, time.monotonic() - read_at), min_stake_rao=MIN_CALLER_STAKE_RAO)
         path = Path(options.dir) / f"receipts-{options.name}.sqlite3"
         book = await stack.enter_async_context(receipt_book.ReceiptBook.open(path, hotkey.ss58_address))
@@ -226,25 +222,31 @@ async def mine(options: argparse.Namespace) -> None:
         limits = limited(LOCAL_LIMITS if local else Limits(), options)
         app = build_app(keypair=hotkey, gate=gate, routes=routes, limits=limits)
         port = await stack.enter_async_context(serve(app, options.host, options.port))
-        uid = (await chain.metagraph()).by_hotkey(chain.hotkey).uid
-        port = options.external_port or port
-        outcome = await chain.serve(address, port)
-        if not outcome.ok:
-            raise UserError(f"the chain refused the endpoint {address}:{port}: {outcome.name} {outcome.detail}")
-        shown.joined(uid, (await chain.metagraph()).netuid, f"{address}:{port}")
+        published = Published(chain, address, options.external_port or port)
         await stack.enter_async_context(shown.serving(options))
-        print(f"miner {options.name}: uid {uid}, hotkey {chain.hotkey}, strategy {options.strategy}, {address}:{port}")
-        print(
-            "LOCAL: this is the embedded chain of `python validator.py`, no real subnet." if local else "", flush=True
-        )
         if options.exit_with_parent:
             stack.callback(asyncio.create_task(_stop_with_parent()).cancel)
+        said, trouble = None, ""
         while True:
-            await asyncio.sleep(CALLERS_SECONDS)
             try:
-                callers, read_at = await read_callers()
+                graph = await chain.metagraph()
+                callers = {neuron.hotkey: (neuron.permit, neuron.stake_rao) for neuron in graph.neurons}
+                read_at, problem = time.monotonic(), await published.keep(graph)
+                if (me := graph.by_hotkey(chain.hotkey)) and not problem:
+                    shown.joined(me.uid, graph.netuid, f"{address}:{published.port}")
             except ChainError as error:
-                log.warning("cannot read who may call (%s); trying again in %d s", error, CALLERS_SECONDS)
+                problem = f"the chain cannot be read: {error}"
+            if problem and problem != trouble:
+                log.warning("%s; looking again every %g s", problem, CALLERS_SECONDS)
+            elif not problem and said != me.uid:
+                said, what = me.uid, f"hotkey {chain.hotkey}, strategy {options.strategy}, {address}:{published.port}"
+                print(f"miner {options.name}: uid {said}, {what}")
+                print(
+                    "LOCAL: this is the embedded chain of `python validator.py`, no real subnet." if local else "",
+                    flush=True,
+                )
+            trouble = problem
+            await asyncio.sleep(CALLERS_SECONDS)
 
 
 async def _stop_with_parent() -> None:

@@ -11,6 +11,7 @@ Read first: `runtime/tables.py`, which says what each column means. Read next: `
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -32,10 +33,13 @@ from scoring import Standing
 from wire.codec import canonical, decode, encode, to_json
 
 T = TypeVar("T")
+LEAST_ROUND_SECONDS, MOST_ROUND_SECONDS = 60, 86_400
 KEPT = "round_id NOT IN (SELECT round_id FROM pruned)"
 LIQUIDITY = {"liquidity": JobSettings}  # by mechanism, what its jobs are set up with
 EVALUATED = "job_id = ? AND round_type = 'evaluation' AND code IN ('scored', 'nobody_ranked')"
 _settings = lru_cache(decode)  # jobs are looked at every minute, and hardly ever change
+
+log = logging.getLogger("validator")
 
 
 class AlreadyFinished(StoreError):
@@ -99,6 +103,7 @@ class Store:
 
     def __init__(self, db: Database, path: Path, settings: Mapping[str, type] = LIQUIDITY):
         self._db, self._path, self._settings = db, path, settings
+        self.wrong: dict[str, str] = {}  # by id, why a job's row cannot be read: it is off
 
     @classmethod
     @asynccontextmanager
@@ -135,23 +140,32 @@ class Store:
         await self.write(lambda db: insert(db, "jobs", [row], update="job_id"))
 
     async def jobs(self) -> list[Job]:
-        """All jobs, active or not, by id. Raises `StoreError` for one whose row cannot be read."""
-        return [self._job(dict(row)) for row in await self.rows("SELECT * FROM jobs ORDER BY job_id")]
+        """All jobs that can be read, active or not, by id; `wrong` names the others, which are off."""
+        good, wrong = [], {}
+        for row in map(dict, await self.rows("SELECT * FROM jobs ORDER BY job_id")):
+            try:
+                good.append(self._job(row))
+            except ProtocolError as error:
+                wrong[row["job_id"]] = f"{error.detail}; correct it: python validator.py jobs set {row['job_id']} ..."
+        for job_id in [job_id for job_id in wrong if wrong[job_id] != self.wrong.get(job_id)]:
+            log.error("job %s is off: %s", job_id, wrong[job_id])
+        self.wrong = wrong
+        return good
 
     def _job(self, row: dict[str, Any]) -> Job:
-        fix = "correct its row in the table jobs"
         if row["mechanism"] not in self._settings:
-            raise StoreError(f"job {row['job_id']}: there is no mechanism {row['mechanism']!r} in this program; {fix}")
-        try:
-            settings = _settings(self._settings[row["mechanism"]], row["settings"].encode(), MAX_QUERY_BYTES)
-        except ProtocolError as error:
-            raise StoreError(f"job {row['job_id']}: {error.detail}; {fix}") from error
+            raise ProtocolError(Code.MALFORMED, f"there is no mechanism {row['mechanism']!r} in this program")
+        if not LEAST_ROUND_SECONDS <= row["round_seconds"] <= MOST_ROUND_SECONDS:
+            known = f"{LEAST_ROUND_SECONDS} to {MOST_ROUND_SECONDS}"
+            raise ProtocolError(Code.MALFORMED, f"rounds of {row['round_seconds']} s: {known} are possible")
+        settings = _settings(self._settings[row["mechanism"]], row["settings"].encode(), MAX_QUERY_BYTES)
         return Job(**row | {"settings": settings, "live": bool(row["live"]), "active": bool(row["active"])})
 
     async def mechanism_shares(self) -> dict[str, Decimal]:
         """Each mechanism's part of all weights, relative to the others; of those that have jobs."""
         sql = "SELECT DISTINCT mechanism, coalesce(mechanism_share, '1') FROM jobs LEFT JOIN mechanisms"
         shares = dict(map(tuple, await self.rows(f"{sql} ON name = mechanism ORDER BY mechanism")))
+        shares = {name: share for name, share in shares.items() if name in self._settings}
         for name, share in shares.items():
             if not DECIMAL_TEXT.fullmatch(share):
                 fix = "write a decimal from 0 up into its row of the table mechanisms"
@@ -314,6 +328,11 @@ class Store:
         """Market time to go on from: `lead_seconds` before the oldest interrupted round, else before the next one."""
         sql = "SELECT coalesce(min(CASE WHEN code IS NULL THEN start_time END), max(end_time)) - ? FROM rounds"
         return await self.value(sql, lead_seconds)
+
+    async def newest_codes(self, job_id: str, round_type: str, count: int) -> list[tuple[str, str]]:
+        """How a job's newest rounds of one type ended, the newest first: code and detail."""
+        sql = "SELECT code, detail FROM rounds WHERE job_id = ? AND round_type = ? AND code IS NOT NULL"
+        return list(map(tuple, await self.rows(f"{sql} ORDER BY start_time DESC LIMIT ?", job_id, round_type, count)))
 
     async def last_end(self) -> int | None:
         """When the newest round ended, market time."""

@@ -5,6 +5,7 @@
     python validator.py --rounds 3 --dry-run                three rounds, weights are printed and not set
     python validator.py audit all                           recompute every stored round, to the last digit
     python validator.py report                              all that the status page shows, as one file
+    python validator.py jobs list                           the jobs; `jobs add`, `set` and `off` change them
     python validator.py doctor                              what is needed to run, each with its fix
 
 Every round goes through the same phases, marked in the code: observe, ask, simulate, score, store, weigh; what they
@@ -37,6 +38,7 @@ from audit.issuer import SERVER_LIMITS, issuing
 from chain.base import BLOCK_SECONDS, Chain, ChainError, Neuron
 from chain.local import block_at
 from chain.notify import AlertRules, Notifier, add_notify_options
+from chain.opening import gone
 from chain.weights import INTERVAL_BLOCKS, Weigher, daily_summary, earned
 from doctor.machine import OK
 from doctor.network import check_executor, check_executor_key
@@ -50,11 +52,13 @@ from runtime.options import add_chain_options, add_logging_options, add_market_o
 from runtime.process import Parser, raise_file_limit, run
 from scoring import Standing
 from sim import PoolError
+from spine import jobs
 from spine.asking import Asker, Playing, Said, accepted, decision_of
 from spine.ground import LOCAL_HOST, add_local_options, add_memory_options, add_round_options, opened, receipts_door
 from spine.live import Live, Skipped
 from spine.mechanism import Mechanism, World, load
 from spine.schedule import DAY_SECONDS, Schedule
+from spine.troubles import Troubles
 from status import reporting
 from status.board import Board, farewell
 from status.reader import NotShown
@@ -105,6 +109,7 @@ class Validator:
         self.board = Board(market.label, market.pair, names, options.all_leaderboards)
         self.on_sealed: Callable[[dict], None] = lambda evidence: None  # told of each round once it is sealed
         self.schedule = Schedule(store, market, options, self.mechanisms, self._guarded, self._void, self._look)
+        self.troubles = Troubles(store, market, options.pace or 1.0)
         self._skips: set[tuple[str, Code]] = set()
         self._pruned = 0
 
@@ -152,7 +157,7 @@ class Validator:
         head = await market.head()
         if not stored and (too_late := await self.asker.too_late(head, start)):
             return await self._void(round_id, Code.VOID_INTERRUPTED, too_late)
-        peers = await self.asker.peers() if mechanism.query else {}
+        peers = await self.asker.peers(start) if mechanism.query else {}
 
         # ask
         said = []
@@ -387,12 +392,14 @@ class Validator:
                 await self.chain.advance_to(block)
             seen["weights"] = await self.weigher.weigh(now, block)
             if self.notifier:
-                own = (await self.chain.metagraph()).by_hotkey(self.keypair.ss58_address)
-                seen |= {"registered": own is not None, "permit": own.permit if own else None}
+                graph = await self.chain.metagraph()
+                own = graph.by_hotkey(self.chain.hotkey)
+                seen |= {"registered": bool(own) or gone(graph, self.chain), "permit": own.permit if own else None}
         except ChainError as error:
-            seen["chain"] = False
+            seen["chain"] = str(error)
             log.warning("the chain does not answer (%s); weights are tried again later", error)
         if self.notifier:
+            seen["others"] = await self.troubles.now()
             for alert in self.alerts.observe(time.monotonic(), **seen):
                 self.notifier.notify(*alert)
             if summary := await daily_summary(self.store, time.time()):
@@ -421,10 +428,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_chain_options(parser)
     add_notify_options(parser)
     add_logging_options(parser)
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | report | doctor")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="audit | report | doctor | jobs")
     auditing.add_options(commands.add_parser("audit", help=auditing.HELP))
     reporting.add_options(commands.add_parser("report", help=reporting.HELP))
     doctor.add_options(commands.add_parser("doctor", help="what is needed to run, each with its fix; exit 1 on a FAIL"))
+    jobs.add_options(commands)
     return parser
 
 
@@ -462,7 +470,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.command == "doctor":
         return doctor.report(options)
     problems = (RecordingError, MarketError, StoreError, ChainError, WireError, NotShown)
-    work = {"audit": auditing.run_audit, "report": reporting.write_report}.get(options.command, validate)
+    work = {"audit": auditing.run_audit, "report": reporting.write_report}
+    work = (work | dict.fromkeys(("jobs", "adopt"), jobs.command)).get(options.command, validate)
     return run(work(options), options.log_level, problems, options.log_json, options.log_file)
 
 

@@ -19,6 +19,7 @@ from audit import stored
 from audit.receipts import issue, seal_digest
 from audit.shape import check_shape
 from chain.base import Chain, ChainError
+from chain.opening import Published
 from protocol import MAX_QUERY_BYTES, Code
 from spine.ground import DEFAULT_PORT
 from store import Store
@@ -65,6 +66,7 @@ class Issuer:
         self.store, self.chain, self.keypair, self.session = store, chain, keypair, session
         self.public_only, self.unposted = public_only, 0
         self.callers: dict[str, tuple[bool, int]] = {}  # who may fetch: `wire.Callers`
+        self.published: Published | None = None
         self.known: set[str] = set()  # who has receipts, registered or not
         self._addresses: dict[str, str] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -143,10 +145,15 @@ class Issuer:
             del self._waiting[hotkey]
 
     async def refresh(self) -> None:
-        """Read from the chain who may fetch, and where miners listen. Raises `ChainError`."""
-        neurons = (await self.chain.metagraph()).neurons
+        """Read from the chain who may fetch, where miners listen, and whether it says where we do. Raises `ChainError`.
+
+        Without that miners do not find what they could fetch; the rounds go on.
+        """
+        neurons = (graph := await self.chain.metagraph()).neurons
         self._addresses = {neuron.hotkey: neuron.address for neuron in neurons if neuron.address}
         self.callers = dict.fromkeys([*self.known, *(neuron.hotkey for neuron in neurons)], (True, 0))
+        if self.published and (problem := await self.published.keep(graph)):
+            log.warning("%s", problem)
 
     async def drain(self) -> None:
         """Wait a little for what is being posted, and leave the rest to be fetched."""
@@ -230,7 +237,7 @@ async def issuing(
         if host is not None:
             listening = await _serve(issuer, stack, host, port, limits)
             if published is not None:
-                await _publish(chain, published, published_port or listening)
+                issuer.published = Published(chain, published, published_port or listening)
         with suppress(ChainError):
             await issuer.refresh()
         try:
@@ -253,14 +260,3 @@ async def _serve(issuer: Issuer, stack: AsyncExitStack, host: str, port: int | N
             log.info("%s; receipts are served on a free one", error)
     log.info("receipts are served to their miners at http://%s:%d/receipts", host, listening)
     return listening
-
-
-async def _publish(chain: Chain, address: str, port: int) -> None:
-    """Without it miners do not find what they could fetch; the rounds go on."""
-    try:
-        outcome = await chain.serve(address, port)
-        problem = "" if outcome.ok else f"{outcome.name} {outcome.detail}"
-    except ChainError as error:
-        problem = str(error)
-    if problem:
-        log.warning("the chain did not take the address %s:%d: %s", address, port, problem)

@@ -15,18 +15,24 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Protocol
 
+from runtime.process import Passing, UserError
+
 BLOCK_SECONDS = 12  # Bittensor's block time
 ERA_BLOCKS = 32  # a signed write that did not land within so many blocks never will
 U16_MAX = 2**16 - 1  # the largest weight of a stored vector
 LEAST_MOVE_TAO_RAO = 2_000_000  # what stake must be worth to move, in rao of TAO (subtensor `DefaultMinStake`)
 
 
-class ChainError(Exception):
+class ChainError(Passing):
     """The chain did not answer, or cannot do what was asked; the message says what, why and the fix, in one line."""
 
 
-class NoSuchSubnet(ChainError):
-    """The network has no subnet with this netuid: no retry helps."""
+class ChainMistake(ChainError, UserError):
+    """What was named is wrong, a key, an address or a network: no retry helps."""
+
+
+class NoSuchSubnet(ChainMistake):
+    """The network has no subnet with this netuid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,9 +406,9 @@ async def vector_in_force(chain: Chain, weights: Weights, mechid: int = 0) -> Wr
     """What became of weights that were set: under commit-reveal an accepted commit may still be dropped at its reveal.
 
     Returns:
-        ok when exactly these weights are in force for this hotkey; `WAIT_BLOCKS` while a commit is still to be
-        revealed; else `NotInForce`: the commit failed at its reveal (stake, permit or version key changed, or it
-        expired), or another vector replaced it.
+        ok when exactly these weights are in force for this hotkey, but for uids recycled since; `WAIT_BLOCKS` while a
+        commit is still to be revealed; else `NotInForce`: the commit failed at its reveal (stake, permit or version key
+        changed, or it expired), or another vector replaced it.
     """
     params = await chain.weight_params(chain.hotkey, mechid)  # before the weights: a reveal in between is then seen
     graph = await chain.metagraph()
@@ -410,8 +416,10 @@ async def vector_in_force(chain: Chain, weights: Weights, mechid: int = 0) -> Wr
     if me is None:
         detail = f"hotkey {chain.hotkey} is not registered any more"
         return Refused("HotKeyNotRegisteredInSubNet", detail).outcome(graph.block)
-    stored = await chain.weights_of(me.uid, mechid)
-    if stored == u16_weights(weights):
+    stored, sent = await chain.weights_of(me.uid, mechid), u16_weights(weights)
+    since = params.last_update_block or 0  # a uid recycled later is taken out of everybody's row
+    recycled = {neuron.uid for neuron in graph.neurons if neuron.registered_block >= since} - stored.keys()
+    if stored and stored == {uid: weight for uid, weight in sent.items() if uid not in recycled}:
         return done(graph.block)
     if params.unrevealed_commits:
         wait = max(1, ((await chain.epoch()).next_epoch_block or graph.block) - graph.block)

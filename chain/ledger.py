@@ -13,7 +13,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chain.base import LEAST_MOVE_TAO_RAO, U16_MAX, ChainError, EpochInfo, Metagraph, Neuron, StakeParams, WeightParams
+from chain.base import (
+    LEAST_MOVE_TAO_RAO,
+    U16_MAX,
+    ChainMistake,
+    EpochInfo,
+    Metagraph,
+    Neuron,
+    StakeParams,
+    WeightParams,
+)
 
 MIGRATIONS = (
     """CREATE TABLE subnet (  -- one row: the head of the chain and the subnet's owner and rules
@@ -116,7 +125,7 @@ def register(db: sqlite3.Connection, hotkey: str, coldkey: str, stake_rao: int) 
     rules, block = rules_of(subnet), subnet["block"]
     known = row_of(db, "SELECT coldkey FROM hotkeys WHERE hotkey = ?", hotkey)
     if known and known["coldkey"] != coldkey:
-        raise ChainError(f"NonAssociatedColdKey: hotkey {hotkey} belongs to coldkey {known['coldkey']}")
+        raise ChainMistake(f"NonAssociatedColdKey: hotkey {hotkey} belongs to coldkey {known['coldkey']}")
     if neuron := neuron_of(db, hotkey):
         return neuron.uid
     if not known:
@@ -128,7 +137,7 @@ def register(db: sqlite3.Connection, hotkey: str, coldkey: str, stake_rao: int) 
             ORDER BY registered_block > ?, emission_rao, registered_block, uid LIMIT 1"""
         pruned = row_of(db, sql, subnet["owner_hotkey"], block - rules.immunity_blocks)
         if pruned is None:
-            raise ChainError(f"NoNeuronIdAvailable: max_uids {rules.max_uids} leaves no uid to hotkey {hotkey}")
+            raise ChainMistake(f"NoNeuronIdAvailable: max_uids {rules.max_uids} leaves no uid to hotkey {hotkey}")
         uid = pruned["uid"]
         db.execute("DELETE FROM weights WHERE uid = ?", (uid,))
         db.execute("DELETE FROM neurons WHERE uid = ?", (uid,))

@@ -20,6 +20,7 @@ from chain import ledger
 from chain.base import (
     BLOCK_SECONDS,
     ChainError,
+    ChainMistake,
     EpochInfo,
     Metagraph,
     Next,
@@ -128,9 +129,11 @@ class LocalChain:
             def start(db: sqlite3.Connection) -> None:
                 found = ledger.row_of(db, "SELECT netuid FROM subnet")
                 if found is None and genesis_block is None:
-                    raise ChainError(f"no local subnet in {path}: start `python validator.py` first")
+                    raise ChainMistake(f"no local subnet in {path}: start `python validator.py` first")
                 if found and found["netuid"] != netuid:
-                    raise ChainError(f"ledger {path} is of netuid {found['netuid']}, not {netuid}: choose another file")
+                    raise ChainMistake(
+                        f"ledger {path} is of netuid {found['netuid']}, not {netuid}: choose another file"
+                    )
                 if found is None:
                     rules = json.dumps(dataclasses.asdict(hyperparameters))
                     db.execute("INSERT INTO subnet VALUES (1, ?, ?, ?, ?, ?)", (netuid, genesis_block, *owner, rules))

@@ -52,7 +52,7 @@ async def follow(
             result = await step()
             news = {"chain": True, **result.news}
         except ChainError as error:
-            result, news = Result(1, f"the chain: {error}", {}), {"chain": False}
+            result, news = Result(1, f"the chain: {error}", {}), {"chain": str(error)}
         except (sqlite3.Error, StoreError) as error:
             result, news = Result(1, f"the journal: {error}; is the disk full or the file in use?", {}), {}
         if result.problem != said:

@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -203,6 +203,7 @@ class AlertRules:
     def __init__(self, now: float, weights_seconds: float | None = None):
         self._weights_seconds, self._weights_at, self._chain_at = weights_seconds, now, now
         self._failures = {"weights": 0, "sweep": 0}
+        self._others: Mapping[str, str] = {}
         self._troubles: dict[str, str] = {}  # what is wrong now, by kind
         self._told: dict[str, tuple[float, float]] = {}  # by kind: told first, told last
 
@@ -210,30 +211,33 @@ class AlertRules:
         self,
         now: float,
         *,
-        chain: bool | None = None,
-        registered: bool | None = None,
+        chain: bool | str | None = None,
+        registered: bool | str | None = None,
         permit: bool | None = None,
         weights: WriteOutcome | None = None,
         sweep: WriteOutcome | None = None,
         income: str | None = None,
+        others: Mapping[str, str] | None = None,
     ) -> list[Alert]:
         """Take in what is newly known (None: nothing new) and say what is to be told.
 
         Args:
-            chain: whether the last read was answered; trouble after CHAIN_SILENT_SECONDS.
-            registered, permit: of our hotkey.
+            chain: whether the last read was answered, or why it was not; trouble after CHAIN_SILENT_SECONDS.
+            registered, permit: of our hotkey; or, in words, what follows where it is not registered.
             weights, sweep: how the last try ended. "Too soon" is no trouble; what only a person can mend is one at
                 once; the rest, which may pass, is one at the second time in a row. Weights that are late are one, too.
             income: what is wrong with where the wallet's income lands; empty: nothing.
+            others: all other troubles that there are now, by kind.
         """
         news: dict[str, str | None] = {}  # by kind: what is wrong, None: nothing
-        if chain:
+        if chain is True:
             self._chain_at = now
             news["chain"] = None
         elif chain is not None and (silent := now - self._chain_at) >= CHAIN_SILENT_SECONDS:
-            news["chain"] = f"the chain has not answered for {_span(silent)}"
+            news["chain"] = f"the chain has not answered for {_span(silent)}{f': {chain}' if chain else ''}"
         if registered is not None:
-            news["registration"] = None if registered else "the hotkey is not registered on the subnet; register it"
+            missing = f"the hotkey is not registered on the subnet; {registered or 'register it'}"
+            news["registration"] = None if registered is True else missing
         if permit is not None:
             news["permit"] = None if permit else "the hotkey has no validator permit, its weights count for nothing"
         if income is not None:
@@ -243,6 +247,9 @@ class AlertRules:
                 news |= self._judge(kind, outcome)
         if weights is not None and weights.ok:
             self._weights_at = now
+        if others is not None:
+            gone = self._others.keys() - others.keys()
+            news, self._others = dict.fromkeys(gone) | dict(others) | news, others
         self._troubles = {kind: text for kind, text in (self._troubles | news).items() if text is not None}
         late = now - self._weights_at
         if self._weights_seconds is not None and late >= self._weights_seconds + WEIGHTS_LATE_SECONDS:

@@ -13,10 +13,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chain.base import Chain, ChainError, Metagraph, NoSuchSubnet
+from chain.base import Chain, ChainError, ChainMistake, Metagraph, Next, Refused, served_address
 from chain.local import LocalChain
 from chain.subtensor import BittensorChain
 from chain.wallets import Wallet, load_wallet
@@ -25,6 +26,7 @@ from runtime.passwords import read_password
 from runtime.process import UserError
 from wire.signing import local_keypair
 
+RETRY_BLOCKS = 25  # after a refusal that nothing on our side removes
 RETRY_SECONDS = 30  # until a chain that did not answer at the start is dialed again
 
 log = logging.getLogger("chain")
@@ -54,7 +56,7 @@ def ledger_of(options: argparse.Namespace) -> Path:
 async def network(
     options: argparse.Namespace, wallet: Wallet, retry_seconds: float | None = None
 ) -> AsyncIterator[tuple[BittensorChain, Metagraph]]:
-    """The subnet of a real network, and its metagraph when it was opened; raises `ChainError`, `NoSuchSubnet`.
+    """The subnet of a real network, and its metagraph when it was opened; raises `ChainError`.
 
     Args:
         retry_seconds: how often a network that does not answer is dialed again; None: that is an error.
@@ -67,7 +69,7 @@ async def network(
                 chain = await stack.enter_async_context(opening)
                 graph = await chain.metagraph()
             except ChainError as error:
-                if retry_seconds is None or isinstance(error, NoSuchSubnet):
+                if retry_seconds is None or isinstance(error, ChainMistake):
                     raise
                 log.warning("the chain: %s; trying again in %g s", error, retry_seconds)
             else:
@@ -81,9 +83,54 @@ async def registered(options: argparse.Namespace, wallet: Wallet) -> AsyncIterat
     """`network`, waited for, with the wallet's hotkey on the subnet; raises `UserError` if it is not registered."""
     async with network(options, wallet, RETRY_SECONDS) as (chain, graph):
         if graph.by_hotkey(chain.hotkey) is None:
-            fix = f"btcli subnets register --netuid {options.netuid} with this wallet"
+            fix = f"btcli subnets register --netuid {options.netuid} with this wallet; {gone(graph, chain)}"
             raise UserError(f"hotkey {chain.hotkey} is not registered on netuid {options.netuid}; {fix}")
         yield chain
+
+
+@dataclass
+class Published:
+    """Where this hotkey's server is reached, kept on the chain: a hotkey registered anew has no address there."""
+
+    chain: Chain
+    address: str
+    port: int
+    _not_before: int = 0  # the chain's block
+    _problem: str = ""
+
+    async def keep(self, graph: Metagraph) -> str:
+        """Publish it if the chain does not have it; what is wrong, empty if nothing.
+
+        Raises `ChainError`, and `UserError` for what is no address.
+        """
+        if (me := graph.by_hotkey(self.chain.hotkey)) is None:
+            return f"hotkey {self.chain.hotkey} is not registered any more; {gone(graph, self.chain)}"
+        try:
+            address, already = served_address(graph, me.hotkey, self.address, self.port)
+        except Refused as wrong:
+            raise UserError(f"the chain refused the endpoint: {wrong.args[0]}: {wrong.args[1]}") from None
+        if already:
+            return ""
+        if graph.block >= self._not_before:
+            outcome = await self.chain.serve(self.address, self.port)
+            rest = RETRY_BLOCKS if outcome.next is Next.NOTHING else outcome.wait_blocks
+            self._not_before = 0 if outcome.ok else max(outcome.block, graph.block) + rest
+            refused = f"the chain refused the endpoint {address}: {outcome.detail or outcome.name}"
+            self._problem = "" if outcome.ok else refused
+            if outcome.ok:
+                log.info("%s is published for uid %d", address, me.uid)
+        return self._problem
+
+
+def gone(graph: Metagraph, chain: Chain) -> str:
+    """What follows for a hotkey that is not on the subnet: of a swap its coldkey's others tell."""
+    others = [neuron for neuron in graph.neurons if neuron.coldkey == chain.coldkey]
+    if not others:
+        return "register it; what it publishes is published again then"
+    named = ", ".join(f"uid {neuron.uid} {neuron.hotkey}" for neuron in others)
+    once = f"python validator.py adopt {chain.hotkey} {others[0].hotkey if len(others) == 1 else 'NEW'}"
+    fix = f"stop, run `{once}` where this is a validator, and start with the new key (--wallet-hotkey)"
+    return f"its coldkey has {named}: if it was swapped for that, {fix}; else register it"
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from chain.base import (
     ERA_BLOCKS,
     U16_MAX,
     ChainError,
+    ChainMistake,
     EpochInfo,
     Metagraph,
     Neuron,
@@ -51,7 +52,6 @@ READ_SECONDS, WRITE_SECONDS = 60.0, 180.0  # total deadlines; a write waits unti
 MAX_FEE_TAO = "0.01"  # no write may cost more
 
 T = TypeVar("T")
-
 
 _SIGN_AGAIN = {"BadProof", "AncientBirthBlock", "Stale", "Future", "InvalidRevealRound"}
 """Refused at the door for what the signing adds (signature, era, nonce, reveal round): a new signature may do."""
@@ -124,9 +124,9 @@ class BittensorChain:
             return bt.Client(network)
 
         if endpoint and not endpoint.startswith(("ws://", "wss://")):  # it may hold an access token: not shown
-            raise ChainError("the endpoint does not begin with ws:// or wss://")
+            raise ChainMistake("the endpoint does not begin with ws:// or wss://")
         if not endpoint and network not in NETWORKS:
-            raise ChainError(f"no network {network!r}; it is one of {', '.join(NETWORKS)}, or give an endpoint")
+            raise ChainMistake(f"no network {network!r}; it is one of {', '.join(NETWORKS)}, or give an endpoint")
         chain = cls(make_client, netuid, wallet, deadline_seconds, write_deadline_seconds)
         try:
             await chain.block()

@@ -14,7 +14,7 @@ import bittensor as bt
 from bittensor.keyfiles import Keyfile
 from bittensor.sp_core import CRYPTO_SR25519, KeyfileError, WrongPasswordError, ss58_decode, ss58_encode
 
-from chain.base import ChainError
+from chain.base import ChainError, ChainMistake
 from runtime.hidden import hide
 from runtime.passwords import unseen
 
@@ -44,15 +44,15 @@ def load_wallet(name: str, hotkey: str, path: str, password: str | None = None, 
         need_coldkey: unlock the coldkey too; without it only its public file is read.
 
     Raises:
-        ChainError: a file is missing or broken, or the password is missing or wrong. It never shows the password.
+        ChainMistake: a file is missing or broken, or the password is missing or wrong. It never shows the password.
     """
     try:
         wallet = bt.Wallet(name, hotkey, path)
     except ValueError as error:
-        raise ChainError(f"wallet {name}: {error}") from None
+        raise ChainMistake(f"wallet {name}: {error}") from None
     hot = _keypair(wallet.hotkey_file, password)
     if hot.crypto_type != CRYPTO_SR25519:
-        raise ChainError(f"{wallet.hotkey_file.path}: not an sr25519 key; create the hotkey with btcli's defaults")
+        raise ChainMistake(f"{wallet.hotkey_file.path}: not an sr25519 key; create the hotkey with btcli's defaults")
     if need_coldkey:
         cold = _keypair(wallet.coldkey_file, password)
         return Wallet(hot, cold.ss58_address, cold)
@@ -62,25 +62,27 @@ def load_wallet(name: str, hotkey: str, path: str, password: str | None = None, 
 def _keypair(file: Keyfile, password: str | None) -> Any:
     try:
         if file.is_encrypted() and not password:  # the SDK would ask at the terminal
-            raise ChainError(f"{file.path} is encrypted; give its password (environment variable, file or command)")
+            raise ChainMistake(f"{file.path} is encrypted; give its password (environment variable, file or command)")
         return file.get_keypair(password)
     except FileNotFoundError:
-        raise ChainError(f"no key file {file.path}; name the wallet, its hotkey and their folder as they are") from None
+        raise ChainMistake(
+            f"no key file {file.path}; name the wallet, its hotkey and their folder as they are"
+        ) from None
     except WrongPasswordError:
-        raise ChainError(f"wrong password for {file.path}{unseen(password)}") from None
+        raise ChainMistake(f"wrong password for {file.path}{unseen(password)}") from None
     except (OSError, KeyfileError, ValueError) as error:
-        raise ChainError(f"{file.path}: it cannot be used ({type(error).__name__})") from None
+        raise ChainMistake(f"{file.path}: it cannot be used ({type(error).__name__})") from None
 
 
 def check_address(text: str) -> str:
-    """The text itself if it is an ss58 address of Bittensor's (format 42, right checksum); else raises `ChainError`."""
+    """The text itself if it is an ss58 address of Bittensor's (format 42, right checksum); else `ChainMistake`."""
     try:
         if not re.fullmatch("[1-9A-HJ-NP-Za-km-z]{48}", text):  # decoding longer ones costs time squared
             raise ValueError("48 characters of base 58 are expected")
         if ss58_encode(ss58_decode(text), 42) != text:
             raise ValueError("the address is another network's")
     except ValueError as error:
-        raise ChainError(f"{text[:64]!r} is no ss58 address: {error}") from None
+        raise ChainMistake(f"{text[:64]!r} is no ss58 address: {error}") from None
     return text
 
 
@@ -89,4 +91,6 @@ def cause(error: Exception) -> str:
     if isinstance(error, ChainError):
         return str(error)
     log.warning("%s: %.*s", type(error).__name__, MAX_LOGGED_CHARS, hide(" ".join(str(error).split())))
-    return f"{type(error).__name__}; the log says more"
+    unread = isinstance(error, (ValueError, TypeError, LookupError, AttributeError))
+    fix = "the SDK may be older than the chain's runtime: update bittensor; " if unread else ""
+    return f"{type(error).__name__}; {fix}the log says more"

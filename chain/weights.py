@@ -24,7 +24,7 @@ from chain.base import Chain, Metagraph, Next, Refused, WriteOutcome, done, vect
 from chain.journal import Journal
 from chain.notify import day_before, summary_due
 from protocol import Code
-from runtime.db import insert
+from runtime.db import StoreError, insert
 from store import Store
 from wire.codec import canonical
 
@@ -99,7 +99,12 @@ async def earned(store: Store, now: int, metagraph: Metagraph) -> Vector | None:
     """What reputations are worth, by each mechanism's share and each active job's weight; None before any is known."""
     if not await store.read(lambda db: has_scored(db, now)):
         return None
-    shares = await store.mechanism_shares()
+    try:
+        shares = await store.mechanism_shares()
+    except StoreError as wrong:
+        if wrong.__cause__:  # the database itself
+            raise
+        raise Refused("ValueError", wrong) from None
     won: dict[str, list[tuple[Decimal, dict]]] = {name: [] for name in shares}
     for job in [job for job in await store.jobs() if job.active]:
         finished, ranked = await store.ranked_since(job.job_id, now - RANKED_WINDOW_SECONDS, now)

@@ -18,7 +18,7 @@ from evm.abi import CL_LOGS, NULL_ADDRESS, POOL_LOGS, Function, LogType, Malform
 from evm.rpc import MAX_BATCH, Endpoint, Refusal, Rpc
 from liquidity.replay import SlipstreamState, Snapshot, TickState
 from liquidity.slipstream import SlipstreamPool
-from markets.base import MarketError
+from markets.base import MarketError, MarketMistake
 from protocol import Block, Pair, Token
 from sim import MAX_TICK, Pool, sqrt_ratio_at_tick
 
@@ -181,7 +181,7 @@ async def describe(rpc: Rpc, pool_address: str, manager: str | None = None) -> C
     try:
         return await _describe(rpc, pool_address, manager)
     except Malformed as error:
-        raise MarketError(str(error)) from error
+        raise MarketMistake(str(error)) from error
 
 
 async def _describe(rpc: Rpc, pool_address: str, manager: str | None) -> Contract:

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from runtime.hidden import conceal, hide, masked_host
+from runtime.process import Passing
 from wire.body import read_at_most
 
 TOTAL_SECONDS = 60.0  # for one batch with all its retries
@@ -61,7 +62,7 @@ _RATE_CODES = (-32005, -32007, -32029, -32090, 429)  # EIP-1474 "limit exceeded"
 log = logging.getLogger("rpc")
 
 
-class RpcError(Exception):
+class RpcError(Passing):
     """No endpoint gave a usable answer in time; the message says what each of them did, in one line."""
 
 

@@ -13,10 +13,15 @@ from liquidity.events import Event
 from liquidity.executions import Execution, Order
 from liquidity.replay import Snapshot
 from protocol import Block, Pair
+from runtime.process import UserError
 
 
 class MarketError(Exception):
     """A market cannot do what was asked; the message says what, why and the fix, in one line."""
+
+
+class MarketMistake(MarketError, UserError):
+    """What was named is no market: no retry helps."""
 
 
 class MarketGap(MarketError):

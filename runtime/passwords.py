@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runtime.hidden import HIDDEN, conceal
-from runtime.process import UserError
+from runtime.process import Passing, UserError
 
 MAX_PASSWORD_BYTES = 2**12
 PASSWORD_COMMAND_SECONDS = 60  # in all; a first `gcloud` call takes several
@@ -46,6 +46,7 @@ def read_password(options: argparse.Namespace) -> str | None:
 
     Raises:
         UserError: two were given in the same place, or the one given does not yield a password; contains no output.
+        Passing: the command failed, or did not end in time.
     """
     match _given(options, "password", "password_file", "password_command"):
         case "password":
@@ -151,12 +152,12 @@ def _output_of(command: str) -> bytes:
                 raise subprocess.TimeoutExpired(program, PASSWORD_COMMAND_SECONDS)
             if not (read := os.read(process.stdout.fileno(), MAX_PASSWORD_BYTES)):
                 if code := process.wait(max(deadline - time.monotonic(), 0.1)):
-                    raise UserError(f"--password-command ({program}) ended with code {code}; run it to see why")
+                    raise Passing(f"--password-command ({program}) ended with code {code}; run it to see why")
                 break
             output += read
         return output
     except subprocess.TimeoutExpired:
-        raise UserError(f"--password-command ({program}) did not end within {PASSWORD_COMMAND_SECONDS} s") from None
+        raise Passing(f"--password-command ({program}) did not end within {PASSWORD_COMMAND_SECONDS} s") from None
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import fcntl
 import gc
 import json
@@ -20,6 +21,7 @@ import os
 import re
 import resource
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -32,6 +34,9 @@ from typing import Any, NoReturn
 from runtime.hidden import hide
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_AGAIN = 75  # sysexits.h: try again later; see docs/real-network.md
+_PASSING_FILES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_PASSING_DATABASES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR")  # TRACE: the libraries' DEBUG too
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_FILE_BYTES, LOG_FILES_KEPT = 10 * 2**20, 5
@@ -44,6 +49,10 @@ log = logging.getLogger("runtime")
 
 class UserError(Exception):
     """Something only the user can mend; the message says what, with the value, and the fix, in one line."""
+
+
+class Passing(Exception):
+    """What may pass by itself: said in one line, and the program ends so that its unit starts it again."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,15 +69,16 @@ class Parser(argparse.ArgumentParser):
         verbs = commands.choices if commands else {}
         for word in words[: words.index("--") if "--" in words else None]:
             number = self._negative_number_matcher.match(word)
-            if word[:1] == "-" != word and not (number or any(one._named(word) for one in (self, *verbs.values()))):
+            if word[:1] == "-" != word and not (number or self._theirs(word)):
                 self.error(f"unrecognized arguments: {word}")
         namespace, rest = super().parse_known_args(words, namespace)
         name = getattr(namespace, commands.dest) if commands else None
         verb, begin, namespace.given = verbs.get(name, self), words.index(name) if name else 0, {}
         for at, word in enumerate(words):
-            if (option := (self if at < begin else verb)._named(word)) is None:
+            theirs = verb._theirs(word)
+            if (option := self._named(word) if at < begin else theirs) is None:
                 continue
-            written, theirs = word.partition("=")[0], verb._named(word)
+            written = word.partition("=")[0]
             if theirs is None or theirs.dest != option.dest:
                 self.error(f"{written} goes after {name}" if theirs else f"{written} is no option of {name}")
             namespace.given[option.dest] = written
@@ -79,6 +89,12 @@ class Parser(argparse.ArgumentParser):
         word, options = word.partition("=")[0], self._option_string_actions
         begun = (options[one] for one in options if word[2:] and one.startswith(word))
         return options.get(word) or options.get(word[:2]) or next(begun, None)
+
+    def _theirs(self, word: str) -> argparse.Action | None:
+        """As `_named`, or of one of its commands."""
+        groups = self._subparsers._group_actions if self._subparsers else ()
+        found = (verb._theirs(word) for group in groups for verb in group.choices.values())
+        return self._named(word) or next(filter(None, found), None)
 
     def error(self, message: str) -> NoReturn:
         """A word that is no option is not quoted, nor an address or what follows `=`: they may hold a secret."""
@@ -234,9 +250,10 @@ def run(
     Args:
         work: the program; its result is the exit code, None is 0.
         log_level, log_json, log_file: as `log_to` takes them.
-        user_errors: exceptions that are the user's to mend, besides `UserError`: one line on stderr, exit code 2.
+        user_errors: exceptions that are said in one line, besides `UserError` and `Passing`: with exit code 75 if what
+            they come from may pass by itself, else they are the user's to mend, and it is 2.
     """
-    mendable = (UserError, *user_errors)
+    mendable = (UserError, Passing, *user_errors)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -265,7 +282,20 @@ def _complain(error: BaseException, logged: bool) -> int:
         log.error(line)
     else:
         print(line, file=sys.stderr)
-    return EXIT_USAGE
+    return EXIT_AGAIN if passes(error) else EXIT_USAGE
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, may pass by itself: a node, a lock, a full disk."""
+    mistake = False
+    while error:
+        mistake |= isinstance(error, UserError)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says which kind of the same it is
+        full = isinstance(error, OSError) and error.errno in _PASSING_FILES
+        if full or code in _PASSING_DATABASES or (isinstance(error, Passing) and not mistake):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

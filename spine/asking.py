@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
-from chain.base import Chain, Neuron
+from chain.base import Chain, ChainError, Neuron
 from markets.base import Market, MarketEnded
 from protocol import (
     ASK_SECONDS,
@@ -32,6 +34,10 @@ from spine.mechanism import Game, Mechanism
 from store import Prediction
 from wire.client import Reply, ask
 from wire.codec import decode, encode
+
+PEERS_RETRY_SECONDS = 5.0  # until a chain that did not say who can be asked is asked again
+
+log = logging.getLogger("validator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +132,38 @@ class Asker:
     ):
         self.market, self.chain = market, chain
         self.session, self.keypair, self.options, self.public_only = session, keypair, options, public_only
+        self._peers: dict[str, Neuron] | None = None  # as last read
 
-    async def peers(self) -> dict[str, Neuron]:
-        """Every other neuron with an endpoint, by hotkey, from the newest metagraph."""
-        neurons, own = (await self.chain.metagraph()).neurons, self.keypair.ss58_address
-        return {neuron.hotkey: neuron for neuron in neurons if neuron.address and neuron.hotkey != own}
+    async def peers(self, start: int) -> dict[str, Neuron]:
+        """Every other neuron with an endpoint, by hotkey, from the newest metagraph, for a round from `start`.
+
+        A chain that does not answer is asked again in half of the time that is left, then the last list serves. Raises
+        `ChainError` without one.
+        """
+        until = time.monotonic() + await self._peers_seconds(start)
+        while True:
+            try:
+                async with asyncio.timeout(None if self.market.full_speed else max(5.0, until - time.monotonic())):
+                    neurons = (await self.chain.metagraph()).neurons
+                own = self.keypair.ss58_address
+                self._peers = {n.hotkey: n for n in neurons if n.address and n.hotkey != own}
+                break
+            except (ChainError, TimeoutError) as error:
+                why = str(error) or "no answer in time"
+            if time.monotonic() + PEERS_RETRY_SECONDS >= until:
+                if self._peers is None:
+                    raise ChainError(why)
+                log.warning("who can be asked is not known anew (%s): the last list serves, %d", why, len(self._peers))
+                break
+            await asyncio.sleep(PEERS_RETRY_SECONDS)
+        return dict(self._peers)
+
+    async def _peers_seconds(self, start: int) -> float:
+        """For how many real seconds the chain may be asked for miners; a round that goes on has time."""
+        if self.market.full_speed:
+            return 0.0
+        left = (start - FIRST_ASK_DEADLINE_SECONDS - await self.market.now()) / self.options.pace
+        return left / 2 if left > 0 else ASK_SECONDS
 
     async def moment(self, job: Job, round_id: str, round_type: str, start: int, head: Block) -> Moment:
         past = await self.market.block(max(self.market.first, head.number - PACE_BLOCKS))

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,12 @@ class Ground:
     local: bool  # whether it is all on this machine
 
 
+def folder_of(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The validator's folder, and its jobs database."""
+    folder = Path(options.dir or ("local" if is_local(options) else f"netuid-{options.netuid}"))
+    return folder, Path(options.db) if options.db else folder / "validator.sqlite3"
+
+
 @asynccontextmanager
 async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism]) -> AsyncIterator[Ground]:
     """Open what the options name, and say on stdout what it is.
@@ -85,8 +92,7 @@ async def opened(options: argparse.Namespace, mechanisms: Mapping[str, Mechanism
     """
     local = is_local(options)
     real = real_market(options)
-    folder = Path(options.dir or ("local" if local else f"netuid-{options.netuid}"))
-    path = Path(options.db) if options.db else folder / "validator.sqlite3"
+    folder, path = folder_of(options)
     if local:
         keypair, coldkey = local_wallet("validator")
         money = "The executor bot moves a vault's real tokens" if options.executor_url else "Nothing here is real money"
@@ -230,7 +236,8 @@ async def _open_chain(
         if real.executor_url and not options.dry_run:
             session = await stack.enter_async_context(client_session(0))
             giving = partial(place, Bot(session, real.executor_url, real.executor_key.reveal()))
-        vaults, fixed = {real.vault, *(job.vault for job in jobs)}, {"manager": real.manager, "place": giving}
+        known = [job.vault for job in jobs if re.fullmatch("0x[0-9a-fA-F]{40}", job.vault)]  # rounds of others are void
+        vaults, fixed = {real.vault, *known}, {"manager": real.manager, "place": giving}
         opening = Web3Market.open(real.urls, real.pool, path, vaults=vaults, confirmations=real.confirmations, **fixed)
         market = await stack.enter_async_context(opening)
         if options.dry_run:

@@ -47,7 +47,7 @@ class Live:
         """
         market, end, stored = self.market, start + job.round_seconds, begun.predictions
         hotkey = next(iter(stored[min(stored)])) if stored else await self._manager(mechanism, job, start)
-        peers = {name: peer for name, peer in (await self.asker.peers()).items() if name == hotkey}
+        peers = {name: peer for name, peer in (await self.asker.peers(start)).items() if name == hotkey}
         if not stored:
             if not peers:
                 raise Skipped(Code.LIVE_WINNER_GONE, f"{hotkey} is not registered or has no endpoint")

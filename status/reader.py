@@ -272,11 +272,11 @@ def _ask(row: sqlite3.Row) -> dict[str, Any]:
 
 
 def _settings(job: sqlite3.Row) -> dict[str, Any]:
-    """A job's settings as they are stored, of whichever mechanism. Raises `StoreError` where they are no object."""
+    """A job's settings as they are stored, of whichever mechanism; none where they are no object: the job is off."""
     with suppress(ValueError):
         if isinstance(settings := json.loads(job["settings"]), dict):
             return settings
-    raise StoreError(f"job {job['job_id']}: its settings are no JSON object; correct its row in the table jobs")
+    return {}
 
 
 def _pair(query: bytes) -> dict[str, Any] | None:

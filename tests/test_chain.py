@@ -609,6 +609,28 @@ def test_no_write_costs_more_than_the_cap(tmp_path, monkeypatch):
     on_node(tmp_path, main)
 
 
+def test_weights_for_a_uid_that_was_recycled_since_are_in_force(tmp_path):
+    async def work() -> list[bool]:
+        async with AsyncExitStack() as stack:
+            world = await stack.enter_async_context(BittensorWorld.open(tmp_path, stack))
+            for name, tao in (("v", 10_000), ("a", 0), ("b", 0)):
+                await world.register(name, tao)
+            v, state, found = await world.chain("v"), world.node.state, []
+            graph = await v.metagraph()
+            uids = [graph.by_hotkey(hot(name)).uid for name in "vab"]
+            weights = dict.fromkeys(uids[1:], 1)
+            assert (await v.set_weights(weights, 0)).ok
+            state = world.node.state
+            state.weights[98, uids[0]] = [(uid, weight) for uid, weight in state.weights[98, uids[0]] if uid != uids[2]]
+            found.append((await vector_in_force(v, weights)).ok)  # it is not there, and nobody came in its place
+            state.uids[uids[2]].hotkey, state.uids[uids[2]].registered = hot("new"), state.block
+            found.append((await vector_in_force(v, weights)).ok)
+            found.append((await vector_in_force(v, {uids[1]: 1, uids[0]: 1})).ok)  # another vector stays another
+            return found
+
+    assert asyncio.run(work()) == [False, True, False]
+
+
 def test_an_address_that_is_published_already_is_not_sent_again(tmp_path):
     async def main(world, v):
         assert (await v.serve("5.6.7.8", 80)).ok
@@ -643,7 +665,7 @@ def test_a_wrong_destination_is_refused_before_anything_is_signed(tmp_path):
             v.move_stake(hot("v"), wrong, TAO),
             v.move_stake(wrong, hot("owner"), TAO),
         ):
-            assert refused(await write) == ("ChainError", WriteCode.INVALID_ARGUMENT, Next.NOTHING, 0)
+            assert refused(await write) == ("ChainMistake", WriteCode.INVALID_ARGUMENT, Next.NOTHING, 0)
         assert world.node.submitted == 0
 
     on_node(tmp_path, main)
@@ -876,7 +898,7 @@ def test_a_lost_connection_is_an_error_for_the_call_and_nothing_to_the_next(tmp_
 def test_an_error_of_the_node_does_not_cost_the_connection(tmp_path):
     async def main(world, v):
         world.node.unknown = {"LastEpochBlock"}
-        with pytest.raises(ChainError, match=r"^epoch: ValueError; the log says more$"):
+        with pytest.raises(ChainError, match=r"^epoch: ValueError; .*update bittensor; the log says more$"):
             await v.epoch()
         assert await v.block() == START
         assert (world.node.connections, world.node.closed) == (1, 0)

@@ -36,7 +36,7 @@ UNITS = sorted(DEPLOY.glob("*.service"))
 PROGRAMS = ("validator", "miner", "executor")
 STOP_SECONDS = 60
 KEYS = {  # systemd.unit(5), systemd.exec(5), systemd.service(5): those in use; anything else is probably misspelt
-    "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec", "StartLimitBurst"},
+    "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec"},
     "Service": {
         *("User", "WorkingDirectory", "EnvironmentFile", "Environment", "LoadCredential", "ExecStart", "Restart"),
         *("RestartSec", "RestartPreventExitStatus", "TimeoutStopSec", "StateDirectory", "UMask", "NoNewPrivileges"),
@@ -70,6 +70,7 @@ def test_a_unit_starts_its_program_with_options_that_it_takes(path):
     options = parsed(words)
     assert options.dir == f"/var/lib/{service['StateDirectory']}" and "--log-file" not in words
     assert service["LimitCORE"] == "0"  # a core file would have the keys in it
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0" and service["Restart"] == "always"  # whatever the other code
     assert service["RestartPreventExitStatus"] == str(EXIT_USAGE) and service["TimeoutStopSec"] == str(STOP_SECONDS)
     assert f"deploy/{path.name}" in path.read_text() and service["EnvironmentFile"] in path.read_text()[:900]
 

@@ -74,6 +74,12 @@ def helps() -> dict[tuple[str, ...], str]:
         verb = rest[0] if rest and not rest[0].startswith("-") else ""
         if verb and (*program, verb) not in found and re.search(rf"[{{,]{verb}[,}}]|^ +{verb} ", found[program], re.M):
             found[*program, verb] = help_of(*program, verb)
+        if (
+            verb
+            and (below := re.match(r"[a-z]+", " ".join(rest[1:])))
+            and f" {below[0]} " in found.get((*program, verb), "")
+        ):
+            found[*program, verb] += help_of(*program, verb, below[0])  # a verb's own verbs
     return found
 
 

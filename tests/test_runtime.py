@@ -22,10 +22,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from subnets import ROOT, VAULT, a_job, command, cut_recording, keep, play_subnet, rows, swaps_between, write
+from subnets import ROOT, VAULT, a_job, command, cut_recording, keep, play_subnet, rows, swaps_between
 
 import validator
-from runtime import process
+from chain.base import ChainError, NoSuchSubnet
+from evm.rpc import RpcError
+from markets.base import MarketMistake
+from runtime import db, process
 from runtime.process import UserError, clear_progress, number, progress, raise_file_limit, run
 
 POLYGON = "polygon_usdc_weth_500_2022-01-05"
@@ -270,6 +273,62 @@ def test_an_option_that_nobody_knows_is_blamed_itself_not_its_value(capsys, line
     assert (code, error) == (2, f"validator.py: unrecognized arguments: {wrong}; see --help")
 
 
+class Full(Exception):
+    """As a program's own error, whatever it comes from."""
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        (OSError(errno.ENOSPC, "no space left"), process.EXIT_AGAIN),
+        (OSError(errno.EMFILE, "too many open files"), process.EXIT_AGAIN),
+        (PermissionError(errno.EACCES, "not yours"), process.EXIT_USAGE),
+        (FileNotFoundError(errno.ENOENT, "nothing"), process.EXIT_USAGE),
+        (ChainError("no answer"), process.EXIT_AGAIN),
+        (RpcError("no answer"), process.EXIT_AGAIN),
+        (NoSuchSubnet("none"), process.EXIT_USAGE),
+        (MarketMistake("no pool"), process.EXIT_USAGE),
+        (None, process.EXIT_USAGE),
+    ],
+)
+def test_exit_code_2_is_only_for_what_a_person_must_correct(capsys, cause, code):
+    async def work() -> None:
+        if cause is None:
+            raise Full("one line")
+        try:
+            raise cause
+        except Exception as error:
+            raise Full("one line") from error
+
+    assert (run(work(), "ERROR", (Full,)), capsys.readouterr().err) == (code, "one line\n")
+
+
+def test_a_database_that_is_held_or_does_not_fit_ends_so_that_it_is_started_again(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(db, "BUSY_TIMEOUT_SECONDS", 1)
+
+    async def writing(pages: int) -> None:
+        async with db.connect(tmp_path / "file", ["CREATE TABLE places (name TEXT)"]) as opened:
+            await opened.rows(f"PRAGMA max_page_count = {pages}")
+            with db.as_store_errors(tmp_path / "file"):
+                await opened.write(lambda c: c.execute("INSERT INTO places VALUES (zeroblob(100000))"))
+
+    assert run(writing(2), "ERROR", (db.StoreError,)) == process.EXIT_AGAIN and "full" in capsys.readouterr().err
+    with closing(sqlite3.connect(tmp_path / "file", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert run(writing(99), "ERROR", (db.StoreError,)) == process.EXIT_AGAIN
+    assert "locked" in capsys.readouterr().err and run(writing(99), "ERROR", (db.StoreError,)) == process.EXIT_OK
+    (tmp_path / "file").write_bytes(b"no database" * 1000)
+    assert run(writing(99), "ERROR", (db.StoreError,)) == process.EXIT_USAGE
+
+
+def test_a_node_that_is_not_up_and_a_password_command_that_fails_are_tried_again(capsys, tmp_path):
+    pool, folder = "0x" + "12" * 20, ["--dir", tmp_path, "--no-miners", "--status-port", 0]
+    code, error = mistake(capsys, "--rpc", "http://127.0.0.1:1", "--pool", pool, "--vault", pool, *folder)
+    assert code == process.EXIT_AGAIN and "is it up" in error
+    code, error = mistake(capsys, "--netuid", 98, "--dry-run", "--password-command", "false", "--dir", tmp_path)
+    assert code == process.EXIT_AGAIN and "ended with code 1" in error
+
+
 def test_the_program_itself_ends_with_one_line_too(tmp_path):
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / "validator.sqlite3").write_bytes(b"no database at all" * 100)
@@ -300,15 +359,12 @@ def test_a_database_that_cannot_be_used_is_one_line_and_stays_as_it_is(capsys, t
     assert code == 2 and "--dir" in error and "choose another" in error
 
 
-def test_a_database_of_another_market_or_with_a_broken_job_is_refused_and_unharmed(capsys, tmp_path):
+def test_a_database_of_another_market_is_refused_and_unharmed(capsys, tmp_path):
     play_subnet(tmp_path, {"a": keep}, [a_job()])
     path = tmp_path / "validator.sqlite3"
     before = rows(path, "SELECT * FROM rounds"), rows(path, "SELECT * FROM scores")
     code, error = mistake(capsys, "--dir", tmp_path, "--seed", 6)
     assert code == 2 and "made for market MODEL of a market (seed 5)" in error and "--dir" in error
-    write(path, "UPDATE jobs SET settings = replace(settings, 'PoL', 'Lop')")
-    code, error = mistake(capsys, "--dir", tmp_path)
-    assert code == 2 and error.startswith("job job: ") and "'Lop'" in error and "table jobs" in error
     assert (rows(path, "SELECT * FROM rounds"), rows(path, "SELECT * FROM scores")) == before
 
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from bittensor.keyfiles import Keyfile
 from subnets import FAST, ROOT, accept, command, hotkey_of, rows
-from substrate import LOST, Node
+from substrate import LOST, Node, Uid
 from test_chain import _sdk_caches, cold, hot  # noqa: F401
 
 import miner
@@ -264,6 +264,77 @@ def test_a_miner_joins_a_network_with_the_address_it_is_told_to_publish(node, wa
     assert ipaddress.ip_address(axon["ip"]) == ipaddress.ip_address("5.6.7.8") and node.submitted == 1
     assert port in (None, axon["port"])
     assert f"uid 2, hotkey {hot('m')}, strategy mine, 5.6.7.8:{axon['port']}" in out and "LOCAL" not in out
+
+
+def limited_yet(node: Node) -> None:
+    node.state.uids[2].axon = {"ip": 84281096, "port": 8091, "ip_type": 4, "block": node.state.block - 5}
+
+
+def mining(node: Node, wallets: Path, monkeypatch, work) -> None:
+    """Run `work` beside a miner that looks at the chain all the time, and must outlive it."""
+
+    async def main() -> None:
+        task = asyncio.create_task(miner.mine(options_of(miner, f"{MINER} --wallet-path {wallets} --status-port 0")))
+        steps = work()
+        for _ in range(1000):
+            assert not task.done(), task.exception()
+            if next(steps, "over") == "over":
+                break
+            await asyncio.sleep(0.01)
+        else:
+            raise AssertionError("it did not come to that")
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    monkeypatch.setattr(miner, "CALLERS_SECONDS", 0.01)
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "blocks"),
+    [
+        (limited_yet, 50),
+        (lambda node: node.faults["submit"].append("lost before"), 60),
+        (lambda node: node.faults["get_metagraph"].extend(["", LOST]), 0),
+    ],
+    ids=["the address was changed a minute ago", "lost as it is sent", "lost after the first answer"],
+)
+def test_a_fault_that_passes_as_a_miner_starts_is_waited_for(node, wallets, monkeypatch, caplog, prepare, blocks):
+    def until_it_is_published():
+        yield
+        if blocks:
+            while not any("the chain refused the endpoint" in said for said in caplog.messages):
+                yield
+            sent = node.submitted
+            for _ in range(20):
+                yield
+            assert node.submitted == sent and sum("refused the endpoint" in said for said in caplog.messages) == 1
+            node.advance(blocks)
+        while node.state.uids[2].axon["ip"] != int(ipaddress.ip_address("5.6.7.8")):
+            yield
+
+    prepare(node)
+    mining(node, wallets, monkeypatch, until_it_is_published)
+
+
+def test_what_a_miner_published_is_published_again_when_it_is_registered_anew(node, wallets, monkeypatch, caplog):
+    def lost_and_registered_anew():
+        while not node.state.uids[2].axon["port"]:
+            yield
+        port = node.state.uids[2].axon["port"]
+        node.state.uids[2] = Uid("5Stranger", "5Other", node.state.block)
+        while not any("is not registered any more" in said for said in caplog.messages):
+            yield
+        node.advance(100)
+        uid = node.register(hot("m"), cold("m"))
+        while node.state.uids[uid].axon["port"] != port:
+            yield
+        assert node.submitted == 2 and sum("not registered any more" in said for said in caplog.messages) == 1
+
+    caplog.set_level("INFO")
+    mining(node, wallets, monkeypatch, lost_and_registered_anew)
+    assert f"hotkey {hot('m')} is not registered any more; its coldkey has uid 1 {hot('v')}: if it was" in caplog.text
 
 
 def test_a_market_of_a_real_chain_needs_no_dry_run(wallets):

@@ -20,6 +20,7 @@ from dataclasses import replace
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from subnets import (
@@ -51,6 +52,7 @@ from subnets import (
 )
 
 import validator
+from chain.base import ChainError
 from chain.local import OWNER_HOTKEY, block_at
 from markets.model import FIRST_BLOCK, FIRST_TIME, ModelMarket
 from markets.recordings import RecordedMarket, read_recording
@@ -825,3 +827,62 @@ def test_a_round_is_void_where_a_block_that_miners_were_shown_is_replaced_later(
     details = subnet.rows("SELECT detail FROM rounds WHERE code = 'void_gap'")
     blocks = [int(re.match(r"block (\d+) was replaced after it", detail)[1]) for (detail,) in details]
     assert len(replaced) == 2 and sorted(set(blocks)) == sorted(replaced.values())
+
+
+def test_one_read_of_the_chain_that_fails_as_a_round_begins_costs_no_round(tmp_path, caplog):
+    fails = {3, 5}  # in rounds; not the first: then nobody is known
+
+    async def prepare(subnet, store, chain, market) -> None:
+        asker, real = subnet.validator.asker, chain.metagraph
+        peers = asker.peers
+
+        async def counted(start: int) -> dict:
+            chain.metagraph = failing if len(starts) + 1 in fails else real
+            starts.append(start)
+            try:
+                return await peers(start)
+            finally:
+                chain.metagraph = real
+
+        async def failing(block: int | None = None):
+            raise ChainError("metagraph: 429")
+
+        starts: list[int] = []
+        asker.peers = counted
+
+    caplog.set_level("WARNING")
+    played = play_subnet(tmp_path, {"a": keep, "b": keep}, [a_job()], prepare=prepare, rounds=5)
+    assert played.codes() == ["scored"] * 5
+    assert [len(played.asks(name)) > 4 for name in "ab"] == [True, True]
+    assert caplog.text.count("metagraph: 429): the last list serves, 2") == len(fails)
+
+
+@pytest.mark.parametrize(("failing", "waited"), [(1, [5.0]), (99, [5.0] * 5)])
+def test_who_can_be_asked_is_read_again_in_half_of_the_time_that_is_left(monkeypatch, failing, waited):
+    clock, slept, answers = [100.0], [], iter([False] * failing + [True] * 9)
+
+    class World:
+        full_speed, hotkey = False, "me"
+
+        async def now(self) -> float:
+            return 1000.0
+
+        async def metagraph(self):
+            if not next(answers):
+                raise ChainError("429")
+            return SimpleNamespace(neurons=[SimpleNamespace(hotkey="a", address="1.2.3.4:5")])
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    asker = asking.Asker(World(), World(), None, SimpleNamespace(ss58_address="me"), SimpleNamespace(pace=1.0), True)
+    monkeypatch.setattr(asking, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(asking.asyncio, "sleep", sleep)
+    begin = 1000 + 60 + asking.FIRST_ASK_DEADLINE_SECONDS
+    if failing == 1:
+        assert list(asyncio.run(asker.peers(begin))) == ["a"]
+    else:
+        with pytest.raises(ChainError, match="429"):
+            asyncio.run(asker.peers(begin))
+    assert slept == waited

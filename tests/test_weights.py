@@ -387,7 +387,13 @@ def test_a_chain_that_does_not_answer_leaves_no_row_and_is_told_after_ten_minute
             assert look.row is None
             told += [(scene.seconds - MIDNIGHT, *alert) for alert in look.alerts]
             await scene.advance(5)
-        assert told == [(CHAIN_SILENT_SECONDS, "chain", "ALERT: the chain has not answered for 10 min")]
+        assert told == [
+            (
+                CHAIN_SILENT_SECONDS,
+                "chain",
+                "ALERT: the chain has not answered for 10 min: block: RpcConnectionError; the log says more",
+            )
+        ]
         scene.world.node.faults.clear()
         look = await scene.look()
         assert look.code == Code.WEIGHTS_SET and [text[:10] for _, text in look.alerts] == ["RECOVERED:"]
