@@ -253,12 +253,12 @@ class Web3Market:
     async def _without_old(
         self, vault: str, block: int, before: Amounts, released: Amounts, fees: Amounts, **_: Amounts
     ) -> dict[str, Amounts]:
-        """What was released before of the positions that it closed, and never collected, was idle, as it was shown.
+        """What was released before of the positions that it collected from, and never paid, was idle, as it was shown.
 
         The bot cannot know: to the position manager it is owed like fees.
         """
         burnt = [event.args for event in await self._follower.file.events(block, block) if event.kind == "burn"]
-        keys = {NamedToken(*args[:3]) for args in burnt if args[0].partition("#")[0] == vault and args[3]}
+        keys = {NamedToken(*args[:3]) for args in burnt if args[0].partition("#")[0] == vault}
         old = [await self._follower.file.released(key, block) for key in sorted(keys)]
         had = sum(amount for amount, _ in old), sum(amount for _, amount in old)
         earned = tuple(max(0, fee - amount) for fee, amount in zip(fees, had, strict=True))

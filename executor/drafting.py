@@ -112,12 +112,17 @@ class Drafter:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{error}; move some away by hand") from None
         keep, close, wanted = plan.match_tokens(order.shown, order.desired, held)
         calls = plan.close_calls(close, wallet.vault, price, slippage, order.deadline)
-        # what was taken out of an empty token by hand is shown as idle: it is collected first
+        # what was taken out of a token by hand is shown as idle: of an empty one it is collected first, and ...
         calls += [plan.collect_call(token, wallet.vault) for token in held if token.owed]
         results = await wallet.simulate(calls, tip) if calls else ()
         released, collected, owed = plan.read_closed(results, len(close))
         idle = add(idle, owed)
         there = self._spendable(idle, collected, released, close, price)
+        short = any(sum(getattr(one, f"allocation{n}") for one in wanted) > there[n] for n in (0, 1))
+        # ... of one that is kept, with its fees, where it is wanted
+        if short and (more := [plan.collect_call(token, wallet.vault) for token in keep if any(token[6:8])]):
+            extra = plan.read_closed(await wallet.simulate(more, tip), 0)[2]
+            calls, collected, there = calls + more, add(collected, extra), add(there, extra)
         mints = plan.size(wanted, keep, there, price, slippage, self._most_liquidity)
         if len(held) - len(close) + sum(not mint.token_id for mint in mints) > MAX_VAULT_TOKENS:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"the vault may hold {MAX_VAULT_TOKENS} position tokens")

@@ -109,7 +109,7 @@ async def read_back(rpc: Rpc, contract: Contract, vault: str, mined: Attempt, ti
             case "Collect" if burnt:
                 released, collected = add(released, apart(burnt, values[-2:])[0]), add(collected, values[-2:])
                 burnt = None
-            case "Collect":  # from an empty token
+            case "Collect":  # from an empty token: a full one's fees are settled before, by burning nothing
                 owed = add(owed, values[-2:])
     released, fees = apart(released, collected)
     net = tuple(got + had - out for got, had, out in zip(collected, owed, paid, strict=True))

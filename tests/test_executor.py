@@ -543,7 +543,8 @@ def test_what_an_empty_token_is_owed_is_collected_first_and_was_shown_as_idle(wo
     world.chain.rpc("evm_revert", saved)
 
 
-def test_what_was_taken_out_of_a_position_and_not_collected_is_no_fee_when_it_is_closed(world, tmp_path):
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_was_taken_out_of_a_position_and_not_collected_is_no_fee_and_can_be_spent(world, tmp_path, kept):
     """It was idle, as it was shown: else what the chain tells would differ from what the bot says it did."""
 
     async def work():
@@ -560,20 +561,21 @@ def test_what_was_taken_out_of_a_position_and_not_collected_is_no_fee_when_it_is
                 market._place = place_
                 await market.execute(world.order("first", WIDE))
                 [(token_id, _, _, liquidity)] = world.held()
-                world.uniswap.decrease(world.vault, token_id, liquidity // 3)
+                world.uniswap.decrease(world.vault, token_id, liquidity // 2)
                 for down in (True, False):
                     world.uniswap.swap(down, ETHER)
                     world.chain.mine()
                 await market.catch_up()
                 snapshot = await market.snapshot(world.vault, (await market.head()).number + 1)
-                done = await market.execute(world.order("second", Position(-60, 60, ETHER, ETHER)))
+                wanted = Position(-600, 660, snapshot.idle0, snapshot.idle1)
+                done = await market.execute(world.order("second", *([0] if kept else []), wanted))
                 events = await market.events(snapshot.block, (await market.head()).number)
                 return snapshot, done, own_events(Tape(snapshot), events)[done.block]
 
     snapshot, done, own = asyncio.run(work())
     assert (done.released, done.fees, done.paid, done.minted) == sums_of(own) and min(done.fees) > 0
-    assert done.before == (snapshot.idle0, snapshot.idle1) and snapshot.idle0 > 6 * ETHER // 10
-    assert done.after == world.balances()
+    assert done.before == (snapshot.idle0, snapshot.idle1) and snapshot.idle0 > 7 * ETHER // 10
+    assert done.after == world.balances() and min(done.paid) > 6 * ETHER // 10
     flows = zip(done.before, done.released, done.fees, done.paid, done.after, strict=True)
     assert all(before + out + fee - paid == after for before, out, fee, paid, after in flows)
 
