@@ -48,6 +48,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--rpc", dest="audit_rpc", action="append", type=url("http", "https"), metavar="URL", help=rpc)
     manager = "the position manager's address, where it is not the chain's usual one"
     add("--manager", dest="audit_manager", type=evm_address, metavar="0x...", help=manager)
+    operators = "who besides the vault mints positions that count as its own; give several"
+    operator = {"action": "append", "default": [], "type": evm_address}
+    add("--vault-operator", dest="audit_operators", metavar="0x...", help=operators, **operator)
     also = "also audit rounds of the mechanism of this Python module"
     add("--mechanism", action="append", metavar="MODULE", default=argparse.SUPPRESS, help=also)
     add_logging_options(parser)
@@ -115,7 +118,7 @@ async def run_audit(options: argparse.Namespace) -> int:
     """Audit stored rounds and exported files, one line each; those that agree also on the chain, if one is named."""
     wrong, refused, idle, mechanisms = 0, 0, 0, load(options.mechanism)
     if not options.audit_rpc:
-        refuse(options, "is asked for on the chain alone; add --rpc URL", "audit_manager")
+        refuse(options, "is asked for on the chain alone; add --rpc URL", "audit_manager", "audit_operators")
     async with AsyncExitStack() as stack:
         store, names = None, []
         for name in options.rounds_or_files:
@@ -160,7 +163,7 @@ async def _audit_on_chain(found: dict[str, Any], options: argparse.Namespace) ->
         return [], "; nothing of a chain is in this round to compare with"
     from evm.audit import audit_chain  # it needs web3, which takes seconds to import
 
-    wrong = await audit_chain(found, options.audit_rpc, options.audit_manager)
+    wrong = await audit_chain(found, options.audit_rpc, options.audit_manager, options.audit_operators)
     return wrong, " with the chain" if wrong else ", also with the chain"
 
 

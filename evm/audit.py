@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,11 @@ from wire.codec import decode, from_plain
 
 
 async def audit_chain(
-    evidence: dict[str, Any], urls: Sequence[str], manager: str | None = None, **limits: float
+    evidence: dict[str, Any],
+    urls: Sequence[str],
+    manager: str | None = None,
+    operators: Collection[str] = (),
+    **limits: float,
 ) -> list[str]:
     """Hold a stored round against the chain: its snapshot, its events, and every block hash that miners were shown.
 
@@ -45,6 +49,7 @@ async def audit_chain(
         evidence: after `audit.checks.audit` found nothing wrong in it.
         urls: RPC endpoints that still have the state of the opening (an archive endpoint).
         manager: the position manager's address; None for the chain's usual one.
+        operators: who besides the vault mints positions that count as its own; by rules version 1 all counted.
         limits: see `Rpc`.
 
     Raises:
@@ -62,6 +67,7 @@ async def audit_chain(
     with tempfile.TemporaryDirectory() as folder:
         path, vaults = Path(folder) / "audit.sqlite3", [vault] if vault else []
         limits |= {"confirmations": 0, "following": False, "manager": manager}
+        limits["operators"] = None if evidence.get("rules_version") == 1 else operators
         async with Web3Market.open(urls, evidence["pool"], path, first=opening - 1, vaults=vaults, **limits) as market:
             await market.catch_up(last)
             blocks = {number: await market.block(number) for number, _ in shown}

@@ -96,6 +96,11 @@ SCHEMA = (
     INSERT INTO tokens SELECT * FROM tokens_before;
     DROP TABLE tokens_before
     """,
+    """
+    DELETE FROM tokens                 -- some are strangers', who are called `#` from now on
+    ;
+    DELETE FROM vaults                 -- to be looked up again
+    """,
 )
 
 
@@ -177,7 +182,7 @@ class EventFile:
         pool.protocol_fees = tuple(map(int, body["protocol_fees"]))
         await asyncio.to_thread(follow, pool, await self.events(anchor + 1, number))
         left = {tuple(key): (int(amount0), int(amount1)) for _, _, *key, amount0, amount1 in released}
-        names = {token_id: token for token_id, token in _tokens(tokens).items() if token.owner}
+        names = {token_id: token for token_id, token in _tokens(tokens).items() if token.vault}
         return Tip(await self.block(number), pool, left, names), list(map(tuple, gaps))
 
     async def begin(self, facts: dict[str, str], block: Block, pool: Snapshot, fees: Fees) -> None:

@@ -7,7 +7,7 @@ Read first: `pool.py`. Read next: `event_file.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import add
 from typing import NamedTuple
 
@@ -49,6 +49,9 @@ class NamedToken(NamedTuple):
         return cls(f"{vault}#{token_id}" if taken else vault, *ticks)
 
 
+STRANGE = NamedToken("#", 0, 0)  # of tokens that strangers minted, whoever has them
+
+
 class Named(NamedTuple):
     """What the position manager's logs say of whose positions are whose.
 
@@ -66,7 +69,13 @@ class Named(NamedTuple):
     rows: list[tuple]
 
 
-def name_tokens(logs: Sequence[Log], contract: Contract, vaults: Iterable[str], tokens: dict[int, NamedToken]) -> Named:
+def name_tokens(
+    logs: Sequence[Log],
+    contract: Contract,
+    vaults: Iterable[str],
+    tokens: dict[int, NamedToken],
+    strange: Collection[str] = (),
+) -> Named:
     """Whose positions the position manager changed: in the pool's own logs it is the owner of them all.
 
     The manager logs what it did for a token after the pool logged the same, in one transaction.
@@ -75,6 +84,7 @@ def name_tokens(logs: Sequence[Log], contract: Contract, vaults: Iterable[str], 
         logs: in order, the pool's and the manager's.
         vaults: whose tokens get names.
         tokens: those known; new ones are added, and those that nobody has who is followed left out.
+        strange: transactions of strangers, whose mints are no vault's.
     """
     names, moved, short, rows = found = Named({}, {}, {}, [])
     arriving: dict[int, str] = {}
@@ -89,7 +99,9 @@ def name_tokens(logs: Sequence[Log], contract: Contract, vaults: Iterable[str], 
             continue
         if one.name == "Transfer":
             sender, to, token_id = one.values
-            if sender == NULL_ADDRESS and to in vaults:
+            if sender == NULL_ADDRESS and to in vaults and one.transaction in strange:
+                rows.append((str(token_id), *STRANGE, one.block))
+            elif sender == NULL_ADDRESS and to in vaults:
                 arriving[token_id] = to
             elif token_id in tokens and contract.gauge not in (sender, to):  # who stakes it has it all the same
                 old = tokens.pop(token_id)

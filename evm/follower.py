@@ -20,14 +20,15 @@ import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evm.abi import MANAGER_LOGS, TRANSFER, Header, Log, Malformed, header_call, read_header, read_logs
+from evm.abi import MANAGER_LOGS, NULL_ADDRESS, TRANSFER, Header, Log, Malformed, header_call, read_header, read_logs
 from evm.event_file import Draft, EventFile, Tip
-from evm.events import NamedToken, follow_to, name_tokens, to_events
+from evm.events import STRANGE, NamedToken, follow_to, name_tokens, to_events
+from evm.minters import counts, read_minters, read_senders
 from evm.pool import Contract, State, TokenPosition, read_pool, read_state, read_vault
 from evm.rpc import Endpoint, Refusal, Rpc, RpcError
 from liquidity.events import ReplayError
@@ -171,11 +172,19 @@ class Follower:
 
     tip: Tip  # replaced as a whole, never changed
 
-    def __init__(self, rpc: Rpc, file: EventFile, contract: Contract, confirmations: int):
+    def __init__(
+        self,
+        rpc: Rpc,
+        file: EventFile,
+        contract: Contract,
+        confirmations: int,
+        operators: Collection[str] | None = (),
+    ):
         self.rpc, self.file, self.contract, self._confirmations = rpc, file, contract, confirmations
         self.reader = Reader(rpc, contract)
         self.first = 0  # events are known from the block after this one on
         self.vaults: set[str] = set()  # addresses whose tokens have names in the events
+        self.operators = operators  # who may mint for them besides; None: whoever
         self.gaps: list[tuple[int, int, str]] = []  # first and last block whose events could not be had, and why
         self.replaced: list[tuple[int, int]] = []  # first and last block read and then replaced, since the start
         self.moved = asyncio.Condition()  # notified when the tip has moved
@@ -298,7 +307,8 @@ class Follower:
                 raise TooMany(f"the unstaked fee changed in blocks {first} to {last}")
             if any(one.block_hash != headers[one.block].hash for one in logs):
                 raise Malformed("logs of blocks that are not in the chain")
-            named = name_tokens(logs, self.contract, self.vaults, tip.tokens)
+            strange = await self._strange(logs)
+            named = name_tokens(logs, self.contract, self.vaults, tip.tokens, strange)
             mine = [one for one in logs if one.address in self.contract.addresses or one[:2] in named.moved]
             events, released = to_events(mine, self.contract, times, named, tip.released)
             # Slipstream's fee may have changed and changed back: in one block it is seen, and until then nobody lied
@@ -325,6 +335,15 @@ class Follower:
         draft.tokens += named.rows
         self.reader.grow(len(logs))
         return state is not None
+
+    async def _strange(self, logs: Sequence[Log]) -> set[str]:
+        """The transactions in which strangers minted for a vault. Raises `RpcError`."""
+        if self.operators is None:
+            return set()
+        mints = [one for one in logs if one.name == "Transfer" and one.values[0] == NULL_ADDRESS]
+        to = {one.transaction: one.values[1] for one in mints if one.values[1] in self.vaults}
+        senders = await read_senders(self.rpc, to) if to else {}
+        return {one for one, sender in senders.items() if not counts(sender, to[one], self.operators)}
 
     async def _commit(self, draft: Draft) -> None:
         await self.file.commit(draft)
@@ -409,14 +428,25 @@ class Follower:
         await self._load()
         return count
 
-    async def name(self, vault: str, held: Sequence[TokenPosition], at: Block) -> dict[int, NamedToken]:
-        """Names for the tokens that a vault holds after a block, which they keep while it holds them.
+    async def known(self, vault: str, block: int) -> list[int] | None:
+        """A vault's own tokens after a block, as the logs tell; None where it is not followed yet."""
+        tokens = await self.file.tokens(block) if vault in self.vaults else None
+        return tokens and [token_id for token_id, token in tokens.items() if token.vault == vault]
 
-        What no log has told of who holds them is made good at the tip.
+    async def name(self, vault: str, held: Sequence[TokenPosition], at: Block) -> dict[int, NamedToken]:
+        """Names for the tokens that a vault holds after a block, kept while it holds them; strangers' have none.
+
+        What no log has told of who holds them is made good at the tip. Raises as `read_minters`.
         """
+        strange, then = [], await self.file.tokens(at.number)
+        if self.operators is not None:
+            new = [one.token_id for one in held if one.token_id not in then or not then[one.token_id].owner]
+            minters = await read_minters(self.rpc, self.contract, new, at.number) if new else {}
+            strange = [token_id for token_id in new if not counts(minters[token_id], vault, self.operators)]
+        held = [one for one in held if one.token_id not in strange and then.get(one.token_id) != STRANGE]
         async with self._busy:
-            tokens, then = dict(self.tip.tokens), await self.file.tokens(at.number)
-            found, rows, newest = {}, [], at == self.tip.block
+            tokens = dict(self.tip.tokens)
+            found, rows, newest = {}, [(str(token_id), *STRANGE, 0) for token_id in strange], at == self.tip.block
             for token_id in set(tokens) - {position.token_id for position in held} if newest else ():
                 if tokens[token_id].vault == vault:
                     rows.append((str(token_id), *tokens.pop(token_id)._replace(owner=""), at.number))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -79,6 +79,7 @@ class Web3Market:
         first: int | None = None,
         vaults: Iterable[str] = (),
         manager: str | None = None,
+        operators: Collection[str] | None = (),
         confirmations: int = CONFIRMATIONS,
         poll_seconds: float = POLL_SECONDS,
         following: bool = True,
@@ -94,6 +95,7 @@ class Web3Market:
             first: events are wanted from the block after this one; None for the chain's head.
             vaults: addresses whose positions will be asked for, before anything happens to them.
             manager: the position manager's address; None for the chain's usual one.
+            operators: who besides a vault mints positions that count as its own; None: whoever did.
             confirmations: how many blocks must stand on top of one before it is believed.
             following: whether to follow; else the caller calls `catch_up`.
             clock: unix seconds; the chain's blocks follow it.
@@ -113,7 +115,7 @@ class Web3Market:
                 vaults = {address(vault, "vault") for vault in vaults}
                 if vaults and not contract.manager:
                     raise MarketError(contract.no_manager)
-                follower = Follower(rpc, EventFile(db), contract, confirmations)
+                follower = Follower(rpc, EventFile(db), contract, confirmations, operators)
                 await follower.begin(first, vaults, path)
             task = asyncio.create_task(follower.follow(poll_seconds)) if following else None
             try:
@@ -173,14 +175,17 @@ class Web3Market:
         at = before if block > tip.block.number else await self.block(block)
         async with _as_market_errors():
             snapshot, state = await self._read_pool(before)
-            held, idle = await self._follower.reader.patiently(read_vault, vault, before.hash)
+            known = await self._follower.known(vault, before.number)
+            held, idle = await self._follower.reader.patiently(read_vault, vault, before.hash, known)
         if before == tip.block:
             await self._follower.check(tip, snapshot, state)
             if self._follower.tip.block.number < tip.block.number:
                 self._read = None, None  # one of the two is wrong, and it may be this
-        names = await self._follower.name(vault, held, before)
+        async with _as_market_errors():
+            names = await self._follower.name(vault, held, before)
         snapshot = replace(snapshot, block=block, block_time=at.time, block_hash=at.hash, vault_owner=vault)
-        return await self._with_vault(snapshot, [(names[position.token_id], position) for position in held], idle)
+        own = [(names[position.token_id], position) for position in held if position.token_id in names]
+        return await self._with_vault(snapshot, own, idle)
 
     async def _read_pool(self, after: Block) -> tuple[Snapshot, State]:
         """All of the pool after a block; once for all jobs, which ask together: it is most of what a round costs."""

@@ -6,7 +6,7 @@ Read first: `abi.py`. Read next: `events.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ POSITION_MANAGERS = {  # Uniswap's own, by chain id; a Slipstream pool names its
     **dict.fromkeys((1, 10, 137, 42161), "0xc36442b4a4522e871399cd717abdd847ab11fe88"),
     8453: "0x03a520b32c04bf3beef7beb72e919cf822ed34f1",
 }
-MAX_VAULT_TOKENS = 256  # position tokens of one owner; anybody may send more
+MAX_VAULT_TOKENS = 256  # position tokens of one owner that are asked for one by one, where it is known which count
+MAX_LISTED_TOKENS = 10_000  # at the start, when nobody knows; anybody may send more
 
 TOKEN0, TOKEN1 = Function("token0()", "address"), Function("token1()", "address")
 FEE, TICK_SPACING = Function("fee()", "uint24"), Function("tickSpacing()", "int24")
@@ -51,6 +52,7 @@ SYMBOL, DECIMALS = Function("symbol()", "string"), Function("decimals()", "uint8
 POOL_POSITIONS = Function("positions(bytes32)", "uint128", "uint256", "uint256", "uint128", "uint128")
 BALANCE_OF = Function("balanceOf(address)", "uint256")
 TOKEN_OF_OWNER = Function("tokenOfOwnerByIndex(address,uint256)", "uint256")
+OWNER_OF = Function("ownerOf(uint256)", "address")
 STAKED_VALUES = Function("stakedValues(address)", "uint256[]")
 TOKEN_POSITIONS = Function(  # the fifth is the fee, Slipstream's the tick spacing
     "positions(uint256)",
@@ -329,12 +331,12 @@ class TokenPosition(NamedTuple):
 
 
 async def read_vault(
-    rpc: Rpc, contract: Contract, vault: str, block_hash: str
+    rpc: Rpc, contract: Contract, vault: str, block_hash: str, known: Collection[int] | None = None
 ) -> tuple[list[TokenPosition], tuple[int, int]]:
     """The positions in this pool that an address holds as tokens of the position manager, and its idle tokens.
 
-    On Slipstream also the tokens that it has staked: the gauge holds them. Raises as `read_pool`, and `MarketError`
-    where it holds too many.
+    On Slipstream also the tokens that it has staked: the gauge holds them. Of more than `MAX_VAULT_TOKENS` only those
+    `known` are looked for. Raises as `read_pool`, and `MarketError` where it holds too many and none are known.
     """
     pair, manager = contract.pair, contract.manager
     holders = [pair.token0.address, pair.token1.address, *([manager] if manager else [])]
@@ -344,11 +346,16 @@ async def read_vault(
         balances = [BALANCE_OF.read(answer)[0] for answer in answers[: len(holders)]]
         count = balances[2] if manager else 0
         staked = STAKED_VALUES.read(answers[-1])[0] if stakes else ()
-        if count + len(staked) > MAX_VAULT_TOKENS:
-            held = count + len(staked)
-            raise MarketError(f"vault {vault} holds {held} position tokens, at most {MAX_VAULT_TOKENS} are read")
-        answers = await rpc.batch([TOKEN_OF_OWNER.call(manager, block_hash, vault, n) for n in range(count)])
-        ids = [TOKEN_OF_OWNER.read(answer)[0] for answer in answers] + list(staked)
+        if count > MAX_VAULT_TOKENS and known is not None:
+            answers = await rpc.batch([OWNER_OF.call(manager, block_hash, token_id) for token_id in sorted(known)])
+            owners = zip(sorted(known), map(OWNER_OF.read, answers), strict=True)
+            ids = [token_id for token_id, owner in owners if owner and owner[0].lower() == vault]
+        elif count > MAX_LISTED_TOKENS:
+            raise MarketError(f"vault {vault} holds {count} position tokens, at most {MAX_LISTED_TOKENS} are read")
+        else:
+            answers = await rpc.batch([TOKEN_OF_OWNER.call(manager, block_hash, vault, n) for n in range(count)])
+            ids = [TOKEN_OF_OWNER.read(answer)[0] for answer in answers]
+        ids += staked
         answers = await rpc.batch([TOKEN_POSITIONS.call(manager, block_hash, token_id) for token_id in ids])
         rows = [TOKEN_POSITIONS.read(answer) for answer in answers]
         here = pair.token0.address, pair.token1.address, pair.tick_spacing if contract.slipstream else pair.fee

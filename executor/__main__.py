@@ -34,6 +34,7 @@ from runtime.options import (
     Setting,
     add_logging_options,
     add_settings,
+    evm_address,
     file_path,
     parse_options,
     refuse,
@@ -69,6 +70,8 @@ CHAIN_SETTINGS = (
     _setting("pool", "the pool's address", "ADDRESS"),
     _setting("manager", "the position manager's address (default: the chain's usual one)", "ADDRESS"),
     _setting("vault", "the vault's address, which the key must be of (default: the key's)", "ADDRESS"),
+    _setting("vault_operator", "who besides the vault mints positions of its own; give several", "ADDRESS",
+             type=evm_address, many=True),
     _setting("key_file", "the vault's key, 64 hexadecimal digits or a keystore; nobody else may read it", "FILE",
              type=file_path),
     Setting("password", (), "", ("EXECUTOR_PASSWORD",), secret=True),
@@ -153,7 +156,9 @@ async def opened(options: argparse.Namespace, live: bool, alone: bool) -> AsyncI
         notify = Notifier.open(getattr(options, "slack_webhook_url", None), f"executor, vault {vault[:10]}")
         notifier = await stack.enter_async_context(notify)
         wallet = Wallet(rpc, contract, vault, account, limits.max_gas_wei, folder / PAUSE_FILE)
-        yield Executor(wallet, journal, limits, live, notifier.notify)
+        bot = Executor(wallet, journal, limits, live, notifier.notify)
+        bot.drafter.operators = options.vault_operator or ()
+        yield bot
 
 
 def _whose(options: argparse.Namespace, live: bool) -> tuple[str, Any]:

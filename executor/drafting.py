@@ -7,11 +7,13 @@ Read first: `plan.py`, `wallet.py`. Read next: `execution.py`, which signs it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from evm.follower import CONFIRMATIONS
+from evm.minters import counts, read_minters
 from evm.pool import MAX_VAULT_TOKENS, TokenPosition, read_vault
+from evm.rpc import RpcError
 from executor import plan
 from executor.journal import OrderJournal
 from executor.plan import Amounts, add
@@ -97,6 +99,8 @@ class Drafter:
 
     def __init__(self, wallet: Wallet, journal: OrderJournal, limits: Limits):
         self.wallet, self.journal, self.limits = wallet, journal, limits
+        self.operators: Collection[str] = ()  # whose tokens count, too
+        self._minters: dict[int, str] = {}  # of the vault's tokens, by id
         pair = wallet.contract.pair
         self._most_liquidity = Pool(pair.fee, pair.tick_spacing).max_liquidity_per_tick
 
@@ -110,6 +114,7 @@ class Drafter:
             held, idle = await read_vault(wallet.rpc, wallet.contract, wallet.vault, tip.hash)
         except MarketError as error:
             raise ProtocolError(Code.TOO_MANY_POSITIONS, f"{error}; move some away by hand") from None
+        held = await self._own(held, tip)
         keep, close, wanted = plan.match_tokens(order.shown, order.desired, held)
         calls = plan.close_calls(close, wallet.vault, price, slippage, order.deadline)
         # what was taken out of a token by hand is shown as idle: of an empty one it is collected first, and ...
@@ -138,6 +143,16 @@ class Drafter:
         gas = await wallet.estimate(wallet.contract.manager, data)
         now = await self._look_again(order, tip, gas, data)
         return Draft(now, data, gas, moved_ppm, idle, released, fees, tuple(mints), len(close))
+
+    async def _own(self, held: Sequence[TokenPosition], tip: Tip) -> list[TokenPosition]:
+        """Without the tokens that strangers minted."""
+        wallet, known = self.wallet, self._minters
+        if new := [token.token_id for token in held if token.token_id not in known]:
+            try:
+                known |= await read_minters(wallet.rpc, wallet.contract, new, tip.number)
+            except MarketError as error:
+                raise RpcError(str(error)) from error
+        return [token for token in held if counts(known[token.token_id], wallet.vault, self.operators)]
 
     def _spendable(
         self, idle: Amounts, collected: Amounts, released: Amounts, close: Sequence[TokenPosition], price: int

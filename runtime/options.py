@@ -163,6 +163,8 @@ MARKET_SETTINGS = (
             " position OWNER:LOWER:UPPER (default: see docs/validator.md)", metavar="VAULT"),
     Setting("manager", ("--manager",), "the position manager's address, where it is not the chain's usual one",
             type=evm_address, metavar="0x..."),
+    Setting("vault_operator", ("--vault-operator",), "who besides the vault's own address mints positions that count as"
+            " its own; give several. Strangers' never do", type=evm_address, metavar="0x...", many=True),
     Setting("confirmations", ("--confirmations",), "blocks that must stand on top of one before it is believed",
             default=3, type=number(0, MAX_CONFIRMATIONS), metavar="N"),
     Setting("executor_url", ("--executor-url",), "the executor bot that carries live decisions out; without it there"
@@ -415,6 +417,7 @@ class RealMarket(NamedTuple):
     confirmations: int
     executor_url: str | None
     executor_key: Secret | None
+    operators: tuple[str, ...]
 
 
 def real_market(options: argparse.Namespace) -> RealMarket | None:
@@ -430,7 +433,7 @@ def real_market(options: argparse.Namespace) -> RealMarket | None:
         fix = "name its key with --executor-key-file, or set EXECUTOR_API_KEY"
         raise UserError(f"the executor bot {masked_url(executor)} asks for a key; {fix}")
     what = tuple(options.rpc), options.pool, options.vault, options.manager, options.confirmations
-    return RealMarket(*what, executor, key if executor else None)
+    return RealMarket(*what, executor, key if executor else None, tuple(options.vault_operator or ()))
 
 
 def settings_lines(options: argparse.Namespace) -> list[str]:

@@ -237,7 +237,7 @@ async def _open_chain(
             session = await stack.enter_async_context(client_session(0))
             giving = partial(place, Bot(session, real.executor_url, real.executor_key.reveal()))
         known = [job.vault for job in jobs if re.fullmatch("0x[0-9a-fA-F]{40}", job.vault)]  # rounds of others are void
-        vaults, fixed = {real.vault, *known}, {"manager": real.manager, "place": giving}
+        vaults, fixed = {real.vault, *known}, {"manager": real.manager, "operators": real.operators, "place": giving}
         opening = Web3Market.open(real.urls, real.pool, path, vaults=vaults, confirmations=real.confirmations, **fixed)
         market = await stack.enter_async_context(opening)
         if options.dry_run:

@@ -716,7 +716,7 @@ TROUBLES = {  # what befalls a decision, and how it may end
     "lost, and mined after all": {Code.EXECUTION_EXPIRED},
     "an allowance taken back": {Code.EXECUTION_REVERTED},
     "a position given away": {Code.VAULT_CHANGED},
-    "a position as a gift": {Code.VAULT_CHANGED},
+    "a position as a gift": {Code.EXECUTED},
     "a position emptied by hand": {Code.EXECUTED},
 }
 
@@ -729,7 +729,8 @@ def test_a_hundred_decisions_in_the_field_are_each_carried_out_once_or_refused_w
     monkeypatch.setattr(wallet_module, "POLL_SECONDS", 0.01)
     rng, uniswap, chain, stranger = Random(13), world.uniswap, world.chain, world.chain.accounts[2]
     anvil.make_odd(chain, uniswap.token0, "through_zero")
-    said, limits, ended, late = {}, [0], [], []
+    said, limits, ended, late, gifts, held = {}, [0], [], [], [], world.held
+    monkeypatch.setattr(world, "held", lambda: [row for row in held() if row[0] not in gifts])
 
     def takes(least: int):
         return lambda raw: Refusal(-32000, f"minimum needed {least}") if tip_of(raw) < least else None
@@ -758,12 +759,15 @@ def test_a_hundred_decisions_in_the_field_are_each_carried_out_once_or_refused_w
         signature, full = "transferFrom(address,address,uint256)", [row[0] for row in world.held() if row[3]]
         if trouble == "a position given away":
             uniswap.send(uniswap.manager, signature, world.vault, stranger, full[0], sender=world.vault)
+            for token in (uniswap.token0, uniswap.token1):  # in its place
+                uniswap.send(token, "transfer(address,uint256)", world.vault, ETHER // 9)
         elif trouble == "a position as a gift":
             uniswap.mint(stranger, -300, 300, 10**15, 10**15)
             chain.mine()
             [count] = chain.call(uniswap.manager, BALANCE, stranger)
             [mine] = chain.call(uniswap.manager, OF_OWNER, stranger, count - 1)
             uniswap.send(uniswap.manager, signature, stranger, world.vault, mine, sender=stranger)
+            gifts.append(mine)
         chain.mine()
 
     async def one(bot: Executor, trouble: str, sent: list[str]) -> Report:
@@ -807,7 +811,7 @@ def test_a_hundred_decisions_in_the_field_are_each_carried_out_once_or_refused_w
     assert {trouble: {report.code for of, report in ended if of == trouble} for trouble in TROUBLES} == TROUBLES
     assert max(late) <= FOREIGN_SECONDS + 12, "open past its deadline"
     done = [report for _, report in ended if report.code == Code.EXECUTED]
-    assert all(map(balanced, done)) and len({report.transaction for report in done}) == len(done) == 40
+    assert all(map(balanced, done)) and len({report.transaction for report in done}) == len(done) == 50
     succeeded = rows(tmp_path, "SELECT decision FROM attempts WHERE json_extract(receipt, '$.status') = '0x1'")
     assert sorted(name for (name,) in succeeded) == sorted(report.decision for report in done)
 
@@ -1773,9 +1777,25 @@ def test_an_order_that_is_not_allowed_is_refused_with_its_code(world, tmp_path, 
 
 def test_a_vault_that_was_sent_too_many_tokens_is_refused(world, tmp_path, monkeypatch):
     world.run(tmp_path, world.order("first", WIDE))
-    monkeypatch.setattr(pool_module, "MAX_VAULT_TOKENS", 0)
+    monkeypatch.setattr(pool_module, "MAX_LISTED_TOKENS", 0)
     [report] = world.run(tmp_path, world.order("second", 0, Position(-60, 60, 1000, 1000)))
     assert report.code == Code.TOO_MANY_POSITIONS and "holds 1 position tokens" in report.detail
+
+
+def test_tokens_that_strangers_minted_for_the_vault_are_left_alone_however_many_they_are(world, tmp_path):
+    """They are in the range of its own, too, and are owed something."""
+    world.run(tmp_path, world.order("first", WIDE))
+    [own], uniswap, stranger = world.held(), world.uniswap, world.chain.accounts[1]
+    order = world.order("second", Position(-1200, 1200, ETHER // 10, ETHER // 10))
+    for _ in range(25):
+        calls = [uniswap.minting(world.vault, -600, 600, 1000, 1000)] * 12
+        uniswap.send(uniswap.manager, "multicall(bytes[])", calls, sender=stranger)
+        world.chain.mine(1, 0)
+    assert len(world.held()) == 301
+    seen = {"block_number": world.chain.height, "deadline": world.time + 120}
+    [report] = world.run(tmp_path, replace(order, **seen))
+    assert report.code == Code.EXECUTED and own not in world.held() and len(world.held()) == 301
+    assert world.held()[-1][1:3] == (-1200, 1200)
 
 
 def test_no_more_tokens_are_minted_than_can_be_read(world, tmp_path, monkeypatch):
@@ -1803,7 +1823,7 @@ def test_a_position_that_is_staked_is_kept_and_refused_to_who_was_shown_it(world
     assert report.code == Code.EXECUTED and [row[0] for row in world.held()] == [first]
 
 
-def test_a_position_that_a_stranger_sends_is_refused_until_it_was_shown(world, tmp_path):
+def test_a_position_that_a_stranger_sends_is_not_the_vaults(world, tmp_path):
     order, sender = world.order("first", WIDE), world.chain.accounts[2]
     world.uniswap.mint(sender, -60, 60, 10**9, 10**9)
     world.chain.mine()
@@ -1812,9 +1832,8 @@ def test_a_position_that_a_stranger_sends_is_refused_until_it_was_shown(world, t
         world.uniswap.manager, "transferFrom(address,address,uint256)", sender, world.vault, token_id, sender=sender
     )
     world.chain.mine()
-    assert refused(world, tmp_path, order).code == Code.VAULT_CHANGED
-    [report] = world.run(tmp_path, world.order("second", WIDE))
-    assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-600, 600)]
+    [report] = world.run(tmp_path, order)
+    assert report.code == Code.EXECUTED and [row[1:3] for row in world.held()] == [(-60, 60), (-600, 600)]
 
 
 def test_a_price_that_a_swap_moved_in_the_block_before_is_refused(world, tmp_path):

@@ -540,6 +540,12 @@ def test_holdings_are_idle_fees_and_what_closing_everything_releases_and_all_of_
 def test_an_empty_answer_and_the_shown_positions_are_always_valid():
     check_answer(answer(), query())
     check_answer(answer(*query().current_positions), query())
+    many = query(current_positions=(*[Position(-10, 10, 1, 1)] * 150, *[Position(10, 20, 0, 1)] * 150))
+    check_answer(answer(*many.current_positions), many)
+    check_answer(answer(*many.current_positions[:170]), many)  # some are closed
+    refused(Code.TOO_MANY_POSITIONS, check_answer, answer(*many.current_positions), many, False, says="300 positions")
+    moved = (*many.current_positions[1:], Position(-20, 10, 1, 1))
+    refused(Code.TOO_MANY_POSITIONS, check_answer, answer(*moved), many, says="300 positions, at most 10")
 
 
 def test_the_position_limit_is_the_jobs():

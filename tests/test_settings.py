@@ -264,7 +264,10 @@ def test_nodes_may_be_given_again_and_again_and_a_variable_has_commas_between_th
 
 def test_a_real_pool_is_all_that_a_market_needs_to_be_opened(parsed):
     line = f"--rpc {NODE} --pool {POOL} --vault {VAULT.upper().replace('X', 'x')}"
-    assert real_market(parsed(line)) == ((NODE,), POOL.lower(), VAULT, None, CONFIRMATIONS, None, None)
+    assert real_market(parsed(line)) == ((NODE,), POOL.lower(), VAULT, None, CONFIRMATIONS, None, None, ())
+    minters = "0x" + "A" * 40, "0x" + "2" * 40
+    named = "".join(f" --vault-operator {one}" for one in minters)
+    assert real_market(parsed(line + named)).operators == tuple(map(str.lower, minters))
     bot = " --executor-url http://127.0.0.1:8095/ --manager 0x" + "1" * 40 + " --confirmations 0"
     found = real_market(parsed(line + bot, {"EXECUTOR_API_KEY": "k3y"}))
     assert found[3:6] == ("0x" + "1" * 40, 0, "http://127.0.0.1:8095") and found.executor_key.reveal() == "k3y"

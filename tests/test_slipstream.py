@@ -538,7 +538,7 @@ def test_a_staked_position_is_shown_where_it_may_be_moved_in_thought_but_not_whe
     (evaluation, of_it), (live, of_that) = shown.items()
     assert (of_it, of_that) == ([-500, -600], [-600])
     parts = {"played": True, "live": True, "settings": JobSettings(), "snapshot": snapshot, "events": []}
-    parts |= {"evidence": {"entrants": []}, "decisions": [], "executions": [], "row": {"code": "scored"}}
+    parts |= {"evidence": {"entrants": []}, "decisions": [], "executions": [], "row": {"code": "scored", "detail": ""}}
     for query, wrong in ((live, False), (replace(live, current_positions=evaluation.current_positions), True)):
         asks = [SimpleNamespace(query=query, first=False, hotkey="a", path="asks[0]")]
         assert bool(list(check_shown(SimpleNamespace(**parts, asks=asks)))) is wrong
