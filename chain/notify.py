@@ -234,7 +234,8 @@ class AlertRules:
             self._chain_at = now
             news["chain"] = None
         elif chain is not None and (silent := now - self._chain_at) >= CHAIN_SILENT_SECONDS:
-            news["chain"] = f"the chain has not answered for {_span(silent)}{f': {chain}' if chain else ''}"
+            what = f"the chain could not be read for {_span(silent)}: {chain}"
+            news["chain"] = what if chain else f"the chain has not answered for {_span(silent)}"
         if registered is not None:
             missing = f"the hotkey is not registered on the subnet; {registered or 'register it'}"
             news["registration"] = None if registered is True else missing

@@ -207,7 +207,7 @@ def test_the_alert_of_a_chain_that_cannot_be_read_says_why(tmp_path, monkeypatch
         await look(12)
 
     chain = [text for kind, text in watched(tmp_path, monkeypatch, work) if kind == "chain"]
-    assert len(chain) == 1 and chain[0].startswith("ALERT: the chain has not answered for 1") and cause in chain[0]
+    assert len(chain) == 1 and chain[0].startswith("ALERT: the chain could not be read for 1") and cause in chain[0]
     assert ("update bittensor" in chain[0]) == (prepare is upgraded)
 
 

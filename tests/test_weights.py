@@ -391,7 +391,7 @@ def test_a_chain_that_does_not_answer_leaves_no_row_and_is_told_after_ten_minute
             (
                 CHAIN_SILENT_SECONDS,
                 "chain",
-                "ALERT: the chain has not answered for 10 min: block: RpcConnectionError; the log says more",
+                "ALERT: the chain could not be read for 10 min: block: RpcConnectionError; the log says more",
             )
         ]
         scene.world.node.faults.clear()
