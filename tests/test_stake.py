@@ -1065,7 +1065,7 @@ def test_a_loop_survives_chain_and_journal_failing_and_says_so_once(caplog):
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(follow(step, 0.001, tell))
-    assert news == [{"chain": False}, {"chain": False}, {}] + [{"chain": True, "registered": True}] * 2
+    assert news == [{"chain": "gone"}, {"chain": "gone"}, {}] + [{"chain": True, "registered": True}] * 2
     assert [record.getMessage()[:12] for record in caplog.records] == ["the chain: g", "the journal:", "all is well "]
 
 
