@@ -184,11 +184,12 @@ class Book:
         """
         held = {holding.key: holding.liquidity for holding in self.holdings}
         for event in events:
-            if not (event.kind in OWN_KINDS and self.tape.is_vaults(event.args[0])):
+            if not (event.kind in OWN_KINDS and self.tape.snapshot.is_vaults(event.args[0])):
                 continue
             if self._block < event.block and any(event.args[3:]):
                 self._count_blocks(event.block)
-            self.idle0, self.idle1 = idle_after((self.idle0, self.idle1), event)
+            if event[:2] not in self.tape.given:
+                self.idle0, self.idle1 = idle_after((self.idle0, self.idle1), event)
             if event.kind in ("mint", "burn"):
                 key, liquidity = event.args[:3], event.args[3] if event.kind == "mint" else -event.args[3]
                 held[key] = held.get(key, 0) + liquidity

@@ -57,8 +57,11 @@ def play_live(inputs: LiveInputs) -> RoundResult:
     gave the vault counts for nobody, and is named. The round is void where executions do not explain the vault's own
     events, and where the vault has less than these.
     """
-    game, close = Round(inputs.settings, inputs.snapshot, live=True), inputs.close_block
+    close, given = inputs.close_block, ()
     events = [event for event in inputs.events if event.block < close]
+    if inputs.rules_version > 1:
+        given = given_mints(inputs.snapshot, events, inputs.executions)
+    game = Round(inputs.settings, inputs.snapshot, live=True, given=given)
     try:
         game.feed(events)
     except (ReplayError, PoolError) as error:
@@ -113,6 +116,19 @@ def acted(execution: Execution) -> bool:
     return was_carried_out(execution) and bool(execution.close or execution.minted)
 
 
+def given_mints(snapshot: Snapshot, events: Iterable[Event], executions: Sequence[Execution]) -> set[tuple[int, int]]:
+    """Where others minted for the vault's positions, as anybody may: what no execution did. If it was the vault that
+    paid, tokens are missing at the close."""
+    made = Counter((done.block, row) for done in executions if acted(done) for row in done.minted)
+    found = set()
+    for event in events:
+        if event.kind == "mint" and event.args[3] and snapshot.is_vaults(event.args[0]):
+            made[event.block, event.args[1:4]] -= 1
+            if made[event.block, event.args[1:4]] < 0:
+                found.add(event[:2])
+    return found
+
+
 def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
     """The vault's own events that move anything, by block; all events since the opening are wanted.
 
@@ -121,9 +137,10 @@ def own_events(tape: Tape, events: Iterable[Event]) -> dict[int, list[Event]]:
     own: dict[int, list[Event]] = {}
     keys = set(tape.vault_keys)
     for event in events:
-        if event.kind == "mint" and tape.is_vaults(event.args[0]):
+        if event.kind == "mint" and tape.snapshot.is_vaults(event.args[0]):
             keys.add(event.args[:3])
-        if event.kind in OWN_KINDS and event.args[:3] in keys and any(event.args[3:]):
+        own_one = event.kind in OWN_KINDS and event[:2] not in tape.given
+        if own_one and event.args[:3] in keys and any(event.args[3:]):
             own.setdefault(event.block, []).append(event)
     return own
 

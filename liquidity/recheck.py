@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import astuple, replace
 from decimal import Decimal
 from operator import add
@@ -19,7 +19,7 @@ from typing import Any
 
 from liquidity.events import Event, ReplayError
 from liquidity.executions import Execution, Sent
-from liquidity.live import FLOWS, acted, gifts_of, own_events, sums_of, was_carried_out
+from liquidity.live import FLOWS, acted, gifts_of, given_mints, own_events, sums_of, was_carried_out
 from liquidity.rounds import Round, plan
 from liquidity.tape import Holding, Tape
 from protocol import (
@@ -121,7 +121,7 @@ def check_shown(parts: Any) -> Iterator[str]:
     """Every later query showed the market, and the miner its own book, as they then stood: advance from ask to ask."""
     if not parts.played:
         return
-    game, events = Round(parts.settings, parts.snapshot), deque(parts.events)
+    game, events = Round(parts.settings, parts.snapshot, given=_given(parts)), deque(parts.events)
     for entrant in parts.evidence["entrants"]:
         game.enter(entrant["hotkey"])
     waiting = deque(sorted((d for d in parts.decisions if d.hotkey in game.books), key=lambda decision: decision.block))
@@ -176,7 +176,7 @@ def check_executions(parts: Any) -> Iterator[str]:
     plans = [found for found in plans if found[2] or found[3]]
     if len(plans) != len(stored_ones):
         yield f"executions: {len(stored_ones)} items, {len(plans)} answers change something"
-    tape, events, newest, transactions = Tape(parts.snapshot), deque(parts.events), 0, set()
+    tape, events, newest, transactions = Tape(parts.snapshot, given=_given(parts)), deque(parts.events), 0, set()
     for n, ((ask, *orders), stored, said) in enumerate(zip(plans, stored_ones, parts.executions, strict=False)):
         path, acts, vault = f"executions[{n}]", ask.stored["effective_block"], ask.query.sn_liquidity_manager_address
         yield from differences(f"{path}.vault", stored["vault"], vault)
@@ -203,6 +203,10 @@ def check_executions(parts: Any) -> Iterator[str]:
         yield from differences(f"{path}.execution", stored["execution"], to_json(again))
         if said.sent:
             yield from _check_sent(f"{path}.execution.sent", said.sent, on_chain, transactions)
+
+
+def _given(parts: Any) -> Collection[tuple[int, int]]:
+    return given_mints(parts.snapshot, parts.events, parts.executions) if parts.live else ()
 
 
 def _with_gifts(parts: Any, idle: tuple[int, int], said: tuple[int, int]) -> tuple[int, ...]:

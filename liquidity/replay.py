@@ -236,6 +236,10 @@ class Snapshot:
         whose = {"vault": tuple(vault), "idle0": idle[0], "idle1": idle[1], "vault_owner": owner}
         return _same(cls, pool, **at, **cuts, **whose, ticks=tuple(ticks), slipstream=gauge)
 
+    def is_vaults(self, owner: str) -> bool:
+        """Whether positions of this owner are the vault's: on a chain `VAULT#TOKEN` is its second one in a range."""
+        return bool(self.vault_owner) and owner.partition("#")[0] == self.vault_owner
+
     def open(self) -> Pool:
         """A pool in this state, which knows the vault's positions and no others."""
         known, pool = self.slipstream, FastPool(self.fee, self.tick_spacing)

@@ -13,7 +13,7 @@ Pure: standard library only. Read next: `validator.py`, which collects the input
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
@@ -143,9 +143,9 @@ def build_query(moment: Moment, book: Book, changes: int) -> RebalanceQuery:
 class Round:
     """A round in progress: feed it events, ask what a miner's book holds, finish it."""
 
-    def __init__(self, settings: JobSettings, snapshot: Snapshot, live: bool = False):
+    def __init__(self, settings: JobSettings, snapshot: Snapshot, live: bool = False, given: Collection = ()):
         self.settings, self.snapshot = settings, snapshot
-        self.tape = Tape(snapshot, live)
+        self.tape = Tape(snapshot, live, given)
         self.books: dict[str, Book] = {}
 
     def feed(self, events: Iterable[Event]) -> None:

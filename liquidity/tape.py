@@ -9,7 +9,7 @@ Pure. Read first: `replay.py`. Read next: `books.py` (what a miner's positions e
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
 from operator import add, attrgetter, floordiv, sub
@@ -111,14 +111,15 @@ class Tape:
         touches: (leg index, vault key) whenever the vault's position was touched and its fees settled.
         idle: the vault's tokens outside the pool: what burns and collects gave, less what mints took as far as it was
             there. `collected` of it are fees since the start.
-        gifts: what mints took beyond that: somebody else brought it.
+        given: (block, log index) of mints of the vault's that others paid for.
+        gifts: what these took, and others beyond what was idle.
         staked: keys of the vault's positions that Slipstream's gauge holds now: they earn no fees.
         live: of a live round: what is staked earns nothing in books either, which else count it as unstaked.
         vault_growth: fee growth inside each of the vault's positions at the start, X128, modulo 2**256.
     """
 
-    def __init__(self, snapshot: Snapshot, live: bool = False):
-        self.snapshot, self.live = snapshot, live
+    def __init__(self, snapshot: Snapshot, live: bool = False, given: Collection[tuple[int, int]] = ()):
+        self.snapshot, self.live, self.given = snapshot, live, given
         self.pool = snapshot.open()
         self.vault_keys = {position.key for position in snapshot.vault}
         self.staked = {position.key for position in snapshot.vault if position.staked}
@@ -145,7 +146,7 @@ class Tape:
         Raises `ReplayError` or `PoolError` where the events are not this pool's, or some are missing.
         """
         for event in events:
-            if event.kind == "mint" and self.is_vaults(event.args[0]):
+            if event.kind == "mint" and self.snapshot.is_vaults(event.args[0]):
                 self.vault_keys.add(event.args[:3])
             if event.kind != "collect_protocol":  # what the protocol was owed before the snapshot nobody knows
                 apply_event(self.pool, event, self.vault_keys)
@@ -154,7 +155,7 @@ class Tape:
                 self.unknown_swaps += event.args[0] == "?"
             elif event.kind in OWN_KINDS and event.args[:3] in self.vault_keys:
                 self._follow_vault(event)
-            elif event.kind == "write_off" and self.is_vaults(event.args[0]):  # of an empty token: it was idle
+            elif event.kind == "write_off" and self.snapshot.is_vaults(event.args[0]):  # of an empty token: it was idle
                 self.idle = tuple(map(sub, self.idle, map(add, event.args[3:5], event.args[5:])))
             elif event.kind in ("stake", "unstake") and event.args[:3] in self.vault_keys:
                 self._follow_stake(event)
@@ -165,21 +166,18 @@ class Tape:
             if event.kind == "swap":
                 self._stop(event.block)
 
-    def is_vaults(self, owner: str) -> bool:
-        """Whether positions of this owner are the vault's: on a chain `VAULT#TOKEN` is its second one in a range."""
-        return bool(self.snapshot.vault_owner) and owner.partition("#")[0] == self.snapshot.vault_owner
-
     def unpaid(self, key: tuple | None) -> bool:
         """Whether a book's position, named by its key at the vault, earns no fees."""
         return self.live and key in self.staked
 
     def _follow_vault(self, event: Event) -> None:
         key, amounts = event.args[:3], event.args[-2:]
+        before = self.idle
+        if event[:2] not in self.given:
+            self.idle = idle_after(before, event)
         if event.kind == "mint":
-            self.gifts = tuple(
-                g + max(0, paid - have) for g, paid, have in zip(self.gifts, amounts, self.idle, strict=True)
-            )
-        self.idle = idle_after(self.idle, event)
+            taken = map(sub, before, self.idle)
+            self.gifts = tuple(map(add, self.gifts, map(sub, amounts, taken)))
         if event.kind == "collect":
             self.collected = tuple(map(add, self.collected, amounts))
         if event.kind in ("collect", "write_off"):

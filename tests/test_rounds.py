@@ -768,6 +768,27 @@ def test_a_gift_that_the_bot_spent_is_taken_off_what_the_vault_ends_with():
         foreign(inputs, closing=replace(inputs.closing, idle0=inputs.closing.idle0 - 1 - gift[0]))
 
 
+def test_what_others_add_to_the_vaults_positions_is_a_gift_unless_the_vault_paid_for_it():
+    for seed in range(10):
+        inputs, _ = live_round(seed, token="#9")
+        tape, key = Tape(inputs.snapshot), (f"{VAULT}#9", -200, 200)
+        tape.feed(inputs.events)
+        paid = tape.pool.mint(*key, more := 10 ** (seed + 6))
+        mint = Event(CLOSE - 1, 999, 12 * CLOSE - 12, "mint", (*key, more, *paid))
+        closing = inputs.closing
+        held = Snapshot.of(tape.pool, [key], (closing.idle0, closing.idle1), CLOSE, 12 * CLOSE, "", VAULT)
+        given = replace(inputs, events=(*inputs.events, mint), closing=held)
+        (line,), (plain,) = play_live(given).lines, play_live(inputs).lines
+        assert play_live(given).detail == words_of(paid)
+        for n, there in enumerate(Book(Tape(held)).initial):
+            final, fees, before = (
+                getattr(one.outcome, f"{name}{n}") for one, name in ((line, "final"), (line, "fees"), (plain, "final"))
+            )
+            assert final + fees == there - paid[n] and abs(final - before) <= 2  # a wei is lost where it is minted
+        out = replace(held, idle0=held.idle0 - paid[0], idle1=held.idle1 - paid[1])
+        assert "that nothing in the round explains" in foreign(given, closing=out)
+
+
 def test_a_change_of_the_vaults_positions_that_no_execution_explains_voids_the_round():
     inputs, _ = live_round(3, token="#9")
     (execution,), events = inputs.executions, inputs.events
@@ -786,6 +807,6 @@ def test_a_change_of_the_vaults_positions_that_no_execution_explains_voids_the_r
     paid = tape.pool.copy().mint(VAULT, -200, 200, 10)
     for block, owner in ((108, VAULT), (109, f"{VAULT}#12")):
         dust = Event(block, 0, 12 * block, "mint", (owner, -200, 200, 10, *paid))
-        assert f"block {block}: " in foreign(inputs, events=(*events, dust))
+        assert f"block {block}: " in foreign(inputs, events=(*events, dust), rules_version=1)
     others = Event(108, 0, 1296, "mint", (f"{VAULT}x", -200, 200, 10, *paid))
     assert play_live(replace(inputs, events=(*events, others))).code == Code.SCORED
