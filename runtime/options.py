@@ -448,7 +448,7 @@ def settings_lines(options: argparse.Namespace) -> list[str]:
         if name == "password_command":  # its arguments may be secret
             value = f"{value.split()[0]} ..."
         elif isinstance(value, list):
-            value = ", ".join(map(masked_url, value))
+            value = ", ".join(masked_url(one) if "://" in one else one for one in value)
         elif isinstance(value, str) and "://" in value:
             value = masked_url(value)
         lines.append(f"SETTING {name} = {value} ({source.name})")

@@ -268,6 +268,7 @@ def test_a_real_pool_is_all_that_a_market_needs_to_be_opened(parsed):
     minters = "0x" + "A" * 40, "0x" + "2" * 40
     named = "".join(f" --vault-operator {one}" for one in minters)
     assert real_market(parsed(line + named)).operators == tuple(map(str.lower, minters))
+    assert f"SETTING vault_operator = {', '.join(minters).lower()} (option)" in settings_lines(parsed(line + named))
     bot = " --executor-url http://127.0.0.1:8095/ --manager 0x" + "1" * 40 + " --confirmations 0"
     found = real_market(parsed(line + bot, {"EXECUTOR_API_KEY": "k3y"}))
     assert found[3:6] == ("0x" + "1" * 40, 0, "http://127.0.0.1:8095") and found.executor_key.reveal() == "k3y"
