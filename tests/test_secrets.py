@@ -68,7 +68,17 @@ PLANTED = {  # every setting that holds a secret, or names a file or command tha
     *("password_file", "executor_key_file", "api_key_file", "key_file", "password_command"),
 }
 OPEN = {  # settings that hold none
-    *("netuid", "wallet", "wallet_hotkey", "wallet_path", "pool", "vault", "manager", "confirmations"),
+    *(
+        "netuid",
+        "wallet",
+        "wallet_hotkey",
+        "wallet_path",
+        "pool",
+        "vault",
+        "manager",
+        "vault_operator",
+        "confirmations",
+    ),
     *("log_level", "log_json", "log_file", "host", "port", "external_ip", "external_port"),
 }
 PROGRAMS = validator, miner, stake, bot, recording, replaying, auditing, telling
