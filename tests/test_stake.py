@@ -1241,7 +1241,7 @@ def test_a_network_that_does_not_answer_is_waited_for_but_not_with_once(tmp_path
             finally:
                 process.kill()
         ended = call(tmp_path, *words, "--once")
-        assert ended.returncode == 2 and ended.stderr.count("\n") == 2 and ended.stdout == ""
+        assert ended.returncode == 75 and ended.stderr.count("\n") == 2 and ended.stdout == ""
 
 
 @pytest.mark.parametrize("verb", [("burn", "--once"), ("status",)])
