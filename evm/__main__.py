@@ -35,7 +35,7 @@ from markets.recordings import (
     write_recording,
 )
 from runtime.db import StoreError
-from runtime.options import file_path
+from runtime.options import file_path, url
 from runtime.process import EXIT_OK, Parser, UserError, clear_progress, number, only_one, progress, run
 from wire.codec import to_plain
 
@@ -44,7 +44,8 @@ def build_parser() -> Parser:
     parser = Parser(prog="python -m evm", description="A real pool on a real chain.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("record", help="fetch a stretch of a pool's life into a recording")
-    verb.add_argument("--rpc", required=True, action="append", metavar="URL", help="endpoint; may be given repeatedly")
+    about = "endpoint; may be given repeatedly"
+    verb.add_argument("--rpc", required=True, action="append", type=url("http", "https"), metavar="URL", help=about)
     verb.add_argument("--pool", required=True, metavar="0x...", help="the pool's address")
     verb.add_argument("--from", required=True, type=number(1), dest="first", metavar="BLOCK", help="the first block")
     verb.add_argument("--to", required=True, type=number(1), dest="last", metavar="BLOCK", help="the last block")

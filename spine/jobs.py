@@ -22,6 +22,7 @@ from typing import Any
 from chain.wallets import check_address
 from protocol import MAX_QUERY_BYTES, JobSettings, ProtocolError
 from runtime.db import as_json, insert
+from runtime.options import file_path
 from runtime.process import EXIT_FAILED, EXIT_OK, UserError, number, only_one
 from spine.ground import MODEL_VAULTS, folder_of
 from spine.mechanism import load, settings_of
@@ -65,7 +66,7 @@ def add_options(commands: Any) -> None:
 
 def _where(parser: argparse.ArgumentParser) -> None:
     for name in ("--dir", "--db"):
-        parser.add_argument(name, default=argparse.SUPPRESS, help="as for the validator")
+        parser.add_argument(name, type=file_path, default=argparse.SUPPRESS, help="as for the validator")
     parser.add_argument("--mechanism", action="append", default=argparse.SUPPRESS, help="as for the validator")
 
 
