@@ -83,8 +83,9 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What is stored of a round that runs: its asks by due block and hotkey, and who takes part."""
+    """What is stored of a round that runs: by which rules, its asks by due block and hotkey, and who takes part."""
 
+    rules_version: int
     predictions: dict[int, dict[str, Prediction]]
     entrants: list[Entrant]
 
@@ -177,14 +178,15 @@ class Store:
     async def begin_round(
         self, round_id: str, job: Job, round_type: str, start_time: int, rules_version: int
     ) -> Opened | None:
-        """Note that a round begins, or goes on after a crash; what is stored of it, None if it has finished."""
+        """Note that a round begins by these rules, or goes on by its own; what is stored, None if it has finished."""
         end_time, settings = start_time + job.round_seconds, encode(job.settings).decode()
         row = Begun(round_id, job.job_id, round_type, start_time, end_time, settings, rules_version, job.mechanism)
 
         def work(db: sqlite3.Connection) -> Opened | None:
             insert(db, "rounds", [row], "INSERT OR IGNORE")
-            running = db.execute("SELECT 1 FROM rounds WHERE round_id = ? AND code IS NULL", (round_id,)).fetchone()
-            return Opened(_predictions(db, round_id), _entrants(db, round_id)) if running else None
+            sql = "SELECT rules_version FROM rounds WHERE round_id = ? AND code IS NULL"
+            running = db.execute(sql, (round_id,)).fetchone()
+            return Opened(*running, _predictions(db, round_id), _entrants(db, round_id)) if running else None
 
         return await self.write(work)
 

@@ -56,7 +56,7 @@ from spine import jobs
 from spine.asking import Asker, Playing, Said, accepted, decision_of
 from spine.ground import LOCAL_HOST, add_local_options, add_memory_options, add_round_options, opened, receipts_door
 from spine.live import Live, Skipped
-from spine.mechanism import Mechanism, World, load
+from spine.mechanism import Mechanism, World, by_rules, load
 from spine.schedule import DAY_SECONDS, Schedule
 from spine.troubles import Troubles
 from status import reporting
@@ -129,7 +129,7 @@ class Validator:
         try:
             play = self._evaluation if round_type == "evaluation" else self._live
             if begun := await self.store.begin_round(round_id, job, round_type, start, mechanism.rules_version):
-                await play(mechanism, job, round_id, start, begun)
+                await play(by_rules(mechanism, begun.rules_version), job, round_id, start, begun)
         except Skipped as why:
             await self._void(round_id, why.code, str(why), why.asked)
         except MarketGap as error:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 from markets.base import Market, MarketEnded
 from protocol import FIRST_ASK_LEAD_SECONDS, Code, Job
-from spine.mechanism import Mechanism
+from spine.mechanism import Mechanism, by_rules
 from store import Begun, Store
 from wire.codec import encode
 
@@ -134,8 +134,8 @@ class Schedule:
                 why = "its job was switched off"
             elif (begun.settings, length) != (encode(job.settings).decode(), job.round_seconds):
                 why = "its job was changed"
-            elif begun.rules_version != (version := self.mechanisms[job.mechanism].rules_version):
-                why = f"the rules are now version {version}"
+            elif not by_rules(mechanism := self.mechanisms[job.mechanism], begun.rules_version):
+                why = f"the rules are now version {mechanism.rules_version}"
             else:
                 log.info("%s was interrupted and goes on", begun.round_id)
                 going_on.append(begun)

@@ -1274,7 +1274,7 @@ def test_events_and_cursor_survive_a_restart_and_land_once(world, tmp_path):
 async def read_on(market: Web3Market, world: World) -> None:
     """As the follower does: again, when it failed."""
     for _ in range(40):
-        with suppress(rpc_module.RpcError):
+        with suppress(MarketError):
             await market.catch_up()
         if (await market.head()).number == world.chain.height:
             return
@@ -1568,11 +1568,11 @@ def test_a_recording_that_was_killed_goes_on_where_it_stopped(world, tmp_path):
 
 def test_a_recording_that_cannot_be_made_says_so_in_one_line(world, tmp_path):
     height = world.chain.height
-    for first, last, text in (
-        (5, 4, "before --from"),
-        (height, height + 9, f"confirmations is {height}; wait and run this again, or choose --to {height}"),
-        (1, 2, "no contract was there at that block"),
+    for first, last, text, code in (
+        (5, 4, "before --from", 2),
+        (height, height + 9, f"confirmations is {height}; wait and run this again, or choose --to {height}", 2),
+        (1, 2, "no contract was there at that block", 75),  # says this node: another may have it
     ):
         ended = record(world, first, last, tmp_path / "made" / str(first))
         _, err = ended.communicate(timeout=60)
-        assert ended.returncode == 2 and text in err and "Traceback" not in err
+        assert ended.returncode == code and text in err and "Traceback" not in err
