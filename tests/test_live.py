@@ -139,7 +139,8 @@ def test_each_decision_is_on_the_chain_once_or_refused_with_its_gas_and_what_was
     folder, street, _ = played
     every = [execution for round_id in scored_rounds(folder) for execution in executions(folder, round_id)]
     done = [execution for execution in every if execution["sent"]["code"] == "executed"]
-    assert {execution["sent"]["code"] for execution in every} == {"executed", "turnover_limit"}
+    refusals = {execution["sent"]["code"] for execution in every if execution not in done}
+    assert refusals - {"execution_reverted"} == {"turnover_limit"}, refusals  # the street may move the price too far
     assert len(done) >= 4 and all(
         execution["sent"]["transaction"] == "" for execution in every if execution not in done
     )
